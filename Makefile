@@ -1,0 +1,82 @@
+# Everything happens in .venv. The machine needs Python 3.11 or later (with venv and pip) and make, nothing else.
+#
+#   make serve [ARGS="--port 9000"]   the server                  make demo    a server that shows itself
+#   make test  [ARGS="-k mailbox"]    the tests                   make check   what CI runs
+#   make setup                        .venv, up to date           make bench   the benchmarks
+#   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
+#   make clean                        .venv and caches away
+#
+# Another interpreter: make clean, then make setup PYTHON=/path/to/python3
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve demo test check format lint types layers bench lock settings clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.up-to-date
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+ROOMS := actors storage web
+CHECKED := $(ROOMS) tests
+
+# A name on the PATH may be a shim that fails, or a Python without venv: try each by running it.
+SUITABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	if "$$name" -c '$(SUITABLE)' >/dev/null 2>&1; then echo "$$name"; break; fi; done)
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/dev.lock
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(SUITABLE)' >/dev/null 2>&1; then \
+		echo "make: no Python 3.11 or later with venv and pip found; install one, or name it: make setup PYTHON=/path/to/python3" >&2; \
+		exit 1; fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "installing the locked dependencies into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+serve: setup
+	@exec $(BIN)/avicenna-live serve $(ARGS)
+
+demo: setup
+	@exec $(BIN)/avicenna-live demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: format lint types layers test
+
+format: setup
+	$(BIN)/ruff format --check $(CHECKED)
+
+lint: setup
+	$(BIN)/ruff check $(CHECKED)
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+bench: setup
+	@if [ -f benchmarks/__main__.py ]; then $(BIN)/python -m benchmarks $(ARGS); \
+	else echo "There is no benchmark in this version."; fi
+
+# The locks hold for every supported Python and name no index, so that the machine's own pip settings decide.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" $(ARGS)
+lock:
+	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV)
+	@$(PIP) install "uv>=0.13,<0.14"
+	$(COMPILE) pyproject.toml --output-file requirements/run.lock
+	$(COMPILE) pyproject.toml --group dev --constraint requirements/run.lock --output-file requirements/dev.lock
+
+settings: setup
+	$(BIN)/python -m web.settings > docs/SETTINGS.md
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
