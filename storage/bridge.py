@@ -1,0 +1,146 @@
+"""The bridge: one unmodified aiosqlite connection, driven from Trio. The only file that knows asyncio.
+
+aiosqlite runs every call on a thread of its own and hands the result back through an asyncio future. It
+asks its event loop for three things only: make a future, call back from the thread, and be awaited.
+`_Loop` offers these on Trio's token, and `_drive` steps the coroutine and waits its futures out.
+See docs/decisions/0002.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import Context
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, Unpack
+
+import aiosqlite
+import trio
+
+Result = TypeVar("Result")
+P = ParamSpec("P")
+Args = TypeVarTuple("Args")
+
+CACHED_STATEMENTS = 64
+"""Prepared statements sqlite3 keeps. Reason: all of ours fit."""
+
+
+class _Loop(asyncio.AbstractEventLoop):
+    """As much of an event loop as aiosqlite asks for."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self._token = token
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Args]], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Futures announce their result through this, on Trio's thread only: at once is soon enough."""
+        callback(*args)
+        return asyncio.Handle(callback, args, self, context)
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[Unpack[Args]], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
+        """The database thread hands a result back."""
+        # If Trio's run is over nobody is left to tell; raising would end the thread with its connection open.
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(callback, *args)
+        return asyncio.Handle(callback, args, self, context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        raise RuntimeError(context.get("message", "asyncio failed"))
+
+
+async def _drive(loop: _Loop, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run an asyncio coroutine to its end.
+
+    Cancellation: before the first step nothing has happened; after it, this waits the result out, so that
+    the answer to "did it commit?" is never thrown away.
+    """
+    try:
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:
+        work.close()
+        raise
+    while True:
+        before = asyncio._get_running_loop()
+        asyncio._set_running_loop(loop)
+        try:
+            future = work.send(None)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
+        finally:
+            asyncio._set_running_loop(before)
+        if not isinstance(future, asyncio.Future) or future.get_loop() is not loop:
+            raise RuntimeError("aiosqlite awaited something that is not a future of its loop")
+        future._asyncio_future_blocking = False
+        if not future.done():
+            task = trio.lowlevel.current_task()
+            future.add_done_callback(lambda _, task=task: trio.lowlevel.reschedule(task))  # type: ignore[misc]
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+
+
+class Database:
+    """One SQLite connection, used by one thread, a whole function at a time."""
+
+    def __init__(self, loop: _Loop, connection: aiosqlite.Connection) -> None:
+        self._loop = loop
+        self._connection = connection
+
+    async def run(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], Result], *args: P.args, **kwargs: P.kwargs
+    ) -> Result:
+        """Run `function(connection, ...)` on the database thread, after everything queued before it.
+
+        Raises: what `function` raises.
+
+        Cancellation: before it is queued nothing happens; once queued it runs, and its result is waited for.
+        """
+        connection = self._connection
+
+        async def hop() -> Result:
+            result: Awaitable[Result] = connection._execute(  # type: ignore[no-untyped-call]
+                function, connection._conn, *args, **kwargs
+            )
+            return await result
+
+        return await _drive(self._loop, hop())
+
+
+@asynccontextmanager
+async def open_database(path: Path) -> AsyncIterator[Database]:
+    """Connect to a SQLite database without implicit transactions; close it at the end, whatever happens."""
+    assert "trio_asyncio" not in sys.modules, "trio_asyncio replaces asyncio's loop and breaks this bridge"
+    loop = _Loop(trio.lowlevel.current_trio_token())  # type: ignore[abstract]  # the rest is never asked for
+    connection = aiosqlite.connect(path, timeout=0, isolation_level=None, cached_statements=CACHED_STATEMENTS)
+    # A process that ends without closing loses nothing that was promised, and must not hang on this thread.
+    connection._thread.daemon = True
+
+    async def connect() -> aiosqlite.Connection:
+        return await connection
+
+    # Shielded: a cancelled connect would leave its SQLite handle open. It does not wait on anything but the disk.
+    with trio.CancelScope(shield=True):
+        await _drive(loop, connect())
+    try:
+        yield Database(loop, connection)
+    finally:
+        with trio.CancelScope(shield=True):
+            await _drive(loop, connection.close())

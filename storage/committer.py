@@ -1,0 +1,255 @@
+"""Group commit: one task turns everything that waits into one transaction, and wakes each waiter after COMMIT.
+
+Batches form by themselves: while one transaction is on the disk, the next operations queue up. There is
+no timer. An operation that fails alone never poisons its batch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Final, Generic, TypeVar, cast
+
+import trio
+
+from storage.bridge import Database
+from storage.clock import Clock
+from storage.errors import Busy, Failed, Refused, StorageError, StoreBroken
+from storage.records import StoreStatistics
+
+QUEUE_OPERATIONS_MAX: Final = 4096
+"""Operations that may wait for the next transaction. Beyond: refused at once (`Busy`), certainly not stored."""
+
+BATCH_OPERATIONS_MAX: Final = 512
+"""Operations in one transaction. Reason: the first of them waits for the last. Beyond: the next transaction."""
+
+assert BATCH_OPERATIONS_MAX <= QUEUE_OPERATIONS_MAX
+
+Answer = TypeVar("Answer")
+
+Work = Callable[[sqlite3.Connection, float], Answer]
+"""What an operation does: a function of the connection and the wall time of its transaction."""
+
+
+class Pending(Generic[Answer]):
+    """An operation that is queued: it will be carried out, whatever becomes of who asked."""
+
+    __slots__ = ("_answer", "_done", "_error", "after", "work")
+
+    def __init__(self, work: Work[Answer], after: Callable[[Answer], None] | None) -> None:
+        self.work = work
+        self.after = after
+        """Called with the answer after the commit, before anybody is woken."""
+        self._done = trio.Event()
+        self._answer: Answer | None = None
+        self._error: StorageError | None = None
+
+    def settle(self, outcome: Answer | StorageError) -> None:
+        """Set the outcome and wake who waits. Called once."""
+        if isinstance(outcome, StorageError):
+            self._error = outcome
+        else:
+            self._answer = outcome
+            if self.after is not None:
+                self.after(outcome)
+        self._done.set()
+
+    async def wait(self) -> Answer:
+        """The answer, after its commit.
+
+        Raises:
+            StorageError: what became of it instead.
+
+        Cancellation: stops waiting; the operation goes on.
+        """
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return cast(Answer, self._answer)
+
+
+class Committer:
+    """Runs queued operations, many in one transaction."""
+
+    def __init__(self, database: Database, clock: Clock, wal_bytes: Callable[[], int]) -> None:
+        self._database = database
+        self._clock = clock
+        self._wal_bytes = wal_bytes
+        self._send, self._receive = trio.open_memory_channel[Pending[object]](QUEUE_OPERATIONS_MAX)
+        self._broken: StoreBroken | None = None
+        self._queue_peak = self._commits = self._operations = self._batch_peak = 0
+        self._seconds_last = self._seconds_peak = self._seconds_total = 0.0
+
+    def submit(self, work: Work[Answer], after: Callable[[Answer], None] | None = None) -> Pending[Answer]:
+        """Queue an operation.
+
+        Raises:
+            Busy: the queue is full; nothing was queued.
+            Failed: the store has broken and takes nothing.
+        """
+        if self._broken is not None:
+            raise Failed(str(self._broken))
+        pending = Pending(work, after)
+        try:
+            self._send.send_nowait(cast("Pending[object]", pending))
+        except trio.WouldBlock:
+            raise Busy(f"{QUEUE_OPERATIONS_MAX} operations wait for the disk already") from None
+        except trio.ClosedResourceError:
+            raise Busy("the store is closing") from None
+        self._queue_peak = max(self._queue_peak, self._receive.statistics().current_buffer_used)
+        return pending
+
+    def close(self) -> None:
+        """Take nothing new; `run` returns once everything queued is done."""
+        self._send.close()
+
+    async def run(self) -> None:
+        """Commit until closed and empty.
+
+        Raises:
+            StoreBroken: the disk or the file failed; every waiter has been told `Failed`.
+
+        Cancellation: never in the middle of a transaction; run it shielded and `close` it instead.
+        """
+        async with self._receive:
+            async for first in self._receive:
+                await self._commit(self._drain(first))
+
+    def _drain(self, first: Pending[object]) -> list[Pending[object]]:
+        batch = [first]
+        while len(batch) < BATCH_OPERATIONS_MAX:
+            try:
+                batch.append(self._receive.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel):
+                break
+        return batch
+
+    async def _commit(self, batch: Sequence[Pending[object]]) -> None:
+        """Carry out a batch in one transaction, or, if one operation spoils it, each in its own."""
+        began = self._clock.monotonic()
+        works = [one.work for one in batch]
+        try:
+            outcomes = await self._database.run(run_transaction, works, self._clock.wall())
+        except Spoiled as spoiled:
+            if len(batch) > 1:
+                for one in batch:
+                    await self._commit([one])
+                return
+            outcomes = [self._translate(spoiled.cause)]
+        except TransactionFailed as failed:
+            outcomes = [self._translate(failed.cause, in_commit=failed.in_commit)] * len(batch)
+        self._count(len(batch), self._clock.monotonic() - began)
+        for one, outcome in zip(batch, outcomes, strict=True):
+            one.settle(outcome)
+        if self._broken is not None:
+            self._fail_the_rest()
+            raise self._broken
+
+    def _translate(self, error: Exception, *, in_commit: bool = False) -> StorageError:
+        """What a waiter is told about a database error."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return Failed(f"the operation failed unexpectedly: {type(error).__name__}")
+        match code & 0xFF:
+            case sqlite3.SQLITE_FULL if not in_commit:
+                return Busy("the disk is full")
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED if not in_commit:
+                return Busy("the database is locked by another process")
+            case sqlite3.SQLITE_FULL | sqlite3.SQLITE_BUSY:
+                return Failed(f"the commit failed: {error}")
+            case sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_MISMATCH | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_ERROR:
+                return Failed(f"the operation was refused by the database: {type(error).__name__}")
+            case _:
+                self._broken = StoreBroken(f"{error} ({getattr(error, 'sqlite_errorname', code)})")
+                return Failed(str(self._broken))
+
+    def _fail_the_rest(self) -> None:
+        self._send.close()
+        while True:
+            try:
+                self._receive.receive_nowait().settle(Failed(str(self._broken)))
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return
+
+    def _count(self, operations: int, seconds: float) -> None:
+        self._commits += 1
+        self._operations += operations
+        self._batch_peak = max(self._batch_peak, operations)
+        self._seconds_last = seconds
+        self._seconds_peak = max(self._seconds_peak, seconds)
+        self._seconds_total += seconds
+
+    def statistics(self) -> StoreStatistics:
+        """Figures since the start."""
+        return StoreStatistics(
+            queue_depth=self._receive.statistics().current_buffer_used,
+            queue_peak=self._queue_peak,
+            queue_limit=QUEUE_OPERATIONS_MAX,
+            commits=self._commits,
+            operations=self._operations,
+            batch_peak=self._batch_peak,
+            commit_seconds_last=self._seconds_last,
+            commit_seconds_peak=self._seconds_peak,
+            commit_seconds_total=self._seconds_total,
+            wal_bytes=self._wal_bytes(),
+        )
+
+
+class Spoiled(Exception):
+    """One operation of a batch failed in a way it should not have; nothing of the batch was stored."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class TransactionFailed(Exception):
+    """The transaction itself failed: all of its operations share the outcome."""
+
+    def __init__(self, cause: sqlite3.Error, *, in_commit: bool) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.in_commit = in_commit
+
+
+_OPERATION_CODES: Final = frozenset(
+    {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_ERROR}
+)
+"""Primary result codes that are one operation's fault, not the disk's."""
+
+
+def run_transaction(db: sqlite3.Connection, works: Sequence[Work[object]], now: float) -> list[object]:
+    """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
+
+    Raises:
+        Spoiled: an operation failed unexpectedly; rolled back.
+        TransactionFailed: the disk failed; rolled back, or unknown if in COMMIT.
+    """
+    outcomes: list[object] = []
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        for work in works:
+            try:
+                outcomes.append(work(db, now))
+            except Refused as refusal:
+                outcomes.append(refusal)
+    except sqlite3.Error as error:
+        _roll_back(db)
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OPERATION_CODES:
+            raise Spoiled(error) from error
+        raise TransactionFailed(error, in_commit=False) from error
+    except Exception as error:
+        _roll_back(db)
+        raise Spoiled(error) from error
+    try:
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        _roll_back(db)
+        raise TransactionFailed(error, in_commit=True) from error
+    return outcomes
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    """SQLite has often rolled back already (disk full)."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")

@@ -1,0 +1,213 @@
+"""What a store is told and what it answers: plain values, no I/O, no Trio.
+
+Times are seconds since the Unix epoch (float). Bodies are opaque bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NewType
+
+Seq = NewType("Seq", int)
+"""The number of an event: from 1, +1 for each event of its diagnosis; 0 means "before the first"."""
+
+Epoch = NewType("Epoch", str)
+"""The opaque name of one numbering history of one diagnosis."""
+
+OUTBOX_EVENTS_MAX: Final = 100
+"""Events retained per diagnosis. Reason: the promise of PROTOCOL section 1. At the limit: the oldest goes."""
+
+IDEMPOTENCY_KEY_SECONDS: Final = 24 * 3600
+"""How long an Idempotency-Key is remembered, at least. After that: the key is free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """One registered diagnosis and who may follow it."""
+
+    diagnosis_id: str
+    """1-64 characters of `A-Z a-z 0-9 _ -`; the store does not check this."""
+    owner: str
+    """The `sub` of its owner."""
+    viewers: tuple[str, ...]
+    """The `sub`s who may follow it besides the owner, in the order given, without repeats."""
+    epoch: Epoch
+    """Its current numbering history."""
+    created_at: float
+    """When this registration began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The answer to a registration."""
+
+    diagnosis: Diagnosis
+    created: bool
+    """True: new. False: it was there, and owner and viewers were replaced."""
+    before: Diagnosis | None
+    """What it was before, `None` if new."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event on its way in: no number yet."""
+
+    kind: str
+    """One of the event types of PROTOCOL section 4; opaque here."""
+    body: bytes
+    """Opaque payload."""
+    key: str | None = None
+    """The Idempotency-Key, 1-128 printable ASCII characters, or `None`."""
+    digest: bytes = b""
+    """What "same event" means for `key`: equal digests, same event. Ignored without a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A stored event."""
+
+    seq: Seq
+    at: float
+    """Commit time."""
+    kind: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The answer to one `NewEvent`: it is on disk under this number."""
+
+    seq: Seq
+    at: float
+    """Commit time (of the first event with this key, if `replayed`)."""
+    epoch: Epoch
+    replayed: bool
+    """True: the key was known with the same digest, no second event was made; `seq` is the first one's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a diagnosis retains: `floor < seq <= head`, at most `OUTBOX_EVENTS_MAX`."""
+
+    epoch: Epoch
+    head: Seq
+    """The last number given, 0 if none."""
+    floor: Seq
+    """The highest number no longer retained, 0 if none."""
+    purged: Seq
+    """The highest number an operator purged (0 if none): a gap that ends here has the reason `purged`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The retained events after a number, and the window they were read from."""
+
+    window: Window
+    events: tuple[Event, ...]
+    """In number order, without holes: `max(asked, floor) + 1 .. head` (fewer if limited)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberId:
+    """Who a cursor belongs to, within one diagnosis (PROTOCOL section 2, "subscriber")."""
+
+    sub: str | None
+    """The `sub` of the token; `None`: anonymous."""
+    device: str | None
+    """The name the client chose; `None`: all its unnamed connections together."""
+
+
+@dataclass(frozen=True, slots=True)
+class CursorMove:
+    """A cursor to store: the first of a subscriber, or a later one.
+
+    Within one epoch a cursor only grows (the higher of stored and given stays); a move with another
+    epoch than the stored one replaces it. Either way `seen_at` is updated (never backwards).
+    """
+
+    diagnosis_id: str
+    subscriber: SubscriberId
+    epoch: Epoch
+    seq: Seq
+    at: float
+    """When the subscriber was seen; the time of acknowledgement where the cursor grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The stored cursor of one known subscriber."""
+
+    subscriber: SubscriberId
+    epoch: Epoch
+    seq: Seq
+    seen_at: float
+    """Last admission or acknowledgement."""
+    acknowledged_at: float | None
+    """When the cursor last grew; `None`: never since the subscriber became known in this epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """One diagnosis in an overview."""
+
+    diagnosis: Diagnosis
+    window: Window
+    lowest_cursor: Seq | None
+    """The lowest cursor of the current epoch among known subscribers; a known subscriber whose cursor
+    is of another epoch counts as 0; `None`: nobody is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewAuditRow:
+    """One act of a person or a service, to be kept."""
+
+    who: str
+    """The `sub` of the principal."""
+    what: str
+    """The act, e.g. `diagnosis.register`."""
+    target: str
+    """What it was done to, usually a diagnosis id."""
+    before: str | None = None
+    """State before, as text; opaque here."""
+    after: str | None = None
+    """State after, as text; opaque here."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A stored audit row."""
+
+    number: int
+    """Grows by at least one with each row; never reused."""
+    at: float
+    who: str
+    what: str
+    target: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A consistent copy that was made."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """What the store has done since it was opened, and how it is doing now."""
+
+    queue_depth: int
+    queue_peak: int
+    queue_limit: int
+    commits: int
+    operations: int
+    """Operations committed; `operations / commits` is the mean batch."""
+    batch_peak: int
+    commit_seconds_last: float
+    commit_seconds_peak: float
+    commit_seconds_total: float
+    wal_bytes: int

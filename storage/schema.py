@@ -1,0 +1,191 @@
+"""The database: its tables, how they are opened, and how older ones are brought up to date.
+
+The ring is structural: an entry's slot is its number modulo 100 and the primary key, so that a hundred
+and first event replaces the first. Numbers live in `head`, apart from anything that is trimmed, and
+triggers refuse to take one back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final, Literal
+
+from storage.errors import CannotOpen, Damaged, InUse, NewerVersion, NotOurs
+from storage.records import OUTBOX_EVENTS_MAX
+
+APPLICATION_ID: Final = 0x41564C31
+"""Marks a file as ours ("AVL1"), in its header."""
+
+WAL_AUTOCHECKPOINT_PAGES: Final = 4000
+"""Reason: checkpoints lie in the commit path; at the default of 1000 pages they dominate its tail."""
+
+WAL_BYTES_KEPT: Final = 16 * 1024 * 1024
+CACHE_KIB: Final = 16_000
+
+Durability = Literal["full", "normal"]
+
+_VERSION_1: Final = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE diagnosis (
+    dx INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    epoch TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    deleted_at REAL
+) STRICT;
+CREATE UNIQUE INDEX diagnosis_by_id ON diagnosis (public_id) WHERE deleted_at IS NULL;
+CREATE INDEX diagnosis_by_owner ON diagnosis (owner, public_id) WHERE deleted_at IS NULL;
+CREATE TABLE viewer (
+    dx INTEGER NOT NULL REFERENCES diagnosis (dx),
+    place INTEGER NOT NULL,
+    sub TEXT NOT NULL,
+    PRIMARY KEY (dx, place)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE head (
+    dx INTEGER PRIMARY KEY REFERENCES diagnosis (dx),
+    last_seq INTEGER NOT NULL DEFAULT 0,
+    floor INTEGER NOT NULL DEFAULT 0,
+    purged INTEGER NOT NULL DEFAULT 0,
+    CHECK (0 <= purged AND purged <= floor AND floor <= last_seq AND last_seq - floor <= {OUTBOX_EVENTS_MAX})
+) STRICT;
+CREATE TRIGGER head_never_goes_back BEFORE UPDATE ON head
+WHEN new.last_seq < old.last_seq OR new.floor < old.floor
+BEGIN SELECT RAISE(ABORT, 'a number would be taken back'); END;
+CREATE TRIGGER head_is_never_deleted BEFORE DELETE ON head
+BEGIN SELECT RAISE(ABORT, 'the numbers of a diagnosis are kept'); END;
+CREATE TABLE entry (
+    dx INTEGER NOT NULL REFERENCES diagnosis (dx),
+    slot INTEGER NOT NULL,
+    seq INTEGER NOT NULL CHECK (seq > 0),
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+    body BLOB NOT NULL,
+    crc INTEGER NOT NULL,
+    PRIMARY KEY (dx, slot),
+    CHECK (slot = seq % {OUTBOX_EVENTS_MAX})
+) STRICT, WITHOUT ROWID;
+CREATE TABLE cursor (
+    dx INTEGER NOT NULL REFERENCES diagnosis (dx),
+    sub TEXT NOT NULL,
+    device TEXT NOT NULL,
+    epoch TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    seen_at REAL NOT NULL,
+    acknowledged_at REAL,
+    PRIMARY KEY (dx, sub, device)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE idem (
+    dx INTEGER NOT NULL REFERENCES diagnosis (dx),
+    key TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    PRIMARY KEY (dx, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idem_by_expiry ON idem (expires_at);
+CREATE TABLE audit (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    who TEXT NOT NULL,
+    what TEXT NOT NULL,
+    target TEXT NOT NULL,
+    before TEXT,
+    after TEXT
+) STRICT;
+"""
+
+MIGRATIONS: Final = (_VERSION_1,)
+"""Step n brings a database of version n to version n + 1. A step is never edited once released."""
+
+
+def prepare(connection: sqlite3.Connection, path: str, durability: Durability) -> None:
+    """Take the database for this process, check that it is ours, and bring it up to date.
+
+    Runs on the database thread, once, before anything else.
+
+    Raises:
+        CannotOpen: see its kinds; nothing was changed.
+    """
+    try:
+        _set_up(connection, path, durability)
+    except sqlite3.DatabaseError as error:
+        raise _explain(error, path) from error
+
+
+def _set_up(connection: sqlite3.Connection, path: str, durability: Durability) -> None:
+    # Exclusive before WAL: the wal-index then lives in memory, and nobody else can attach.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise CannotOpen(f"{path}: the file system does not support SQLite's write-ahead log (got {mode})")
+    for pragma in (
+        f"synchronous = {durability.upper()}",
+        "foreign_keys = ON",
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        "secure_delete = ON",
+        "mmap_size = 0",
+        "temp_store = MEMORY",
+        f"cache_size = -{CACHE_KIB}",
+        f"wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}",
+        f"journal_size_limit = {WAL_BYTES_KEPT}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _check_identity(connection, path)
+        _migrate(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _check_identity(connection: sqlite3.Connection, path: str) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id != APPLICATION_ID and (application_id or tables):
+        raise NotOurs(f"{path} is not a database of avicenna-live; name another directory with --data")
+    if version > len(MIGRATIONS):
+        raise NewerVersion(
+            f"{path} has schema version {version}, known here are up to {len(MIGRATIONS)}: run a newer avicenna-live"
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Apply the missing steps; all of them or none, `PRAGMA user_version` is part of the transaction."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
+        for statement in _statements(step):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script; `executescript` would commit the open transaction first."""
+    found: list[str] = []
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            found.append(pending)
+            pending = ""
+    return found
+
+
+def _explain(error: sqlite3.DatabaseError, path: str) -> CannotOpen:
+    """What an operator can do about a database that does not open."""
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return InUse(f"{path} is in use by another process")
+        case sqlite3.SQLITE_NOTADB:
+            return NotOurs(f"{path} is not a database; name another directory with --data, or restore a backup")
+        case sqlite3.SQLITE_CORRUPT:
+            return Damaged(f"{path} is damaged ({error}); restore a backup")
+        case _:
+            return CannotOpen(f"{path} cannot be opened: {error}")

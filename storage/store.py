@@ -1,0 +1,141 @@
+"""The interface every store fulfils: SQLite here, its twin in memory, a replicated engine later.
+
+Everything above this room is written against this Protocol and judged by one contract suite
+(`tests/storage/contract.py`). Nothing above it may assume that this process is the only writer of a
+diagnosis: numbers in answers may skip what another node appended; `read_after` fills the hole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from storage.errors import StorageError
+from storage.records import (
+    Appended,
+    AuditRow,
+    Backup,
+    Cursor,
+    CursorMove,
+    Diagnosis,
+    NewAuditRow,
+    NewEvent,
+    Outbox,
+    Registered,
+    Seq,
+    Slice,
+    StoreStatistics,
+    SubscriberId,
+    Window,
+)
+
+
+class PendingAppend(Protocol):
+    """The handle of an append that has reached the store; outlives whoever asked for it."""
+
+    async def wait(self) -> Sequence[Appended | StorageError]:
+        """The outcome of each event, in the order given, once the commit has returned.
+
+        May be awaited by several tasks, and again after it is done.
+
+        Cancellation: stops waiting; the append goes on, and a later `wait` still gets its outcome.
+        """
+
+
+class Store(Protocol):
+    """Durable diagnoses, events, cursors and audit rows.
+
+    Every method that changes something returns after its commit, is atomic, and is either still
+    carried out or never queued when its caller is cancelled. Each may raise `Busy` (certainly not
+    stored) or `Failed` (unknown). An audit row given with an operation is in the same transaction.
+    """
+
+    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+        """Queue events of one diagnosis for the next group commit.
+
+        They get consecutive numbers in the order given (a replayed key gets its old one), the cap of
+        100 is kept in the same transaction, and nothing is numbered that is not on disk.
+        Per-event outcomes: `Appended`, `KeyReused`, `NoSuchDiagnosis`, `Busy`, `Failed`.
+
+        Raises:
+            Busy: the queue is full; nothing was queued.
+        """
+
+    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
+        """The retained events with a higher number than `seq`, at most `limit`, lowest first.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+        """
+
+    async def register(
+        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: NewAuditRow | None = None
+    ) -> Registered:
+        """Register a diagnosis (new epoch), or replace owner and viewers of a registered one (same epoch)."""
+
+    async def get(self, diagnosis_id: str) -> Diagnosis:
+        """The registered diagnosis; answered from memory where it was asked for lately.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+        """
+
+    async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
+        """Registered diagnoses with an id above `after`, by id; only those of `owner` if given."""
+
+    async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
+        """The same page as `diagnoses`, each with its window and lowest cursor."""
+
+    async def count_diagnoses(self, *, owner: str | None = None) -> int:
+        """How many diagnoses are registered; only those of `owner` if given."""
+
+    async def delete(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Diagnosis:
+        """Delete a diagnosis with its events, cursors and keys; what it was.
+
+        Registering the id again later starts a new epoch at number 1.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+        """
+
+    async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
+        """Store cursors (see `CursorMove` for the rules); the cursor now stored for each move.
+
+        `None` where the diagnosis is not registered (any more) or its epoch is not the move's: nothing
+        was stored for it. A move above the diagnosis's head is stored as the head.
+        """
+
+    async def cursors(self, diagnosis_id: str) -> Sequence[Cursor]:
+        """The cursors of all known subscribers, by (sub, device).
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+        """
+
+    async def forget(
+        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: NewAuditRow | None = None
+    ) -> int:
+        """Drop cursors; how many there were."""
+
+    async def purge(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Window:
+        """Drop all retained events, keep numbers, keys and cursors; the window afterwards (floor = head = purged).
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+        """
+
+    async def record(self, row: NewAuditRow) -> None:
+        """Store an audit row of its own."""
+
+    async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
+        """Audit rows with a lower number than `before`, newest first."""
+
+    async def backup(self, path: Path) -> Backup:
+        """A consistent copy at `path` (mode 0600; must not exist), made while others go on."""
+
+    async def check(self) -> Sequence[str]:
+        """The problems an integrity check finds, in words; empty: none."""
+
+    def statistics(self) -> StoreStatistics:
+        """Figures since opening; never waits."""

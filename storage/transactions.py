@@ -1,0 +1,320 @@
+"""The SQL: plain functions of a connection, run on the database thread within a transaction of the committer.
+
+Each does one operation of `storage.store.Store` and returns its answer. Expected refusals are raised
+(`Refused`); the committer turns them into the answer of that operation alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from storage.errors import KeyReused, NoSuchDiagnosis, Refused
+from storage.records import (
+    IDEMPOTENCY_KEY_SECONDS,
+    OUTBOX_EVENTS_MAX,
+    Appended,
+    AuditRow,
+    Cursor,
+    CursorMove,
+    Diagnosis,
+    Epoch,
+    Event,
+    NewAuditRow,
+    NewEvent,
+    Outbox,
+    Registered,
+    Seq,
+    Slice,
+    SubscriberId,
+    Window,
+)
+
+EXPIRED_KEYS_PER_COMMIT: Final = 64
+"""Expired idempotency keys removed in one transaction. Reason: bounded work; the rest goes with the next."""
+
+# Diagnoses
+
+
+def find(db: sqlite3.Connection, diagnosis_id: str) -> tuple[int, Diagnosis]:
+    """The internal key of a registered diagnosis, and the diagnosis.
+
+    Raises:
+        NoSuchDiagnosis: it is not registered.
+    """
+    row = db.execute(
+        "SELECT dx, owner, epoch, created_at FROM diagnosis WHERE public_id = ? AND deleted_at IS NULL", (diagnosis_id,)
+    ).fetchone()
+    if row is None:
+        raise NoSuchDiagnosis(diagnosis_id)
+    dx, owner, epoch, created_at = row
+    return dx, Diagnosis(diagnosis_id, owner, _viewers(db, dx), Epoch(epoch), created_at)
+
+
+def _viewers(db: sqlite3.Connection, dx: int) -> tuple[str, ...]:
+    return tuple(sub for (sub,) in db.execute("SELECT sub FROM viewer WHERE dx = ? ORDER BY place", (dx,)))
+
+
+def register(
+    db: sqlite3.Connection,
+    diagnosis_id: str,
+    owner: str,
+    viewers: Sequence[str],
+    new_epoch: Epoch,
+    audit: NewAuditRow | None,
+    now: float,
+) -> Registered:
+    """Register a diagnosis, or replace owner and viewers of a registered one."""
+    try:
+        dx, before = find(db, diagnosis_id)
+    except NoSuchDiagnosis:
+        before = None
+        made = db.execute(
+            "INSERT INTO diagnosis (public_id, owner, epoch, created_at) VALUES (?, ?, ?, ?)",
+            (diagnosis_id, owner, new_epoch, now),
+        )
+        assert made.lastrowid is not None, "an insert has a row id"
+        dx = made.lastrowid
+        db.execute("INSERT INTO head (dx) VALUES (?)", (dx,))
+    else:
+        db.execute("UPDATE diagnosis SET owner = ? WHERE dx = ?", (owner, dx))
+        db.execute("DELETE FROM viewer WHERE dx = ?", (dx,))
+    db.executemany("INSERT INTO viewer VALUES (?, ?, ?)", [(dx, place, sub) for place, sub in enumerate(viewers)])
+    _audit_if(db, audit, now)
+    after = find(db, diagnosis_id)[1]
+    return Registered(after, created=before is None, before=before)
+
+
+def delete(db: sqlite3.Connection, diagnosis_id: str, audit: NewAuditRow | None, now: float) -> Diagnosis:
+    """Delete a diagnosis: a tombstone and its numbers stay, everything else goes."""
+    dx, diagnosis = find(db, diagnosis_id)
+    db.execute("UPDATE diagnosis SET deleted_at = ? WHERE dx = ?", (now, dx))
+    for table in ("viewer", "entry", "cursor", "idem"):
+        db.execute(f"DELETE FROM {table} WHERE dx = ?", (dx,))  # noqa: S608 - the names stand above
+    _audit_if(db, audit, now)
+    return diagnosis
+
+
+def diagnoses(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Diagnosis]:
+    """A page of registered diagnoses, by id."""
+    return [
+        Diagnosis(public_id, found_owner, _viewers(db, dx), Epoch(epoch), created_at)
+        for dx, public_id, found_owner, epoch, created_at in db.execute(
+            "SELECT dx, public_id, owner, epoch, created_at FROM diagnosis"
+            " WHERE deleted_at IS NULL AND public_id > ? AND (? IS NULL OR owner = ?) ORDER BY public_id LIMIT ?",
+            (after, owner, owner, limit),
+        ).fetchall()
+    ]
+
+
+def count_diagnoses(db: sqlite3.Connection, owner: str | None) -> int:
+    """How many diagnoses are registered."""
+    (count,) = db.execute(
+        "SELECT count(*) FROM diagnosis WHERE deleted_at IS NULL AND (? IS NULL OR owner = ?)", (owner, owner)
+    ).fetchone()
+    return int(count)
+
+
+def outboxes(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Outbox]:
+    """The same page as `diagnoses`, with windows and lowest cursors."""
+    found = []
+    for diagnosis in diagnoses(db, owner, after, limit):
+        dx = find(db, diagnosis.diagnosis_id)[0]
+        (lowest,) = db.execute(
+            "SELECT min(iif(epoch = ?, seq, 0)) FROM cursor WHERE dx = ?", (diagnosis.epoch, dx)
+        ).fetchone()
+        found.append(Outbox(diagnosis, _window(db, dx, diagnosis.epoch), None if lowest is None else Seq(lowest)))
+    return found
+
+
+# Events
+
+
+def append(
+    db: sqlite3.Connection, diagnosis_id: str, events: Sequence[NewEvent], now: float
+) -> list[Appended | Refused]:
+    """Number and store events of one diagnosis, in order; the outcome of each."""
+    row = db.execute(
+        "SELECT dx, epoch, last_seq, floor FROM diagnosis JOIN head USING (dx)"
+        " WHERE public_id = ? AND deleted_at IS NULL",
+        (diagnosis_id,),
+    ).fetchone()
+    if row is None:
+        return [NoSuchDiagnosis(diagnosis_id) for _ in events]
+    dx, epoch, last_seq, floor = row
+    outcomes: list[Appended | Refused] = []
+    head = last_seq
+    for event in events:
+        known = _known_key(db, dx, event, now)
+        if isinstance(known, KeyReused):
+            outcomes.append(known)
+        elif known is not None:
+            outcomes.append(Appended(Seq(known[0]), known[1], Epoch(epoch), replayed=True))
+        else:
+            head += 1
+            _store(db, dx, head, event, now)
+            outcomes.append(Appended(Seq(head), now, Epoch(epoch), replayed=False))
+    if head > last_seq:
+        db.execute(
+            "UPDATE head SET last_seq = ?, floor = ? WHERE dx = ?", (head, max(floor, head - OUTBOX_EVENTS_MAX), dx)
+        )
+        _drop_expired_keys(db, now)
+    return outcomes
+
+
+def _known_key(db: sqlite3.Connection, dx: int, event: NewEvent, now: float) -> tuple[int, float] | KeyReused | None:
+    """Number and time of the event this key made before; `None`: the key is free."""
+    if event.key is None:
+        return None
+    row = db.execute(
+        "SELECT digest, seq, at FROM idem WHERE dx = ? AND key = ? AND expires_at > ?", (dx, event.key, now)
+    ).fetchone()
+    if row is None:
+        return None
+    digest, seq, at = row
+    return (seq, at) if digest == event.digest else KeyReused("the key belongs to another event")
+
+
+def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: float) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (dx, seq % OUTBOX_EVENTS_MAX, seq, now, event.kind, event.body, checksum(seq, now, event.kind, event.body)),
+    )
+    if event.key is not None:
+        db.execute(
+            "INSERT OR REPLACE INTO idem VALUES (?, ?, ?, ?, ?, ?)",
+            (dx, event.key, event.digest, seq, now, now + IDEMPOTENCY_KEY_SECONDS),
+        )
+
+
+def _drop_expired_keys(db: sqlite3.Connection, now: float) -> None:
+    db.execute(
+        "DELETE FROM idem WHERE (dx, key) IN (SELECT dx, key FROM idem WHERE expires_at <= ? LIMIT ?)",
+        (now, EXPIRED_KEYS_PER_COMMIT),
+    )
+
+
+def checksum(seq: int, at: float, kind: str, body: bytes) -> int:
+    """Over everything of an entry: SQLite has no page checksums, and its integrity check passes a flipped body."""
+    return zlib.crc32(body, zlib.crc32(f"{seq} {at!r} {kind}".encode()))
+
+
+def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int) -> Slice:
+    """The retained events above `seq`."""
+    dx, diagnosis = find(db, diagnosis_id)
+    window = _window(db, dx, diagnosis.epoch)
+    rows = db.execute(
+        "SELECT seq, at, kind, body FROM entry WHERE dx = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (dx, max(seq, window.floor), limit),
+    )
+    return Slice(window, tuple(Event(Seq(number), at, kind, body) for number, at, kind, body in rows))
+
+
+def _window(db: sqlite3.Connection, dx: int, epoch: Epoch) -> Window:
+    last_seq, floor, purged = db.execute("SELECT last_seq, floor, purged FROM head WHERE dx = ?", (dx,)).fetchone()
+    return Window(epoch, Seq(last_seq), Seq(floor), Seq(purged))
+
+
+def purge(db: sqlite3.Connection, diagnosis_id: str, audit: NewAuditRow | None, now: float) -> Window:
+    """Drop all retained events of a diagnosis."""
+    dx, diagnosis = find(db, diagnosis_id)
+    db.execute("DELETE FROM entry WHERE dx = ?", (dx,))
+    db.execute("UPDATE head SET floor = last_seq, purged = last_seq WHERE dx = ?", (dx,))
+    _audit_if(db, audit, now)
+    return _window(db, dx, diagnosis.epoch)
+
+
+# Cursors
+
+
+def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Seq | None]:
+    """Store cursors; the cursor now stored for each move."""
+    return [_move_cursor(db, move) for move in moves]
+
+
+def _move_cursor(db: sqlite3.Connection, move: CursorMove) -> Seq | None:
+    row = db.execute(
+        "SELECT dx, last_seq FROM diagnosis JOIN head USING (dx)"
+        " WHERE public_id = ? AND deleted_at IS NULL AND epoch = ?",
+        (move.diagnosis_id, move.epoch),
+    ).fetchone()
+    if row is None:
+        return None
+    dx, head = row
+    (stored,) = db.execute(
+        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :at, NULL)"
+        " ON CONFLICT DO UPDATE SET"
+        " acknowledged_at = CASE WHEN cursor.epoch <> excluded.epoch THEN NULL"
+        "   WHEN excluded.seq > cursor.seq THEN excluded.seen_at ELSE cursor.acknowledged_at END,"
+        " seq = iif(cursor.epoch = excluded.epoch, max(cursor.seq, excluded.seq), excluded.seq),"
+        " epoch = excluded.epoch,"
+        " seen_at = max(cursor.seen_at, excluded.seen_at)"
+        " RETURNING seq",
+        {
+            "dx": dx,
+            "sub": move.subscriber.sub or "",
+            "device": move.subscriber.device or "",
+            "epoch": move.epoch,
+            "seq": min(move.seq, head),
+            "at": move.at,
+        },
+    ).fetchone()
+    return Seq(stored)
+
+
+def cursors(db: sqlite3.Connection, diagnosis_id: str) -> list[Cursor]:
+    """All cursors of a diagnosis."""
+    dx, _ = find(db, diagnosis_id)
+    return [
+        Cursor(SubscriberId(sub or None, device or None), Epoch(epoch), Seq(seq), seen_at, acknowledged_at)
+        for sub, device, epoch, seq, seen_at, acknowledged_at in db.execute(
+            "SELECT sub, device, epoch, seq, seen_at, acknowledged_at FROM cursor WHERE dx = ? ORDER BY sub, device",
+            (dx,),
+        )
+    ]
+
+
+def forget(
+    db: sqlite3.Connection,
+    diagnosis_id: str,
+    subscribers: Sequence[SubscriberId],
+    audit: NewAuditRow | None,
+    now: float,
+) -> int:
+    """Drop cursors; how many there were."""
+    dx, _ = find(db, diagnosis_id)
+    dropped = 0
+    for one in subscribers:
+        dropped += db.execute(
+            "DELETE FROM cursor WHERE dx = ? AND sub = ? AND device = ?", (dx, one.sub or "", one.device or "")
+        ).rowcount
+    _audit_if(db, audit, now)
+    return dropped
+
+
+# Audit
+
+
+def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> None:
+    """Store an audit row."""
+    db.execute(
+        "INSERT INTO audit (at, who, what, target, before, after) VALUES (?, ?, ?, ?, ?, ?)",
+        (now, row.who, row.what, row.target, row.before, row.after),
+    )
+
+
+def _audit_if(db: sqlite3.Connection, row: NewAuditRow | None, now: float) -> None:
+    if row is not None:
+        record(db, row, now)
+
+
+def audit(db: sqlite3.Connection, before: int | None, limit: int) -> list[AuditRow]:
+    """Audit rows, newest first."""
+    rows = db.execute(
+        "SELECT number, at, who, what, target, before, after FROM audit"
+        " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?",
+        (before, before, limit),
+    )
+    return [AuditRow(*row) for row in rows]

@@ -1,0 +1,119 @@
+"""Group commit: many operations in one transaction, and none of them at the mercy of another."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from storage.bridge import open_database
+from storage.committer import QUEUE_OPERATIONS_MAX, Committer, Pending
+from storage.errors import Busy, Failed, KeyReused
+from tests.storage.conftest import ManualClock
+
+
+def add(db: sqlite3.Connection, now: float, number: int = 1) -> int:
+    db.execute("INSERT INTO t VALUES (?)", (number,))
+    return number
+
+
+def adding(number: int) -> Callable[[sqlite3.Connection, float], int]:
+    return lambda db, now: add(db, now, number)
+
+
+@asynccontextmanager
+async def committing(path: Path) -> AsyncIterator[Committer]:
+    """A committer on an open database with one table."""
+    path.parent.mkdir(parents=True)
+    async with open_database(path) as database:
+        await database.run(lambda db: db.execute("CREATE TABLE t (n INTEGER UNIQUE)").fetchall())
+        committer = Committer(database, ManualClock(), lambda: 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            yield committer
+            committer.close()
+
+
+def numbers(path: Path) -> list[int]:
+    connection = sqlite3.connect(path)
+    try:
+        return [number for (number,) in connection.execute("SELECT n FROM t ORDER BY n")]
+    finally:
+        connection.close()
+
+
+async def test_operations_that_wait_together_share_a_transaction(path: Path) -> None:
+    async with committing(path) as committer:
+        pendings = [committer.submit(adding(number)) for number in range(100)]
+        assert [await pending.wait() for pending in pendings] == list(range(100))
+        statistics = committer.statistics()
+    assert statistics.operations == 100
+    assert statistics.commits <= 2
+    assert statistics.batch_peak >= 99
+
+
+async def test_a_refused_operation_leaves_its_batch_alone(path: Path) -> None:
+    def refuse(db: sqlite3.Connection, now: float) -> int:
+        raise KeyReused("no")
+
+    async with committing(path) as committer:
+        good, bad, last = (committer.submit(work) for work in (adding(1), refuse, adding(2)))
+        assert await good.wait() == 1
+        with pytest.raises(KeyReused):
+            await bad.wait()
+        assert await last.wait() == 2
+    assert numbers(path) == [1, 2]
+
+
+@pytest.mark.parametrize("spoil", ["python", "constraint", "syntax"])
+async def test_an_operation_that_fails_unexpectedly_never_poisons_its_batch(path: Path, spoil: str) -> None:
+    def broken(db: sqlite3.Connection, now: float) -> int:
+        add(db, now, 50)
+        match spoil:
+            case "python":
+                raise RuntimeError("a bug")
+            case "constraint":
+                return add(db, now, 50)
+            case _:
+                db.execute("NONSENSE")
+                return 0
+
+    async with committing(path) as committer:
+        pendings: list[Pending[int]] = [committer.submit(adding(n)) for n in range(10)]
+        poisoned = committer.submit(broken)
+        pendings += [committer.submit(adding(n)) for n in range(10, 20)]
+        assert [await pending.wait() for pending in pendings] == list(range(20))
+        with pytest.raises(Failed):
+            await poisoned.wait()
+    assert numbers(path) == list(range(20))
+
+
+async def test_a_full_queue_refuses_at_once(path: Path) -> None:
+    release = threading.Event()
+
+    def slow(db: sqlite3.Connection, now: float) -> int:
+        assert release.wait(10)
+        return 0
+
+    async with committing(path) as committer:
+        first = committer.submit(slow)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(QUEUE_OPERATIONS_MAX):
+            committer.submit(adding(number))
+        with pytest.raises(Busy):
+            committer.submit(add)
+        release.set()
+        assert await first.wait() == 0
+    assert numbers(path) == list(range(QUEUE_OPERATIONS_MAX))
+
+
+async def test_what_is_queued_when_it_closes_is_still_stored(path: Path) -> None:
+    async with committing(path) as committer:
+        for number in range(300):
+            committer.submit(adding(number))
+    assert numbers(path) == list(range(300))

@@ -1,0 +1,328 @@
+"""What every store must do, whatever it is made of (`storage.store.Store`)."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from storage.errors import KeyReused, NoSuchDiagnosis, StorageError
+from storage.records import Appended, CursorMove, Epoch, NewAuditRow, NewEvent, Seq, SubscriberId
+from storage.store import Store
+from tests.storage.conftest import ManualClock
+
+PHONE = SubscriberId("amira", "phone")
+UNNAMED = SubscriberId("amira", None)
+ANONYMOUS = SubscriberId(None, None)
+ACT = NewAuditRow("op", "test.act", "d", "before", "after")
+
+
+def event(number: int, key: str | None = None) -> NewEvent:
+    return NewEvent("feedback_update", b"%d" % number, key, b"%d" % number)
+
+
+async def append(store: Store, *events: NewEvent, to: str = "d") -> list[Appended | StorageError]:
+    return list(await store.append_nowait(to, events).wait())
+
+
+async def append_numbers(store: Store, count: int, to: str = "d") -> None:
+    for number in range(1, count + 1):
+        await append(store, event(number), to=to)
+
+
+async def retained(store: Store, after: int = 0, limit: int = 100) -> list[int]:
+    return [one.seq for one in (await store.read_after("d", Seq(after), limit)).events]
+
+
+async def move(
+    store: Store, subscriber: SubscriberId, seq: int, at: float = 5.0, epoch: str | None = None
+) -> Seq | None:
+    current = Epoch(epoch) if epoch else (await store.get("d")).epoch
+    (stored,) = await store.move_cursors([CursorMove("d", subscriber, current, Seq(seq), at)])
+    return stored
+
+
+async def test_a_registered_diagnosis_is_found_as_it_was_registered(store: Store, clock: ManualClock) -> None:
+    made = await store.register("d", "amira", ["bo", "cyrus"])
+    assert (made.created, made.before) == (True, None)
+    found = await store.get("d")
+    assert found == made.diagnosis
+    assert (found.owner, found.viewers, found.created_at) == ("amira", ("bo", "cyrus"), clock.now)
+
+
+async def test_registering_again_replaces_owner_and_viewers_and_keeps_the_epoch(store: Store) -> None:
+    first = await store.register("d", "amira", ["bo"])
+    await append(store, event(1))
+    again = await store.register("d", "bo", [])
+    assert (again.created, again.before) == (False, first.diagnosis)
+    assert again.diagnosis.epoch == first.diagnosis.epoch
+    assert (await store.get("d")).viewers == ()
+    assert await retained(store) == [1]
+
+
+async def test_an_unknown_diagnosis_is_refused_by_every_method(store: Store) -> None:
+    with pytest.raises(NoSuchDiagnosis):
+        await store.get("d")
+    with pytest.raises(NoSuchDiagnosis):
+        await store.read_after("d", Seq(0))
+    with pytest.raises(NoSuchDiagnosis):
+        await store.delete("d")
+    with pytest.raises(NoSuchDiagnosis):
+        await store.cursors("d")
+    with pytest.raises(NoSuchDiagnosis):
+        await store.purge("d")
+    with pytest.raises(NoSuchDiagnosis):
+        await store.forget("d", [PHONE])
+    (outcome,) = await append(store, event(1))
+    assert isinstance(outcome, NoSuchDiagnosis)
+    assert await store.move_cursors([CursorMove("d", PHONE, Epoch("e"), Seq(0), 1.0)]) == [None]
+
+
+@pytest.mark.guarantee(2)
+async def test_numbers_grow_by_one_per_diagnosis(store: Store, clock: ManualClock) -> None:
+    await store.register("d", "amira", [])
+    await store.register("e", "amira", [])
+    first = await append(store, event(1), event(2))
+    await append(store, event(9), to="e")
+    second = await append(store, event(3))
+    epoch = (await store.get("d")).epoch
+    assert first + second == [Appended(Seq(number), clock.now, epoch, replayed=False) for number in (1, 2, 3)]
+    found = await store.read_after("d", Seq(0))
+    assert [(one.seq, one.kind, one.body) for one in found.events] == [
+        (number, "feedback_update", b"%d" % number) for number in (1, 2, 3)
+    ]
+
+
+@pytest.mark.guarantee(5)
+async def test_the_newest_hundred_are_retained(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 130)
+    found = await store.read_after("d", Seq(0))
+    assert (found.window.floor, found.window.head, found.window.purged) == (30, 130, 0)
+    assert [one.seq for one in found.events] == list(range(31, 131))
+    assert [one.body for one in found.events] == [b"%d" % number for number in range(31, 131)]
+
+
+async def test_reading_starts_after_a_number_and_stops_at_the_limit(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 20)
+    assert await retained(store, after=15) == [16, 17, 18, 19, 20]
+    assert await retained(store, after=3, limit=2) == [4, 5]
+    assert await retained(store, after=20) == []
+    assert await retained(store, after=500) == []
+
+
+@pytest.mark.guarantee(9)
+async def test_the_same_key_with_the_same_event_makes_one_event(store: Store, clock: ManualClock) -> None:
+    await store.register("d", "amira", [])
+    (first,) = await append(store, event(1, "k"))
+    clock.now += 60
+    replayed, fresh = await append(store, event(1, "k"), event(2, "l"))
+    assert isinstance(first, Appended)
+    assert replayed == Appended(first.seq, first.at, first.epoch, replayed=True)
+    assert isinstance(fresh, Appended)
+    assert fresh.seq == 2
+
+
+async def test_the_same_key_twice_in_one_append_makes_one_event(store: Store) -> None:
+    await store.register("d", "amira", [])
+    first, second = await append(store, event(1, "k"), event(1, "k"))
+    assert isinstance(first, Appended)
+    assert isinstance(second, Appended)
+    assert (first.seq, first.replayed, second.seq, second.replayed) == (1, False, 1, True)
+
+
+async def test_a_key_of_another_event_is_refused_and_its_neighbours_are_stored(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append(store, event(1, "k"))
+    good, bad, last = await append(store, event(2), event(3, "k"), event(4))
+    assert isinstance(bad, KeyReused)
+    assert [one.seq for one in (good, last) if isinstance(one, Appended)] == [2, 3]
+
+
+async def test_a_key_outlives_its_event_and_a_purge_and_is_free_after_24_hours(
+    store: Store, clock: ManualClock
+) -> None:
+    await store.register("d", "amira", [])
+    await append(store, event(1, "k"))
+    await append_numbers(store, 120)
+    await store.purge("d")
+    clock.now += 24 * 3600 - 1
+    (still,) = await append(store, event(1, "k"))
+    clock.now += 2
+    (again,) = await append(store, event(5, "k"))
+    assert isinstance(still, Appended)
+    assert isinstance(again, Appended)
+    assert (still.seq, still.replayed, again.seq, again.replayed) == (1, True, 122, False)
+
+
+async def test_keys_belong_to_one_diagnosis(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await store.register("e", "amira", [])
+    await append(store, event(1, "k"))
+    (other,) = await append(store, event(2, "k"), to="e")
+    assert isinstance(other, Appended)
+    assert not other.replayed
+
+
+async def test_a_purge_drops_events_and_keeps_numbers_and_cursors(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 7)
+    await move(store, PHONE, 3)
+    window = await store.purge("d", ACT)
+    assert (window.head, window.floor, window.purged) == (7, 7, 7)
+    assert await retained(store) == []
+    (next_one,) = await append(store, event(8))
+    assert isinstance(next_one, Appended)
+    assert next_one.seq == 8
+    assert await retained(store) == [8]
+    assert [one.seq for one in await store.cursors("d")] == [3]
+
+
+async def test_after_a_purge_and_a_hundred_more_the_floor_moves_on(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 7)
+    await store.purge("d")
+    await append_numbers(store, 101)
+    window = (await store.read_after("d", Seq(0))).window
+    assert (window.head, window.floor, window.purged) == (108, 8, 7)
+
+
+async def test_a_deleted_diagnosis_is_gone_and_comes_back_with_a_new_epoch_from_one(store: Store) -> None:
+    first = await store.register("d", "amira", [])
+    await append(store, event(1, "k"))
+    await move(store, PHONE, 1)
+    assert await store.delete("d", ACT) == first.diagnosis
+    with pytest.raises(NoSuchDiagnosis):
+        await store.get("d")
+    again = await store.register("d", "amira", [])
+    assert again.created
+    assert again.diagnosis.epoch != first.diagnosis.epoch
+    assert await retained(store) == []
+    assert await store.cursors("d") == []
+    (appended,) = await append(store, event(2, "k"))
+    assert isinstance(appended, Appended)
+    assert (appended.seq, appended.replayed) == (1, False)
+
+
+async def test_a_cursor_only_grows_and_never_beyond_the_head(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 10)
+    assert [await move(store, PHONE, seq) for seq in (3, 7, 5, 99)] == [3, 7, 7, 10]
+
+
+async def test_a_cursor_remembers_when_it_grew_and_when_its_subscriber_was_seen(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 10)
+    await move(store, PHONE, 3, at=1.0)
+    (fresh,) = await store.cursors("d")
+    assert (fresh.seen_at, fresh.acknowledged_at) == (1.0, None)
+    await move(store, PHONE, 4, at=2.0)
+    await move(store, PHONE, 4, at=9.0)
+    await move(store, PHONE, 2, at=8.0)
+    (seen,) = await store.cursors("d")
+    assert (seen.seq, seen.seen_at, seen.acknowledged_at) == (4, 9.0, 2.0)
+
+
+async def test_cursors_of_users_devices_and_the_anonymous_are_apart(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 10)
+    for seq, subscriber in enumerate((ANONYMOUS, UNNAMED, PHONE), start=1):
+        await move(store, subscriber, seq)
+    found = {one.subscriber: one.seq for one in await store.cursors("d")}
+    assert found == {ANONYMOUS: 1, UNNAMED: 2, PHONE: 3}
+
+
+async def test_a_move_of_another_epoch_is_not_stored(store: Store) -> None:
+    await store.register("d", "amira", [])
+    assert await move(store, PHONE, 0, epoch="other") is None
+    assert await store.cursors("d") == []
+
+
+async def test_forgotten_cursors_are_gone_and_counted(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await move(store, PHONE, 0)
+    await move(store, UNNAMED, 0)
+    assert await store.forget("d", [PHONE, ANONYMOUS], ACT) == 1
+    assert [one.subscriber for one in await store.cursors("d")] == [UNNAMED]
+
+
+async def test_diagnoses_are_listed_by_id_in_pages_and_by_owner(store: Store) -> None:
+    for diagnosis_id, owner in (("c", "amira"), ("a", "bo"), ("b", "amira"), ("d", "amira")):
+        await store.register(diagnosis_id, owner, [])
+    await store.delete("d")
+    assert [one.diagnosis_id for one in await store.diagnoses(limit=2)] == ["a", "b"]
+    assert [one.diagnosis_id for one in await store.diagnoses(after="b")] == ["c"]
+    assert [one.diagnosis_id for one in await store.diagnoses(owner="amira")] == ["b", "c"]
+    assert await store.count_diagnoses() == 3
+    assert await store.count_diagnoses(owner="amira") == 2
+
+
+async def test_outboxes_show_windows_and_the_lowest_cursor(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await store.register("e", "amira", [])
+    await append_numbers(store, 105)
+    await move(store, PHONE, 50)
+    await move(store, UNNAMED, 30)
+    shown = {one.diagnosis.diagnosis_id: one for one in await store.outboxes()}
+    assert (shown["d"].window.head, shown["d"].window.floor, shown["d"].lowest_cursor) == (105, 5, 30)
+    assert (shown["e"].window.head, shown["e"].lowest_cursor) == (0, None)
+
+
+async def test_audit_rows_are_read_newest_first_in_pages(store: Store, clock: ManualClock) -> None:
+    await store.register("d", "amira", [], ACT)
+    await store.record(NewAuditRow("op", "second", "d"))
+    await store.purge("d", NewAuditRow("op", "third", "d"))
+    rows = await store.audit(limit=2)
+    assert [row.what for row in rows] == ["third", "second"]
+    assert [row.what for row in await store.audit(before=rows[-1].number)] == ["test.act"]
+    oldest = (await store.audit())[-1]
+    assert (oldest.at, oldest.who, oldest.target, oldest.before, oldest.after) == (
+        clock.now,
+        "op",
+        "d",
+        "before",
+        "after",
+    )
+
+
+async def test_an_append_goes_on_when_its_caller_is_cancelled(store: Store) -> None:
+    await store.register("d", "amira", [])
+    with trio.CancelScope() as scope:
+        pending = store.append_nowait("d", [event(1)])
+        scope.cancel()
+        await pending.wait()
+    assert scope.cancelled_caught
+    (outcome,) = await pending.wait()
+    assert isinstance(outcome, Appended)
+    assert await retained(store) == [1]
+
+
+async def test_an_append_can_be_waited_for_by_several_tasks(store: Store) -> None:
+    await store.register("d", "amira", [])
+    pending = store.append_nowait("d", [event(1)])
+    seen: list[object] = []
+
+    async def wait() -> None:
+        seen.append((await pending.wait())[0])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(wait)
+    assert len(seen) == 3
+    assert seen[0] == seen[1] == seen[2]
+
+
+async def test_concurrent_appends_to_many_diagnoses_are_all_numbered(store: Store) -> None:
+    names = [f"d{number}" for number in range(10)]
+    for name in names:
+        await store.register(name, "amira", [])
+
+    async def publish(name: str) -> None:
+        for number in range(20):
+            await append(store, event(number), to=name)
+
+    async with trio.open_nursery() as nursery:
+        for name in names * 2:
+            nursery.start_soon(publish, name)
+    for name in names:
+        assert [one.seq for one in (await store.read_after(name, Seq(0))).events] == list(range(1, 41))

@@ -1,0 +1,128 @@
+"""The SQLite store on a real file: what survives, who may open it, what others can read."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from storage.errors import InUse, NewerVersion, NotOurs
+from storage.records import CursorMove, NewEvent, Seq, SubscriberId
+from storage.schema import APPLICATION_ID, MIGRATIONS
+from storage.sqlite import open_store
+from tests.storage.conftest import ManualClock
+
+NewEpoch = Callable[[], str]
+
+
+async def test_everything_is_there_again_after_a_restart(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    phone = SubscriberId("amira", "phone")
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        made = (await store.register("d", "amira", ["bo"])).diagnosis
+        await store.append_nowait("d", [NewEvent("k", b"%d" % number) for number in range(1, 121)]).wait()
+        await store.move_cursors([CursorMove("d", phone, made.epoch, Seq(7), 5.0)])
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        assert await store.get("d") == made
+        found = await store.read_after("d", Seq(0))
+        assert (found.window.head, found.window.floor) == (120, 20)
+        assert [event.body for event in found.events] == [b"%d" % number for number in range(21, 121)]
+        assert [(one.subscriber, one.seq) for one in await store.cursors("d")] == [(phone, 7)]
+        (outcome,) = await store.append_nowait("d", [NewEvent("k", b"next")]).wait()
+    assert getattr(outcome, "seq", None) == 121
+
+
+@pytest.mark.guarantee(12)
+async def test_a_second_store_on_the_same_file_is_refused(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch):
+        with pytest.raises(InUse, match="in use"):
+            async with open_store(path, clock=clock, new_epoch=new_epoch):
+                pass
+    async with open_store(path, clock=clock, new_epoch=new_epoch):
+        pass
+
+
+async def test_a_file_another_program_has_open_is_refused(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch):
+        pass
+    other = sqlite3.connect(path)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(InUse):
+            async with open_store(path, clock=clock, new_epoch=new_epoch):
+                pass
+    finally:
+        other.close()
+
+
+async def test_files_are_private_to_their_owner(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await store.register("d", "amira", [])
+        modes = {one.name: one.stat().st_mode & 0o777 for one in path.parent.iterdir()}
+    assert modes == {"avicenna.db": 0o600, "avicenna.db-wal": 0o600, "avicenna.db.lock": 0o600}
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_file_of_another_program_is_refused_and_left_as_it_is(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch
+) -> None:
+    path.parent.mkdir(parents=True)
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE theirs (n)")
+    other.close()
+    with pytest.raises(NotOurs):
+        async with open_store(path, clock=clock, new_epoch=new_epoch):
+            pass
+    other = sqlite3.connect(path)
+    assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
+    other.close()
+
+
+async def test_what_is_not_a_database_is_refused(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"this is a shopping list" * 500)
+    with pytest.raises(NotOurs):
+        async with open_store(path, clock=clock, new_epoch=new_epoch):
+            pass
+
+
+async def test_a_database_of_a_newer_version_is_refused(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch):
+        pass
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(NewerVersion, match="newer"):
+        async with open_store(path, clock=clock, new_epoch=new_epoch):
+            pass
+
+
+async def test_a_cancelled_server_still_stores_what_was_queued(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch
+) -> None:
+    with trio.CancelScope() as scope:
+        async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+            await store.register("d", "amira", [])
+            for number in range(300):
+                store.append_nowait("d", [NewEvent("k", b"%d" % number)])
+            scope.cancel()
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        assert (await store.read_after("d", Seq(0))).window.head == 300
+
+
+async def test_the_database_refuses_to_take_a_number_back(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await store.register("d", "amira", [])
+        await store.append_nowait("d", [NewEvent("k", b"")]).wait()
+    connection = sqlite3.connect(path)
+    with pytest.raises(sqlite3.IntegrityError, match="taken back"):
+        connection.execute("UPDATE head SET last_seq = 0")
+    with pytest.raises(sqlite3.IntegrityError, match="kept"):
+        connection.execute("DELETE FROM head")
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        connection.execute("UPDATE entry SET slot = 5")
+    connection.close()
