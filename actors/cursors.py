@@ -1,0 +1,133 @@
+"""Acknowledgements on their way to the store: a number moved in memory now, a row soon.
+
+Acks are not messages: ten thousand of them after one broadcast must not fill a mailbox. They are kept
+here per known subscriber (the highest wins) and stored together, at the latest after `LINGER_SECONDS`.
+A lost ack costs a repeat, never a loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from actors.roster import Known
+from actors.subscriber import Subscriber
+from storage.clock import Clock
+from storage.errors import Busy, Failed
+from storage.records import CursorMove, Seq
+from storage.store import Store
+
+LINGER_SECONDS: Final = 1.0
+"""Longest time an acknowledgement waits for company before it is stored."""
+
+MOVES_MAX: Final = 256
+"""Cursors stored in one operation. Reason: they share a transaction with events. Beyond: the next one."""
+
+RETRY_SECONDS: Final = 1.0
+"""Wait after a refused write (disk full, queue full) before the next try."""
+
+logger = logging.getLogger("avicenna.actors")
+
+
+class CursorKeeper:
+    """Stores moved cursors. One per server."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._dirty: dict[Known, None] = {}
+        self._in_flight: list[Known] = []
+        self._marked = trio.Event()
+        self._hurry = trio.Event()
+        self._round_over = trio.Event()
+
+    def acknowledge(self, subscriber: Subscriber, seq: Seq, *, answer: bool = False) -> bool:
+        """Move the cursor of an attached subscriber up to `seq`; False if that is above its position.
+
+        Args:
+            answer: tell the connection (`Transport.acknowledged`) once the cursor is stored, and store it at once.
+        """
+        known, roster = subscriber.known, subscriber.roster
+        if seq > subscriber.position or subscriber.gone or known is None or roster is None or roster.ring is None:
+            return False
+        known.seen_at = self._clock.wall()
+        if seq > known.seq_in(roster.ring.epoch):
+            known.epoch, known.seq, known.acknowledged_at = roster.ring.epoch, seq, known.seen_at
+            self.mark(known)
+        if answer:
+            known.waiting[subscriber] = None
+            self.mark(known, hurry=True)
+        return True
+
+    def mark(self, known: Known, *, hurry: bool = False) -> None:
+        """Have the cursor of `known` stored soon, or as soon as possible."""
+        self._dirty[known] = None
+        self._marked.set()
+        if hurry:
+            self._hurry.set()
+
+    def discard(self, known: Known) -> None:
+        """Do not store this one any more: its subscriber is forgotten."""
+        self._dirty.pop(known, None)
+
+    def is_dirty(self, diagnosis_id: str) -> bool:
+        """Whether a cursor of this diagnosis is not stored yet."""
+        return any(one.diagnosis_id == diagnosis_id for one in (*self._dirty, *self._in_flight))
+
+    @property
+    def depth(self) -> int:
+        """Cursors not stored yet."""
+        return len(self._dirty) + len(self._in_flight)
+
+    async def flush(self, diagnosis_id: str | None = None) -> None:
+        """Wait until every cursor (of this diagnosis) moved so far is stored."""
+        while self.depth if diagnosis_id is None else self.is_dirty(diagnosis_id):
+            self._marked.set()
+            self._hurry.set()
+            await self._round_over.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Store cursors until cancelled.
+
+        Cancellation: what was not stored is lost, which costs a repeat; `flush` first.
+        """
+        task_status.started()
+        while True:
+            await self._marked.wait()
+            with trio.move_on_after(LINGER_SECONDS):
+                await self._hurry.wait()
+            self._marked, self._hurry = trio.Event(), trio.Event()
+            while self._dirty:
+                await self._store_some()
+
+    async def _store_some(self) -> None:
+        self._in_flight = list(self._dirty)[:MOVES_MAX]
+        moves = []
+        for known in self._in_flight:
+            del self._dirty[known]
+            moves.append(CursorMove(known.diagnosis_id, known.id, known.epoch, known.seq, known.seen_at))
+        try:
+            stored = await self._store.move_cursors(moves)
+        except (Busy, Failed) as refusal:
+            logger.warning("%d cursors not stored, trying again: %s", len(moves), refusal)
+            for known in self._in_flight:
+                self._dirty[known] = None
+            await trio.sleep(RETRY_SECONDS)
+        else:
+            for known, seq in zip(self._in_flight, stored, strict=True):
+                self._answer(known, seq)
+        finally:
+            self._in_flight = []
+            self._round_over.set()
+            self._round_over = trio.Event()
+
+    def _answer(self, known: Known, seq: Seq | None) -> None:
+        if known in self._dirty:
+            return
+        waiting, known.waiting = known.waiting, {}
+        if seq is None:
+            return
+        for subscriber in waiting:
+            subscriber.transport.acknowledged(seq)

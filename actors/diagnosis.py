@@ -1,0 +1,351 @@
+"""The diagnosis actor: one loop, one message at a time, owner of the ring and of who reads it.
+
+Commit, then fan out, then answer: nothing is sent and no publisher is told before the event is on disk.
+An unexpected exception ends this incarnation; what it had in hand is in `Hands`, and the next one,
+started by the supervisor, finishes it. Expected refusals of the store are answered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+import trio
+
+from actors.cursors import CursorKeeper
+from actors.errors import DevicesExhausted
+from actors.mailbox import Mailbox
+from actors.messages import (
+    Admission,
+    Delivery,
+    DeliveryState,
+    Envelope,
+    Forget,
+    Inspect,
+    Publish,
+    Purge,
+    Receipt,
+    Subscribe,
+    Trace,
+)
+from actors.resume import plan
+from actors.ring import Ring
+from actors.roster import Known, Roster
+from actors.subscriber import Burst
+from storage.clock import Clock
+from storage.errors import Busy, NoSuchDiagnosis, StorageError
+from storage.records import (
+    OUTBOX_EVENTS_MAX,
+    Appended,
+    Cursor,
+    CursorMove,
+    Event,
+    NewAuditRow,
+    NewEvent,
+    Seq,
+    SubscriberId,
+)
+from storage.store import Store
+
+BATCH_EVENTS_MAX: Final = 64
+"""Publishes stored in one append. Reason: their receipts leave together. Beyond: the next append."""
+
+FANOUT_CHUNK: Final = 256
+"""Subscribers served between two checkpoints. Reason: other actors and sockets get their turn."""
+
+assert BATCH_EVENTS_MAX <= OUTBOX_EVENTS_MAX, "a batch must fit the ring, or events would be evicted unsent"
+
+Render = Callable[[str, Event], bytes]
+"""Turns a diagnosis id and one of its events into the frame everybody gets."""
+
+
+@dataclass(slots=True)
+class Hands:
+    """What an incarnation is working on. Outlives it, so that the next one can finish."""
+
+    holding: list[Envelope] = field(default_factory=list)
+    """Taken from the mailbox, not answered yet."""
+    retries: deque[Envelope] = field(default_factory=deque)
+    """Were in hand at a crash and never reached the store: done again, one by one, before the mailbox."""
+
+
+class DiagnosisActor:
+    """One incarnation of the actor of one diagnosis."""
+
+    def __init__(
+        self,
+        diagnosis_id: str,
+        mailbox: Mailbox,
+        roster: Roster,
+        hands: Hands,
+        *,
+        store: Store,
+        keeper: CursorKeeper,
+        render: Render,
+        clock: Clock,
+        passivate_after_seconds: float,
+    ) -> None:
+        self._diagnosis_id = diagnosis_id
+        self._mailbox = mailbox
+        self._roster = roster
+        self._hands = hands
+        self._store = store
+        self._keeper = keeper
+        self._render = render
+        self._clock = clock
+        self._passivate_after_seconds = passivate_after_seconds
+
+    async def run(self) -> None:
+        """Work until there is nothing to do for long enough (passivation).
+
+        After it has returned, the caller must take the actor off the registry before its next
+        checkpoint: a message that comes later must find a new one.
+
+        Raises:
+            NoSuchDiagnosis, Busy, Failed: the outbox could not be loaded; nothing was started.
+            Exception: a crash.
+
+        Cancellation: between two steps; what was in hand stays in `Hands`.
+        """
+        settled = await self._settle_appends()
+        await self._load()
+        for envelope, outcome in settled:
+            self._answer_publish(envelope, outcome, len(self._roster.subscribers))
+        self._roster.wake_all()
+        while True:
+            while self._hands.retries:
+                envelope = self._hands.retries.popleft()
+                self._hands.holding.append(envelope)
+                await self._handle(envelope)
+            if (next_one := await self._next()) is None:
+                return
+            await self._handle(next_one)
+
+    async def _settle_appends(self) -> list[tuple[Envelope, Appended | StorageError]]:
+        """Learn what became of the appends a former incarnation had in the store; hand the rest to `retries`."""
+        holding = self._hands.holding
+        for envelope in [one for one in holding if one.pending is None]:
+            holding.remove(envelope)
+            self._hands.retries.append(envelope)
+        return [(envelope, await envelope.outcome()) for envelope in list(holding)]
+
+    async def _load(self) -> None:
+        """Read ring and cursors from the store."""
+        found = await self._store.read_after(self._diagnosis_id, Seq(0), OUTBOX_EVENTS_MAX)
+        ring = Ring(found.window)
+        for event in found.events:
+            ring.append(event.seq, self._render(self._diagnosis_id, event))
+        if self._roster.known is None:
+            await self._keeper.flush(self._diagnosis_id)
+            cursors = await self._store.cursors(self._diagnosis_id)
+            self._roster.known = {one.subscriber: Known(self._diagnosis_id, one) for one in cursors}
+        self._roster.ring = ring
+        if unseen := self._roster.unseen(self._clock.wall()):
+            await self._drop_known(unseen)
+
+    async def _next(self) -> Envelope | None:
+        """The next message, now in hand; `None`: passivate."""
+        while True:
+            with trio.move_on_after(self._passivate_after_seconds):
+                envelope = await self._mailbox.receive()
+                self._hands.holding.append(envelope)
+                return envelope
+            if self._roster.subscribers:
+                continue
+            await self._keeper.flush(self._diagnosis_id)
+            # No checkpoint until the caller has taken this actor off the registry: it must be as idle as it looks now.
+            if not self._mailbox and not self._roster.subscribers and not self._keeper.is_dirty(self._diagnosis_id):
+                return None
+
+    async def _handle(self, envelope: Envelope) -> None:
+        match envelope.message:
+            case Publish():
+                await self._publish(self._batch(envelope))
+            case Subscribe():
+                await self._subscribe(envelope, envelope.message)
+            case Inspect():
+                self._answer(envelope, self._ring.window)
+            case Trace():
+                self._answer(envelope, self._trace(envelope.message.seq))
+            case Purge():
+                await self._purge(envelope, envelope.message)
+            case Forget():
+                await self._forget(envelope, envelope.message)
+            case _:
+                assert_never(envelope.message)
+
+    # Publishing
+
+    def _batch(self, first: Envelope) -> list[Envelope]:
+        """`first` and the publishes right behind it; a retry stays alone, so that it can only crash itself."""
+        batch = [first]
+        while not first.crashes and len(batch) < BATCH_EVENTS_MAX:
+            if (envelope := self._mailbox.receive_publish_nowait()) is None:
+                break
+            self._hands.holding.append(envelope)
+            batch.append(envelope)
+        return batch
+
+    async def _publish(self, batch: Sequence[Envelope]) -> None:
+        events = [_event_in(envelope) for envelope in batch]
+        try:
+            pending = self._store.append_nowait(self._diagnosis_id, events)
+        except Busy as refusal:
+            for envelope in batch:
+                self._refuse(envelope, refusal)
+            return
+        for index, envelope in enumerate(batch):
+            envelope.pending, envelope.pending_index = pending, index
+        outcomes = await pending.wait()
+        connections = len(self._roster.subscribers)
+        await self._extend_ring(events, outcomes)
+        for envelope, outcome in zip(batch, outcomes, strict=True):
+            self._answer_publish(envelope, outcome, connections)
+
+    async def _extend_ring(self, events: Sequence[NewEvent], outcomes: Sequence[Appended | StorageError]) -> None:
+        """Take stored events into the ring and send them out."""
+        ring, before = self._ring, self._ring.head
+        for event, outcome in zip(events, outcomes, strict=True):
+            if isinstance(outcome, Appended) and outcome.seq == ring.head + 1:
+                stored = Event(outcome.seq, outcome.at, event.kind, event.body)
+                ring.append(stored.seq, self._render(self._diagnosis_id, stored))
+        newest = max((one.seq for one in outcomes if isinstance(one, Appended)), default=Seq(0))
+        if newest > ring.head:
+            await self._catch_up()
+        if ring.head > before:
+            await self._fan_out(before)
+
+    async def _catch_up(self) -> None:
+        """Read from the store what the ring lacks: another writer's events lie between its numbers and ours."""
+        found = await self._store.read_after(self._diagnosis_id, self._ring.head, OUTBOX_EVENTS_MAX)
+        self._ring.raise_floor(found.window)
+        for event in found.events:
+            self._ring.append(event.seq, self._render(self._diagnosis_id, event))
+
+    async def _fan_out(self, before: Seq) -> None:
+        """Give everyone the events above `before`, in chunks."""
+        numbered = tuple(self._ring.frames_after(before, OUTBOX_EVENTS_MAX))
+        burst = Burst(numbered[0][0], numbered[-1][0], tuple(frame for _, frame in numbered))
+        for index, subscriber in enumerate(list(self._roster.subscribers), start=1):
+            if not subscriber.gone:
+                subscriber.transport.feed(burst)
+            if index % FANOUT_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _answer_publish(self, envelope: Envelope, outcome: Appended | StorageError, connections: int) -> None:
+        if isinstance(outcome, StorageError):
+            self._refuse(envelope, outcome)
+            return
+        online, known, at_risk = self._roster.counts()
+        notified = 0 if outcome.replayed else connections
+        self._answer(envelope, Receipt(outcome.seq, outcome.epoch, notified, online, known, at_risk, outcome.replayed))
+
+    # Subscribing
+
+    async def _subscribe(self, envelope: Envelope, message: Subscribe) -> None:
+        """Attach a connection. Its start is stored as its cursor first, so that it is known from now on."""
+        subscriber, ring = message.subscriber, self._ring
+        self._roster.detach(subscriber)  # the former incarnation may have attached it before it crashed
+        known = self._everyone_known.get(subscriber.id)
+        decided = plan(ring.window, message.wanted, None if known is None else (known.epoch, known.seq))
+        now = self._clock.wall()
+        try:
+            if known is None or known.epoch != ring.epoch or decided.cursor > known.seq:
+                known = await self._store_start(subscriber.id, decided.cursor, now)
+            else:
+                known.seen_at = now
+                self._keeper.mark(known)
+        except (StorageError, DevicesExhausted) as refusal:
+            self._refuse(envelope, refusal)
+            return
+        if not subscriber.gone:
+            self._roster.attach(subscriber, known, decided.position)
+        self._answer(envelope, Admission(ring.window, decided))
+
+    async def _store_start(self, subscriber_id: SubscriberId, cursor: Seq, now: float) -> Known:
+        """Make a subscriber known from `cursor` on, or move a known one there."""
+        if subscriber_id not in self._everyone_known:
+            longest_unseen = self._roster.device_to_forget(subscriber_id)
+            if longest_unseen is not None:
+                await self._drop_known([longest_unseen])
+        epoch = self._ring.epoch
+        (stored,) = await self._store.move_cursors([CursorMove(self._diagnosis_id, subscriber_id, epoch, cursor, now)])
+        if stored is None:
+            raise NoSuchDiagnosis(self._diagnosis_id)
+        known = self._everyone_known.get(subscriber_id)
+        if known is None:
+            first = Cursor(subscriber_id, epoch, stored, seen_at=now, acknowledged_at=None)
+            known = self._everyone_known[subscriber_id] = Known(self._diagnosis_id, first)
+        else:
+            known.seq = max(known.seq_in(epoch), stored)
+            known.epoch, known.seen_at = epoch, now
+        return known
+
+    async def _drop_known(self, subscribers: Sequence[SubscriberId], audit: NewAuditRow | None = None) -> int:
+        """Forget known subscribers, here and in the store; how many there were."""
+        for subscriber_id in subscribers:
+            if (known := self._everyone_known.pop(subscriber_id, None)) is not None:
+                self._keeper.discard(known)
+        return await self._store.forget(self._diagnosis_id, subscribers, audit)
+
+    # Operators
+
+    async def _purge(self, envelope: Envelope, message: Purge) -> None:
+        try:
+            window = await self._store.purge(self._diagnosis_id, message.audit)
+        except StorageError as refusal:
+            self._refuse(envelope, refusal)
+            return
+        self._ring.raise_floor(window)
+        self._roster.wake_all()
+        self._answer(envelope, self._ring.window)
+
+    async def _forget(self, envelope: Envelope, message: Forget) -> None:
+        away = [one.id for one in self._everyone_known.values() if message.which(one.id) and not one.connections]
+        try:
+            dropped = await self._drop_known(away, message.audit)
+        except StorageError as refusal:
+            self._refuse(envelope, refusal)
+            return
+        self._answer(envelope, dropped)
+
+    def _trace(self, seq: Seq) -> tuple[Delivery, ...]:
+        epoch = self._ring.epoch
+        return tuple(
+            Delivery(one.id, bool(one.connections), one.seq_in(epoch), self._state_of(seq, one), one.acknowledged_at)
+            for one in self._everyone_known.values()
+        )
+
+    def _state_of(self, seq: Seq, known: Known) -> DeliveryState:
+        if known.seq_in(self._ring.epoch) >= seq:
+            return DeliveryState.ACKNOWLEDGED
+        if any(connection.position >= seq for connection in known.connections):
+            return DeliveryState.WRITTEN
+        return DeliveryState.PENDING if seq > self._ring.floor else DeliveryState.LOST
+
+    # Small
+
+    @property
+    def _ring(self) -> Ring:
+        assert self._roster.ring is not None, "loaded before the first message"
+        return self._roster.ring
+
+    @property
+    def _everyone_known(self) -> dict[SubscriberId, Known]:
+        assert self._roster.known is not None, "loaded before the first message"
+        return self._roster.known
+
+    def _answer(self, envelope: Envelope, answer: object) -> None:
+        self._hands.holding.remove(envelope)
+        envelope.reply.answer(answer)
+
+    def _refuse(self, envelope: Envelope, refusal: Exception) -> None:
+        self._hands.holding.remove(envelope)
+        envelope.reply.refuse(refusal)
+
+
+def _event_in(envelope: Envelope) -> NewEvent:
+    assert isinstance(envelope.message, Publish), "a batch holds publishes only"
+    return envelope.message.event

@@ -1,0 +1,104 @@
+"""The mailbox of one diagnosis actor: a bounded memory channel that outlives incarnations.
+
+The limit counts publishes; other messages have an allowance of their own, so that a flood of events
+never keeps a subscriber or an operator out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from actors.errors import MailboxFull
+from actors.messages import Envelope, Publish
+
+CONTROLS_MAX: Final = 20_000
+"""Messages other than publishes that may wait. Reason: everybody reconnects at once. Beyond: refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxStatistics:
+    """How full a mailbox is; counts publishes."""
+
+    depth: int
+    peak: int
+    limit: int
+
+
+class Mailbox:
+    """First in, first out; one reader."""
+
+    def __init__(self, publishes_max: int) -> None:
+        self._publishes_max = publishes_max
+        self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX)
+        self._held: deque[Envelope] = deque(maxlen=1)
+        self._publishes = self._peak = self._controls = 0
+
+    def tell_nowait(self, envelope: Envelope) -> None:
+        """Put a message in.
+
+        Raises:
+            MailboxFull: as many publishes (or other messages) as may wait do so already.
+        """
+        if isinstance(envelope.message, Publish):
+            if self._publishes >= self._publishes_max:
+                raise MailboxFull(f"{self._publishes_max} publishes wait already")
+            self._publishes += 1
+            self._peak = max(self._peak, self._publishes)
+        else:
+            if self._controls >= CONTROLS_MAX:
+                raise MailboxFull(f"{CONTROLS_MAX} messages wait already")
+            self._controls += 1
+        self._send.send_nowait(envelope)
+
+    async def receive(self) -> Envelope:
+        """The next message.
+
+        Cancellation: no message is lost.
+        """
+        if self._held:
+            return self._taken(self._held.popleft())
+        return self._taken(await self._receive.receive())
+
+    def receive_publish_nowait(self) -> Envelope | None:
+        """The next message if it is here and is a publish."""
+        envelope = self._next_nowait()
+        if envelope is None:
+            return None
+        if not isinstance(envelope.message, Publish):
+            self._held.append(envelope)
+            return None
+        return self._taken(envelope)
+
+    def drain_nowait(self) -> list[Envelope]:
+        """Take out everything."""
+        drained = []
+        while (envelope := self._next_nowait()) is not None:
+            drained.append(self._taken(envelope))
+        return drained
+
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._publishes or self._controls)
+
+    def statistics(self) -> MailboxStatistics:
+        """How full it is."""
+        return MailboxStatistics(self._publishes, self._peak, self._publishes_max)
+
+    def _next_nowait(self) -> Envelope | None:
+        if self._held:
+            return self._held.popleft()
+        try:
+            return self._receive.receive_nowait()
+        except trio.WouldBlock:
+            return None
+
+    def _taken(self, envelope: Envelope) -> Envelope:
+        if isinstance(envelope.message, Publish):
+            self._publishes -= 1
+        else:
+            self._controls -= 1
+        return envelope

@@ -1,0 +1,181 @@
+"""What can be put into a diagnosis actor's mailbox, and what it answers. Frozen values in a closed union."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+import trio
+
+from actors.resume import Plan, Wanted
+from actors.subscriber import Subscriber
+from storage.errors import StorageError
+from storage.records import Appended, Epoch, NewAuditRow, NewEvent, Seq, SubscriberId, Window
+from storage.store import PendingAppend
+
+Answer = TypeVar("Answer")
+
+
+class Asks(Generic[Answer]):
+    """A message that is answered with an `Answer`."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The answer to a publisher: the event is on disk and on its way."""
+
+    seq: Seq
+    epoch: Epoch
+    clients_notified: int
+    """Connections attached when the event committed; 0 for a replay."""
+    online: int
+    """Known subscribers with at least one connection."""
+    known: int
+    """Known subscribers."""
+    at_risk: int
+    """Known subscribers more than 80 events behind."""
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to a subscriber: it is attached, and this is how it continues."""
+
+    window: Window
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far behind one known subscriber is."""
+
+    subscriber: SubscriberId
+    online: bool
+    cursor: Seq
+    lag: int
+    """Events between its cursor and the head."""
+
+
+class DeliveryState(StrEnum):
+    """What became of one event for one subscriber."""
+
+    ACKNOWLEDGED = "acknowledged"
+    WRITTEN = "written"
+    """Given to a connection that is still attached, not acknowledged yet."""
+    PENDING = "pending"
+    """Retained, and due."""
+    LOST = "lost"
+    """No longer retained, and not known to have arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of one event for one known subscriber."""
+
+    subscriber: SubscriberId
+    online: bool
+    cursor: Seq
+    state: DeliveryState
+    acknowledged_at: float | None
+    """Last move of its cursor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publish(Asks[Receipt]):
+    """Store an event and send it to everyone."""
+
+    event: NewEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe(Asks[Admission]):
+    """Attach a connection."""
+
+    subscriber: Subscriber
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect(Asks[Window]):
+    """Say what you retain; also the way to know that everything before it in the mailbox is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace(Asks[tuple[Delivery, ...]]):
+    """Say what became of one event, for every known subscriber."""
+
+    seq: Seq
+
+
+@dataclass(frozen=True, slots=True)
+class Purge(Asks[Window]):
+    """Drop the retained events."""
+
+    audit: NewAuditRow
+
+
+@dataclass(frozen=True, slots=True)
+class Forget(Asks[int]):
+    """Drop the cursors of known subscribers that are not connected; how many there were."""
+
+    which: Callable[[SubscriberId], bool]
+    audit: NewAuditRow
+
+
+Message = Publish | Subscribe | Inspect | Trace | Purge | Forget
+
+
+class Reply(Generic[Answer]):
+    """Where one answer will be: set once, by the actor or its supervisor."""
+
+    __slots__ = ("_answer", "_error", "_event")
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._answer: Answer | None = None
+        self._error: Exception | None = None
+
+    def answer(self, answer: Answer) -> None:
+        self._answer = answer
+        self._event.set()
+
+    def refuse(self, error: Exception) -> None:
+        self._error = error
+        self._event.set()
+
+    async def wait(self) -> Answer:
+        """The answer.
+
+        Raises:
+            ActorError, StorageError: the refusal that was given instead.
+
+        Cancellation: stops waiting; the message is still carried out.
+        """
+        await self._event.wait()
+        if self._error is not None:
+            raise self._error
+        return self._answer  # type: ignore[return-value]  # set before the event
+
+
+class Envelope:
+    """A message on its way, with what is needed to finish it after a crash."""
+
+    __slots__ = ("crashes", "message", "pending", "pending_index", "reply")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.reply: Reply[object] = Reply()
+        self.crashes = 0
+        """Incarnations that crashed with this message in hand."""
+        self.pending: PendingAppend | None = None
+        """The append that has reached the store with this message's event in it."""
+        self.pending_index = 0
+
+    async def outcome(self) -> Appended | StorageError:
+        """What became of this message's event; only once `pending` is set."""
+        assert self.pending is not None, "the append has not reached the store"
+        return (await self.pending.wait())[self.pending_index]

@@ -1,0 +1,260 @@
+"""The door of this room: find the actor of a diagnosis by id, waking it if need be, and talk to it.
+
+One registry per server. Nobody keeps a mailbox across an await: they keep ids.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar, cast
+
+import trio
+
+from actors.cursors import CursorKeeper
+from actors.diagnosis import Render
+from actors.errors import Draining, Quarantined
+from actors.intensity import Intensity
+from actors.mailbox import Mailbox, MailboxStatistics
+from actors.messages import Asks, Envelope, Inspect, Message
+from actors.ring import Ring
+from actors.roster import Roster
+from actors.subscriber import Ending, Subscriber
+from actors.supervisor import ActorState, Cell, Crash, Limits, Supervisor, Wish
+from storage.clock import Clock
+from storage.records import Seq, SubscriberId, Window
+from storage.store import Store
+
+Answer = TypeVar("Answer")
+
+LAG_SHOWN: Final = 10
+"""Subscribers shown with their lag."""
+
+INCARNATIONS_MAX: Final = 100_000
+"""Resting diagnoses whose incarnation number is remembered. Beyond: the oldest counts from 1 again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far behind one known subscriber is."""
+
+    subscriber: SubscriberId
+    online: bool
+    cursor: Seq
+    events: int
+    """Events between its cursor and the head."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorStatistics:
+    """One actor as its supervisor sees it."""
+
+    diagnosis_id: str
+    state: ActorState
+    incarnation: int
+    connections: int
+    mailbox: MailboxStatistics
+    restarts: int
+    last_crash: Crash | None
+    window: Window | None
+    """What its ring holds; `None`: not loaded."""
+    lag: tuple[Lag, ...] | None
+    """The subscribers furthest behind, at most `LAG_SHOWN`; `None`: not loaded."""
+
+
+class Registry:
+    """All diagnosis actors of this server, by diagnosis id."""
+
+    def __init__(
+        self,
+        store: Store,
+        actors_nursery: trio.Nursery,
+        *,
+        render: Render,
+        clock: Clock,
+        jitter: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self._actors_nursery = actors_nursery
+        self._clock = clock
+        self._limits = limits
+        self._keeper = CursorKeeper(store, clock)
+        self._supervisor = Supervisor(store, self._keeper, render=render, clock=clock, jitter=jitter, limits=limits)
+        self._cells: dict[str, Cell] = {}
+        self._incarnations: dict[str, int] = {}
+        self._draining = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Store acknowledged cursors until cancelled; actors run in the nursery given at the start."""
+        await self._keeper.run(task_status=task_status)
+
+    # Talking to actors
+
+    async def ask(self, diagnosis_id: str, message: Asks[Answer]) -> Answer:
+        """Put a message into the actor's mailbox and wait for its answer.
+
+        Raises:
+            MailboxFull, Draining: certainly not done.
+            Quarantined: the actor rests.
+            Crashed: the actor crashed twice over it; whether it was done is unknown.
+            StorageError: the store refused; see there.
+
+        Cancellation: stops waiting; a message that is in the mailbox is still carried out.
+        """
+        return await self.tell(diagnosis_id, message)()
+
+    def tell(self, diagnosis_id: str, message: Asks[Answer]) -> Callable[[], Awaitable[Answer]]:
+        """Put a message into the actor's mailbox now; what is returned waits for the answer. Raises as `ask`."""
+        if self._draining:
+            raise Draining("the server is stopping")
+        cell = self._cell(diagnosis_id)
+        if cell.state is ActorState.QUARANTINED:
+            raise Quarantined(max(0.0, cell.quarantined_until - self._clock.monotonic()))
+        envelope = Envelope(cast(Message, message))
+        cell.mailbox.tell_nowait(envelope)
+        self._wake(cell)
+        return cast("Callable[[], Awaitable[Answer]]", envelope.reply.wait)
+
+    def acknowledge(self, subscriber: Subscriber, seq: Seq, *, answer: bool = False) -> bool:
+        """Move the cursor of an attached subscriber; see `CursorKeeper.acknowledge`."""
+        return self._keeper.acknowledge(subscriber, seq, answer=answer)
+
+    def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+        """End the connections of one diagnosis that `which` picks; how many."""
+        cell = self._cells.get(diagnosis_id)
+        return 0 if cell is None else cell.roster.end_where(which, ending)
+
+    def end_all(self) -> None:
+        """The server stops: say goodbye to every connection."""
+        for cell in list(self._cells.values()):
+            cell.roster.end_where(lambda _: True, Ending.STOPPING)
+
+    # Operators
+
+    async def restart(self, diagnosis_id: str) -> None:
+        """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine."""
+        cell = self._cell(diagnosis_id)
+        before = cell.incarnation
+        cell.ask_for(Wish.RESTART)
+        self._wake(cell)
+        while cell.incarnation == before:
+            await cell.changed.wait()
+
+    async def stop(self, diagnosis_id: str) -> None:
+        """Passivate the actor now. Sockets stay open; the next message wakes it."""
+        cell = self._cells.get(diagnosis_id)
+        if cell is None:
+            return
+        before = cell.incarnation
+        cell.ask_for(Wish.STOP)
+        while cell.state is not ActorState.PASSIVE and cell.incarnation == before:
+            await cell.changed.wait()
+
+    def retire(self, diagnosis_id: str) -> None:
+        """The diagnosis was deleted: end its connections, answer what waits, and forget its actor."""
+        cell = self._cells.pop(diagnosis_id, None)
+        if cell is None:
+            return
+        self._remember(cell)
+        cell.roster.end_where(lambda _: True, Ending.DELETED)
+        cell.ask_for(Wish.RETIRE)
+
+    async def drain(self) -> None:
+        """Take nothing new, finish what is in the mailboxes, store all cursors.
+
+        Cancellation: what is not finished is dropped; its publishers are told.
+        """
+        answers = [self.tell(one.diagnosis_id, Inspect()) for one in list(self._cells.values()) if one.has_work]
+        self._draining = True
+        for answer in answers:
+            await answer()
+        await self._keeper.flush()
+
+    # Looking
+
+    @property
+    def connections(self) -> dict[str, int]:
+        """Attached connections of every diagnosis that has any."""
+        return {one.diagnosis_id: len(one.roster.subscribers) for one in self._cells.values() if one.roster.subscribers}
+
+    @property
+    def unacknowledged(self) -> dict[str, int]:
+        """What `Report.unacknowledged` says, for every actor that has loaded its outbox."""
+        return {
+            one.diagnosis_id: one.roster.unacknowledged()
+            for one in self._cells.values()
+            if one.roster.ring is not None and one.roster.known is not None
+        }
+
+    @property
+    def actors(self) -> int:
+        """Actors in memory."""
+        return len(self._cells)
+
+    def statistics_of(self, diagnosis_id: str) -> ActorStatistics:
+        """One actor; of one that is not in memory, what it would be. Wakes nobody."""
+        cell = self._cells.get(diagnosis_id) or self._new_cell(diagnosis_id)
+        ring = cell.roster.ring
+        return ActorStatistics(
+            cell.diagnosis_id,
+            cell.state,
+            cell.incarnation,
+            len(cell.roster.subscribers),
+            cell.mailbox.statistics(),
+            cell.restarts,
+            cell.last_crash,
+            window=None if ring is None else ring.window,
+            lag=None if ring is None or cell.roster.known is None else _lag(cell.roster, ring),
+        )
+
+    # Cells
+
+    def _cell(self, diagnosis_id: str) -> Cell:
+        cell = self._cells.get(diagnosis_id)
+        if cell is None:
+            cell = self._cells[diagnosis_id] = self._new_cell(diagnosis_id)
+            cell.roster.emptied = lambda: self._drop_if_idle(cell)
+        return cell
+
+    def _new_cell(self, diagnosis_id: str) -> Cell:
+        limits = self._limits
+        return Cell(
+            diagnosis_id,
+            Mailbox(limits.mailbox_publishes_max),
+            Roster(diagnosis_id),
+            Intensity(limits.restart_intensity_max, limits.restart_intensity_seconds),
+            incarnation=self._incarnations.get(diagnosis_id, 0),
+        )
+
+    def _wake(self, cell: Cell) -> None:
+        if cell.state is not ActorState.PASSIVE:
+            return
+        cell.become(ActorState.RUNNING)
+        # An empty context: the actor must not keep alive the context of the request that happened to wake it.
+        start = self._actors_nursery.start_soon
+        contextvars.Context().run(lambda: start(self._supervisor.supervise, cell, self._rested, name=cell.diagnosis_id))
+
+    def _rested(self, cell: Cell) -> None:
+        cell.become(ActorState.PASSIVE)
+        if cell.has_work:
+            self._wake(cell)
+        else:
+            self._drop_if_idle(cell)
+
+    def _drop_if_idle(self, cell: Cell) -> None:
+        idle = cell.state is ActorState.PASSIVE and not cell.has_work and not cell.roster.subscribers
+        if idle and self._cells.get(cell.diagnosis_id) is cell:
+            del self._cells[cell.diagnosis_id]
+            self._remember(cell)
+
+    def _remember(self, cell: Cell) -> None:
+        self._incarnations.pop(cell.diagnosis_id, None)
+        self._incarnations[cell.diagnosis_id] = cell.incarnation
+        if len(self._incarnations) > INCARNATIONS_MAX:
+            del self._incarnations[next(iter(self._incarnations))]
+
+
+def _lag(roster: Roster, ring: Ring) -> tuple[Lag, ...]:
+    behind = [(one, one.seq_in(ring.epoch)) for one in roster.lagging(LAG_SHOWN)]
+    return tuple(Lag(one.id, bool(one.connections), cursor, ring.head - cursor) for one, cursor in behind)

@@ -1,0 +1,90 @@
+"""Where a subscriber begins: PROTOCOL section 4 as arithmetic. Pure: no Trio, no store.
+
+A reconnect is judged by comparing numbers with `head` and `floor`, never by looking an event up, so
+an idle client is exact for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from storage.records import Epoch, Seq, Window
+
+OLDEST: Final = -1
+"""`Wanted.newest` of a subscriber that wants everything retained."""
+
+
+class Resume(StrEnum):
+    """How a connection continues (`resume` of the `connect` frame)."""
+
+    FRESH = "fresh"
+    """No position was known: it begins where it asked to."""
+    EXACT = "exact"
+    """It misses nothing."""
+    PARTIAL = "partial"
+    """A gap comes first."""
+    RESET = "reset"
+    """Its position belongs to another history: reload, then everything retained follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the client said about its position."""
+
+    after: Seq | None = None
+    """Its own last applied number; wins over the stored cursor."""
+    epoch: Epoch | None = None
+    """The history `after` belongs to; `None`: the current one."""
+    newest: int = OLDEST
+    """Without any position: begin with the newest n events (0: none), `OLDEST`: with all retained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an admitted connection gets."""
+
+    resume: Resume
+    position: Seq
+    """Everything above it follows, a gap first where it is below the floor."""
+    cursor: Seq
+    """The subscriber's cursor in the current epoch from now on."""
+    missed: int
+    """Numbers in the gap that comes first."""
+    queued: int
+    """Events that follow before `live`."""
+
+
+def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Plan:
+    """Decide where a connection begins.
+
+    Args:
+        window: what the diagnosis retains now.
+        wanted: what the client said.
+        stored: the subscriber's cursor and the epoch it belongs to, `None` if it is not known.
+    """
+    current = stored[1] if stored is not None and stored[0] == window.epoch else None
+    if wanted.after is not None:
+        foreign = wanted.epoch is not None and wanted.epoch != window.epoch
+        if foreign or wanted.after > window.head:
+            return _reset(window, current)
+        return _continue(window, wanted.after, max(wanted.after, current or Seq(0)))
+    if current is not None:
+        return _continue(window, current, current)
+    if stored is not None:
+        return _reset(window, None)
+    position = window.floor if wanted.newest == OLDEST else Seq(max(window.floor, window.head - wanted.newest))
+    return Plan(Resume.FRESH, position, position, missed=0, queued=window.head - position)
+
+
+def _continue(window: Window, position: Seq, cursor: Seq) -> Plan:
+    missed = max(0, window.floor - position)
+    resume = Resume.PARTIAL if missed else Resume.EXACT
+    return Plan(resume, position, cursor, missed, queued=window.head - max(position, window.floor))
+
+
+def _reset(window: Window, cursor: Seq | None) -> Plan:
+    """A reset acknowledges nothing: a cursor of the current epoch stays, any other becomes the floor."""
+    kept = window.floor if cursor is None else cursor
+    return Plan(Resume.RESET, window.floor, kept, missed=0, queued=window.head - window.floor)

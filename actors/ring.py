@@ -1,0 +1,85 @@
+"""The newest events of one diagnosis, rendered, by number. Pure arithmetic: no Trio, no store.
+
+A ring is filled by its actor alone, in number order; everybody else reads it from a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from storage.records import OUTBOX_EVENTS_MAX, Epoch, Seq, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A hole: numbers a reader can no longer get."""
+
+    first: Seq
+    last: Seq
+    purged: bool
+    """True: the last number was purged by an operator; False: it was evicted by the cap."""
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+
+class Ring:
+    """At most `OUTBOX_EVENTS_MAX` rendered events: `floor < seq <= head`."""
+
+    __slots__ = ("_frames", "epoch", "floor", "head", "purged")
+
+    def __init__(self, window: Window) -> None:
+        """Start empty at the floor of `window`; its events follow through `append`."""
+        self.epoch: Epoch = window.epoch
+        self.floor: Seq = window.floor
+        self.head: Seq = window.floor
+        self.purged: Seq = window.purged
+        self._frames: list[bytes | None] = [None] * OUTBOX_EVENTS_MAX
+
+    def append(self, seq: Seq, frame: bytes) -> None:
+        """Add the next event; at the cap the oldest goes.
+
+        Raises:
+            ValueError: `seq` is not `head + 1`.
+        """
+        if seq != self.head + 1:
+            raise ValueError(f"event {seq} cannot follow {self.head}")
+        self._frames[seq % OUTBOX_EVENTS_MAX] = frame
+        self.head = seq
+        if seq - self.floor > OUTBOX_EVENTS_MAX:
+            self.floor = Seq(seq - OUTBOX_EVENTS_MAX)
+
+    def raise_floor(self, window: Window) -> None:
+        """Let go of what `window` no longer retains (a purge, or events lost in the store)."""
+        self.purged = window.purged
+        for seq in range(self.floor + 1, min(window.floor, self.head) + 1):
+            self._frames[seq % OUTBOX_EVENTS_MAX] = None
+        self.floor = max(self.floor, window.floor)
+        self.head = max(self.head, self.floor)
+
+    def gap_after(self, position: Seq) -> Gap | None:
+        """The hole between `position` and the oldest retained event, `None` if there is none."""
+        if position >= self.floor:
+            return None
+        return Gap(Seq(position + 1), self.floor, purged=self.floor == self.purged)
+
+    def frames_after(self, position: Seq, limit: int) -> Iterator[tuple[Seq, bytes]]:
+        """The retained events above `position`, lowest first, at most `limit`.
+
+        Ownership: read it out before the next checkpoint; the ring moves on.
+        """
+        first = max(position, self.floor) + 1
+        for number in range(first, min(self.head, first + limit - 1) + 1):
+            frame = self._frames[number % OUTBOX_EVENTS_MAX]
+            assert frame is not None, "a retained number without its event"
+            yield Seq(number), frame
+
+    @property
+    def window(self) -> Window:
+        """What the ring holds, as a value."""
+        return Window(self.epoch, self.head, self.floor, self.purged)
+
+    def __len__(self) -> int:
+        return self.head - self.floor

@@ -1,0 +1,153 @@
+"""Who follows one diagnosis: attached connections and known subscribers. Outlives incarnations of its actor.
+
+Nothing here waits, so every method is atomic. The actor attaches; anybody may detach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from actors.errors import DevicesExhausted
+from actors.ring import Ring
+from actors.subscriber import Ending, Subscriber
+from storage.records import Cursor, Epoch, Seq, SubscriberId
+
+DEVICES_MAX: Final = 100
+"""Named devices of one user (or of all anonymous ones) per diagnosis. Beyond: the longest-unseen is forgotten."""
+
+UNSEEN_SECONDS_MAX: Final = 30 * 24 * 3600
+"""A subscriber unseen for so long is forgotten (PROTOCOL section 2)."""
+
+AT_RISK_LAG: Final = 80
+"""A known subscriber more than so many events behind will lose some soon (PROTOCOL section 7)."""
+
+
+class Known:
+    """A known subscriber: its cursor as this process has it, stored or about to be."""
+
+    __slots__ = ("acknowledged_at", "connections", "diagnosis_id", "epoch", "id", "seen_at", "seq", "waiting")
+
+    def __init__(self, diagnosis_id: str, cursor: Cursor) -> None:
+        self.diagnosis_id = diagnosis_id
+        self.id = cursor.subscriber
+        self.epoch: Epoch = cursor.epoch
+        self.seq: Seq = cursor.seq
+        self.seen_at = cursor.seen_at
+        self.acknowledged_at = cursor.acknowledged_at
+        self.connections: dict[Subscriber, None] = {}
+        """Attached connections, oldest first."""
+        self.waiting: dict[Subscriber, None] = {}
+        """Connections to tell once the cursor is stored."""
+
+    def seq_in(self, epoch: Epoch) -> Seq:
+        """Its cursor in `epoch`: 0 if it belongs to another one."""
+        return self.seq if self.epoch == epoch else Seq(0)
+
+
+class Roster:
+    """The subscribers of one diagnosis, and the ring they read."""
+
+    def __init__(self, diagnosis_id: str) -> None:
+        self.diagnosis_id = diagnosis_id
+        self.ring: Ring | None = None
+        """The newest incarnation's ring; stays readable while the actor restarts or rests."""
+        self.subscribers: dict[Subscriber, None] = {}
+        """Attached connections, oldest first."""
+        self.known: dict[SubscriberId, Known] | None = None
+        """All known subscribers; `None` until the first incarnation has loaded them."""
+        self.emptied: Callable[[], None] = lambda: None
+        """Called when the last connection has left."""
+
+    def attach(self, subscriber: Subscriber, known: Known, position: Seq) -> None:
+        """Let a connection follow from `position`; a named subscriber's older connection is replaced."""
+        assert self.ring is not None, "nobody is attached before the ring is loaded"
+        if subscriber.id.device is not None:
+            for older in list(known.connections):
+                self.end(older, Ending.REPLACED)
+        self.subscribers[subscriber] = None
+        known.connections[subscriber] = None
+        subscriber.begin(self, known, position, self.ring.head)
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Forget a connection. Idempotent."""
+        if subscriber not in self.subscribers:
+            return
+        del self.subscribers[subscriber]
+        assert subscriber.known is not None, "an attached connection has a known subscriber"
+        subscriber.known.connections.pop(subscriber, None)
+        subscriber.known.waiting.pop(subscriber, None)
+        if not self.subscribers:
+            self.emptied()
+
+    def end(self, subscriber: Subscriber, ending: Ending) -> None:
+        """Detach a connection for good and have its transport say why."""
+        if subscriber.gone:
+            return
+        subscriber.detach()
+        subscriber.transport.end(ending)
+
+    def end_where(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+        """End every attached connection that `which` picks; how many."""
+        picked = [subscriber for subscriber in self.subscribers if which(subscriber)]
+        for subscriber in picked:
+            self.end(subscriber, ending)
+        return len(picked)
+
+    def wake_all(self) -> None:
+        """Have every attached connection look at the ring again."""
+        for subscriber in list(self.subscribers):
+            subscriber.transport.wake()
+
+    def counts(self) -> tuple[int, int, int]:
+        """Known subscribers: how many are online, how many there are, how many are at risk."""
+        known = self.known or {}
+        if self.ring is None:
+            return sum(1 for one in known.values() if one.connections), len(known), 0
+        limit, epoch = self.ring.head - AT_RISK_LAG, self.ring.epoch
+        online = at_risk = 0
+        for one in known.values():
+            online += bool(one.connections)
+            at_risk += one.seq_in(epoch) < limit
+        return online, len(known), at_risk
+
+    def unacknowledged(self) -> int:
+        """Retained events that some known subscriber has not acknowledged; all of them while nobody is known."""
+        if self.ring is None:
+            return 0
+        epoch, floor = self.ring.epoch, self.ring.floor
+        lowest = min((one.seq_in(epoch) for one in (self.known or {}).values()), default=floor)
+        return self.ring.head - max(lowest, floor)
+
+    def lagging(self, most: int) -> list[Known]:
+        """The known subscribers that are furthest behind, at most `most`."""
+        if self.ring is None or self.known is None:
+            return []
+        epoch = self.ring.epoch
+        return sorted(self.known.values(), key=lambda one: one.seq_in(epoch))[:most]
+
+    def unseen(self, now: float) -> list[SubscriberId]:
+        """Known subscribers that are not connected and were last seen too long ago."""
+        known = self.known or {}
+        return [one.id for one in known.values() if not one.connections and one.seen_at <= now - UNSEEN_SECONDS_MAX]
+
+    def device_to_forget(self, newcomer: SubscriberId) -> SubscriberId | None:
+        """The device that must go so that `newcomer` can become known; `None`: there is room.
+
+        Raises:
+            DevicesExhausted: all of this user's devices are connected.
+        """
+        if newcomer.device is None:
+            return None
+        devices = list(self._devices_of(newcomer.sub))
+        if len(devices) < DEVICES_MAX:
+            return None
+        away = [one for one in devices if not one.connections]
+        if not away:
+            raise DevicesExhausted(f"at most {DEVICES_MAX} devices of one user can follow a diagnosis")
+        return min(away, key=lambda one: one.seen_at).id
+
+    def _devices_of(self, sub: str | None) -> Iterator[Known]:
+        for one in (self.known or {}).values():
+            if one.id.sub == sub and one.id.device is not None:
+                yield one
