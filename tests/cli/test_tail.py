@@ -1,0 +1,212 @@
+"""`tail` against a stand-in that speaks the server's side of the protocol, over real sockets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import trio
+from trio_websocket import WebSocketConnection, WebSocketRequest, serve_websocket
+
+from web.commands.client import Client, Credentials
+from web.commands.failures import CommandFailed, Unreachable
+from web.commands.following import Position
+from web.commands.tail import Tail
+
+Act = Callable[[WebSocketConnection], Awaitable[None]]
+
+
+@dataclass
+class StandIn:
+    """Accepts connections and lets the next prepared act speak on each."""
+
+    acts: list[Act]
+    url: str = ""
+    queries: list[dict[str, list[str]]] = field(default_factory=list)
+    headers: list[dict[bytes, bytes]] = field(default_factory=list)
+
+    async def handle(self, request: WebSocketRequest) -> None:
+        self.queries.append(parse_qs(urlsplit(request.path).query))
+        self.headers.append(dict(request.headers))
+        await self.acts.pop(0)(await request.accept())
+
+
+@asynccontextmanager
+async def standing_in(*acts: Act) -> AsyncIterator[StandIn]:
+    stand_in = StandIn(list(acts))
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(serve_websocket, stand_in.handle, "127.0.0.1", 0, None)
+        stand_in.url = f"http://127.0.0.1:{server.port}"
+        with trio.fail_after(20):
+            yield stand_in
+        nursery.cancel_scope.cancel()
+
+
+def connect(resume: str = "fresh", epoch: str = "e1", floor: int = 0, head: int = 2) -> str:
+    data = {"resume": resume, "epoch": epoch, "floor": floor, "head": head, "missed": 0, "queued": 0}
+    return json.dumps({"type": "connect", "diagnosis_id": 42, "data": data})
+
+
+def event(seq: int) -> str:
+    data = {"feedback_id": seq, "rating": 5, "effectiveness": None}
+    return json.dumps({"type": "feedback_update", "seq": seq, "diagnosis_id": 42, "timestamp": "T", "data": data})
+
+
+def other(kind: str, **data: Any) -> str:
+    return json.dumps({"type": kind, "diagnosis_id": 42, "timestamp": "T", "data": data})
+
+
+def says(*frames: str, then_close: tuple[int, str] | None = None) -> Act:
+    async def act(connection: WebSocketConnection) -> None:
+        for frame in frames:
+            await connection.send_message(frame)
+        if then_close is not None:
+            await connection.aclose(*then_close)
+        else:
+            await trio.sleep_forever()
+
+    return act
+
+
+def tail_of(stand_in: StandIn, position: Position | None = None, **options: Any) -> Tail:
+    client = Client(stand_in.url, Credentials("secret"))
+    return Tail(client, "42", position or Position(), jitter=lambda: 0.0, **options)
+
+
+def numbers(printed: str) -> list[int]:
+    return [int(line.split("#")[1].split()[0]) for line in printed.splitlines()]
+
+
+async def test_events_are_printed_one_a_line_until_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    async with standing_in(says(connect(), event(1), other("live", seq=1), event(2), event(3))) as stand_in:
+        await tail_of(stand_in, events_max=2, device="d", start="new").follow(True)
+    printed = capsys.readouterr()
+    assert numbers(printed.out) == [1, 2]
+    assert printed.err.startswith("connected to diagnosis 42, from the start")
+    assert stand_in.queries == [{"device": ["d"], "start": ["new"]}]
+
+
+async def test_the_token_travels_in_the_header_and_not_in_the_url() -> None:
+    async with standing_in(says(connect(), event(1))) as stand_in:
+        await tail_of(stand_in, events_max=1).follow(True)
+    assert stand_in.headers[0][b"authorization"] == b"Bearer secret"
+    assert "token" not in stand_in.queries[0]
+
+
+async def test_after_a_restart_it_comes_back_with_its_position_and_prints_nothing_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    restart = other("bye", code=1012, reason="restart", retry_after_ms=10)
+    async with standing_in(
+        says(connect(), event(1), event(2), restart, then_close=(1012, "restart")),
+        says(connect("exact"), event(2), event(3)),
+    ) as stand_in:
+        await tail_of(stand_in, events_max=3).follow(True)
+    printed = capsys.readouterr()
+    assert numbers(printed.out) == [1, 2, 3]
+    assert "the connection ended: 1012 restart; coming back in 0.0 s" in printed.err
+    assert stand_in.queries[1] == {"after": ["2"], "epoch": ["e1"]}
+
+
+async def test_a_connection_that_breaks_is_taken_up_again(capsys: pytest.CaptureFixture[str]) -> None:
+    async def breaks(connection: WebSocketConnection) -> None:
+        await connection.send_message(connect())
+        await connection.send_message(event(1))
+        await connection._stream.aclose()
+
+    async with standing_in(breaks, says(connect("exact"), event(2))) as stand_in:
+        await tail_of(stand_in, events_max=2).follow(True)
+    assert numbers(capsys.readouterr().out) == [1, 2]
+
+
+async def test_a_new_numbering_starts_over(capsys: pytest.CaptureFixture[str]) -> None:
+    async with standing_in(says(connect("reset", epoch="e2", floor=0), event(1))) as stand_in:
+        await tail_of(stand_in, Position(50, "e1"), events_max=1).follow(True)
+    printed = capsys.readouterr()
+    assert numbers(printed.out) == [1]
+    assert "reload your data" in printed.err
+    assert stand_in.queries[0] == {"after": ["50"], "epoch": ["e1"]}
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1008, "access denied"), (4000, "replaced")])
+async def test_a_refusal_ends_it(code: int, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refusal = other("error", code="access_denied", detail="you may not follow this diagnosis")
+    async with standing_in(says(refusal, then_close=(code, reason))) as stand_in:
+        with pytest.raises(CommandFailed, match=f"the connection ended: {code} {reason}"):
+            await tail_of(stand_in).follow(True)
+    assert "access_denied: you may not follow this diagnosis" in capsys.readouterr().err
+
+
+async def test_without_reconnecting_any_end_is_the_end() -> None:
+    async with standing_in(says(connect(), then_close=(1012, "restart"))) as stand_in:
+        with pytest.raises(CommandFailed, match="1012 restart"):
+            await tail_of(stand_in).follow(False)
+
+
+async def test_a_gap_is_printed_among_the_events(capsys: pytest.CaptureFixture[str]) -> None:
+    gap = {"from": 1, "to": 4, "count": 4, "reason": "evicted"}
+    async with standing_in(says(connect(), other("gap", **gap), event(5))) as stand_in:
+        await tail_of(stand_in, events_max=1).follow(True)
+    assert capsys.readouterr().out.splitlines()[0] == "gap  #1 to #4: 4 no longer retained (evicted)"
+
+
+async def test_programs_get_every_frame_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [connect(), event(1)]
+    async with standing_in(says(*frames)) as stand_in:
+        await tail_of(stand_in, events_max=1, as_json=True).follow(True)
+    assert capsys.readouterr().out.splitlines() == frames
+
+
+async def test_with_application_acknowledgement_each_printed_event_is_acknowledged() -> None:
+    acknowledged: list[Any] = []
+    all_of_them = trio.Event()
+
+    async def act(connection: WebSocketConnection) -> None:
+        await says_now(connection, connect(), event(1), event(2))
+        acknowledged.extend([json.loads(await connection.get_message()) for _ in range(2)])
+        all_of_them.set()
+        await trio.sleep_forever()
+
+    async with standing_in(act) as stand_in:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tail_of(stand_in, ack="app").follow, True)
+            await all_of_them.wait()
+            nursery.cancel_scope.cancel()
+        assert stand_in.queries[0] == {"ack": ["app"]}
+    assert acknowledged == [{"type": "ack", "seq": 1}, {"type": "ack", "seq": 2}]
+
+
+async def test_a_token_of_our_own_is_renewed_before_it_expires() -> None:
+    renewed = trio.Event()
+
+    async def act(connection: WebSocketConnection) -> None:
+        await says_now(connection, connect(), other("auth_expiring", expires_at="T", seconds_left=60))
+        frame = json.loads(await connection.get_message())
+        assert frame["type"] == "auth"
+        assert frame["token"].count(".") == 2
+        renewed.set()
+        await trio.sleep_forever()
+
+    async with standing_in(act) as stand_in, trio.open_nursery() as nursery:
+        client = Client(stand_in.url, Credentials(key=b"k" * 32))
+        nursery.start_soon(Tail(client, "42", Position(), jitter=lambda: 0.0).follow, True)
+        await renewed.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_was_never_there_is_not_waited_for() -> None:
+    async with standing_in() as stand_in:
+        url = stand_in.url
+    stand_in.url = url
+    with pytest.raises(Unreachable, match="cannot reach"):
+        await tail_of(stand_in).follow(True)
+
+
+async def says_now(connection: WebSocketConnection, *frames: str) -> None:
+    for frame in frames:
+        await connection.send_message(frame)

@@ -1,0 +1,190 @@
+"""A real server in this process, on a real socket and a real database, and clients that talk to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+
+from web.composition import serve
+from web.settings import Settings
+from web.tokens import issue, load_key
+
+Frame = dict[str, Any]
+
+
+class Client:
+    """One WebSocket, frame by frame."""
+
+    def __init__(self, connection: WebSocketConnection) -> None:
+        self.connection = connection
+
+    async def next(self) -> Frame:
+        """The next frame."""
+        with trio.fail_after(10):
+            frame: Frame = json.loads(await self.connection.get_message())
+        return frame
+
+    async def next_of(self, kind: str) -> Frame:
+        """The next frame of this type; others in between are skipped."""
+        while (frame := await self.next())["type"] != kind:
+            pass
+        return frame
+
+    async def until_live(self) -> list[Frame]:
+        """All frames up to and including `live`."""
+        frames = [await self.next()]
+        while frames[-1]["type"] != "live":
+            frames.append(await self.next())
+        return frames
+
+    async def events(self, count: int) -> list[Frame]:
+        """The next `count` frames that carry a number."""
+        found: list[Frame] = []
+        while len(found) < count:
+            frame = await self.next()
+            if "seq" in frame:
+                found.append(frame)
+        return found
+
+    async def say(self, **frame: object) -> None:
+        """Send a frame."""
+        await self.connection.send_message(json.dumps(frame))
+
+    async def close_frames(self) -> tuple[list[Frame], int, str]:
+        """What comes until the server closes, the code, and the reason."""
+        frames: list[Frame] = []
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                frames.append(await self.next())
+        reason = closed.value.reason
+        assert reason is not None, "closed without a close frame"
+        return frames, reason.code, reason.reason or ""
+
+
+class Server:
+    """Where a running server is, and how to talk to it."""
+
+    def __init__(self, url: str, data: Path) -> None:
+        self.url = url
+        self.data = data
+        self.http = httpx.AsyncClient(base_url=url, timeout=10)
+        key = load_key(data)
+        assert key is not None, "a server has a key"
+        self.key = key
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            await self.http.aclose()
+
+    def token(self, sub: str, scope: str = "", ttl_seconds: int = 600) -> str:
+        """A token made with the server's key."""
+        return issue(self.key, sub=sub, scope=scope, ttl_seconds=ttl_seconds, now=time.time(), token_id="t")
+
+    def bearer(self, sub: str, scope: str = "", ttl_seconds: int = 600) -> dict[str, str]:
+        """The header that carries such a token."""
+        return {"Authorization": f"Bearer {self.token(sub, scope, ttl_seconds)}"}
+
+    async def register(self, diagnosis_id: object = 42, owner: str = "amira", *viewers: str) -> httpx.Response:
+        """Register a diagnosis."""
+        body = {"owner": owner, "viewers": list(viewers)}
+        headers = self.bearer("registrar", "register")
+        return await self.http.put(f"/diagnoses/{diagnosis_id}", json=body, headers=headers)
+
+    async def until_alone(self) -> None:
+        """Wait until no connection is left."""
+        with trio.fail_after(5):
+            while (await self.status())["total_connections"]:
+                await trio.sleep(0.01)
+
+    async def publish(
+        self, number: int = 1, diagnosis_id: object = 42, sub: str = "amira", **fields: object
+    ) -> httpx.Response:
+        """Broadcast one feedback update with the number as its feedback id."""
+        body = {"diagnosis_id": diagnosis_id, "feedback_id": number, "rating": 5, **fields}
+        return await self.post("feedback", body, sub)
+
+    async def post(self, kind: str, body: object, sub: str = "amira", **headers: str) -> httpx.Response:
+        """Post a broadcast."""
+        path = f"/ws/broadcast-{kind}-update"
+        return await self.http.post(path, json=body, headers=self.bearer(sub) | headers)
+
+    async def status(self) -> Frame:
+        """`GET /ws/status` as an operator."""
+        found: Frame = (await self.http.get("/ws/status", headers=self.bearer("op", "operate"))).json()
+        return found
+
+    @asynccontextmanager
+    async def connect(
+        self, diagnosis_id: object = 42, sub: str | None = "amira", scope: str = "", **parameters: str | int
+    ) -> AsyncIterator[Client]:
+        """A WebSocket with a token of `sub` (none if `None`)."""
+        query = urlencode(parameters)
+        url = self.url.replace("http://", "ws://") + f"/ws/{diagnosis_id}" + (f"?{query}" if query else "")
+        headers = [] if sub is None else list(self.bearer(sub, scope).items())
+        async with open_socket(url, extra_headers=headers) as client:
+            yield client
+
+    @asynccontextmanager
+    async def live(
+        self, diagnosis_id: object = 42, sub: str = "amira", **parameters: str | int
+    ) -> AsyncIterator[Client]:
+        """A WebSocket that has seen `live`."""
+        async with self.connect(diagnosis_id, sub, "", **parameters) as client:
+            await client.until_live()
+            yield client
+
+
+@asynccontextmanager
+async def open_socket(
+    url: str, *, subprotocols: Sequence[str] = (), extra_headers: Sequence[tuple[str, str]] = ()
+) -> AsyncIterator[Client]:
+    """A WebSocket whose TCP connection is gone afterwards: trio-websocket leaves it open when the peer closed first."""
+    headers = [(name.encode(), value.encode()) for name, value in extra_headers]
+    async with open_websocket_url(url, subprotocols=subprotocols, extra_headers=headers) as connection:
+        try:
+            yield Client(connection)
+        finally:
+            if connection.closed is not None:
+                await trio.aclose_forcefully(connection._stream)
+
+
+@asynccontextmanager
+async def running_server(settings: Settings) -> AsyncIterator[Server]:
+    """A server with these settings, drained at the end."""
+    stopping = trio.Event()
+    is_ready = trio.Event()
+    urls: list[str] = []
+
+    def ready(url: str) -> None:
+        urls.append(url)
+        is_ready.set()
+
+    async with trio.open_nursery() as server_nursery:
+
+        async def run() -> None:
+            await serve(settings, ready=ready, stopping=stopping)
+
+        server_nursery.start_soon(run)
+        with trio.fail_after(10):
+            await is_ready.wait()
+        try:
+            async with Server(urls[0], settings.data) as server:
+                yield server
+        finally:
+            stopping.set()

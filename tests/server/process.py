@@ -1,0 +1,72 @@
+"""The installed command in a process of its own: what an operator starts, kills and starts again."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tests.server.harness import Server
+
+COMMAND = Path(sys.executable).with_name("avicenna-live")
+
+
+class Process:
+    """A running `avicenna-live serve`."""
+
+    def __init__(self, process: trio.Process, url: str) -> None:
+        self.process = process
+        self.url = url
+
+    async def kill(self) -> None:
+        """End it as a power button would: SIGKILL."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(15):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def served(data: Path, *options: str) -> AsyncIterator[tuple[Process, Server]]:
+    """`avicenna-live serve` on a free port with this data directory; killed at the end if it still runs."""
+    command = [str(COMMAND), "serve", "--port", "0", "--data", str(data), *options]
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    try:
+        url = await _announced_url(process.stderr)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_discard, process.stderr)
+            async with Server(url, data) as server:
+                yield Process(process, url), server
+            nursery.cancel_scope.cancel()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stderr.aclose()
+
+
+async def _announced_url(stderr: trio.abc.ReceiveStream) -> str:
+    said = b""
+    with trio.fail_after(20):
+        while (found := re.search(rb"listening on (http://\S+)", said)) is None:
+            chunk = await stderr.receive_some()
+            assert chunk, f"the server ended: {said.decode()}"
+            said += chunk
+    return found[1].decode()
+
+
+async def _discard(stream: trio.abc.ReceiveStream) -> None:
+    async for _ in stream:
+        pass

@@ -1,0 +1,78 @@
+"""The server as a process: killed, restarted, stopped, told nonsense."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.server.process import COMMAND, served
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
+async def test_events_published_while_a_client_is_away_survive_kill_9_and_arrive_in_order(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with served(data) as (process, server):
+        await server.register()
+        async with server.live(device="phone", ack="app") as client:
+            await server.publish(0)
+            await client.events(1)
+            await client.say(type="ack", seq=1)
+            await client.next_of("acked")
+        epochs = {(await server.publish(number)).json()["epoch"] for number in range(1, 6)}
+        await process.kill()
+    async with served(data) as (process, server):
+        async with server.connect(device="phone", ack="app") as client:
+            frames = await client.until_live()
+            answer = (await server.publish(6)).json()
+        assert await process.stop() == 0
+    assert frames[0]["data"]["resume"] == "exact"
+    assert {frames[0]["data"]["epoch"]} == epochs
+    assert [frame["seq"] for frame in frames if "seq" in frame] == [2, 3, 4, 5, 6]
+    assert [frame["data"]["feedback_id"] for frame in frames if "seq" in frame] == [1, 2, 3, 4, 5]
+    assert answer["seq"] == 7
+
+
+async def test_a_stopping_server_says_goodbye_and_exits_with_0(tmp_path: Path) -> None:
+    async with served(tmp_path / "data") as (process, server):
+        await server.register()
+        async with server.live() as client, trio.open_nursery() as nursery:
+            nursery.start_soon(process.stop)
+            frames, code, _ = await client.close_frames()
+        assert process.process.returncode == 0
+    assert code == 1012
+    assert frames[-1]["type"] == "bye"
+    assert 0 <= frames[-1]["data"]["retry_after_ms"] <= 5000
+
+
+@pytest.mark.guarantee(12)
+async def test_a_second_server_on_the_same_data_is_told_so_in_one_line(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with served(data):
+        second = await trio.run_process(
+            [str(COMMAND), "serve", "--port", "0", "--data", str(data)], check=False, capture_stderr=True
+        )
+    assert second.returncode == 2
+    last = second.stderr.decode().strip().splitlines()[-1]
+    assert "cannot start" in last
+    assert "Traceback" not in second.stderr.decode()
+
+
+async def test_the_key_and_the_database_are_private(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with served(data):
+        modes = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}
+    assert data.stat().st_mode & 0o777 == 0o700
+    assert len((data / "jwt.key").read_bytes()) == 32
+    assert set(modes.values()) == {0o600}
+    assert "avicenna.db" in modes
+
+
+async def test_a_wrong_setting_is_one_clear_line_and_exit_2(tmp_path: Path) -> None:
+    command = [str(COMMAND), "serve", "--data", str(tmp_path), "--port", "99999"]
+    done = await trio.run_process(command, check=False, capture_stderr=True, stdout=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert "65535" in done.stderr.decode()

@@ -1,0 +1,125 @@
+"""Sockets that are refused: the upgrade succeeds, an error frame says why, and the close code reaches a browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.harness import Client, Server, open_socket, running_server
+from web.settings import Settings
+
+
+async def refused(client: Client) -> tuple[str, int, str]:
+    """Code of the error frame, close code and reason."""
+    frames, code, reason = await client.close_frames()
+    assert [frame["type"] for frame in frames] == ["error"]
+    return frames[0]["data"]["code"], code, reason
+
+
+async def test_a_connect_without_a_token_is_refused(server: Server) -> None:
+    await server.register()
+    async with server.connect(sub=None) as client:
+        assert await refused(client) == ("invalid_token", 1008, "invalid token")
+
+
+async def test_a_connect_with_a_bad_token_is_refused(server: Server) -> None:
+    await server.register()
+    async with server.connect(sub=None, token="nonsense") as client:
+        assert await refused(client) == ("invalid_token", 1008, "invalid token")
+
+
+async def test_a_connect_with_an_expired_token_is_refused(server: Server) -> None:
+    await server.register()
+    async with server.connect(sub=None, token=server.token("amira", ttl_seconds=-60)) as client:
+        assert await refused(client) == ("token_expired", 1008, "token expired")
+
+
+async def test_a_foreign_and_an_unknown_diagnosis_are_both_access_denied(server: Server) -> None:
+    await server.register()
+    for diagnosis_id in (42, 43):
+        async with server.connect(diagnosis_id, sub="mallory") as client:
+            assert await refused(client) == ("access_denied", 1008, "access denied")
+
+
+@pytest.mark.parametrize("scope", ["monitor", "operate"])
+async def test_a_monitor_may_follow_everything_and_is_told_what_does_not_exist(server: Server, scope: str) -> None:
+    await server.register()
+    async with server.connect(sub="watcher", scope=scope) as client:
+        await client.until_live()
+    async with server.connect(43, sub="watcher", scope=scope) as client:
+        assert await refused(client) == ("not_found", 1008, "diagnosis not found")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"device": "a b"},
+        {"device": ""},
+        {"device": "x" * 65},
+        {"after": "-1"},
+        {"after": "x"},
+        {"after": "9" * 16},
+        {"start": "middle"},
+        {"ack": "never"},
+    ],
+)
+async def test_a_wrong_parameter_is_named_and_refused(server: Server, parameters: dict[str, str]) -> None:
+    await server.register()
+    async with server.connect(**parameters) as client:
+        frames, code, reason = await client.close_frames()
+    assert (code, reason) == (1008, "invalid field")
+    assert frames[0]["data"]["code"] == "invalid_field"
+    assert next(iter(parameters)) in frames[0]["data"]["detail"]
+
+
+async def test_a_diagnosis_id_in_the_path_is_checked(server: Server) -> None:
+    async with server.connect("a%20b") as client:
+        assert await refused(client) == ("invalid_field", 1008, "invalid field")
+
+
+async def test_a_token_travels_as_header_subprotocol_or_query_and_the_header_wins(server: Server) -> None:
+    await server.register()
+    url = server.url.replace("http://", "ws://") + "/ws/42"
+    good, bad = server.token("amira"), "nonsense"
+    async with open_socket(url, subprotocols=["avicenna.v1", f"bearer.{good}"]) as client:
+        assert client.connection.subprotocol == "avicenna.v1"
+        await client.until_live()
+    async with open_socket(f"{url}?token={good}") as client:
+        await client.until_live()
+    async with open_socket(
+        f"{url}?token={bad}",
+        subprotocols=["avicenna.v1", f"bearer.{bad}"],
+        extra_headers=[*server.bearer("amira").items()],
+    ) as client:
+        await client.until_live()
+    async with open_socket(f"{url}?token={good}", subprotocols=["avicenna.v1", f"bearer.{bad}"]) as client:
+        assert client.connection.subprotocol == "avicenna.v1"
+        assert await refused(client) == ("invalid_token", 1008, "invalid token")
+
+
+async def test_a_foreign_origin_is_refused_and_the_own_one_passes(server: Server) -> None:
+    await server.register()
+    url = server.url.replace("http://", "ws://") + f"/ws/42?token={server.token('amira')}"
+    async with open_socket(url, extra_headers=[("Origin", "https://evil.example")]) as client:
+        assert await refused(client) == ("origin_not_allowed", 1008, "origin not allowed")
+    async with open_socket(url, extra_headers=[("Origin", server.url)]) as client:
+        await client.until_live()
+
+
+async def test_anonymous_subscribers_follow_where_the_operator_allows_it(settings: Settings) -> None:
+    allowing = Settings(port=settings.port, data=settings.data, allow_anonymous=True)
+    async with running_server(allowing) as server:
+        await server.register()
+        async with server.connect(sub=None) as client:
+            assert (await client.until_live())[0]["data"]["user_id"] is None
+        async with server.connect(43, sub=None) as client:
+            assert await refused(client) == ("not_found", 1008, "diagnosis not found")
+        totals = (await server.http.get("/ws/status")).json()
+        assert totals["total_diagnoses"] == 1
+        assert "connections_by_diagnosis" not in totals
+
+
+async def test_query_tokens_can_be_turned_off(settings: Settings) -> None:
+    async with running_server(Settings(port=settings.port, data=settings.data, query_tokens=False)) as server:
+        await server.register()
+        async with server.connect(sub=None, token=server.token("amira")) as client:
+            assert await refused(client) == ("invalid_token", 1008, "invalid token")

@@ -1,0 +1,63 @@
+"""The Quart-Trio application: routes from every file of this room, and problem documents for everything that fails."""
+
+from __future__ import annotations
+
+import logging
+
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from actors.errors import ActorError
+from storage.errors import StorageError
+from web.bodies import BODY_BYTES_MAX, BODY_SECONDS_MAX, problem_response
+from web.broadcasts import broadcasts
+from web.diagnoses import diagnoses
+from web.errors import Problem, problem_of
+from web.operators import operators
+from web.positions import positions
+from web.services import Services
+from web.sockets import sockets
+from web.status import status
+
+logger = logging.getLogger("avicenna.web")
+
+_CODE_OF_STATUS = {
+    400: ("bad_json", "the request is malformed"),
+    404: ("not_found", "there is nothing at this path"),
+    405: ("method_not_allowed", "this path does not take this method"),
+    413: ("too_large", f"the body must be at most {BODY_BYTES_MAX} bytes"),
+}
+
+
+def create_app(services: Services) -> QuartTrio:
+    """The application of one server."""
+    app = QuartTrio("avicenna_live", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
+    app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
+    for routes in (sockets, broadcasts, diagnoses, positions, operators, status):
+        app.register_blueprint(routes(services))
+
+    @app.errorhandler(Problem)
+    async def refused(problem: Problem) -> Response:
+        return problem_response(problem)
+
+    @app.errorhandler(ActorError)
+    @app.errorhandler(StorageError)
+    async def answered(error: Exception) -> Response:
+        problem = problem_of(error)
+        return await unexpected(error) if problem is None else problem_response(problem)
+
+    @app.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> Response:
+        code, detail = _CODE_OF_STATUS.get(error.code or 500, ("internal_error", "the request failed"))
+        allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+        headers = {"Allow": ", ".join(sorted(allowed))} if allowed else {}
+        return problem_response(Problem(code, detail, headers))
+
+    @app.errorhandler(Exception)
+    async def unexpected(error: Exception) -> Response:
+        logger.error("a request failed unexpectedly: %s", type(error).__name__, exc_info=error)
+        return problem_response(Problem("internal_error", "the request failed unexpectedly"))
+
+    return app

@@ -1,0 +1,60 @@
+"""`POST /ws/broadcast-*`: an update from a service becomes an event of its diagnosis (PROTOCOL section 7)."""
+
+from __future__ import annotations
+
+from quart import Blueprint, Response
+
+from actors.messages import Publish
+from web import wire
+from web.access import authenticate, authorized_diagnosis
+from web.bodies import answer, idempotency_key, read_json_body
+from web.records import (
+    EffectivenessUpdate,
+    FeedbackUpdate,
+    RecommendationUpdate,
+    Update,
+    diagnosis_id_as_json,
+    diagnosis_id_of,
+)
+from web.rights import may_broadcast
+from web.services import Services
+
+
+def broadcasts(services: Services) -> Blueprint:
+    """The three broadcast routes."""
+    blueprint = Blueprint("broadcasts", __name__)
+
+    @blueprint.post("/ws/broadcast-recommendation-update")
+    async def recommendation() -> Response:
+        return await _broadcast(services, RecommendationUpdate)
+
+    @blueprint.post("/ws/broadcast-effectiveness-update")
+    async def effectiveness() -> Response:
+        return await _broadcast(services, EffectivenessUpdate)
+
+    @blueprint.post("/ws/broadcast-feedback-update")
+    async def feedback() -> Response:
+        return await _broadcast(services, FeedbackUpdate)
+
+    return blueprint
+
+
+async def _broadcast(services: Services, kind: type[Update]) -> Response:
+    who = authenticate(services)
+    key = idempotency_key()
+    update = wire.decode_update(kind, await read_json_body())
+    diagnosis_id = diagnosis_id_of(update.diagnosis_id)
+    event = wire.new_event(update, key)
+    await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
+    receipt = await services.registry.ask(diagnosis_id, Publish(event))
+    return answer(
+        {
+            "status": "broadcasted",
+            "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
+            "seq": receipt.seq,
+            "epoch": receipt.epoch,
+            "clients_notified": receipt.clients_notified,
+            "subscribers": {"online": receipt.online, "known": receipt.known, "at_risk": receipt.at_risk},
+            "replayed": receipt.replayed,
+        }
+    )

@@ -1,0 +1,55 @@
+"""Types of command line values: each reads one value, or says what it must be. Pure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from web.setting_kinds import Number, Whole
+
+_NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Reads an integer from `least` to `most`."""
+    kind = Whole(least, most)
+
+    def read(text: str) -> int:
+        try:
+            return kind.from_text(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {kind.limit}") from None
+
+    return read
+
+
+def fraction(text: str) -> float:
+    """Reads a number from 0 to 1."""
+    kind = Number(0, 1)
+    try:
+        return kind.from_text(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {kind.limit}") from None
+
+
+def reference(text: str) -> int | str:
+    """Reads an id: digits are sent as an integer, anything else as text."""
+    return int(text) if _NUMERIC_ID.fullmatch(text) else text
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Reads a JSON object."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('must be a JSON object, such as \'{"herb":"mint"}\'')
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)

@@ -1,0 +1,37 @@
+"""How a command ends when it cannot do what was asked: one line on stderr and an exit code.
+
+CommandFailed            exit 1: the server or the machine said no
++-- Unreachable          nobody answers at the URL: start the server, or correct --url
+`-- Refused              the server answered with a problem document: its code says what to do
+UsageError               exit 2: the command line or a setting is wrong
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
+"""What a shell reports for a process that SIGINT ended."""
+
+
+class CommandFailed(Exception):
+    """What was asked did not happen; the text is for the person who asked."""
+
+
+class Unreachable(CommandFailed):
+    """No server answers at the URL, or the connection broke before the answer."""
+
+
+class Refused(CommandFailed):
+    """The server refused, with a code of PROTOCOL section 7."""
+
+    def __init__(self, code: str, detail: str, status: int) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.status = status
+
+
+class UsageError(Exception):
+    """The command cannot be tried as it was given."""

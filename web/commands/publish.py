@@ -1,0 +1,97 @@
+"""`avicenna-live publish`: sends one update of a diagnosis, with the fields of PROTOCOL section 7 as options."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+
+from web.commands.arguments import fraction, json_object, reference, whole
+from web.commands.client import add_client_options, client_of
+from web.commands.printing import printable, say, say_json
+
+SAMPLE_SIZE_MAX: Final = 2**53 - 1
+"""Largest integer that every JSON reader keeps exactly."""
+
+RECOMMENDATION_FIELDS: Final = ("new_data", "old_data", "reason")
+EFFECTIVENESS_FIELDS: Final = (
+    "recommendation_id",
+    "new_effectiveness",
+    "confidence",
+    "sample_size",
+    "old_effectiveness",
+    "herb",
+)
+FEEDBACK_FIELDS: Final = ("feedback_id", "rating", "effectiveness", "recommendation_id", "comment")
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("publish", help="send an update of a diagnosis")
+    kinds = parser.add_subparsers(metavar="KIND", required=True)
+
+    one = _kind(kinds, "recommendation", "the recommendations changed", RECOMMENDATION_FIELDS)
+    one.add_argument("--new-data", type=json_object, required=True, metavar="JSON", help="the new state, an object")
+    one.add_argument("--old-data", type=json_object, metavar="JSON", help="the state before, an object")
+    one.add_argument("--reason", metavar="TEXT")
+    add_client_options(one)
+
+    one = _kind(kinds, "effectiveness", "a measured effectiveness changed", EFFECTIVENESS_FIELDS)
+    one.add_argument("--recommendation-id", type=reference, required=True, metavar="R")
+    one.add_argument("--new-effectiveness", type=fraction, required=True, metavar="0-1")
+    one.add_argument("--confidence", type=fraction, metavar="0-1")
+    one.add_argument("--sample-size", type=whole(0, SAMPLE_SIZE_MAX), metavar="N")
+    one.add_argument("--old-effectiveness", type=fraction, metavar="0-1")
+    one.add_argument("--herb", metavar="TEXT")
+    add_client_options(one)
+
+    one = _kind(kinds, "feedback", "feedback arrived", FEEDBACK_FIELDS)
+    one.add_argument("--feedback-id", type=reference, required=True, metavar="F")
+    one.add_argument("--rating", type=whole(1, 5), required=True, metavar="1-5")
+    one.add_argument("--effectiveness", type=fraction, metavar="0-1")
+    one.add_argument("--recommendation-id", type=reference, metavar="R")
+    one.add_argument("--comment", metavar="TEXT")
+    add_client_options(one)
+
+
+def _kind(
+    kinds: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, names: tuple[str, ...]
+) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=what)
+    parser.add_argument("id", metavar="ID", help="the diagnosis")
+    parser.add_argument("--idempotency-key", metavar="KEY", help="the same key never makes two events within 24 hours")
+    parser.set_defaults(run=run, kind=name, names=names)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Publish, and print the receipt."""
+    key = arguments.idempotency_key
+    _, receipt = client_of(arguments).request(
+        "POST",
+        "ws",
+        f"broadcast-{arguments.kind}-update",
+        body=body_of(arguments),
+        headers={} if key is None else {"Idempotency-Key": key},
+    )
+    if arguments.json:
+        say_json(receipt)
+    else:
+        say(printable(receipt_line(receipt)))
+    return 0
+
+
+def body_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The request body: the fields that were given."""
+    given = {name: getattr(arguments, name) for name in arguments.names}
+    return {"diagnosis_id": arguments.id} | {name: value for name, value in given.items() if value is not None}
+
+
+def receipt_line(receipt: dict[str, Any]) -> str:
+    """A receipt, for people."""
+    who = receipt["subscribers"]
+    before = " (published before with this key)" if receipt["replayed"] else ""
+    return (
+        f"diagnosis {receipt['diagnosis_id']}: #{receipt['seq']} stored{before}; "
+        f"{receipt['clients_notified']} connected, {who['online']} of {who['known']} subscribers online"
+        + (f", {who['at_risk']} far behind" if who["at_risk"] else "")
+    )

@@ -1,0 +1,326 @@
+"""`avicenna-live tail`: follows one diagnosis, prints what happens, and comes back where it stopped.
+
+Trio runs here and in no other command: a WebSocket is read while a second task listens for a server that died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+import trio
+from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+
+from web.commands.arguments import whole
+from web.commands.client import Client, add_client_options, client_of, unreachable
+from web.commands.failures import INTERRUPTED, CommandFailed
+from web.commands.following import EVENTS, NORMAL, NOTHING_HEARD, PROTOCOL_ERROR, Backoff, Position, comes_back
+from web.commands.printing import compact, printable, say, say_aside
+
+CONNECT_SECONDS_MAX: Final = 10
+"""Longest wait for a socket, and again for the upgrade. Beyond: the server counts as unreachable."""
+
+CLOSE_SECONDS_MAX: Final = 2
+"""Longest wait for the answer to our close. Beyond: the socket is closed without it."""
+
+PING_SECONDS: Final = 25
+PONG_SECONDS_MAX: Final = 10
+"""We ping too, and take a server that is silent for so long for dead: TCP alone would not tell."""
+
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class BadFrame(Exception):
+    """The server does not speak our protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why a connection is over."""
+
+    code: int
+    """A close code, or the HTTP status of a refused upgrade."""
+    reason: str
+    retry_after_ms: int | None = None
+    done: bool = False
+    """We ended it ourselves: everything asked for was printed."""
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("tail", help="follow a diagnosis", description="Follow a diagnosis, line by line.")
+    parser.add_argument("id", metavar="ID", help="the diagnosis")
+    parser.add_argument("--device", metavar="D", help="a queue of your own under this name, remembered by the server")
+    parser.add_argument("--after", type=whole(0, 10**15 - 1), metavar="N", help="resume after this number")
+    parser.add_argument("--epoch", metavar="E", help="the numbering N belongs to; default: the current one")
+    parser.add_argument("--start", metavar="S", help="without a position: oldest (default), new, or the newest n")
+    parser.add_argument("--ack", choices=("transport", "app"), help="who acknowledges: the connection, or each line")
+    parser.add_argument("--count", type=whole(1, 10**15), metavar="N", help="end after so many events")
+    parser.add_argument("--no-reconnect", action="store_true", help="end when the connection does")
+    add_client_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Follow until Ctrl-C, the last event that was asked for, or an end that must not be retried."""
+    tail = Tail(
+        client_of(arguments),
+        arguments.id,
+        Position(arguments.after, arguments.epoch),
+        device=arguments.device,
+        start=arguments.start,
+        ack=arguments.ack,
+        events_max=arguments.count,
+        as_json=arguments.json,
+        jitter=random.random,
+    )
+    failure: BaseException | None = None
+    interrupted = False
+    try:
+        trio.run(tail.follow, not arguments.no_reconnect)
+    except* KeyboardInterrupt:
+        interrupted = True
+    except* (CommandFailed, BrokenPipeError) as group:
+        failure = first_of(group)
+    if failure is not None:
+        raise failure
+    return INTERRUPTED if interrupted else 0
+
+
+class Tail:
+    """One client that follows one diagnosis."""
+
+    def __init__(
+        self,
+        client: Client,
+        diagnosis_id: str,
+        position: Position,
+        *,
+        jitter: Callable[[], float],
+        device: str | None = None,
+        start: str | None = None,
+        ack: str | None = None,
+        events_max: int | None = None,
+        as_json: bool = False,
+    ) -> None:
+        """Follow `diagnosis_id` from `position`.
+
+        Args:
+            events_max: end after so many events, `None`: never.
+            as_json: print each frame as it came, instead of a line for people.
+        """
+        self._client = client
+        self._diagnosis_id = diagnosis_id
+        self._position = position
+        self._device = device
+        self._start = start
+        self._ack = ack
+        self._events_left = events_max
+        self._as_json = as_json
+        self._backoff = Backoff(jitter)
+        self._admitted = False
+        self._bye: dict[str, Any] = {}
+
+    async def follow(self, reconnect: bool) -> None:
+        """Print events; come back after every end that allows it, if `reconnect`.
+
+        Raises:
+            CommandFailed: the connection ended for good, or there was none from the start.
+        """
+        while True:
+            ended = await self._connect_once(reconnect)
+            if ended.done:
+                return
+            # 1006 never travels and says nothing the words beside it do not.
+            code = "" if ended.code == NOTHING_HEARD else f"{ended.code} "
+            reason = f"the connection ended: {code}{ended.reason}".rstrip()
+            if not (reconnect and comes_back(ended.code)):
+                raise CommandFailed(reason)
+            wait_seconds = self._backoff.seconds(ended.retry_after_ms)
+            say_aside(f"{reason}; coming back in {wait_seconds:.1f} s")
+            await trio.sleep(wait_seconds)
+
+    async def _connect_once(self, reconnect: bool) -> Ended:
+        """One connection, from the socket to its end."""
+        query = {"device": self._device, "ack": self._ack, **self._position.query(self._start)}
+        url = urlsplit(self._client.address("ws", self._diagnosis_id, query=query, websocket=True))
+        self._bye = {}
+        try:
+            with trio.fail_after(CONNECT_SECONDS_MAX):
+                stream = await _open_stream(url)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            failure = unreachable(self._client.url, _innermost(error))
+            # A server that was there will be again; one that never was is more likely a wrong URL.
+            if not (self._admitted and reconnect):
+                raise failure from None
+            return Ended(NOTHING_HEARD, str(failure))
+        # The socket is ours: trio-websocket leaves it open after a close that the server began.
+        async with stream:
+            return await self._converse(stream, url)
+
+    async def _converse(self, stream: Stream, url: SplitResult) -> Ended:
+        """Upgrade, listen, and close."""
+        resource = f"{url.path}?{url.query}" if url.query else url.path
+        headers = [(name.encode(), value.encode()) for name, value in self._client.credentials.headers().items()]
+        ended = Ended(NOTHING_HEARD, "no answer to the upgrade")
+        try:
+            async with trio.open_nursery() as connection_nursery:
+                with trio.move_on_after(CONNECT_SECONDS_MAX) as opening:
+                    connection = await wrap_client_stream(
+                        connection_nursery, stream, url.netloc, resource, extra_headers=headers
+                    )
+                if not opening.cancelled_caught:
+                    ended = await self._listen(connection)
+                    with trio.move_on_after(CLOSE_SECONDS_MAX):
+                        await connection.aclose()
+                connection_nursery.cancel_scope.cancel()
+        except* ConnectionRejected as group:
+            rejected = first_of(group)
+            assert isinstance(rejected, ConnectionRejected)
+            ended = Ended(rejected.status_code, "instead of a WebSocket")
+        return ended
+
+    async def _listen(self, connection: WebSocketConnection) -> Ended:
+        """Read frames until the connection ends, or until everything asked for was printed."""
+        ended = Ended(NOTHING_HEARD, "the server went silent")
+        async with trio.open_nursery() as connection_nursery:
+            connection_nursery.start_soon(_watch, connection, connection_nursery.cancel_scope)
+            try:
+                while not await self._received(connection, await connection.get_message()):
+                    pass
+                ended = Ended(NORMAL, "", done=True)
+            except ConnectionClosed as closed:
+                ended = self._end_of(closed)
+            except BadFrame:
+                ended = Ended(PROTOCOL_ERROR, "the server sent a frame that is none of this protocol")
+            connection_nursery.cancel_scope.cancel()
+        return ended
+
+    def _end_of(self, closed: ConnectionClosed) -> Ended:
+        if closed.reason is None or closed.reason.code == NOTHING_HEARD:
+            return Ended(NOTHING_HEARD, "it broke")
+        reason = closed.reason.reason or self._bye.get("reason") or ""
+        return Ended(closed.reason.code, printable(str(reason)), self._bye.get("retry_after_ms"))
+
+    async def _received(self, connection: WebSocketConnection, message: str | bytes) -> bool:
+        """Act on one frame; whether it was the last one wanted."""
+        try:
+            frame = json.loads(message)
+            if not self._position.advance(frame):
+                return False
+            kind, data = frame["type"], frame.get("data") or {}
+            self._print(message if isinstance(message, str) else message.decode(), kind, frame, data)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise BadFrame from error
+        if kind == "connect":
+            self._admitted = True
+        elif kind == "live":
+            self._backoff.reset()
+        elif kind == "bye":
+            self._bye = data
+        elif kind == "auth_expiring" and self._client.credentials.renewable:
+            await connection.send_message(json.dumps({"type": "auth", "token": self._client.credentials.token()}))
+        elif kind in EVENTS:
+            if self._ack == "app":
+                # Printed and flushed: only now may the server forget it.
+                await connection.send_message(json.dumps({"type": "ack", "seq": frame["seq"]}))
+            if self._events_left is not None:
+                self._events_left -= 1
+        return self._events_left == 0
+
+    def _print(self, message: str, kind: str, frame: dict[str, Any], data: dict[str, Any]) -> None:
+        if self._as_json:
+            say(message)
+        elif kind in EVENTS:
+            say(event_line(frame))
+        elif kind == "gap":
+            say(gap_line(data))
+        elif kind == "connect":
+            say_aside(connect_line(self._diagnosis_id, data))
+        elif kind == "error":
+            say_aside(f"{data.get('code')}: {data.get('detail')}")
+
+
+async def _watch(connection: WebSocketConnection, connection_scope: trio.CancelScope) -> None:
+    """Ping the server; end the connection when a pong stays out."""
+    while True:
+        await trio.sleep(PING_SECONDS)
+        with trio.move_on_after(PONG_SECONDS_MAX) as patience:
+            try:
+                await connection.ping()
+            except ConnectionClosed:
+                return
+        if patience.cancelled_caught:
+            connection_scope.cancel()
+
+
+def event_line(frame: dict[str, Any]) -> str:
+    """An event, for people: when, which number, what."""
+    data = frame["data"]
+    match frame["type"]:
+        case "recommendation_update":
+            changed = ", ".join(map(str, data["changed_fields"])) or "nothing"
+            what = f"changed: {changed}  {compact(data['new_data'])}"
+            what += f"  ({data['reason']})" if data.get("reason") else ""
+        case "effectiveness_update":
+            what = f"recommendation {data['recommendation_id']}: {data['new_effectiveness']}"
+            what += _given(data, "old_effectiveness", "confidence", "sample_size", "herb")
+        case _:
+            what = f"feedback {data['feedback_id']}: rating {data['rating']}"
+            what += _given(data, "effectiveness", "recommendation_id", "comment")
+    return printable(f"{frame['timestamp']}  #{frame['seq']}  {frame['type']}  {what}")
+
+
+def gap_line(data: dict[str, Any]) -> str:
+    """A gap, for people: exactly which events are gone."""
+    numbers = f"#{data['from']}" if data["from"] == data["to"] else f"#{data['from']} to #{data['to']}"
+    return printable(f"gap  {numbers}: {data['count']} no longer retained ({data['reason']})")
+
+
+def connect_line(diagnosis_id: str, data: dict[str, Any]) -> str:
+    """The start of a connection, for people."""
+    ways = {
+        "fresh": "from the start",
+        "exact": "exactly where you stopped",
+        "partial": f"where you stopped, {data['missed']} missed",
+        "reset": "anew: the numbering changed, reload your data",
+    }
+    way = ways.get(data["resume"], data["resume"])
+    return f"connected to diagnosis {diagnosis_id}, {way}; {data['queued']} queued, head #{data['head']}"
+
+
+def _given(data: dict[str, Any], *names: str) -> str:
+    return "".join(f", {name} {data[name]}" for name in names if data.get(name) is not None)
+
+
+async def _open_stream(url: SplitResult) -> Stream:
+    host, port = url.hostname or "", url.port or (443 if url.scheme == "wss" else 80)
+    if url.scheme == "ws":
+        return await trio.open_tcp_stream(host, port)
+    stream = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
+    try:
+        await stream.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What really happened: Trio wraps the failures of all addresses it tried, and those of TLS."""
+    while (cause := error.__cause__) is not None:
+        error = first_of(cause)
+    return error
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The error itself, or the first one in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,184 @@
+"""The composition root: builds every part, wires them, runs them, and takes them down in the reverse order.
+
+Reading the nested blocks of `serve` top-down gives the order of start-up, bottom-up that of shutdown.
+Only here is a store opened.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_http
+
+from actors.registry import Registry
+from actors.supervisor import Limits
+from storage.clock import SystemClock
+from storage.errors import CannotOpen, StoreBroken
+from storage.sqlite import open_store
+from web.app import create_app
+from web.logs import set_up_logging
+from web.services import Services
+from web.settings import Settings
+from web.tokens import Verifier, load_or_create_key
+from web.wire import render_event
+
+DATABASE_FILE: Final = "avicenna.db"
+"""Name of the database within the data directory."""
+
+DRAIN_SECONDS_MAX: Final = 8.0
+"""Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
+
+FRAME_BYTES_MAX: Final = 8 * 1024
+"""Largest message of a client. Beyond: close 1009."""
+
+HEAD_BYTES_MAX: Final = 16 * 1024
+"""Largest request head. Beyond: 431."""
+
+GIL_SWITCH_SECONDS: Final = 0.0002
+"""Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
+
+logger = logging.getLogger("avicenna.server")
+
+Ready = Callable[[str], None]
+"""Called with the server's URL once it accepts connections."""
+
+
+def run(settings: Settings, *, ready: Ready | None = None) -> int:
+    """Serve until a signal; the exit code: 0 after a drain, 1 after a failure, 2 if it could not start."""
+    set_up_logging(settings)
+    sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    try:
+        trio.run(_serve_until_signal, settings, ready or (lambda url: None))
+    except (BaseExceptionGroup, CannotOpen, StoreBroken, OSError) as failure:
+        return _explain(failure)
+    return 0
+
+
+def _explain(failure: BaseException) -> int:
+    """Say in one line what ended the server; anything unexpected goes on its way, with its traceback."""
+    first = failure
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    match first:
+        case CannotOpen() | OSError():
+            logger.critical("cannot start: %s", first)
+            return 2
+        case StoreBroken():
+            logger.critical("storage failed, stopping so that nothing is lost: %s", first)
+            return 1
+        case _:
+            raise failure
+
+
+async def _serve_until_signal(settings: Settings, ready: Ready) -> None:
+    stopping = trio.Event()
+    async with trio.open_nursery() as signals_nursery:
+        await signals_nursery.start(_watch_signals, stopping)
+        await serve(settings, ready=ready, stopping=stopping)
+        signals_nursery.cancel_scope.cancel()
+
+
+async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event) -> None:
+    """Run one server until `stopping` is set, then drain it."""
+    clock = SystemClock()
+    jitter = random.SystemRandom().random
+    key = _key(settings.data)
+    async with (
+        open_store(
+            settings.data / DATABASE_FILE,
+            clock=clock,
+            new_epoch=lambda: secrets.token_hex(8),
+            durability=settings.durability,
+        ) as store,
+        trio.open_nursery() as actors_nursery,
+    ):
+        limits = Limits(
+            passivate_after_seconds=settings.passivate_after_seconds,
+            mailbox_publishes_max=settings.mailbox_messages_max,
+            restart_intensity_max=settings.restart_intensity_max,
+            restart_intensity_seconds=settings.restart_intensity_seconds,
+            quarantine_seconds=settings.quarantine_seconds,
+        )
+        registry = Registry(store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits)
+        await actors_nursery.start(registry.run)
+        verifier = Verifier(key, issuer=settings.issuer, audience=settings.audience)
+        services = Services(settings, store, registry, verifier, clock, jitter, clock.monotonic())
+        await _serve_front_end(services, ready, stopping)
+        with trio.move_on_after(DRAIN_SECONDS_MAX):
+            await registry.drain()
+        actors_nursery.cancel_scope.cancel()
+
+
+def _key(data: Path) -> bytes:
+    key, created = load_or_create_key(data)
+    if created:
+        logger.info("made a new token key in %s", data)
+    return key
+
+
+async def _serve_front_end(services: Services, ready: Ready, stopping: trio.Event) -> None:
+    """Accept connections until `stopping` is set; return when the last one is gone, or out of time."""
+    config = _hypercorn_config(services.settings)
+    async with trio.open_nursery() as front_nursery:
+        urls: list[str] = await front_nursery.start(_serve_http, services, config, stopping.wait)
+        for url in urls:
+            logger.info("listening on %s", url)
+        _settle_memory()
+        ready(urls[0])
+        await stopping.wait()
+        services.registry.end_all()
+
+
+def _settle_memory() -> None:
+    """What is alive now lives as long as the server: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def _serve_http(
+    services: Services,
+    config: Config,
+    stop: Callable[[], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[list[str]],
+) -> None:
+    app = create_app(services)
+    await serve_http(app, config, shutdown_trigger=stop, task_status=task_status, mode="asgi")
+
+
+async def _watch_signals(
+    stopping: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The first SIGTERM or SIGINT begins the drain, a second one ends the process at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            if stopping.is_set():
+                os._exit(128 + number)
+            logger.info("draining after %s", signal.Signals(number).name)
+            stopping.set()
+
+
+def _hypercorn_config(settings: Settings) -> Config:
+    config = Config()
+    config.bind = [f"{settings.host}:{settings.port}"]
+    config.alpn_protocols = ["http/1.1"]
+    config.include_server_header = False
+    config.h11_max_incomplete_size = HEAD_BYTES_MAX
+    config.websocket_max_message_size = FRAME_BYTES_MAX
+    config.graceful_timeout = DRAIN_SECONDS_MAX / 2
+    config.accesslog = None
+    config.errorlog = logging.getLogger("avicenna.http")
+    return config

@@ -1,0 +1,90 @@
+"""`/diagnoses`: the registry of diagnoses, their owners and viewers (PROTOCOL section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quart import Blueprint, Response, request
+
+from actors.subscriber import Ending, Subscriber
+from storage.records import Diagnosis, NewAuditRow
+from web import rights, wire
+from web.access import authenticate, authorized_diagnosis, require_scope
+from web.bodies import answer, read_json_body
+from web.paging import page_of
+from web.records import diagnosis_id_as_json, diagnosis_id_of
+from web.services import Services
+from web.tokens import Principal
+
+
+def diagnoses(services: Services) -> Blueprint:
+    """The routes of the registry."""
+    blueprint = Blueprint("diagnoses", __name__)
+
+    @blueprint.get("/diagnoses")
+    async def list_diagnoses() -> Response:
+        who = authenticate(services)
+        page = page_of(request.args)
+        owner = None if rights.may_register(who) else who.sub
+        found = await services.store.diagnoses(owner=owner, after=page.after, limit=page.limit + 1)
+        return answer(page.of(found, _registration, lambda one: one.diagnosis_id))
+
+    @blueprint.put("/diagnoses/<diagnosis_id>")
+    async def register(diagnosis_id: str) -> Response:
+        who = authenticate(services)
+        require_scope(who, "register", "operate")
+        checked_id = diagnosis_id_of(diagnosis_id)
+        wanted = wire.decode_registration(await read_json_body())
+        viewers = tuple(dict.fromkeys(wanted.viewers))
+        audit = NewAuditRow(who.sub or "", "diagnosis.register", checked_id, after=_as_text(wanted.owner, viewers))
+        registered = await services.store.register(checked_id, wanted.owner, viewers, audit)
+        services.registry.end_where(checked_id, _lost_the_right(services, registered.diagnosis), Ending.VIEWER_REMOVED)
+        return answer(_registration(registered.diagnosis), 201 if registered.created else 200)
+
+    @blueprint.get("/diagnoses/<diagnosis_id>")
+    async def show(diagnosis_id: str) -> Response:
+        who = authenticate(services)
+        checked_id = diagnosis_id_of(diagnosis_id)
+        diagnosis = await authorized_diagnosis(services, who, checked_id, rights.may_see_registration)
+        return answer(_registration(diagnosis))
+
+    @blueprint.delete("/diagnoses/<diagnosis_id>")
+    async def delete(diagnosis_id: str) -> Response:
+        who = authenticate(services)
+        require_scope(who, "register", "operate")
+        checked_id = diagnosis_id_of(diagnosis_id)
+        deleted = await services.store.delete(checked_id, _deletion(who, checked_id))
+        services.registry.retire(checked_id)
+        return answer(_registration(deleted))
+
+    return blueprint
+
+
+def _deletion(who: Principal, diagnosis_id: str) -> NewAuditRow:
+    return NewAuditRow(who.sub or "", "diagnosis.delete", diagnosis_id)
+
+
+def _lost_the_right(services: Services, diagnosis: Diagnosis) -> Callable[[Subscriber], bool]:
+    """Picks the connections that may not follow `diagnosis` as it is registered now."""
+    anonymous_allowed = services.settings.allow_anonymous
+
+    def lost(subscriber: Subscriber) -> bool:
+        who = subscriber.principal
+        assert isinstance(who, Principal), "connections are admitted by web.sockets"
+        return not rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed)
+
+    return lost
+
+
+def _registration(diagnosis: Diagnosis) -> dict[str, object]:
+    return {
+        "diagnosis_id": diagnosis_id_as_json(diagnosis.diagnosis_id),
+        "owner": diagnosis.owner,
+        "viewers": list(diagnosis.viewers),
+        "epoch": diagnosis.epoch,
+        "created_at": wire.timestamp(diagnosis.created_at),
+    }
+
+
+def _as_text(owner: str, viewers: tuple[str, ...]) -> str:
+    return wire.encode({"owner": owner, "viewers": list(viewers)}).decode()

@@ -1,0 +1,165 @@
+"""Every status, problem code and close code of this server, in one place (PROTOCOL sections 4 and 7).
+
+WebError
++-- Problem              an HTTP request is answered with an RFC 9457 problem document
+`-- ConnectionRefused    a WebSocket gets an `error` frame and then a close: what its `Refusal` says
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from actors.errors import Crashed, DevicesExhausted, Draining, MailboxFull, Quarantined
+from actors.subscriber import Ending
+from storage.errors import Busy, Failed, KeyReused, NoSuchDiagnosis
+
+STATUS_OF_CODE: Final = {
+    "bad_json": 400,
+    "unauthenticated": 401,
+    "token_expired": 401,
+    "forbidden": 403,
+    "origin_not_allowed": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "key_reused": 409,
+    "length_required": 411,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_field": 422,
+    "mailbox_full": 429,
+    "rate_limited": 429,
+    "internal_error": 500,
+    "quarantined": 503,
+    "draining": 503,
+    "storage_unavailable": 503,
+}
+"""The HTTP status each problem code comes with."""
+
+RETRY_AFTER_SECONDS: Final = 1
+"""What a client that met a full mailbox or a full disk is told to wait."""
+
+
+class WebError(Exception):
+    """Any refusal a client is told about."""
+
+
+@dataclass(eq=False)
+class Problem(WebError):
+    """An HTTP request that is refused."""
+
+    code: str
+    """A key of `STATUS_OF_CODE`."""
+    detail: str
+    """For people: names the field and the limit, never a value that was sent."""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return STATUS_OF_CODE[self.code]
+
+
+class CloseCode(IntEnum):
+    """WebSocket close codes this server sends (RFC 6455 section 7.4, PROTOCOL section 4)."""
+
+    NORMAL = 1000
+    PROTOCOL_ERROR = 1002
+    INVALID_TEXT = 1007
+    POLICY = 1008
+    TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    RESTART = 1012
+    TRY_LATER = 1013
+    REPLACED = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a WebSocket is refused before `connect`: an `error` frame, then this close."""
+
+    code: str
+    """Of the `error` frame."""
+    detail: str
+    reason: str
+    """Of the close frame."""
+    close_code: CloseCode = CloseCode.POLICY
+
+
+class ConnectionRefused(WebError):
+    """A WebSocket that is refused."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
+INVALID_TOKEN: Final = Refusal("invalid_token", "a valid token is required", "invalid token")
+TOKEN_EXPIRED: Final = Refusal("token_expired", "the token has expired", "token expired")
+ACCESS_DENIED: Final = Refusal("access_denied", "you may not follow this diagnosis", "access denied")
+NOT_FOUND: Final = Refusal("not_found", "this diagnosis is not registered", "diagnosis not found")
+ORIGIN_NOT_ALLOWED: Final = Refusal("origin_not_allowed", "this origin may not connect", "origin not allowed")
+
+
+def invalid_parameter(detail: str) -> Refusal:
+    """A query parameter or header of the upgrade is wrong; `detail` names it and its limit."""
+    return Refusal("invalid_field", detail, "invalid field")
+
+
+def close_of(ending: Ending) -> tuple[CloseCode, str]:
+    """The close code and reason for a connection the server ends after `connect`."""
+    match ending:
+        case Ending.REPLACED:
+            return CloseCode.REPLACED, "replaced"
+        case Ending.QUARANTINED:
+            return CloseCode.TRY_LATER, "quarantined"
+        case Ending.STOPPING:
+            return CloseCode.RESTART, "restart"
+        case Ending.DELETED | Ending.VIEWER_REMOVED | Ending.DISCONNECTED:
+            return CloseCode.POLICY, ending.value
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """What an answer of the rooms below means to an HTTP client; `None`: not an expected one."""
+    match error:
+        case MailboxFull():
+            return Problem("mailbox_full", f"{error}; nothing was stored", _retry_after(RETRY_AFTER_SECONDS))
+        case Quarantined():
+            return Problem("quarantined", str(error), _retry_after(error.retry_after_seconds))
+        case Draining():
+            return Problem("draining", "the server is stopping; nothing was stored", _retry_after(RETRY_AFTER_SECONDS))
+        case Crashed():
+            return Problem("internal_error", "the request failed twice; repeat it with the same Idempotency-Key")
+        case Busy():
+            return Problem("storage_unavailable", f"not stored: {error}", _retry_after(RETRY_AFTER_SECONDS))
+        case Failed():
+            detail = "it is unknown whether this was stored; repeat it with the same Idempotency-Key"
+            return Problem("storage_unavailable", detail, _retry_after(RETRY_AFTER_SECONDS))
+        case KeyReused():
+            return Problem("key_reused", "this Idempotency-Key was used for another event of this diagnosis")
+        case NoSuchDiagnosis():
+            return Problem("not_found", "this diagnosis is not registered")
+        case _:
+            return None
+
+
+def refusal_of(error: Exception) -> Refusal | None:
+    """What an answer of the rooms below means to a WebSocket that wants to subscribe; `None`: unexpected."""
+    match error:
+        case Quarantined():
+            return Refusal("quarantined", str(error), "quarantined", CloseCode.TRY_LATER)
+        case Draining():
+            return Refusal("quarantined", "the server is stopping", "restart", CloseCode.RESTART)
+        case Busy() | Failed() | MailboxFull() | Crashed():
+            return Refusal("quarantined", "the diagnosis is not available right now", "try later", CloseCode.TRY_LATER)
+        case DevicesExhausted():
+            return invalid_parameter(f"device: {error}")
+        case NoSuchDiagnosis():
+            return ACCESS_DENIED
+        case _:
+            return None
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, round(seconds)))}

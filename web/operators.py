@@ -1,0 +1,198 @@
+"""`/actors`: look at diagnosis actors, restart and stop them, look after their outboxes and subscribers.
+
+Everything here needs the scope `operate`, and every act writes an audit row (PROTOCOL section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from quart import Blueprint, Response, request
+
+from actors.messages import Forget, Inspect, Purge
+from actors.registry import LAG_SHOWN, ActorStatistics, Lag
+from actors.subscriber import Ending, Subscriber
+from storage.errors import NoSuchDiagnosis
+from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Seq, SubscriberId, Window
+from web import wire
+from web.access import authenticate, require_scope
+from web.bodies import answer
+from web.errors import Problem
+from web.paging import page_of
+from web.records import DEVICE, DEVICE_RULE, diagnosis_id_as_json, diagnosis_id_of
+from web.services import Services
+from web.tokens import Principal
+
+OUTBOX_DIGITS_MAX: Final = 15
+
+
+def operators(services: Services) -> Blueprint:
+    """The routes of the operators."""
+    blueprint = Blueprint("operators", __name__)
+
+    @blueprint.get("/actors")
+    async def list_actors() -> Response:
+        _operator(services)
+        page = page_of(request.args)
+        outboxes = await services.store.outboxes(after=page.after, limit=page.limit + 1)
+        shown = {one.diagnosis.diagnosis_id: await _actor(services, one) for one in outboxes[: page.limit]}
+        return answer(
+            page.of(outboxes, lambda one: shown[one.diagnosis.diagnosis_id], lambda one: one.diagnosis.diagnosis_id)
+        )
+
+    @blueprint.get("/actors/<diagnosis_id>")
+    async def show_actor(diagnosis_id: str) -> Response:
+        _operator(services)
+        diagnosis = await _registered(services, diagnosis_id)
+        return await _answer_with_actor(services, diagnosis)
+
+    @blueprint.post("/actors/<diagnosis_id>/restart")
+    async def restart(diagnosis_id: str) -> Response:
+        who = _operator(services)
+        diagnosis = await _registered(services, diagnosis_id)
+        before = services.registry.statistics_of(diagnosis.diagnosis_id)
+        await services.registry.restart(diagnosis.diagnosis_id)
+        await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+        await _audit_change(services, who, "actor.restart", before)
+        return await _answer_with_actor(services, diagnosis)
+
+    @blueprint.post("/actors/<diagnosis_id>/stop")
+    async def stop(diagnosis_id: str) -> Response:
+        who = _operator(services)
+        diagnosis = await _registered(services, diagnosis_id)
+        before = services.registry.statistics_of(diagnosis.diagnosis_id)
+        await services.registry.stop(diagnosis.diagnosis_id)
+        await _audit_change(services, who, "actor.stop", before)
+        return await _answer_with_actor(services, diagnosis)
+
+    @blueprint.get("/actors/<diagnosis_id>/outbox")
+    async def show_outbox(diagnosis_id: str) -> Response:
+        _operator(services)
+        diagnosis = await _registered(services, diagnosis_id)
+        page = page_of(request.args)
+        after = page.after or "0"
+        if not after.isascii() or not after.isdigit() or len(after) > OUTBOX_DIGITS_MAX:
+            raise Problem("invalid_field", f"after must be an integer >= 0 of at most {OUTBOX_DIGITS_MAX} digits")
+        found = await services.store.read_after(diagnosis.diagnosis_id, Seq(int(after)), page.limit + 1)
+        return answer(
+            page.of(
+                found.events,
+                lambda event: wire.event_object(diagnosis.diagnosis_id, event),
+                lambda event: str(event.seq),
+            )
+        )
+
+    @blueprint.delete("/actors/<diagnosis_id>/outbox")
+    async def purge(diagnosis_id: str) -> Response:
+        who = _operator(services)
+        diagnosis = await _registered(services, diagnosis_id)
+        row = NewAuditRow(who.sub or "", "outbox.purge", diagnosis.diagnosis_id)
+        window = await services.registry.ask(diagnosis.diagnosis_id, Purge(row))
+        return answer(_window(diagnosis.diagnosis_id, window))
+
+    @blueprint.delete("/actors/<diagnosis_id>/subscribers")
+    async def disconnect(diagnosis_id: str) -> Response:
+        who = _operator(services)
+        diagnosis = await _registered(services, diagnosis_id)
+        sub, device, forget = request.args.get("sub"), request.args.get("device"), request.args.get("forget", "0")
+        if device is not None and not DEVICE.fullmatch(device):
+            raise Problem("invalid_field", f"device {DEVICE_RULE}")
+        if forget not in ("0", "1"):
+            raise Problem("invalid_field", "forget must be 0 or 1")
+        return await _disconnect(services, who, diagnosis.diagnosis_id, sub, device, forget=forget == "1")
+
+    return blueprint
+
+
+def _operator(services: Services) -> Principal:
+    who = authenticate(services)
+    require_scope(who, "operate")
+    return who
+
+
+async def _registered(services: Services, diagnosis_id: str) -> Diagnosis:
+    try:
+        return await services.store.get(diagnosis_id_of(diagnosis_id))
+    except NoSuchDiagnosis:
+        raise Problem("not_found", "this diagnosis is not registered") from None
+
+
+async def _disconnect(
+    services: Services, who: Principal, diagnosis_id: str, sub: str | None, device: str | None, *, forget: bool
+) -> Response:
+    def meant(subscriber_id: SubscriberId) -> bool:
+        return subscriber_id.sub == sub and device in (None, subscriber_id.device)
+
+    def picked(subscriber: Subscriber) -> bool:
+        return meant(subscriber.id)
+
+    disconnected = services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
+    named = wire.encode({"sub": sub, "device": device}).decode()
+    row = NewAuditRow(who.sub or "", "subscriber.disconnect", diagnosis_id, before=named, after=str(disconnected))
+    await services.store.record(row)
+    forgotten = 0
+    if forget:
+        forgetting = NewAuditRow(who.sub or "", "subscriber.forget", diagnosis_id, before=named)
+        forgotten = await services.registry.ask(diagnosis_id, Forget(meant, forgetting))
+    return answer({"disconnected": disconnected, "forgotten": forgotten})
+
+
+async def _audit_change(services: Services, who: Principal, act: str, before: ActorStatistics) -> None:
+    after = services.registry.statistics_of(before.diagnosis_id)
+    row = NewAuditRow(who.sub or "", act, before.diagnosis_id, before=_in_short(before), after=_in_short(after))
+    await services.store.record(row)
+
+
+def _in_short(statistics: ActorStatistics) -> str:
+    return wire.encode({"state": statistics.state, "incarnation": statistics.incarnation}).decode()
+
+
+async def _answer_with_actor(services: Services, diagnosis: Diagnosis) -> Response:
+    found = await services.store.read_after(diagnosis.diagnosis_id, Seq(0), 1)
+    return answer(await _actor(services, Outbox(diagnosis, found.window, None)))
+
+
+async def _actor(services: Services, outbox: Outbox) -> dict[str, object]:
+    """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store."""
+    diagnosis_id = outbox.diagnosis.diagnosis_id
+    statistics = services.registry.statistics_of(diagnosis_id)
+    window = statistics.window or outbox.window
+    lag = statistics.lag
+    if lag is None:
+        lag = _lag_of(await services.store.cursors(diagnosis_id), window)
+    crash = statistics.last_crash
+    return {
+        **_window(diagnosis_id, window),
+        "state": statistics.state.value,
+        "incarnation": statistics.incarnation,
+        "subscribers": statistics.connections,
+        "mailbox": {"depth": statistics.mailbox.depth, "limit": statistics.mailbox.limit},
+        "restarts": statistics.restarts,
+        "last_crash": None if crash is None else {"at": wire.timestamp(crash.at), "error": crash.error},
+        "lag": [
+            {
+                "user_id": one.subscriber.sub,
+                "device": one.subscriber.device,
+                "online": one.online,
+                "cursor": one.cursor,
+                "lag": one.events,
+            }
+            for one in lag
+        ],
+    }
+
+
+def _lag_of(cursors: Sequence[Cursor], window: Window) -> tuple[Lag, ...]:
+    positions = [(one, one.seq if one.epoch == window.epoch else Seq(0)) for one in cursors]
+    behind = sorted(positions, key=lambda pair: pair[1])[:LAG_SHOWN]
+    return tuple(Lag(one.subscriber, online=False, cursor=seq, events=window.head - seq) for one, seq in behind)
+
+
+def _window(diagnosis_id: str, window: Window) -> dict[str, object]:
+    return {
+        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
+        "epoch": window.epoch,
+        "head": window.head,
+        "floor": window.floor,
+    }

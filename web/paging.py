@@ -1,0 +1,43 @@
+"""Lists in pages: `limit` and `after` in, `items` and `next` out (PROTOCOL section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from web.errors import Problem
+
+PAGE_ITEMS_MAX: Final = 1000
+PAGE_ITEMS_DEFAULT: Final = 100
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a list is wanted."""
+
+    limit: int
+    after: str
+    """The `next` of the page before; empty: from the start."""
+
+    def of(
+        self, found: Sequence[Item], show: Callable[[Item], object], key: Callable[[Item], str]
+    ) -> dict[str, object]:
+        """The answer, from up to `limit + 1` items."""
+        items = found[: self.limit]
+        more = len(found) > self.limit
+        return {"items": [show(item) for item in items], "next": key(items[-1]) if more else None}
+
+
+def page_of(query: Mapping[str, str]) -> Page:
+    """The page a request asks for.
+
+    Raises:
+        Problem: `limit` is out of range.
+    """
+    text = query.get("limit", str(PAGE_ITEMS_DEFAULT))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= PAGE_ITEMS_MAX:
+        raise Problem("invalid_field", f"limit must be an integer 1-{PAGE_ITEMS_MAX}")
+    return Page(int(text), query.get("after", ""))

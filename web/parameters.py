@@ -1,0 +1,62 @@
+"""The query parameters of `GET /ws/{diagnosis_id}` (PROTOCOL section 3), checked. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from actors.resume import OLDEST, Wanted
+from storage.records import Epoch, Seq
+from web.errors import ConnectionRefused, Problem, invalid_parameter
+from web.records import DEVICE, DEVICE_RULE, diagnosis_id_of
+
+_NUMBER: Final = re.compile(r"[0-9]{1,15}")
+_EPOCH: Final = re.compile(r"[!-~]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a client asked for."""
+
+    diagnosis_id: str
+    device: str | None
+    wanted: Wanted
+    app_acknowledges: bool
+    """`ack=app`: only `ack` frames move the cursor."""
+
+
+def parse(diagnosis_id: str, query: Mapping[str, str]) -> Parameters:
+    """Check the path and the query of an upgrade.
+
+    Raises:
+        ConnectionRefused: `invalid field`, naming the parameter and its limit.
+    """
+    try:
+        checked_id = diagnosis_id_of(diagnosis_id)
+    except Problem as problem:
+        raise ConnectionRefused(invalid_parameter(problem.detail)) from None
+    device = query.get("device")
+    if device is not None and not DEVICE.fullmatch(device):
+        raise _refused(f"device {DEVICE_RULE}")
+    acknowledges = query.get("ack", "transport")
+    if acknowledges not in ("transport", "app"):
+        raise _refused("ack must be transport or app")
+    return Parameters(checked_id, device, _wanted(query), acknowledges == "app")
+
+
+def _wanted(query: Mapping[str, str]) -> Wanted:
+    after, epoch, start = query.get("after"), query.get("epoch"), query.get("start", "oldest")
+    if after is not None and not _NUMBER.fullmatch(after):
+        raise _refused("after must be an integer >= 0 of at most 15 digits")
+    if epoch is not None and not _EPOCH.fullmatch(epoch):
+        raise _refused("epoch must be 1-64 printable characters")
+    if start not in ("oldest", "new") and not _NUMBER.fullmatch(start):
+        raise _refused("start must be oldest, new, or an integer >= 0")
+    newest = OLDEST if start == "oldest" else 0 if start == "new" else int(start)
+    return Wanted(None if after is None else Seq(int(after)), None if epoch is None else Epoch(epoch), newest)
+
+
+def _refused(detail: str) -> ConnectionRefused:
+    return ConnectionRefused(invalid_parameter(detail))

@@ -1,0 +1,69 @@
+"""Where a diagnosis stands and what became of an event: `/diagnoses/{id}/position` and `/delivery`."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from quart import Blueprint, Response, request
+
+from actors.messages import Delivery, Inspect, Trace
+from storage.records import Diagnosis, Seq
+from web import rights, wire
+from web.access import authenticate, authorized_diagnosis
+from web.bodies import answer
+from web.errors import Problem
+from web.paging import page_of
+from web.records import diagnosis_id_of
+from web.services import Services
+from web.tokens import Principal
+
+_NUMBER: Final = re.compile(r"[0-9]{1,15}")
+
+
+def positions(services: Services) -> Blueprint:
+    """The two routes."""
+    blueprint = Blueprint("positions", __name__)
+    anonymous_allowed = services.settings.allow_anonymous
+
+    def may_subscribe(who: Principal, diagnosis: Diagnosis) -> bool:
+        return rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed)
+
+    @blueprint.get("/diagnoses/<diagnosis_id>/position")
+    async def position(diagnosis_id: str) -> Response:
+        who = authenticate(services, anonymous_allowed=anonymous_allowed)
+        diagnosis = await authorized_diagnosis(services, who, diagnosis_id_of(diagnosis_id), may_subscribe)
+        window = await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+        return answer({"epoch": window.epoch, "head": window.head, "floor": window.floor})
+
+    @blueprint.get("/diagnoses/<diagnosis_id>/delivery")
+    async def delivery(diagnosis_id: str) -> Response:
+        who = authenticate(services)
+        diagnosis = await authorized_diagnosis(services, who, diagnosis_id_of(diagnosis_id), rights.may_broadcast)
+        window = await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+        text = request.args.get("seq", "")
+        if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= window.head:
+            raise Problem("invalid_field", f"seq must be an integer from 1 to the head, {window.head}")
+        page = page_of(request.args)
+        found = await services.registry.ask(diagnosis.diagnosis_id, Trace(Seq(int(text))))
+        later = sorted((one for one in found if _key(one) > page.after), key=_key)
+        return answer(page.of(later, _shown, _key))
+
+    return blueprint
+
+
+def _key(delivery: Delivery) -> str:
+    """Orders subscribers by name; neither name can hold the separator."""
+    return f"{delivery.subscriber.sub or ''}\n{delivery.subscriber.device or ''}"
+
+
+def _shown(delivery: Delivery) -> dict[str, object]:
+    at = delivery.acknowledged_at
+    return {
+        "user_id": delivery.subscriber.sub,
+        "device": delivery.subscriber.device,
+        "online": delivery.online,
+        "cursor": delivery.cursor,
+        "state": delivery.state.value,
+        "acknowledged_at": None if at is None else wire.timestamp(at),
+    }

@@ -1,0 +1,223 @@
+"""What travels as JSON, as typed records: request bodies and client frames. Pure; decoded in `web.wire`.
+
+The rules a field must keep stand beside it: they check it, and they are what a refused client is told.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Final
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from web.errors import Problem
+
+DIAGNOSIS_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+DIAGNOSIS_ID_RULE: Final = "must be 1-64 characters of A-Z a-z 0-9 _ -"
+DEVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+DEVICE_RULE: Final = "must be 1-64 characters of A-Z a-z 0-9 _ . -"
+NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
+
+FRACTION_RULE: Final = "must be 0-1"
+DEPTH_MAX: Final = 64
+"""Levels of objects and lists within an object. Reason: every client must be able to decode it. Beyond: 422."""
+SUB_CHARACTERS_MAX: Final = 256
+VIEWERS_MAX: Final = 1000
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Rating = Annotated[int, Meta(ge=1, le=5)]
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Reference = int | str
+JsonObject = dict[str, Any]
+Sub = Annotated[str, Meta(min_length=1, max_length=SUB_CHARACTERS_MAX)]
+
+REFERENCE_RULE: Final = "must be an integer or a string"
+OBJECT_RULE: Final = "must be an object"
+TEXT_RULE: Final = "must be a string"
+
+
+def diagnosis_id_of(value: int | str) -> str:
+    """The one spelling of a diagnosis id: the integer 42 and the string "42" are the same.
+
+    Raises:
+        Problem: it breaks the rule of PROTOCOL section 2.
+    """
+    text = str(value)
+    if not DIAGNOSIS_ID.fullmatch(text) or (isinstance(value, int) and value < 0):
+        raise Problem("invalid_field", f"diagnosis_id {DIAGNOSIS_ID_RULE}")
+    return text
+
+
+def diagnosis_id_as_json(diagnosis_id: str) -> int | str:
+    """How a diagnosis id is sent: as an integer where it looks like one of up to 15 digits."""
+    return int(diagnosis_id) if NUMERIC_ID.fullmatch(diagnosis_id) else diagnosis_id
+
+
+class Update(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A broadcast: a diagnosis id and the fields of one kind of event."""
+
+    KIND: ClassVar[str]
+    RULES: ClassVar[dict[str, str]]
+    """What each field must be, for the client that got it wrong."""
+
+    diagnosis_id: Reference
+
+    def data(self) -> dict[str, object]:
+        """The `data` of the event, as PROTOCOL section 4 gives it."""
+        raise NotImplementedError
+
+
+class RecommendationUpdate(Update, kw_only=True):
+    """The recommendations of a diagnosis changed."""
+
+    KIND = "recommendation_update"
+    RULES = {
+        "diagnosis_id": DIAGNOSIS_ID_RULE,
+        "new_data": OBJECT_RULE,
+        "old_data": OBJECT_RULE + " or null",
+        "reason": TEXT_RULE + " or null",
+    }
+
+    new_data: JsonObject
+    old_data: JsonObject | None = None
+    reason: str | None = None
+
+    def data(self) -> dict[str, object]:
+        for name, value in (("new_data", self.new_data), ("old_data", self.old_data)):
+            if _deeper_than(value, DEPTH_MAX):
+                raise Problem("invalid_field", f"{name} must be at most {DEPTH_MAX} levels deep")
+        old = self.old_data or {}
+        missing = object()
+        changed = sorted(key for key, value in self.new_data.items() if not _same(old.get(key, missing), value))
+        return {
+            "old_data": self.old_data,
+            "new_data": self.new_data,
+            "reason": self.reason,
+            "changed_fields": changed,
+        }
+
+
+class EffectivenessUpdate(Update, kw_only=True):
+    """The measured effectiveness of a recommendation changed."""
+
+    KIND = "effectiveness_update"
+    RULES = {
+        "diagnosis_id": DIAGNOSIS_ID_RULE,
+        "recommendation_id": REFERENCE_RULE,
+        "new_effectiveness": FRACTION_RULE,
+        "effectiveness": FRACTION_RULE,
+        "confidence": FRACTION_RULE + " or null",
+        "sample_size": "must be an integer >= 0 or null",
+        "old_effectiveness": FRACTION_RULE,
+        "herb": TEXT_RULE,
+    }
+
+    recommendation_id: Reference
+    new_effectiveness: Fraction | UnsetType = UNSET
+    effectiveness: Fraction | UnsetType = UNSET
+    """Another name for `new_effectiveness`, which the system before this one used."""
+    confidence: Fraction | None = None
+    sample_size: Count | None = None
+    old_effectiveness: Fraction | None = None
+    herb: str | None = None
+
+    def data(self) -> dict[str, object]:
+        if isinstance(self.new_effectiveness, UnsetType) == isinstance(self.effectiveness, UnsetType):
+            raise Problem("invalid_field", "exactly one of new_effectiveness and effectiveness is required")
+        new = self.effectiveness if isinstance(self.new_effectiveness, UnsetType) else self.new_effectiveness
+        data: dict[str, object] = {
+            "recommendation_id": self.recommendation_id,
+            "new_effectiveness": new,
+            "confidence": self.confidence,
+            "sample_size": self.sample_size,
+        }
+        return data | _given(old_effectiveness=self.old_effectiveness, herb=self.herb)
+
+
+class FeedbackUpdate(Update, kw_only=True):
+    """Feedback on a recommendation arrived."""
+
+    KIND = "feedback_update"
+    RULES = {
+        "diagnosis_id": DIAGNOSIS_ID_RULE,
+        "feedback_id": REFERENCE_RULE,
+        "rating": "must be 1-5",
+        "effectiveness": FRACTION_RULE + " or null",
+        "recommendation_id": REFERENCE_RULE,
+        "comment": TEXT_RULE,
+    }
+
+    feedback_id: Reference
+    rating: Rating
+    effectiveness: Fraction | None = None
+    recommendation_id: Reference | None = None
+    comment: str | None = None
+
+    def data(self) -> dict[str, object]:
+        data: dict[str, object] = {
+            "feedback_id": self.feedback_id,
+            "rating": self.rating,
+            "effectiveness": self.effectiveness,
+        }
+        return data | _given(recommendation_id=self.recommendation_id, comment=self.comment)
+
+
+class Registration(Struct, forbid_unknown_fields=True):
+    """Who owns and who may follow a diagnosis."""
+
+    RULES: ClassVar[dict[str, str]] = {
+        "owner": f"must be a string of 1-{SUB_CHARACTERS_MAX} characters",
+        "viewers": f"must be a list of at most {VIEWERS_MAX} strings of 1-{SUB_CHARACTERS_MAX} characters",
+    }
+
+    owner: Sub
+    viewers: Annotated[list[Sub], Meta(max_length=VIEWERS_MAX)] = []
+
+
+class Ping(Struct, tag_field="type", tag="ping", forbid_unknown_fields=True):
+    """A client asks for a `pong` that carries `data` back."""
+
+    data: JsonObject | None = None
+
+
+class Ack(Struct, tag_field="type", tag="ack", forbid_unknown_fields=True):
+    """A client has applied everything up to `seq`."""
+
+    seq: Count
+
+
+class Auth(Struct, tag_field="type", tag="auth", forbid_unknown_fields=True):
+    """A client sends a newer token of the same subject."""
+
+    token: str
+
+
+CLIENT_FRAME_RULES: Final = {
+    "data": OBJECT_RULE,
+    "seq": "must be an integer >= 0",
+    "token": TEXT_RULE,
+}
+
+
+def _deeper_than(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if levels == 0:
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return any(_deeper_than(one, levels - 1) for one in inner)
+
+
+def _given(**optional: object) -> dict[str, object]:
+    return {name: value for name, value in optional.items() if value is not None}
+
+
+def _same(old: object, new: object) -> bool:
+    """JSON equality: unlike Python's, it tells true from 1."""
+    if isinstance(old, bool) != isinstance(new, bool):
+        return False
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in old)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return old == new

@@ -1,0 +1,27 @@
+"""What every route needs, wired once in the composition root and handed over: no module-level state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from actors.registry import Registry
+from storage.clock import Clock
+from storage.store import Store
+from web.settings import Settings
+from web.tokens import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one server."""
+
+    settings: Settings
+    store: Store
+    registry: Registry
+    verifier: Verifier
+    clock: Clock
+    jitter: Callable[[], float]
+    """Random numbers from 0 up to 1."""
+    started_at: float
+    """On the monotonic clock."""

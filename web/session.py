@@ -1,0 +1,112 @@
+"""One client's side of the conversation after it was admitted: its frames and what answers them.
+
+Knows no socket: frames go out through `say`. The transport that carries the bytes calls `received`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from actors.registry import Registry
+from actors.ring import Gap
+from actors.subscriber import Due, EventFrame, Live, Subscriber
+from storage.clock import Clock
+from storage.records import Seq
+from web import wire
+from web.records import Ack, Auth, Ping
+from web.tokens import Principal, TokenError, Verifier
+
+
+class Session:
+    """The state of one admitted connection above its transport."""
+
+    __slots__ = ("_clock", "_diagnosis_id", "_registry", "_say", "_subscriber", "_verifier", "acknowledges", "who")
+
+    def __init__(
+        self,
+        diagnosis_id: str,
+        who: Principal,
+        subscriber: Subscriber,
+        *,
+        acknowledges: bool,
+        say: Callable[[bytes], None],
+        registry: Registry,
+        verifier: Verifier,
+        clock: Clock,
+    ) -> None:
+        """A conversation that begins now.
+
+        Args:
+            acknowledges: the client moves its cursor itself (`ack=app`); otherwise the transport does.
+            say: queues a frame for this client; never waits.
+        """
+        self.acknowledges = acknowledges
+        self.who = who
+        self._diagnosis_id = diagnosis_id
+        self._subscriber = subscriber
+        self._say = say
+        self._registry = registry
+        self._verifier = verifier
+        self._clock = clock
+
+    def received(self, message: str | bytes) -> None:
+        """Answer a message of the client; a wrong one gets an `error` frame and the connection stays."""
+        try:
+            if isinstance(message, bytes):
+                raise wire.FrameError("bad_frame", "a frame must be JSON text, not binary")
+            self._act_on(wire.decode_client_frame(message))
+        except wire.FrameError as error:
+            self.say("error", wire.error_data(error.code, error.detail))
+
+    def _act_on(self, frame: Ping | Ack | Auth) -> None:
+        match frame:
+            case Ping():
+                self.say("pong", frame.data)
+            case Ack():
+                if not self._registry.acknowledge(self._subscriber, Seq(frame.seq), answer=True):
+                    raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
+            case Auth():
+                self._refresh(frame.token)
+            case _:
+                assert_never(frame)
+
+    def _refresh(self, token: str) -> None:
+        """Accept a newer token of the same subject (PROTOCOL section 9)."""
+        try:
+            who = self._verifier.verify(token, self._clock.wall())
+        except TokenError:
+            raise wire.FrameError("invalid_token", "the token is not valid") from None
+        if who.sub != self.who.sub or who.expires_at is None:
+            raise wire.FrameError("invalid_token", "the token must be of the same subject")
+        self.who = who
+        self.say("auth_ok", {"expires_at": wire.timestamp(who.expires_at)})
+
+    def written(self, seq: Seq) -> None:
+        """The transport's receipt: everything up to `seq` has reached the client."""
+        if not self.acknowledges:
+            self._registry.acknowledge(self._subscriber, seq)
+
+    def acknowledged(self, seq: Seq) -> None:
+        """The cursor is stored."""
+        self.say("acked", wire.seq_data(seq))
+
+    def frame_of(self, due: Due) -> bytes:
+        """The frame for something that is due."""
+        match due:
+            case EventFrame():
+                return due.frame
+            case Gap():
+                return self.frame("gap", wire.gap_data(due))
+            case Live():
+                return self.frame("live", wire.seq_data(due.seq))
+            case _:
+                assert_never(due)
+
+    def say(self, kind: str, data: object) -> None:
+        """Queue a server frame that is no event."""
+        self._say(self.frame(kind, data))
+
+    def frame(self, kind: str, data: object) -> bytes:
+        """A server frame that is no event."""
+        return wire.frame(kind, self._diagnosis_id, self._clock.wall(), data)

@@ -1,0 +1,208 @@
+"""What a setting can be: how its text is read, what is allowed, and how both are said to a person. Pure.
+
+A kind refuses a value with `ValueError`; whoever calls it (`web.settings`) adds where the value came from.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+_TRUE: Final = ("true", "yes", "on", "1")
+_FALSE: Final = ("false", "no", "off", "0")
+
+
+class Kind(ABC):
+    """The type, range and unit of a setting."""
+
+    name: str
+    """The type, as the table of settings names it."""
+    limit: str
+    """What is allowed, so that "must be ..." is a sentence."""
+
+    @abstractmethod
+    def checked(self, value: object) -> object:
+        """A typed value (from TOML or from code), in the type the setting has.
+
+        Raises:
+            ValueError: it has the wrong type or is out of range.
+        """
+
+    def from_text(self, text: str) -> object:
+        """The value a variable or option spells. Raises as `checked`."""
+        return self.checked(text)
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A line of text."""
+
+    characters_max: int
+
+    name = "text"
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"1-{self.characters_max} printable characters"
+
+    def checked(self, value: object) -> str:
+        if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= self.characters_max:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Directory(Kind):
+    """A path; it need not exist."""
+
+    name = "path"
+    limit = "the path of a directory"
+
+    def checked(self, value: object) -> Path:
+        if not isinstance(value, str | Path) or "\0" in str(value) or not str(value):
+            raise ValueError
+        path = Path(value)
+        if path.exists() and not path.is_dir():
+            raise ValueError
+        return path
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """Yes or no."""
+
+    name = "flag"
+    limit = "true or false"
+
+    def checked(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    def from_text(self, text: str) -> bool:
+        if text.lower() not in _TRUE + _FALSE:
+            raise ValueError
+        return text.lower() in _TRUE
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """An integer in a range, both ends included."""
+
+    least: int
+    most: int
+    unit: str = ""
+
+    name = "integer"
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return _with_unit(f"an integer {self.least}-{self.most}", self.unit)
+
+    def checked(self, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= self.most:
+            raise ValueError
+        return value
+
+    def from_text(self, text: str) -> int:
+        # int() would also take "1_000", " 7" and other scripts' digits: no operator means those.
+        if not text.isascii() or not text.isdigit() or len(text) > 20:
+            raise ValueError
+        return self.checked(int(text))
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number in a range, both ends included."""
+
+    least: float
+    most: float
+    unit: str = ""
+
+    name = "number"
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return _with_unit(f"a number {self.least:g}-{self.most:g}", self.unit)
+
+    def checked(self, value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self.least <= value <= self.most:
+            raise ValueError
+        return float(value)
+
+    def from_text(self, text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError
+        return self.checked(number)
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    name = "word"
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return " or ".join((", ".join(self.words[:-1]), self.words[-1]))
+
+    def checked(self, value: object) -> str:
+        if value not in self.words:
+            raise ValueError
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Origin(Kind):
+    """A web origin (RFC 6454): scheme, host and port, without a path."""
+
+    name = "origin"
+    limit = "an origin such as https://example.org"
+
+    def checked(self, value: object) -> str:
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise ValueError
+        origin = value.removesuffix("/")
+        parts = urlsplit(origin)
+        # Reading `port` raises ValueError if it is no port; comparing what is left refuses path, query and user.
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or "@" in parts.netloc:
+            raise ValueError
+        if origin != f"{parts.scheme}://{parts.netloc}" or " " in origin:
+            raise ValueError
+        return origin
+
+
+@dataclass(frozen=True)
+class Several(Kind):
+    """A list: an array in TOML, separated by commas in a variable."""
+
+    item: Kind
+    items_max: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"list of {self.item.name}s"
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"a list of at most {self.items_max}, each {self.item.limit}"
+
+    def checked(self, value: object) -> tuple[object, ...]:
+        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) > self.items_max:
+            raise ValueError
+        return tuple(self.item.checked(item) for item in value)
+
+    def from_text(self, text: str) -> tuple[object, ...]:
+        return self.checked([item.strip() for item in text.split(",") if item.strip()])
+
+
+def _with_unit(limit: str, unit: str) -> str:
+    return f"{limit} ({unit})" if unit else limit

@@ -1,0 +1,231 @@
+"""The settings of a server: declared once, checked at start, frozen afterwards.
+
+A setting comes from an option of the command, else from its `AVICENNA_*` variable, else from the TOML file that
+`--config` or `AVICENNA_CONFIG` names, else from its default. A wrong or unknown one is refused before anything starts.
+`docs/SETTINGS.md` is made from the declarations below (`make settings`), and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from web.setting_kinds import Choice, Directory, Flag, Kind, Number, Origin, Several, Text, Whole
+
+PREFIX: Final = "AVICENNA_"
+"""Every variable that begins so is ours: one that names no setting is a slip, and refused."""
+
+CONFIG_VARIABLE: Final = "AVICENNA_CONFIG"
+URL_VARIABLE: Final = "AVICENNA_URL"
+TOKEN_VARIABLE: Final = "AVICENNA_TOKEN"  # noqa: S105 - the name of a variable, not a token
+OTHER_VARIABLES: Final = {
+    CONFIG_VARIABLE: "The TOML file with settings, named as below.",
+    URL_VARIABLE: "Which server the client commands talk to.",
+    TOKEN_VARIABLE: "The token the client commands send.",
+}
+"""Variables with our prefix that are no settings of the server."""
+
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+"""Largest settings file. Beyond: refused; it is not one."""
+
+DATA_DEFAULT: Final = Path("data")
+
+DAY_SECONDS: Final = 86_400
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used: the text names it, its limit and what was wrong. Correct it and start again."""
+
+
+def _setting(default: object, kind: Kind, doc: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything an operator can decide. The declaration of a field holds its default, its kind and its meaning.
+
+    Raises:
+        SettingsError: a value has the wrong type or is out of range.
+    """
+
+    host: str = _setting("127.0.0.1", Text(255), "Address to listen on; `0.0.0.0` or `::` for every interface.")
+    port: int = _setting(8000, Whole(0, 65535), "TCP port to listen on; 0 takes any free one.")
+    data: Path = _setting(  # noqa: RUF009 - a path is immutable
+        DATA_DEFAULT, Directory(), "Directory of the database and the key; made if it is missing."
+    )
+
+    allow_anonymous: bool = _setting(False, Flag(), "Let subscribers without a token follow every diagnosis.")
+    query_tokens: bool = _setting(True, Flag(), "Accept a token in the query of a WebSocket's URL.")
+    allowed_origins: tuple[str, ...] = _setting(
+        (), Several(Origin(), 100), "Origins of pages that may connect, beside the server's own."
+    )
+    public_url: str | None = _setting(None, Origin(), "The server's own origin, as browsers behind a proxy see it.")
+    issuer: str | None = _setting(None, Text(1000), "The only accepted `iss` of a token; none: not checked.")
+    audience: str | None = _setting(None, Text(1000), "The only accepted `aud` of a token; none: not checked.")
+
+    durability: Literal["full", "normal"] = _setting(
+        "full", Choice(("full", "normal")), "`full`: an accepted event survives power loss; `normal`: a crash only."
+    )
+    passivate_after_seconds: float = _setting(
+        300.0,
+        Number(0.01, DAY_SECONDS, "seconds"),
+        "An actor without subscribers and mail leaves memory after this time.",
+    )
+    mailbox_messages_max: int = _setting(
+        1000, Whole(1, 1_000_000, "messages"), "Broadcasts that wait for one diagnosis; beyond: answered 429."
+    )
+    restart_intensity_max: int = _setting(
+        3, Whole(0, 1000, "restarts"), "Restarts of a crashing actor within the time below; beyond: quarantined."
+    )
+    restart_intensity_seconds: float = _setting(
+        60.0, Number(0.01, DAY_SECONDS, "seconds"), "The time in which restarts of an actor are counted."
+    )
+    quarantine_seconds: float = _setting(
+        60.0, Number(0.01, DAY_SECONDS, "seconds"), "A quarantined actor is tried again after this time."
+    )
+    max_connections: int = _setting(
+        10_000, Whole(1, 1_000_000, "connections"), "Open connections of all kinds; beyond: refused."
+    )
+
+    log_format: Literal["people", "json"] = _setting(
+        "people", Choice(("people", "json")), "Log lines for people, or one JSON object a line."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", Choice(("debug", "info", "warning", "error")), "The least important log lines that are written."
+    )
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is not None or one.default is not None:
+                object.__setattr__(self, one.name, _read(_kind(one).checked, value, one.name, _kind(one)))
+
+
+def load(
+    environment: Mapping[str, str], *, config: Path | None = None, options: Mapping[str, object] | None = None
+) -> Settings:
+    """The settings of a server that starts now.
+
+    Args:
+        environment: the variables; those without our prefix are not looked at, an empty one counts as unset.
+        config: a TOML file, `None`: the one `AVICENNA_CONFIG` names, if any.
+        options: settings given on the command line, by name; `None` counts as not given.
+
+    Raises:
+        SettingsError: a setting is unknown or wrong, or the file cannot be read.
+    """
+    declared = {one.name: one for one in fields(Settings)}
+    given = {name: text for name, text in environment.items() if name.startswith(PREFIX) and text}
+    if config is None and CONFIG_VARIABLE in given:
+        config = Path(given[CONFIG_VARIABLE])
+
+    values: dict[str, Any] = {}
+    for key, value in _read_file(config).items() if config else ():
+        where = f"{key} in {config}"
+        one = _known(key, where, declared)
+        values[one.name] = _read(_kind(one).checked, value, where, _kind(one))
+    by_variable = {variable_of(name): one for name, one in declared.items()}
+    for variable, text in sorted(given.items()):
+        if variable not in OTHER_VARIABLES:
+            one = _known(variable, variable, by_variable)
+            values[one.name] = _read(_kind(one).from_text, text, variable, _kind(one))
+    for name, value in (options or {}).items():
+        if value is not None:
+            kind = _kind(declared[name])
+            read = kind.from_text if isinstance(value, str) else kind.checked
+            values[name] = _read(read, value, f"--{name}", kind)
+    return Settings(**values)
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def settings_page() -> str:
+    """`docs/SETTINGS.md`, from the declarations."""
+    rows = [
+        f"| `{one.name}` | {_kind(one).name} | {_shown(one.default)} | {_kind(one).limit} | {one.metadata['doc']} |"
+        for one in fields(Settings)
+    ]
+    others = [f"| `{name}` | {doc} |" for name, doc in OTHER_VARIABLES.items()]
+    return "\n".join((_PAGE_HEAD, *rows, _PAGE_OTHERS, *others, ""))
+
+
+_PAGE_HEAD: Final = """\
+# Settings
+
+<!-- Made from web/settings.py by `make settings`; change it there. -->
+
+Every setting can be given as a variable of the environment (`AVICENNA_` and its name in capitals, such as
+`AVICENNA_PORT`) or under its name in a TOML file that `--config` or `AVICENNA_CONFIG` names. An option of the command
+wins over the variable, the variable over the file, the file over the default. A list is an array in TOML and separated
+by commas in a variable; an empty variable counts as unset.
+
+All of them are checked at start. An unknown or wrong one is one line on stderr, and the exit code is 2.
+
+| setting | type | default | must be | meaning |
+|---|---|---|---|---|"""
+
+_PAGE_OTHERS: Final = """
+Other variables:
+
+| variable | meaning |
+|---|---|"""
+
+
+def _shown(default: object) -> str:
+    match default:
+        case None | ():
+            return "none"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case float():
+            return f"`{default:g}`"
+        case _:
+            return f"`{default}`"
+
+
+def _kind(one: Field[Any]) -> Kind:
+    kind = one.metadata["kind"]
+    assert isinstance(kind, Kind)
+    assert one.default is not MISSING, "every setting has a default: the server starts without any"
+    return kind
+
+
+def _known(name: str, where: str, known: Mapping[str, Field[Any]]) -> Field[Any]:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    raise SettingsError(f"{where} is not a setting" + (f"; is {near[0]} meant?" if near else ""))
+
+
+def _read(read: Callable[[Any], object], value: object, where: str, kind: Kind) -> Any:
+    try:
+        return read(value)
+    except (ValueError, OSError):
+        # No setting is a secret: keys and tokens are files and variables of their own, never shown.
+        shown = str(value) if len(str(value)) <= 80 else f"{len(str(value))} characters long"
+        raise SettingsError(f"{where} must be {kind.limit}; it is {shown!a}") from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(CONFIG_BYTES_MAX + 1)
+        if len(content) > CONFIG_BYTES_MAX:
+            raise SettingsError(f"the settings file {path} must have at most {CONFIG_BYTES_MAX} bytes")
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {path} is not valid TOML: {error}") from None
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")  # noqa: T201 - this is how `make settings` writes the page

@@ -1,0 +1,235 @@
+"""JSON, both ways: the only file that encodes or decodes it. Pure.
+
+Bodies and client frames are decoded into the records of `web.records`; server frames and problem
+documents are made here. An event is stored as the JSON of its `data`, and its frame is that text with
+the envelope put around it: encoded once, however often it is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from actors.messages import Admission
+from actors.ring import Gap
+from storage.records import Event, NewEvent, Seq
+from web.errors import Problem
+from web.records import (
+    CLIENT_FRAME_RULES,
+    Ack,
+    Auth,
+    EffectivenessUpdate,
+    FeedbackUpdate,
+    Ping,
+    RecommendationUpdate,
+    Registration,
+    Update,
+    diagnosis_id_as_json,
+)
+from web.tokens import Principal
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+PING_INTERVAL_SECONDS: Final = 25.0
+"""The server pings after so much silence (PROTOCOL section 6)."""
+
+KINDS: Final[dict[str, type[Update]]] = {
+    kind.KIND: kind for kind in (RecommendationUpdate, EffectivenessUpdate, FeedbackUpdate)
+}
+"""The record of each kind of event."""
+
+_encoder: Final = msgspec.json.Encoder()
+_sorting_encoder: Final = msgspec.json.Encoder(order="sorted")
+_update_decoders: Final = {kind: msgspec.json.Decoder(kind, strict=True) for kind in KINDS.values()}
+_registration_decoder: Final = msgspec.json.Decoder(Registration, strict=True)
+_client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = msgspec.json.Decoder(
+    Ping | Ack | Auth, strict=True
+)
+_AT_FIELD: Final = re.compile(r"at `\$\.([A-Za-z_]+)")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+_NAMED_FIELD: Final = re.compile(r"field `([^`]*)`")
+
+
+class FrameError(Exception):
+    """A client frame that is answered with an `error` frame; the connection lives on."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+def encode(value: object) -> bytes:
+    """JSON text of plain values."""
+    return _encoder.encode(value)
+
+
+# Request bodies
+
+
+def decode_update(kind: type[Update], body: bytes) -> Update:
+    """The body of a broadcast.
+
+    Raises:
+        Problem: `bad_json`, or `invalid_field` with the field and its rule.
+    """
+    return _decode(_update_decoders[kind], kind.RULES, body)
+
+
+def decode_registration(body: bytes) -> Registration:
+    """The body of a registration. Raises as `decode_update`."""
+    return _decode(_registration_decoder, Registration.RULES, body)
+
+
+def new_event(update: Update, key: str | None) -> NewEvent:
+    """The event to store for a broadcast; equal updates have equal digests, whatever the order of their keys.
+
+    Raises:
+        Problem: fields contradict each other.
+    """
+    data = update.data()
+    digest = hashlib.sha256(update.KIND.encode() + b"\0" + _sorting_encoder.encode(data)).digest() if key else b""
+    return NewEvent(update.KIND, _encoder.encode(data), key, digest)
+
+
+def _decode(decoder: msgspec.json.Decoder[Record], rules: dict[str, str], body: bytes) -> Record:
+    try:
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            msgspec.json.decode(body)  # a wrong field is reported before the text has been read to its end
+            raise Problem("invalid_field", _explain(str(error), rules)) from None
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        raise Problem("bad_json", "the body is not valid JSON") from None
+
+
+def _explain(message: str, rules: dict[str, str]) -> str:
+    """Say which field breaks which rule, from msgspec's words (pinned by tests), without echoing a value."""
+    if (at := _AT_FIELD.search(message)) is not None and at[1] in rules:
+        return f"{at[1]} {rules[at[1]]}"
+    if (named := _NAMED_FIELD.search(message)) is not None:
+        if named[1] in rules:
+            return f"{named[1]} is required: it {rules[named[1]]}"
+        name = named[1] if _PLAIN_NAME.fullmatch(named[1]) else "a field that was sent"
+        return f"{name} is not known here; known are {', '.join(rules)}"
+    return "the body must be a JSON object"
+
+
+# Client frames
+
+
+def decode_client_frame(text: str) -> Ping | Ack | Auth:
+    """A frame from a client.
+
+    Raises:
+        FrameError: `bad_frame`, `unknown_type` or `invalid_field`.
+    """
+    try:
+        return _client_frame_decoder.decode(text)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        if "$.type" in message or "field `type`" in message:
+            raise FrameError("unknown_type", "type must be one of ping, ack, auth") from None
+        if "`$`" in message or message.startswith("Expected `object`"):
+            raise FrameError("bad_frame", "a frame must be a JSON object") from None
+        raise FrameError("invalid_field", _explain(message, CLIENT_FRAME_RULES)) from None
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        raise FrameError("bad_frame", "a frame must be JSON text") from None
+
+
+# Server frames
+
+
+def timestamp(at: float) -> str:
+    """RFC 3339, UTC with Z, milliseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def render_event(diagnosis_id: str, event: Event) -> bytes:
+    """The frame of a stored event: the same bytes on every delivery."""
+    return b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
+        event.kind.encode(),
+        encode(diagnosis_id_as_json(diagnosis_id)),
+        event.seq,
+        timestamp(event.at).encode(),
+        event.body,
+    )
+
+
+def event_object(diagnosis_id: str, event: Event) -> msgspec.Raw:
+    """A stored event as it stands in a list: its frame."""
+    return msgspec.Raw(render_event(diagnosis_id, event))
+
+
+def frame(kind: str, diagnosis_id: str, at: float, data: object) -> bytes:
+    """A server frame that is no event."""
+    envelope = {
+        "type": kind,
+        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
+        "timestamp": timestamp(at),
+        "data": data,
+    }
+    return encode(envelope)
+
+
+def connect_data(admission: Admission, who: Principal, device: str | None) -> dict[str, object]:
+    """`data` of the `connect` frame."""
+    window, plan = admission.window, admission.plan
+    return {
+        "message": "Connected to real-time updates",
+        "user_id": who.sub,
+        "device": device,
+        "epoch": window.epoch,
+        "head": window.head,
+        "floor": window.floor,
+        "resume": plan.resume.value,
+        "missed": plan.missed,
+        "queued": plan.queued,
+        "ping_interval_seconds": PING_INTERVAL_SECONDS,
+        "token_expires_at": None if who.expires_at is None else timestamp(who.expires_at),
+    }
+
+
+def gap_data(gap: Gap) -> dict[str, object]:
+    """`data` of a `gap` frame."""
+    return {
+        "from": gap.first,
+        "to": gap.last,
+        "count": gap.count,
+        "reason": "purged" if gap.purged else "evicted",
+    }
+
+
+def seq_data(seq: Seq) -> dict[str, object]:
+    """`data` of `live` and `acked`."""
+    return {"seq": seq}
+
+
+def error_data(code: str, detail: str) -> dict[str, object]:
+    """`data` of an `error` frame."""
+    return {"code": code, "detail": detail}
+
+
+def bye_data(code: int, reason: str, retry_after_ms: int | None) -> dict[str, object]:
+    """`data` of a `bye` frame."""
+    return {"code": code, "reason": reason, "retry_after_ms": retry_after_ms}
+
+
+# Problem documents
+
+
+def problem_document(problem: Problem) -> bytes:
+    """RFC 9457: `type`, `title`, `status`, `detail` and our stable `code`."""
+    document: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+    }
+    return encode(document)
