@@ -38,7 +38,8 @@ class CursorKeeper:
         self._store = store
         self._clock = clock
         self._dirty: dict[Known, None] = {}
-        self._in_flight: list[Known] = []
+        self._in_flight: dict[Known, dict[Subscriber, None]] = {}
+        """Being stored, and the connections to tell once they are."""
         self._marked = trio.Event()
         self._hurry = trio.Event()
         self._round_over = trio.Event()
@@ -68,9 +69,15 @@ class CursorKeeper:
         if hurry:
             self._hurry.set()
 
+    def left(self, known: Known) -> None:
+        """A connection of `known` has ended: store where it got to, and when it was seen, at once."""
+        known.seen_at = self._clock.wall()
+        self.mark(known, hurry=True)
+
     def discard(self, known: Known) -> None:
         """Do not store this one any more: its subscriber is forgotten."""
         self._dirty.pop(known, None)
+        self._in_flight.pop(known, None)
 
     def is_dirty(self, diagnosis_id: str) -> bool:
         """Whether a cursor of this diagnosis is not stored yet."""
@@ -88,12 +95,11 @@ class CursorKeeper:
             self._hurry.set()
             await self._round_over.wait()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Store cursors until cancelled.
 
         Cancellation: what was not stored is lost, which costs a repeat; `flush` first.
         """
-        task_status.started()
         while True:
             await self._marked.wait()
             with trio.move_on_after(LINGER_SECONDS):
@@ -103,31 +109,34 @@ class CursorKeeper:
                 await self._store_some()
 
     async def _store_some(self) -> None:
-        self._in_flight = list(self._dirty)[:MOVES_MAX]
+        batch = list(self._dirty)[:MOVES_MAX]
         moves = []
-        for known in self._in_flight:
+        for known in batch:
             del self._dirty[known]
+            # Taken now: an acknowledgement that comes while this one is stored waits for its own round.
+            self._in_flight[known], known.waiting = known.waiting, {}
             moves.append(CursorMove(known.diagnosis_id, known.id, known.epoch, known.seq, known.seen_at))
         try:
             stored = await self._store.move_cursors(moves)
+            for known, seq in zip(batch, stored, strict=True):
+                self._answer(self._in_flight.pop(known, {}), seq)
         except (Busy, Failed) as refusal:
             logger.warning("%d cursors not stored, trying again: %s", len(moves), refusal)
-            for known in self._in_flight:
-                self._dirty[known] = None
+            self._take_back()
             await trio.sleep(RETRY_SECONDS)
-        else:
-            for known, seq in zip(self._in_flight, stored, strict=True):
-                self._answer(known, seq)
         finally:
-            self._in_flight = []
+            self._take_back()
             self._round_over.set()
             self._round_over = trio.Event()
 
-    def _answer(self, known: Known, seq: Seq | None) -> None:
-        if known in self._dirty:
-            return
-        waiting, known.waiting = known.waiting, {}
-        if seq is None:
-            return
+    def _take_back(self) -> None:
+        """What is still in flight was not stored: it has to be, later."""
+        for known, waiting in self._in_flight.items():
+            known.waiting = waiting | known.waiting
+            self.mark(known)
+        self._in_flight.clear()
+
+    def _answer(self, waiting: dict[Subscriber, None], seq: Seq | None) -> None:
         for subscriber in waiting:
-            subscriber.transport.acknowledged(seq)
+            if seq is not None and not subscriber.gone:
+                subscriber.transport.acknowledged(seq)

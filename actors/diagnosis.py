@@ -7,8 +7,9 @@ started by the supervisor, finishes it. Expected refusals of the store are answe
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -35,7 +36,7 @@ from actors.ring import Ring
 from actors.roster import Known, Roster
 from actors.subscriber import Burst
 from storage.clock import Clock
-from storage.errors import Busy, NoSuchDiagnosis, StorageError
+from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
 from storage.records import (
     OUTBOX_EVENTS_MAX,
     Appended,
@@ -54,6 +55,9 @@ BATCH_EVENTS_MAX: Final = 64
 
 FANOUT_CHUNK: Final = 256
 """Subscribers served between two checkpoints. Reason: other actors and sockets get their turn."""
+
+FLUSH_SECONDS_MAX: Final = 2.0
+"""Longest wait for moved cursors to be stored. Reason: a publisher waits meanwhile. Beyond: not available (`Busy`)."""
 
 assert BATCH_EVENTS_MAX <= OUTBOX_EVENTS_MAX, "a batch must fit the ring, or events would be evicted unsent"
 
@@ -111,8 +115,7 @@ class DiagnosisActor:
         """
         settled = await self._settle_appends()
         await self._load()
-        for envelope, outcome in settled:
-            self._answer_publish(envelope, outcome, len(self._roster.subscribers))
+        self._answer_publishes(settled, len(self._roster.subscribers))
         self._roster.wake_all()
         while True:
             while self._hands.retries:
@@ -138,12 +141,25 @@ class DiagnosisActor:
         for event in found.events:
             ring.append(event.seq, self._render(self._diagnosis_id, event))
         if self._roster.known is None:
-            await self._keeper.flush(self._diagnosis_id)
+            await self._flush_cursors()
             cursors = await self._store.cursors(self._diagnosis_id)
             self._roster.known = {one.subscriber: Known(self._diagnosis_id, one) for one in cursors}
         self._roster.ring = ring
         if unseen := self._roster.unseen(self._clock.wall()):
-            await self._drop_known(unseen)
+            # A full disk is no reason not to start: the next incarnation forgets them as well.
+            with contextlib.suppress(Busy, Failed):
+                await self._drop_known(unseen)
+
+    async def _flush_cursors(self) -> None:
+        """Have the cursors an earlier life of this diagnosis moved in the store before they are read from it.
+
+        Raises:
+            Busy: the disk does not take them.
+        """
+        with trio.move_on_after(FLUSH_SECONDS_MAX) as patience:
+            await self._keeper.flush(self._diagnosis_id)
+        if patience.cancelled_caught:
+            raise Busy("cursors wait for the disk")
 
     async def _next(self) -> Envelope | None:
         """The next message, now in hand; `None`: passivate."""
@@ -152,9 +168,6 @@ class DiagnosisActor:
                 envelope = await self._mailbox.receive()
                 self._hands.holding.append(envelope)
                 return envelope
-            if self._roster.subscribers:
-                continue
-            await self._keeper.flush(self._diagnosis_id)
             # No checkpoint until the caller has taken this actor off the registry: it must be as idle as it looks now.
             if not self._mailbox and not self._roster.subscribers and not self._keeper.is_dirty(self._diagnosis_id):
                 return None
@@ -201,8 +214,7 @@ class DiagnosisActor:
         outcomes = await pending.wait()
         connections = len(self._roster.subscribers)
         await self._extend_ring(events, outcomes)
-        for envelope, outcome in zip(batch, outcomes, strict=True):
-            self._answer_publish(envelope, outcome, connections)
+        self._answer_publishes(zip(batch, outcomes, strict=True), connections)
 
     async def _extend_ring(self, events: Sequence[NewEvent], outcomes: Sequence[Appended | StorageError]) -> None:
         """Take stored events into the ring and send them out."""
@@ -234,13 +246,16 @@ class DiagnosisActor:
             if index % FANOUT_CHUNK == 0:
                 await trio.lowlevel.checkpoint()
 
-    def _answer_publish(self, envelope: Envelope, outcome: Appended | StorageError, connections: int) -> None:
-        if isinstance(outcome, StorageError):
-            self._refuse(envelope, outcome)
-            return
+    def _answer_publishes(self, settled: Iterable[tuple[Envelope, Appended | StorageError]], connections: int) -> None:
+        """Tell each publisher what became of its event; `connections` were attached when it committed."""
         online, known, at_risk = self._roster.counts()
-        notified = 0 if outcome.replayed else connections
-        self._answer(envelope, Receipt(outcome.seq, outcome.epoch, notified, online, known, at_risk, outcome.replayed))
+        for envelope, outcome in settled:
+            if isinstance(outcome, StorageError):
+                self._refuse(envelope, outcome)
+                continue
+            notified = 0 if outcome.replayed else connections
+            receipt = Receipt(outcome.seq, outcome.epoch, notified, online, known, at_risk, outcome.replayed)
+            self._answer(envelope, receipt)
 
     # Subscribing
 

@@ -14,7 +14,7 @@ BACKOFF_MAX_SECONDS: Final = 5.0
 
 
 class Intensity:
-    """Counts the crashes of one actor within a sliding window.
+    """Counts crashes (or what else should be rare) within a sliding window.
 
     Args:
         crashes_max: crashes tolerated within the window; one more exceeds the intensity.
@@ -30,8 +30,12 @@ class Intensity:
 
     def crashed(self, now: float) -> bool:
         """Note a crash; True if there were more than tolerated within the window."""
-        self._forget_before(now - self._window_seconds)
         self._crashes.append(now)
+        return self.exceeded(now)
+
+    def exceeded(self, now: float) -> bool:
+        """Whether there were more crashes than tolerated within the window that ends now."""
+        self._forget_before(now - self._window_seconds)
         return len(self._crashes) > self._crashes_max
 
     def backoff_seconds(self, jitter: Callable[[], float]) -> float:

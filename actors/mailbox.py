@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from actors.errors import MailboxFull
+from actors.errors import Draining, MailboxFull
 from actors.messages import Envelope, Publish
 
 CONTROLS_MAX: Final = 20_000
@@ -36,13 +36,17 @@ class Mailbox:
         self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX)
         self._held: deque[Envelope] = deque(maxlen=1)
         self._publishes = self._peak = self._controls = 0
+        self._closed = False
 
     def tell_nowait(self, envelope: Envelope) -> None:
         """Put a message in.
 
         Raises:
             MailboxFull: as many publishes (or other messages) as may wait do so already.
+            Draining: it is closed.
         """
+        if self._closed:
+            raise Draining("the server is stopping")
         if isinstance(envelope.message, Publish):
             if self._publishes >= self._publishes_max:
                 raise MailboxFull(f"{self._publishes_max} publishes wait already")
@@ -73,6 +77,11 @@ class Mailbox:
             return None
         return self._taken(envelope)
 
+    def close(self) -> None:
+        """Take nothing new: nobody will read it any more."""
+        self._closed = True
+        self._send.close()
+
     def drain_nowait(self) -> list[Envelope]:
         """Take out everything."""
         drained = []
@@ -93,7 +102,7 @@ class Mailbox:
             return self._held.popleft()
         try:
             return self._receive.receive_nowait()
-        except trio.WouldBlock:
+        except (trio.WouldBlock, trio.EndOfChannel):
             return None
 
     def _taken(self, envelope: Envelope) -> Envelope:

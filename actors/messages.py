@@ -49,17 +49,6 @@ class Admission:
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How far behind one known subscriber is."""
-
-    subscriber: SubscriberId
-    online: bool
-    cursor: Seq
-    lag: int
-    """Events between its cursor and the head."""
-
-
 class DeliveryState(StrEnum):
     """What became of one event for one subscriber."""
 

@@ -5,6 +5,7 @@ One registry per server. Nobody keeps a mailbox across an await: they keep ids.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,15 +15,16 @@ import trio
 
 from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
-from actors.errors import Draining, Quarantined
+from actors.errors import ActorError, Draining, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
 from actors.messages import Asks, Envelope, Inspect, Message
 from actors.ring import Ring
 from actors.roster import Roster
 from actors.subscriber import Ending, Subscriber
-from actors.supervisor import ActorState, Cell, Crash, Limits, Supervisor, Wish
+from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
 from storage.clock import Clock
+from storage.errors import NoSuchDiagnosis, StorageError
 from storage.records import Seq, SubscriberId, Window
 from storage.store import Store
 
@@ -31,8 +33,8 @@ Answer = TypeVar("Answer")
 LAG_SHOWN: Final = 10
 """Subscribers shown with their lag."""
 
-INCARNATIONS_MAX: Final = 100_000
-"""Resting diagnoses whose incarnation number is remembered. Beyond: the oldest counts from 1 again."""
+HISTORIES_MAX: Final = 100_000
+"""Resting diagnoses whose history is remembered. Beyond: the one that has rested longest begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,18 @@ class Registry:
     ) -> None:
         self._actors_nursery = actors_nursery
         self._clock = clock
+        self._jitter = jitter
         self._limits = limits
         self._keeper = CursorKeeper(store, clock)
         self._supervisor = Supervisor(store, self._keeper, render=render, clock=clock, jitter=jitter, limits=limits)
         self._cells: dict[str, Cell] = {}
-        self._incarnations: dict[str, int] = {}
+        self._histories: dict[str, History] = {}
         self._draining = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Store acknowledged cursors until cancelled; actors run in the nursery given at the start."""
-        await self._keeper.run(task_status=task_status)
+        task_status.started()
+        await keep_up("cursor keeper", self._keeper.run, self._clock, self._jitter)
 
     # Talking to actors
 
@@ -133,12 +137,18 @@ class Registry:
     # Operators
 
     async def restart(self, diagnosis_id: str) -> None:
-        """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine."""
+        """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine.
+
+        Raises:
+            NoSuchDiagnosis: it was deleted meanwhile.
+        """
         cell = self._cell(diagnosis_id)
-        before = cell.incarnation
+        before = cell.history.incarnation
         cell.ask_for(Wish.RESTART)
-        self._wake(cell)
-        while cell.incarnation == before:
+        while cell.history.incarnation == before:
+            if cell.wish is Wish.RETIRE:
+                raise NoSuchDiagnosis(diagnosis_id)
+            self._wake(cell)
             await cell.changed.wait()
 
     async def stop(self, diagnosis_id: str) -> None:
@@ -146,9 +156,9 @@ class Registry:
         cell = self._cells.get(diagnosis_id)
         if cell is None:
             return
-        before = cell.incarnation
+        before = cell.history.incarnation
         cell.ask_for(Wish.STOP)
-        while cell.state is not ActorState.PASSIVE and cell.incarnation == before:
+        while cell.state is not ActorState.PASSIVE and cell.history.incarnation == before:
             await cell.changed.wait()
 
     def retire(self, diagnosis_id: str) -> None:
@@ -168,7 +178,9 @@ class Registry:
         answers = [self.tell(one.diagnosis_id, Inspect()) for one in list(self._cells.values()) if one.has_work]
         self._draining = True
         for answer in answers:
-            await answer()
+            # A refusal is an answer too: its publishers were told the same.
+            with contextlib.suppress(ActorError, StorageError):
+                await answer()
         await self._keeper.flush()
 
     # Looking
@@ -188,6 +200,11 @@ class Registry:
         }
 
     @property
+    def escalated(self) -> bool:
+        """Whether so many diagnoses were quarantined lately that this server should get no new work."""
+        return self._supervisor.escalated
+
+    @property
     def actors(self) -> int:
         """Actors in memory."""
         return len(self._cells)
@@ -199,11 +216,11 @@ class Registry:
         return ActorStatistics(
             cell.diagnosis_id,
             cell.state,
-            cell.incarnation,
+            cell.history.incarnation,
             len(cell.roster.subscribers),
             cell.mailbox.statistics(),
-            cell.restarts,
-            cell.last_crash,
+            cell.history.restarts,
+            cell.history.last_crash,
             window=None if ring is None else ring.window,
             lag=None if ring is None or cell.roster.known is None else _lag(cell.roster, ring),
         )
@@ -222,9 +239,9 @@ class Registry:
         return Cell(
             diagnosis_id,
             Mailbox(limits.mailbox_publishes_max),
-            Roster(diagnosis_id),
+            Roster(diagnosis_id, self._keeper.left),
             Intensity(limits.restart_intensity_max, limits.restart_intensity_seconds),
-            incarnation=self._incarnations.get(diagnosis_id, 0),
+            self._histories.get(diagnosis_id) or History(),
         )
 
     def _wake(self, cell: Cell) -> None:
@@ -249,10 +266,10 @@ class Registry:
             self._remember(cell)
 
     def _remember(self, cell: Cell) -> None:
-        self._incarnations.pop(cell.diagnosis_id, None)
-        self._incarnations[cell.diagnosis_id] = cell.incarnation
-        if len(self._incarnations) > INCARNATIONS_MAX:
-            del self._incarnations[next(iter(self._incarnations))]
+        self._histories.pop(cell.diagnosis_id, None)
+        self._histories[cell.diagnosis_id] = cell.history
+        if len(self._histories) > HISTORIES_MAX:
+            del self._histories[next(iter(self._histories))]
 
 
 def _lag(roster: Roster, ring: Ring) -> tuple[Lag, ...]:

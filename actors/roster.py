@@ -48,8 +48,14 @@ class Known:
 class Roster:
     """The subscribers of one diagnosis, and the ring they read."""
 
-    def __init__(self, diagnosis_id: str) -> None:
+    def __init__(self, diagnosis_id: str, left: Callable[[Known], None]) -> None:
+        """Nobody follows yet.
+
+        Args:
+            left: told whose connection has ended.
+        """
         self.diagnosis_id = diagnosis_id
+        self._left = left
         self.ring: Ring | None = None
         """The newest incarnation's ring; stays readable while the actor restarts or rests."""
         self.subscribers: dict[Subscriber, None] = {}
@@ -77,6 +83,7 @@ class Roster:
         assert subscriber.known is not None, "an attached connection has a known subscriber"
         subscriber.known.connections.pop(subscriber, None)
         subscriber.known.waiting.pop(subscriber, None)
+        self._left(subscriber.known)
         if not self.subscribers:
             self.emptied()
 

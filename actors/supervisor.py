@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 import trio
 
 from actors.cursors import CursorKeeper
-from actors.diagnosis import DiagnosisActor, Hands, Render
+from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Hands, Render
 from actors.errors import Crashed, Draining, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
 from actors.roster import Roster
 from actors.subscriber import Ending
 from storage.clock import Clock
-from storage.errors import NoSuchDiagnosis, StorageError
+from storage.errors import Failed, NoSuchDiagnosis, Refused, StorageError
 from storage.store import Store
+
+SERVICE_WINDOW_SECONDS: Final = 60.0
+"""Crashes of a service that lie closer together than this make it wait longer each time."""
+
+RELOAD_SECONDS: Final = 1.0
+"""Wait before an outbox that could not be read is tried again, while somebody follows it."""
 
 logger = logging.getLogger("avicenna.actors")
 
@@ -42,6 +49,9 @@ class Limits:
     restart_intensity_seconds: float = 60.0
     quarantine_seconds: float = 60.0
     """How long a quarantined diagnosis rests before it is tried again."""
+    escalation_quarantines_max: int = 10
+    """Quarantines tolerated within the window. Beyond: escalated, the fault is probably not theirs."""
+    escalation_seconds: float = 60.0
 
 
 class ActorState(StrEnum):
@@ -72,6 +82,17 @@ class Crash:
 
 
 @dataclass(eq=False, slots=True)
+class History:
+    """What is remembered of an actor, even while it is not in memory."""
+
+    incarnation: int = 0
+    """Incarnations begun."""
+    restarts: int = 0
+    """Incarnations that crashed."""
+    last_crash: Crash | None = None
+
+
+@dataclass(eq=False, slots=True)
 class Cell:
     """What outlives the incarnations of one diagnosis actor."""
 
@@ -79,11 +100,9 @@ class Cell:
     mailbox: Mailbox
     roster: Roster
     intensity: Intensity
+    history: History
     hands: Hands = field(default_factory=Hands)
     state: ActorState = ActorState.PASSIVE
-    incarnation: int = 0
-    restarts: int = 0
-    last_crash: Crash | None = None
     wish: Wish = Wish.NONE
     scope: trio.CancelScope | None = None
     """Around the running incarnation, or the wait that stands in for it."""
@@ -117,7 +136,9 @@ class Cell:
         self.hands.holding.clear()
         self.hands.retries.clear()
         for envelope in waiting:
-            envelope.reply.refuse(refusal)
+            # What has reached the store may be stored: nobody may be told that it certainly is not.
+            unknown = envelope.pending is not None and not isinstance(refusal, Refused)
+            envelope.reply.refuse(Failed("the actor ended before the outcome was known") if unknown else refusal)
 
 
 class Supervisor:
@@ -139,6 +160,12 @@ class Supervisor:
         self._clock = clock
         self._jitter = jitter
         self._limits = limits
+        self._quarantines = Intensity(limits.escalation_quarantines_max, limits.escalation_seconds)
+
+    @property
+    def escalated(self) -> bool:
+        """Whether so many diagnoses were quarantined lately that the fault is probably not theirs."""
+        return self._quarantines.exceeded(self._clock.monotonic())
 
     async def supervise(self, cell: Cell, rested: Callable[[Cell], None]) -> None:
         """Run incarnations until the actor rests; then call `rested` and return, without a checkpoint between.
@@ -151,6 +178,7 @@ class Supervisor:
                     rested(cell)
                     return
         except trio.Cancelled:
+            cell.mailbox.close()
             cell.refuse_all(Draining("the server is stopping"))
             raise
 
@@ -159,9 +187,9 @@ class Supervisor:
         if cell.wish is Wish.RETIRE:
             return await self._after_wish(cell)
         cell.wish = Wish.NONE
-        cell.incarnation += 1
+        cell.history.incarnation += 1
         cell.become(ActorState.RUNNING)
-        crash: Exception | None = None
+        failure: Exception | None = None
         with trio.CancelScope() as cell.scope:
             try:
                 await self._incarnate(cell).run()
@@ -170,14 +198,12 @@ class Supervisor:
                 cell.refuse_all(refusal)
                 cell.roster.end_where(lambda _: True, Ending.DELETED)
                 return True
-            except StorageError as refusal:
-                logger.warning("diagnosis %s: outbox not loaded: %s", cell.diagnosis_id, refusal)
-                cell.refuse_all(refusal)
-                return True
             except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
-                crash = error
-        if crash is not None:
-            return await self._after_crash(cell, crash)
+                failure = error
+        if isinstance(failure, StorageError):
+            return await self._after_refusal(cell, failure)
+        if failure is not None:
+            return await self._after_crash(cell, failure)
         return await self._after_wish(cell)
 
     def _incarnate(self, cell: Cell) -> DiagnosisActor:
@@ -200,33 +226,51 @@ class Supervisor:
                 cell.refuse_all(NoSuchDiagnosis(cell.diagnosis_id))
                 return True
             case Wish.STOP:
-                await self._keeper.flush(cell.diagnosis_id)
+                with trio.move_on_after(FLUSH_SECONDS_MAX):
+                    await self._keeper.flush(cell.diagnosis_id)
                 return not cell.has_work
             case _:
                 return False
 
+    async def _after_refusal(self, cell: Cell, refusal: StorageError) -> bool:
+        """The store did not let the outbox be read: no crash. Whoever is attached makes it worth another try."""
+        logger.warning("diagnosis %s: outbox not loaded: %s", cell.diagnosis_id, refusal)
+        cell.refuse_all(refusal)
+        if not cell.roster.subscribers:
+            return True
+        cell.become(ActorState.RESTARTING)
+        return await self._rest(cell, RELOAD_SECONDS)
+
     async def _after_crash(self, cell: Cell, error: Exception) -> bool:
         now = self._clock.monotonic()
-        cell.restarts += 1
-        cell.last_crash = Crash(self._clock.wall(), describe(error))
+        cell.history.restarts += 1
+        cell.history.last_crash = Crash(self._clock.wall(), describe(error))
         logger.error(
             "diagnosis %s: incarnation %d crashed: %s, in hand: %s",
             cell.diagnosis_id,
-            cell.incarnation,
-            cell.last_crash.error,
+            cell.history.incarnation,
+            cell.history.last_crash.error,
             ", ".join(type(one.message).__name__ for one in cell.hands.holding) or "nothing",
         )
         self._give_up_on_repeaters(cell.hands)
         if cell.intensity.crashed(now):
             return await self._quarantine(cell, now)
         cell.become(ActorState.RESTARTING)
+        return await self._rest(cell, cell.intensity.backoff_seconds(self._jitter))
+
+    async def _rest(self, cell: Cell, seconds: float) -> bool:
+        """Wait, unless an operator wants something; True: what it wants is that the actor rests."""
         with trio.CancelScope() as cell.scope:
-            await trio.sleep(cell.intensity.backoff_seconds(self._jitter))
-        return False
+            if cell.wish is Wish.NONE:
+                await trio.sleep(seconds)
+        return cell.wish is Wish.STOP and not cell.has_work
 
     def _give_up_on_repeaters(self, hands: Hands) -> None:
-        """A message in hand at two crashes is answered; the others are tried once more, each alone."""
-        for envelope in list(hands.holding):
+        """A message in hand at two crashes is answered; the others are tried once more, each alone.
+
+        What has reached the store is not tried again, so it is to blame for nothing: its outcome is its answer.
+        """
+        for envelope in [one for one in hands.holding if one.pending is None]:
             envelope.crashes += 1
             if envelope.crashes > 1:
                 hands.holding.remove(envelope)
@@ -237,13 +281,32 @@ class Supervisor:
         rest = self._limits.quarantine_seconds
         cell.quarantined_until = now + rest
         cell.become(ActorState.QUARANTINED)
-        logger.error("diagnosis %s: quarantined for %.0f s after %d restarts", cell.diagnosis_id, rest, cell.restarts)
+        logger.error(
+            "diagnosis %s: quarantined for %.0f s after %d crashes", cell.diagnosis_id, rest, cell.history.restarts
+        )
+        if self._quarantines.crashed(now):
+            logger.critical(
+                "escalated: more than %d diagnoses quarantined within %.0f s, this server is not ready",
+                self._limits.escalation_quarantines_max,
+                self._limits.escalation_seconds,
+            )
         cell.refuse_all(Quarantined(rest))
         cell.roster.end_where(lambda _: True, Ending.QUARANTINED)
-        with trio.CancelScope() as cell.scope:
-            await trio.sleep(rest)
+        wanted_to_rest = await self._rest(cell, rest)
         cell.intensity.reset()
-        return cell.wish in (Wish.NONE, Wish.STOP) and not cell.has_work
+        return wanted_to_rest or (cell.wish is Wish.NONE and not cell.has_work)
+
+
+async def keep_up(name: str, service: Callable[[], Awaitable[None]], clock: Clock, jitter: Callable[[], float]) -> None:
+    """Run a service of this room until cancelled: one that crashes is logged, and started again after a backoff."""
+    crashes = Intensity(0, SERVICE_WINDOW_SECONDS)
+    while True:
+        try:
+            await service()
+        except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
+            logger.error("the %s crashed: %s", name, describe(error))
+            crashes.crashed(clock.monotonic())
+            await trio.sleep(crashes.backoff_seconds(jitter))
 
 
 def describe(error: Exception) -> str:

@@ -109,12 +109,14 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event) -> No
             restart_intensity_max=settings.restart_intensity_max,
             restart_intensity_seconds=settings.restart_intensity_seconds,
             quarantine_seconds=settings.quarantine_seconds,
+            escalation_quarantines_max=settings.escalation_quarantines_max,
+            escalation_seconds=settings.escalation_seconds,
         )
         registry = Registry(store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits)
         await actors_nursery.start(registry.run)
         verifier = Verifier(key, issuer=settings.issuer, audience=settings.audience)
-        services = Services(settings, store, registry, verifier, clock, jitter, clock.monotonic())
-        await _serve_front_end(services, ready, stopping)
+        services = Services(settings, store, registry, verifier, clock, jitter, stopping, clock.monotonic())
+        await _serve_front_end(services, ready)
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
@@ -127,8 +129,9 @@ def _key(data: Path) -> bytes:
     return key
 
 
-async def _serve_front_end(services: Services, ready: Ready, stopping: trio.Event) -> None:
-    """Accept connections until `stopping` is set; return when the last one is gone, or out of time."""
+async def _serve_front_end(services: Services, ready: Ready) -> None:
+    """Accept connections until the server is to stop; return when the last one is gone, or out of time."""
+    stopping = services.stopping
     config = _hypercorn_config(services.settings)
     async with trio.open_nursery() as front_nursery:
         urls: list[str] = await front_nursery.start(_serve_http, services, config, stopping.wait)

@@ -124,18 +124,18 @@ def problem_of(error: Exception) -> Problem | None:
     """What an answer of the rooms below means to an HTTP client; `None`: not an expected one."""
     match error:
         case MailboxFull():
-            return Problem("mailbox_full", f"{error}; nothing was stored", _retry_after(RETRY_AFTER_SECONDS))
+            return Problem("mailbox_full", f"{error}; nothing was stored", retry_after(RETRY_AFTER_SECONDS))
         case Quarantined():
-            return Problem("quarantined", str(error), _retry_after(error.retry_after_seconds))
+            return Problem("quarantined", str(error), retry_after(error.retry_after_seconds))
         case Draining():
-            return Problem("draining", "the server is stopping; nothing was stored", _retry_after(RETRY_AFTER_SECONDS))
+            return Problem("draining", "the server is stopping; nothing was stored", retry_after(RETRY_AFTER_SECONDS))
         case Crashed():
             return Problem("internal_error", "the request failed twice; repeat it with the same Idempotency-Key")
         case Busy():
-            return Problem("storage_unavailable", f"not stored: {error}", _retry_after(RETRY_AFTER_SECONDS))
+            return Problem("storage_unavailable", f"not stored: {error}", retry_after(RETRY_AFTER_SECONDS))
         case Failed():
             detail = "it is unknown whether this was stored; repeat it with the same Idempotency-Key"
-            return Problem("storage_unavailable", detail, _retry_after(RETRY_AFTER_SECONDS))
+            return Problem("storage_unavailable", detail, retry_after(RETRY_AFTER_SECONDS))
         case KeyReused():
             return Problem("key_reused", "this Idempotency-Key was used for another event of this diagnosis")
         case NoSuchDiagnosis():
@@ -161,5 +161,6 @@ def refusal_of(error: Exception) -> Refusal | None:
             return None
 
 
-def _retry_after(seconds: float) -> dict[str, str]:
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that tells a client when to come back."""
     return {"Retry-After": str(max(1, round(seconds)))}

@@ -53,8 +53,9 @@ def operators(services: Services) -> Blueprint:
         diagnosis = await _registered(services, diagnosis_id)
         before = services.registry.statistics_of(diagnosis.diagnosis_id)
         await services.registry.restart(diagnosis.diagnosis_id)
-        await services.registry.ask(diagnosis.diagnosis_id, Inspect())
         await _audit_change(services, who, "actor.restart", before)
+        # Answered once the new incarnation has loaded its outbox and finished what was in hand.
+        await services.registry.ask(diagnosis.diagnosis_id, Inspect())
         return await _answer_with_actor(services, diagnosis)
 
     @blueprint.post("/actors/<diagnosis_id>/stop")

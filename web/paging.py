@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -10,6 +11,8 @@ from web.errors import Problem
 
 PAGE_ITEMS_MAX: Final = 1000
 PAGE_ITEMS_DEFAULT: Final = 100
+
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 Item = TypeVar("Item")
 
@@ -38,6 +41,6 @@ def page_of(query: Mapping[str, str]) -> Page:
         Problem: `limit` is out of range.
     """
     text = query.get("limit", str(PAGE_ITEMS_DEFAULT))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= PAGE_ITEMS_MAX:
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= PAGE_ITEMS_MAX:
         raise Problem("invalid_field", f"limit must be an integer 1-{PAGE_ITEMS_MAX}")
     return Page(int(text), query.get("after", ""))

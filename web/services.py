@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from actors.registry import Registry
 from storage.clock import Clock
 from storage.store import Store
@@ -23,5 +25,7 @@ class Services:
     clock: Clock
     jitter: Callable[[], float]
     """Random numbers from 0 up to 1."""
+    stopping: trio.Event
+    """Set once the server is to stop: it is not ready any more, and drains."""
     started_at: float
     """On the monotonic clock."""

@@ -88,6 +88,12 @@ class Settings:
     quarantine_seconds: float = _setting(
         60.0, Number(0.01, DAY_SECONDS, "seconds"), "A quarantined actor is tried again after this time."
     )
+    escalation_quarantines_max: int = _setting(
+        10, Whole(0, 100_000, "quarantines"), "Quarantines within the time below; beyond: `/readyz` says not ready."
+    )
+    escalation_seconds: float = _setting(
+        60.0, Number(0.01, DAY_SECONDS, "seconds"), "The time in which quarantines are counted."
+    )
     max_connections: int = _setting(
         10_000, Whole(1, 1_000_000, "connections"), "Open connections of all kinds; beyond: refused."
     )

@@ -9,6 +9,7 @@ from quart import Blueprint, Response
 from storage.records import Outbox, Seq
 from web.access import authenticate
 from web.bodies import answer
+from web.errors import RETRY_AFTER_SECONDS, Problem, retry_after
 from web.rights import may_operate
 from web.services import Services
 from web.tokens import Principal
@@ -38,6 +39,11 @@ def status(services: Services) -> Blueprint:
 
     @blueprint.get("/readyz")
     async def ready() -> Response:
+        if services.stopping.is_set():
+            raise Problem("draining", "the server is stopping", retry_after(RETRY_AFTER_SECONDS))
+        if services.registry.escalated:
+            detail = "many diagnoses were quarantined lately: this server should get no new work"
+            raise Problem("quarantined", detail, retry_after(RETRY_AFTER_SECONDS))
         return answer({"status": "ready"})
 
     return blueprint

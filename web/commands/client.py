@@ -33,6 +33,9 @@ ANSWER_SECONDS_MAX: Final = 30
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest answer that is read. Beyond: refused; no page of a list comes near it."""
 
+PAGE_ITEMS: Final = "1000"
+"""Items of a list asked for at once: the most a page may have."""
+
 LOCAL_SUB: Final = "local-operator"
 LOCAL_SCOPE: Final = "operate register broadcast monitor"
 LOCAL_TTL_SECONDS: Final = 600
@@ -96,6 +99,18 @@ class Client:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         parts = "".join(f"/{quote(part, safe='')}" for part in path)
         return base + parts + (f"?{urlencode(given)}" if given else "")
+
+    def items(self, *path: str) -> list[dict[str, Any]]:
+        """All items of a list, page by page. Raises as `request`."""
+        items: list[dict[str, Any]] = []
+        after: str | None = None
+        while True:
+            _, page = self.request("GET", *path, query={"limit": PAGE_ITEMS, "after": after})
+            items.extend(page["items"])
+            after = page["next"]
+            # A page without items that names another would never end.
+            if after is None or not page["items"]:
+                return items
 
     def request(
         self,

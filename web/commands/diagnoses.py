@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from web.commands.client import Client, add_client_options, client_of
+from web.commands.client import add_client_options, client_of
 from web.commands.printing import printable, say, say_json, table
-
-PAGE_ITEMS = "1000"
-"""Diagnoses asked for at once: the most a page may have."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,7 +45,7 @@ def add(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """List all diagnoses the token may see."""
-    items = all_diagnoses(client_of(arguments))
+    items = client_of(arguments).items("diagnoses")
     if arguments.json:
         say_json(items)
     else:
@@ -66,16 +62,3 @@ def remove(arguments: argparse.Namespace) -> int:
     else:
         say(printable(f"diagnosis {arguments.id} removed"))
     return 0
-
-
-def all_diagnoses(client: Client) -> list[dict[str, Any]]:
-    """Every page of the list."""
-    items: list[dict[str, Any]] = []
-    after: str | None = None
-    while True:
-        _, page = client.request("GET", "diagnoses", query={"limit": PAGE_ITEMS, "after": after})
-        items.extend(page["items"])
-        after = page["next"]
-        # A page without items that names another would never end.
-        if after is None or not page["items"]:
-            return items
