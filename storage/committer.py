@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Final, Generic, TypeVar, cast
+from typing import Concatenate, Final, Generic, ParamSpec, TypeVar, cast
 
 import trio
 
@@ -25,10 +25,19 @@ BATCH_OPERATIONS_MAX: Final = 512
 
 assert BATCH_OPERATIONS_MAX <= QUEUE_OPERATIONS_MAX
 
+WHAT_TO_DO: Final = "look at the disk, run `avicenna-live check`, and restore a backup if it finds damage"
+
 Answer = TypeVar("Answer")
+P = ParamSpec("P")
 
 Work = Callable[[sqlite3.Connection, float], Answer]
 """What an operation does: a function of the connection and the wall time of its transaction."""
+
+
+_OPERATION_CODES: Final = frozenset(
+    {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_ERROR}
+)
+"""Primary result codes that are one operation's fault, not the disk's."""
 
 
 class Pending(Generic[Answer]):
@@ -69,27 +78,40 @@ class Pending(Generic[Answer]):
 
 
 class Committer:
-    """Runs queued operations, many in one transaction."""
+    """Runs queued operations, many in one transaction, and decides what a failure of the database means."""
 
-    def __init__(self, database: Database, clock: Clock, wal_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        wal_bytes: Callable[[], int],
+        lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Work on `database`.
+
+        Args:
+            lost: what has happened to the files of the database, `None`: they are in place. Asked after every
+                commit, before anybody is told about it: a commit into a deleted file must not be acknowledged.
+        """
         self._database = database
         self._clock = clock
         self._wal_bytes = wal_bytes
+        self._lost = lost
         self._send, self._receive = trio.open_memory_channel[Pending[object]](QUEUE_OPERATIONS_MAX)
         self._broken: StoreBroken | None = None
         self._queue_peak = self._commits = self._operations = self._batch_peak = 0
         self._seconds_last = self._seconds_peak = self._seconds_total = 0.0
 
     def submit(self, work: Work[Answer], after: Callable[[Answer], None] | None = None) -> Pending[Answer]:
-        """Queue an operation.
+        """Queue an operation; a broken store answers `Failed` at once.
 
         Raises:
             Busy: the queue is full; nothing was queued.
-            Failed: the store has broken and takes nothing.
         """
-        if self._broken is not None:
-            raise Failed(str(self._broken))
         pending = Pending(work, after)
+        if self._broken is not None:
+            pending.settle(Failed(str(self._broken)))
+            return pending
         try:
             self._send.send_nowait(cast("Pending[object]", pending))
         except trio.WouldBlock:
@@ -98,6 +120,36 @@ class Committer:
             raise Busy("the store is closing") from None
         self._queue_peak = max(self._queue_peak, self._receive.statistics().current_buffer_used)
         return pending
+
+    async def read(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer:
+        """Run a function that only reads, after what is in hand, before what waits.
+
+        Raises:
+            Refused: what the function raises.
+            Busy, Failed: it could not be read; if it can never be, the store has broken.
+        """
+        if self._broken is not None:
+            raise Failed(str(self._broken))
+        try:
+            return await self._database.run(function, *args, **kwargs)
+        except StoreBroken as broken:
+            self.break_down(str(broken))
+            raise Failed(str(broken)) from broken
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    @property
+    def broken(self) -> StoreBroken | None:
+        """Why nothing is taken any more."""
+        return self._broken
+
+    def break_down(self, reason: str) -> None:
+        """Take nothing more, tell `Failed` to all who wait, and end `run` with `StoreBroken`."""
+        if self._broken is None:
+            self._broken = StoreBroken(reason)
+        self._send.close()
 
     def close(self) -> None:
         """Take nothing new; `run` returns once everything queued is done."""
@@ -114,6 +166,8 @@ class Committer:
         async with self._receive:
             async for first in self._receive:
                 await self._commit(self._drain(first))
+        if self._broken is not None:
+            raise self._broken
 
     def _drain(self, first: Pending[object]) -> list[Pending[object]]:
         batch = [first]
@@ -126,27 +180,31 @@ class Committer:
 
     async def _commit(self, batch: Sequence[Pending[object]]) -> None:
         """Carry out a batch in one transaction, or, if one operation spoils it, each in its own."""
-        began = self._clock.monotonic()
-        works = [one.work for one in batch]
-        try:
-            outcomes = await self._database.run(run_transaction, works, self._clock.wall())
-        except Spoiled as spoiled:
-            if len(batch) > 1:
-                for one in batch:
-                    await self._commit([one])
-                return
-            outcomes = [self._translate(spoiled.cause)]
-        except TransactionFailed as failed:
-            outcomes = [self._translate(failed.cause, in_commit=failed.in_commit)] * len(batch)
-        self._count(len(batch), self._clock.monotonic() - began)
+        outcomes: Sequence[object]
+        if self._broken is not None:
+            outcomes = [Failed(str(self._broken))] * len(batch)
+        else:
+            began = self._clock.monotonic()
+            works = [one.work for one in batch]
+            try:
+                outcomes = await self._database.run(run_transaction, works, self._clock.wall(), self._lost)
+            except Spoiled as spoiled:
+                if len(batch) > 1:
+                    for one in batch:
+                        await self._commit([one])
+                    return
+                outcomes = [self._translate(spoiled.cause)]
+            except TransactionFailed as failed:
+                outcomes = [self._translate(failed.cause, in_commit=failed.in_commit)] * len(batch)
+            except StoreBroken as broken:
+                self.break_down(str(broken))
+                outcomes = [Failed(str(broken))] * len(batch)
+            self._count(len(batch), self._clock.monotonic() - began)
         for one, outcome in zip(batch, outcomes, strict=True):
             one.settle(outcome)
-        if self._broken is not None:
-            self._fail_the_rest()
-            raise self._broken
 
     def _translate(self, error: Exception, *, in_commit: bool = False) -> StorageError:
-        """What a waiter is told about a database error."""
+        """What a waiter is told about a database error; one that says the disk or the file is bad ends everything."""
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return Failed(f"the operation failed unexpectedly: {type(error).__name__}")
@@ -157,19 +215,12 @@ class Committer:
                 return Busy("the database is locked by another process")
             case sqlite3.SQLITE_FULL | sqlite3.SQLITE_BUSY:
                 return Failed(f"the commit failed: {error}")
-            case sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_MISMATCH | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_ERROR:
+            case primary if primary in _OPERATION_CODES:
                 return Failed(f"the operation was refused by the database: {type(error).__name__}")
             case _:
-                self._broken = StoreBroken(f"{error} ({getattr(error, 'sqlite_errorname', code)})")
-                return Failed(str(self._broken))
-
-    def _fail_the_rest(self) -> None:
-        self._send.close()
-        while True:
-            try:
-                self._receive.receive_nowait().settle(Failed(str(self._broken)))
-            except (trio.WouldBlock, trio.EndOfChannel):
-                return
+                reason = f"{error} ({getattr(error, 'sqlite_errorname', code)}); {WHAT_TO_DO}"
+                self.break_down(reason)
+                return Failed(reason)
 
     def _count(self, operations: int, seconds: float) -> None:
         self._commits += 1
@@ -192,6 +243,7 @@ class Committer:
             commit_seconds_peak=self._seconds_peak,
             commit_seconds_total=self._seconds_total,
             wal_bytes=self._wal_bytes(),
+            broken=None if self._broken is None else str(self._broken),
         )
 
 
@@ -212,18 +264,15 @@ class TransactionFailed(Exception):
         self.in_commit = in_commit
 
 
-_OPERATION_CODES: Final = frozenset(
-    {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_ERROR}
-)
-"""Primary result codes that are one operation's fault, not the disk's."""
-
-
-def run_transaction(db: sqlite3.Connection, works: Sequence[Work[object]], now: float) -> list[object]:
+def run_transaction(
+    db: sqlite3.Connection, works: Sequence[Work[object]], now: float, lost: Callable[[], str | None]
+) -> list[object]:
     """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
 
     Raises:
         Spoiled: an operation failed unexpectedly; rolled back.
         TransactionFailed: the disk failed; rolled back, or unknown if in COMMIT.
+        StoreBroken: it cannot be rolled back, or the files it was written to are gone.
     """
     outcomes: list[object] = []
     try:
@@ -246,10 +295,15 @@ def run_transaction(db: sqlite3.Connection, works: Sequence[Work[object]], now: 
     except sqlite3.Error as error:
         _roll_back(db)
         raise TransactionFailed(error, in_commit=True) from error
+    if (what := lost()) is not None:
+        raise StoreBroken(what)
     return outcomes
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
     """SQLite has often rolled back already (disk full)."""
     if db.in_transaction:
-        db.execute("ROLLBACK")
+        try:
+            db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise StoreBroken(f"a transaction cannot be rolled back: {error}; {WHAT_TO_DO}") from error

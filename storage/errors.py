@@ -3,15 +3,18 @@
 StorageError
 +-- Refused              the caller's: this operation can never succeed as given
 |   +-- NoSuchDiagnosis      not registered, or deleted
-|   `-- KeyReused            the idempotency key belongs to another event
+|   +-- KeyReused            the idempotency key belongs to another event
+|   `-- Unstorable           a text or number no database row can hold
 +-- Busy                 nobody's: certainly not stored, try again later (queue or disk full, locked)
 +-- Failed               the outcome is unknown: retry with the same idempotency key
++-- CannotCopy           the target's: a copy could not be made; the database is as it was
 +-- StoreBroken          the disk's: the process must end (I/O error, corruption, file moved away)
 `-- CannotOpen           the operator's: the message says what to do
     +-- InUse                another server holds this file
     +-- NotOurs              not a database of this program
+    |   `-- NotADatabase         no database at all, or its header is overwritten
     +-- NewerVersion         written by a newer version of this program
-    `-- Damaged              the file fails its integrity check
+    `-- Damaged              the file fails its integrity check, or a part of it is missing
 """
 
 from __future__ import annotations
@@ -33,12 +36,20 @@ class KeyReused(Refused):
     """The idempotency key was used within its lifetime for another event of this diagnosis."""
 
 
+class Unstorable(Refused):
+    """A text with lone surrogates, or an integer over 64 bits."""
+
+
 class Busy(StorageError):
     """Certainly not stored; trying again later can succeed."""
 
 
 class Failed(StorageError):
     """The outcome is unknown; repeating with the same idempotency key resolves it."""
+
+
+class CannotCopy(StorageError):
+    """A backup could not be written, or not be read; the database is as it was."""
 
 
 class StoreBroken(StorageError):
@@ -57,9 +68,13 @@ class NotOurs(CannotOpen):
     """The file is not a database of this program."""
 
 
+class NotADatabase(NotOurs):
+    """The file is no database, or its header is overwritten."""
+
+
 class NewerVersion(CannotOpen):
     """The file was written by a newer version of this program."""
 
 
 class Damaged(CannotOpen):
-    """The file fails its integrity check."""
+    """The file fails its integrity check, or a part of it is missing."""

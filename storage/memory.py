@@ -11,8 +11,9 @@ from pathlib import Path
 
 import trio
 
+from storage import storable
 from storage.clock import Clock
-from storage.errors import Failed, KeyReused, NoSuchDiagnosis, StorageError
+from storage.errors import CannotCopy, KeyReused, NoSuchDiagnosis, StorageError
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     OUTBOX_EVENTS_MAX,
@@ -84,6 +85,8 @@ class MemoryStore:
         return PendingAppend([self._append(diagnosis_id, event) for event in events])
 
     def _append(self, diagnosis_id: str, event: NewEvent) -> Appended | StorageError:
+        if (refusal := storable.refusal_of(event)) is not None:
+            return refusal
         stream = self._streams.get(diagnosis_id)
         if stream is None:
             return NoSuchDiagnosis(diagnosis_id)
@@ -114,6 +117,7 @@ class MemoryStore:
         self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: NewAuditRow | None = None
     ) -> Registered:
         await trio.lowlevel.checkpoint()
+        storable.check(diagnosis_id, owner, tuple(viewers), audit)
         self._changing()
         stream = self._streams.get(diagnosis_id)
         before = None if stream is None else stream.diagnosis
@@ -149,6 +153,7 @@ class MemoryStore:
 
     async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
         await trio.lowlevel.checkpoint()
+        storable.check(tuple(moves))
         self._changing()
         return [self._move_cursor(move) for move in moves]
 
@@ -181,6 +186,7 @@ class MemoryStore:
     ) -> int:
         await trio.lowlevel.checkpoint()
         stream = self._stream(diagnosis_id)
+        storable.check(tuple(subscribers), audit)
         self._changing()
         self._record(audit)
         return sum(stream.cursors.pop(one, None) is not None for one in subscribers)
@@ -196,6 +202,7 @@ class MemoryStore:
 
     async def record(self, row: NewAuditRow) -> None:
         await trio.lowlevel.checkpoint()
+        storable.check(row)
         self._changing()
         self._record(row)
 
@@ -204,7 +211,7 @@ class MemoryStore:
         return [row for row in reversed(self._audit) if before is None or row.number < before][:limit]
 
     async def backup(self, path: Path) -> Backup:
-        raise Failed("a store in memory has nothing to copy")
+        raise CannotCopy("a store in memory has nothing to copy")
 
     async def check(self) -> Sequence[str]:
         await trio.lowlevel.checkpoint()

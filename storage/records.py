@@ -6,13 +6,16 @@ Times are seconds since the Unix epoch (float). Bodies are opaque bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import Final, Literal, NewType
 
 Seq = NewType("Seq", int)
 """The number of an event: from 1, +1 for each event of its diagnosis; 0 means "before the first"."""
 
 Epoch = NewType("Epoch", str)
 """The opaque name of one numbering history of one diagnosis."""
+
+Durability = Literal["full", "normal"]
+"""`full`: a commit survives power loss; `normal`: it survives the end of the process."""
 
 OUTBOX_EVENTS_MAX: Final = 100
 """Events retained per diagnosis. Reason: the promise of PROTOCOL section 1. At the limit: the oldest goes."""
@@ -211,3 +214,6 @@ class StoreStatistics:
     commit_seconds_peak: float
     commit_seconds_total: float
     wal_bytes: int
+    """Size of the write-ahead log: what SQLite has not yet moved into the database itself."""
+    broken: str | None = None
+    """Why the store takes nothing any more, in words; `None`: it works. The process is about to end."""

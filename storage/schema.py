@@ -8,10 +8,14 @@ triggers refuse to take one back.
 from __future__ import annotations
 
 import sqlite3
-from typing import Final, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-from storage.errors import CannotOpen, Damaged, InUse, NewerVersion, NotOurs
-from storage.records import OUTBOX_EVENTS_MAX
+from storage import history, integrity
+from storage.errors import CannotOpen, Damaged, InUse, NewerVersion, NotADatabase, NotOurs
+from storage.records import OUTBOX_EVENTS_MAX, Durability
 
 APPLICATION_ID: Final = 0x41564C31
 """Marks a file as ours ("AVL1"), in its header."""
@@ -21,8 +25,6 @@ WAL_AUTOCHECKPOINT_PAGES: Final = 4000
 
 WAL_BYTES_KEPT: Final = 16 * 1024 * 1024
 CACHE_KIB: Final = 16_000
-
-Durability = Literal["full", "normal"]
 
 _VERSION_1: Final = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -100,8 +102,32 @@ MIGRATIONS: Final = (_VERSION_1,)
 """Step n brings a database of version n to version n + 1. A step is never edited once released."""
 
 
-def prepare(connection: sqlite3.Connection, path: str, durability: Durability) -> None:
-    """Take the database for this process, check that it is ours, and bring it up to date.
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the database is opened for, and what is known of it before it is."""
+
+    path: str
+    durability: Durability
+    boot: str
+    """See `storage.files.current_boot`."""
+    new_epoch: Callable[[], str]
+    now: float
+    had_log: bool
+    """Whether the write-ahead log was there: it always is after an unclean end, unless somebody took it away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What was found."""
+
+    clean: bool
+    """The last run ended in order; if not, the whole database was checked."""
+    renewed: str | None
+    """Why every diagnosis has a new epoch; `None`: none has."""
+
+
+def prepare(connection: sqlite3.Connection, opening: Opening) -> Opened:
+    """Take the database for this process, check that it is ours and whole, and bring it up to date.
 
     Runs on the database thread, once, before anything else.
 
@@ -109,19 +135,19 @@ def prepare(connection: sqlite3.Connection, path: str, durability: Durability) -
         CannotOpen: see its kinds; nothing was changed.
     """
     try:
-        _set_up(connection, path, durability)
+        return _set_up(connection, opening)
     except sqlite3.DatabaseError as error:
-        raise _explain(error, path) from error
+        raise _explain(error, opening.path) from error
 
 
-def _set_up(connection: sqlite3.Connection, path: str, durability: Durability) -> None:
+def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
     # Exclusive before WAL: the wal-index then lives in memory, and nobody else can attach.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
-        raise CannotOpen(f"{path}: the file system does not support SQLite's write-ahead log (got {mode})")
+        raise CannotOpen(f"{opening.path}: the file system does not support SQLite's write-ahead log (got {mode})")
     for pragma in (
-        f"synchronous = {durability.upper()}",
+        "synchronous = FULL",
         "foreign_keys = ON",
         "trusted_schema = OFF",
         "cell_size_check = ON",
@@ -135,18 +161,65 @@ def _set_up(connection: sqlite3.Connection, path: str, durability: Durability) -
         connection.execute(f"PRAGMA {pragma}")
     connection.execute("BEGIN IMMEDIATE")
     try:
-        _check_identity(connection, path)
-        _migrate(connection)
+        opened = _begin(connection, opening)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+    # Only what is in the database itself tells the next run that a log must lie beside it.
+    connection.execute("PRAGMA wal_checkpoint")
+    # Whatever the durability of this run: that it runs, and with which, was synced above.
+    connection.execute(f"PRAGMA synchronous = {opening.durability.upper()}")
+    return opened
 
 
-def _check_identity(connection: sqlite3.Connection, path: str) -> None:
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
+    """Everything a run does before it answers, in one transaction."""
+    identify(connection, opening.path)
+    clean = True
+    if _version(connection):
+        last = history.last_run(connection)
+        clean = last.clean or last.copied
+        if not clean:
+            if not opening.had_log:
+                raise Damaged(
+                    f"{opening.path} was not closed in order, and its log {opening.path}-wal is missing: the newest "
+                    "events were in it. Put it back; or go on without them: "
+                    + _restore_command(opening.path, opening.path)
+                )
+            if problems := integrity.everything(connection, quick=True):
+                raise damaged(opening.path, problems)
+    _migrate(connection)
+    renewed = history.begin_run(
+        connection, boot=opening.boot, durability=opening.durability, new_epoch=opening.new_epoch, now=opening.now
+    )
+    return Opened(clean, renewed)
+
+
+def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def damaged(path: str, problems: Sequence[str]) -> Damaged:
+    """What an operator is told about a database that fails its check."""
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return Damaged(f"{path} is damaged ({problems[0]}{more}); restore a backup: {_restore_command(path)}")
+
+
+def _restore_command(path: str, backup: str = "FILE") -> str:
+    return f"avicenna-live restore {backup} --data {Path(path).parent}"
+
+
+def identify(connection: sqlite3.Connection, path: str) -> None:
+    """Check that a database is ours, or empty.
+
+    Raises:
+        NotOurs, NewerVersion: it is not one we can use.
+    """
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    version = _version(connection)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application_id != APPLICATION_ID and (application_id or tables):
         raise NotOurs(f"{path} is not a database of avicenna-live; name another directory with --data")
@@ -158,7 +231,7 @@ def _check_identity(connection: sqlite3.Connection, path: str) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Apply the missing steps; all of them or none, `PRAGMA user_version` is part of the transaction."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = _version(connection)
     for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
         for statement in _statements(step):
             connection.execute(statement)
@@ -184,8 +257,15 @@ def _explain(error: sqlite3.DatabaseError, path: str) -> CannotOpen:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return InUse(f"{path} is in use by another process")
         case sqlite3.SQLITE_NOTADB:
-            return NotOurs(f"{path} is not a database; name another directory with --data, or restore a backup")
+            return NotADatabase(
+                f"{path} is not a database, or its header is overwritten; "
+                f"name another directory with --data, or restore a backup: {_restore_command(path)}"
+            )
         case sqlite3.SQLITE_CORRUPT:
-            return Damaged(f"{path} is damaged ({error}); restore a backup")
+            return damaged(path, [str(error)])
+        case sqlite3.SQLITE_READONLY:
+            return CannotOpen(f"{path} is read-only; the server must be able to write it")
+        case sqlite3.SQLITE_FULL:
+            return CannotOpen(f"{path} cannot be opened: the disk is full")
         case _:
             return CannotOpen(f"{path} cannot be opened: {error}")

@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
+import logging
+import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import transactions
+from storage import copies, files, integrity, storable, transactions
 from storage.bridge import Database, open_database
 from storage.clock import Clock
 from storage.committer import Committer, Pending, Work
-from storage.errors import CannotOpen, InUse, Refused, StorageError, StoreBroken
+from storage.errors import CannotCopy, CannotOpen, Damaged, NotADatabase, Refused, StorageError, StoreBroken
+from storage.history import end_run
 from storage.records import (
     Appended,
     AuditRow,
@@ -29,6 +30,7 @@ from storage.records import (
     Cursor,
     CursorMove,
     Diagnosis,
+    Durability,
     Epoch,
     NewAuditRow,
     NewEvent,
@@ -40,17 +42,32 @@ from storage.records import (
     SubscriberId,
     Window,
 )
-from storage.schema import Durability, prepare
+from storage.schema import Opened, Opening, prepare
 
 Answer = TypeVar("Answer")
+P = ParamSpec("P")
 
 DIAGNOSES_CACHED_MAX: Final = 10_000
 """Registered diagnoses kept in memory, the ones asked for last. Reason: every request asks for one."""
 
 
+WATCH_SECONDS: Final = 1.0
+"""How often the files are looked at while nothing is committed; every commit looks by itself."""
+
+DamagePolicy = Literal["refuse", "set_aside"]
+
+logger = logging.getLogger("avicenna.storage")
+
+
 @asynccontextmanager
 async def open_store(
-    path: Path, *, clock: Clock, new_epoch: Callable[[], str], durability: Durability = "full"
+    path: Path,
+    *,
+    clock: Clock,
+    new_epoch: Callable[[], str],
+    durability: Durability = "full",
+    on_damage: DamagePolicy = "refuse",
+    boot: str | None = None,
 ) -> AsyncIterator[SqliteStore]:
     """Open (or make) a database and serve it; everything queued is stored before it closes.
 
@@ -59,25 +76,92 @@ async def open_store(
         clock: wall time for stored rows.
         new_epoch: a short text that never repeats, for each new numbering history.
         durability: `full`: a commit survives power loss; `normal`: it survives the end of the process.
+        on_damage: `set_aside`: a damaged database is renamed and an empty one begun, instead of refusing to open.
+        boot: names this run of the operating system; `None`: ask it.
 
     Raises:
         CannotOpen: see its kinds.
         StoreBroken: the disk or the file failed while serving.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(path):
-        _make_private(path)
-        async with open_database(path) as database:
-            await database.run(prepare, str(path), durability)
-            committer = Committer(database, clock, partial(_size, Path(f"{path}-wal")))
-            store = SqliteStore(committer, database, new_epoch)
+    open_it = partial(
+        _open_connection, path, clock, new_epoch, durability, files.current_boot() if boot is None else boot
+    )
+    with files.locked(path):
+        async with AsyncExitStack() as stack:
+            try:
+                database = await stack.enter_async_context(open_it())
+            except (Damaged, NotADatabase) as damage:
+                if on_damage == "refuse":
+                    raise
+                aside = files.set_aside(path, "damaged")
+                logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
+                database = await stack.enter_async_context(open_it())
+            presence = files.Presence(path)
+            committer = Committer(database, clock, partial(files.size_of, files.wal_of(path)), presence.lost)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
                     committer_nursery.start_soon(_run_shielded, committer)
                     try:
-                        yield store
+                        async with trio.open_nursery() as watch_nursery:
+                            watch_nursery.start_soon(_watch, committer, presence)
+                            yield SqliteStore(committer, new_epoch)
+                            watch_nursery.cancel_scope.cancel()
                     finally:
                         committer.close()
+
+
+@asynccontextmanager
+async def _open_connection(
+    path: Path, clock: Clock, new_epoch: Callable[[], str], durability: Durability, boot: str
+) -> AsyncIterator[Database]:
+    """The connection, with everything prepared; its end is marked in the database unless the store has broken."""
+    log = files.wal_of(path)
+    log_bytes = files.size_of(log)
+    if log_bytes and not files.size_of(path):
+        raise Damaged(f"{path} is missing, but its log {log} is there; put it back, or move the log away")
+    try:
+        with contextlib.suppress(FileExistsError):
+            files.make_private(path)
+    except OSError as error:
+        raise CannotOpen(f"{path} cannot be made: {error.strerror}") from error
+    presence = files.Presence(path)
+    is_clean = is_broken = was_lost = False
+    try:
+        async with open_database(path) as database:
+            opening = Opening(str(path), durability, boot, new_epoch, clock.wall(), had_log=presence.has_log)
+            _report(path, await database.run(prepare, opening))
+            presence = files.Presence(path)
+            try:
+                yield database
+            except StoreBroken:
+                is_broken = True
+                raise
+            finally:
+                was_lost = presence.lost() is not None
+                is_clean = not is_broken and await _end_run(database)
+    finally:
+        # SQLite removes the log when it closes, its contents being in the database by then. To the next run a
+        # missing log after an unclean end means that somebody took it away: leave an empty one instead.
+        if presence.has_log and not is_clean and not (is_broken and was_lost):
+            files.make_empty(log)
+
+
+def _report(path: Path, opened: Opened) -> None:
+    if not opened.clean:
+        logger.warning("%s was not closed in order; it was checked, and is whole", path)
+    if opened.renewed is not None:
+        logger.warning("every diagnosis begins a new epoch: %s", opened.renewed)
+
+
+async def _end_run(database: Database) -> bool:
+    """Mark the end; if that fails, the next run finds an unclean one, and checks."""
+    with trio.CancelScope(shield=True):
+        try:
+            await database.run(end_run)
+        except sqlite3.Error as error:
+            logger.warning("the database could not be closed in order: %s", error)
+            return False
+    return True
 
 
 async def _run_shielded(committer: Committer) -> None:
@@ -86,30 +170,11 @@ async def _run_shielded(committer: Committer) -> None:
         await committer.run()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold `path.lock` for this process.
-
-    A file of its own: closing any descriptor of the database would drop SQLite's own locks.
-    """
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(f"{path} is in use by another server; stop it, or name another directory with --data") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _make_private(path: Path) -> None:
-    """Make the file before SQLite does, so that nobody else can ever read it; SQLite gives -wal the same mode."""
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError as error:
-        raise CannotOpen(f"{path} cannot be made: {error.strerror}") from error
+async def _watch(committer: Committer, presence: files.Presence) -> None:
+    """Break the store down when its files are gone."""
+    while (what := presence.lost()) is None:  # noqa: ASYNC110 - no event tells of a file that is gone
+        await trio.sleep(WATCH_SECONDS)
+    committer.break_down(what)
 
 
 @contextmanager
@@ -127,52 +192,60 @@ def _unwrapped(kind: type[StorageError]) -> Iterator[None]:
         raise found from group
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 class PendingAppend:
     """The handle of a queued append (`storage.store.PendingAppend`)."""
 
-    __slots__ = ("_count", "_pending")
+    __slots__ = ("_count", "_pending", "_refused")
 
-    def __init__(self, pending: Pending[list[Appended | Refused]], count: int) -> None:
+    def __init__(
+        self, pending: Pending[list[Appended | Refused]], count: int, refused: Sequence[Refused | None] = ()
+    ) -> None:
         self._pending = pending
         self._count = count
+        self._refused = refused
+        """Where an event was not queued, why; empty: all were."""
 
     async def wait(self) -> Sequence[Appended | StorageError]:
         """The outcome of each event, after the commit."""
+        outcomes: Sequence[Appended | StorageError]
         try:
-            return await self._pending.wait()
+            outcomes = await self._pending.wait()
         except StorageError as error:
-            return [error] * self._count
+            outcomes = [error] * self._count
+        if not self._refused:
+            return outcomes
+        stored = iter(outcomes)
+        return [next(stored) if refusal is None else refusal for refusal in self._refused]
 
 
 class SqliteStore:
     """A `storage.store.Store`; see there for what each method does."""
 
-    def __init__(self, committer: Committer, database: Database, new_epoch: Callable[[], str]) -> None:
+    def __init__(self, committer: Committer, new_epoch: Callable[[], str]) -> None:
         self._committer = committer
-        self._database = database
         self._new_epoch = new_epoch
         self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
         self._cache_version = 0
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+        storable.check(diagnosis_id)
+        refused: Sequence[Refused | None] = [storable.refusal_of(event) for event in events]
+        if any(refused):
+            events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
+        else:
+            refused = ()
         given = tuple(events)
         pending = self._committer.submit(lambda db, now: transactions.append(db, diagnosis_id, given, now))
-        return PendingAppend(pending, len(given))
+        return PendingAppend(pending, len(given), refused)
 
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
-        return await self._database.run(transactions.read_after, diagnosis_id, seq, limit)
+        return await self._read(transactions.read_after, diagnosis_id, seq, limit)
 
     async def register(
         self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: NewAuditRow | None = None
     ) -> Registered:
         given, epoch = tuple(viewers), Epoch(self._new_epoch())
+        storable.check(diagnosis_id, owner, given, audit)
         return await self._change(
             lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, audit, now),
             lambda registered: self._remember(registered.diagnosis),
@@ -184,21 +257,22 @@ class SqliteStore:
             self._cache.move_to_end(diagnosis_id)
             return cached
         version = self._cache_version
-        _, found = await self._database.run(transactions.find, diagnosis_id)
+        _, found = await self._read(transactions.find, diagnosis_id)
         if version == self._cache_version:
             self._remember(found)
         return found
 
     async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
-        return await self._database.run(transactions.diagnoses, owner, after, limit)
+        return await self._read(transactions.diagnoses, owner, after, limit)
 
     async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
-        return await self._database.run(transactions.outboxes, owner, after, limit)
+        return await self._read(transactions.outboxes, owner, after, limit)
 
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
-        return await self._database.run(transactions.count_diagnoses, owner)
+        return await self._read(transactions.count_diagnoses, owner)
 
     async def delete(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Diagnosis:
+        storable.check(diagnosis_id, audit)
         return await self._change(
             lambda db, now: transactions.delete(db, diagnosis_id, audit, now),
             lambda deleted: self._forget_cached(diagnosis_id),
@@ -206,34 +280,60 @@ class SqliteStore:
 
     async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
         given = tuple(moves)
+        storable.check(given)
         return await self._change(lambda db, now: transactions.move_cursors(db, given))
 
     async def cursors(self, diagnosis_id: str) -> Sequence[Cursor]:
-        return await self._database.run(transactions.cursors, diagnosis_id)
+        return await self._read(transactions.cursors, diagnosis_id)
 
     async def forget(
         self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: NewAuditRow | None = None
     ) -> int:
         given = tuple(subscribers)
+        storable.check(diagnosis_id, given, audit)
         return await self._change(lambda db, now: transactions.forget(db, diagnosis_id, given, audit, now))
 
     async def purge(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Window:
+        storable.check(diagnosis_id, audit)
         return await self._change(lambda db, now: transactions.purge(db, diagnosis_id, audit, now))
 
     async def record(self, row: NewAuditRow) -> None:
+        storable.check(row)
         await self._change(lambda db, now: transactions.record(db, row, now))
 
     async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
-        return await self._database.run(transactions.audit, before, limit)
+        return await self._read(transactions.audit, before, limit)
 
     async def backup(self, path: Path) -> Backup:
-        raise NotImplementedError
+        try:
+            files.make_directory(path.parent)
+            files.make_private(path)
+        except OSError as error:
+            raise CannotCopy(f"cannot make {path}: {error.strerror}") from error
+        try:
+            await self._read(copies.make, str(path))
+            size, digest = await trio.to_thread.run_sync(files.settle_copy, path)
+        except BaseException:
+            files.remove(path)
+            raise
+        return Backup(str(path), size, digest)
 
     async def check(self) -> Sequence[str]:
-        raise NotImplementedError
+        found = await self._read(integrity.structure, quick=False)
+        after: int | None = 0
+        while after is not None and len(found) < integrity.PROBLEMS_MAX:
+            problems, after = await self._read(integrity.contents, after)
+            found += problems
+        return found[: integrity.PROBLEMS_MAX]
 
     def statistics(self) -> StoreStatistics:
         return self._committer.statistics()
+
+    async def _read(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer:
+        storable.check(args)
+        return await self._committer.read(function, *args, **kwargs)
 
     async def _change(self, work: Work[Answer], after: Callable[[Answer], None] | None = None) -> Answer:
         await trio.lowlevel.checkpoint_if_cancelled()

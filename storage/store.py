@@ -1,7 +1,7 @@
 """The interface every store fulfils: SQLite here, its twin in memory, a replicated engine later.
 
 Everything above this room is written against this Protocol and judged by one contract suite
-(`tests/storage/contract.py`). Nothing above it may assume that this process is the only writer of a
+(`tests/storage/test_contract.py`). Nothing above it may assume that this process is the only writer of a
 diagnosis: numbers in answers may skip what another node appended; `read_after` fills the hole.
 """
 
@@ -48,7 +48,7 @@ class Store(Protocol):
 
     Every method that changes something returns after its commit, is atomic, and is either still
     carried out or never queued when its caller is cancelled. Each may raise `Busy` (certainly not
-    stored) or `Failed` (unknown). An audit row given with an operation is in the same transaction.
+    stored), `Failed` (unknown) or `Unstorable`. An audit row given with an operation is in the same transaction.
     """
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
@@ -56,7 +56,7 @@ class Store(Protocol):
 
         They get consecutive numbers in the order given (a replayed key gets its old one), the cap of
         100 is kept in the same transaction, and nothing is numbered that is not on disk.
-        Per-event outcomes: `Appended`, `KeyReused`, `NoSuchDiagnosis`, `Busy`, `Failed`.
+        Per-event outcomes: `Appended`, `KeyReused`, `NoSuchDiagnosis`, `Unstorable`, `Busy`, `Failed`.
 
         Raises:
             Busy: the queue is full; nothing was queued.
@@ -132,10 +132,19 @@ class Store(Protocol):
         """Audit rows with a lower number than `before`, newest first."""
 
     async def backup(self, path: Path) -> Backup:
-        """A consistent copy at `path` (mode 0600; must not exist), made while others go on."""
+        """A consistent copy at `path` (mode 0600; must not exist); changes wait while it is made.
+
+        Opened as a store, the copy begins new epochs. What cannot be finished is removed.
+
+        Raises:
+            CannotCopy: it cannot be written; the store is as it was.
+        """
 
     async def check(self) -> Sequence[str]:
-        """The problems an integrity check finds, in words; empty: none."""
+        """The problems an integrity check finds, in words, the first 100; empty: none.
+
+        Looks at the whole store, and lets others go on in between.
+        """
 
     def statistics(self) -> StoreStatistics:
         """Figures since opening; never waits."""

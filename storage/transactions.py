@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from storage.errors import KeyReused, NoSuchDiagnosis, Refused
+from storage.errors import KeyReused, NoSuchDiagnosis, Refused, StoreBroken
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     OUTBOX_EVENTS_MAX,
@@ -34,6 +34,8 @@ from storage.records import (
 
 EXPIRED_KEYS_PER_COMMIT: Final = 64
 """Expired idempotency keys removed in one transaction. Reason: bounded work; the rest goes with the next."""
+
+RESTORE: Final = "the disk has changed what was stored: restore a backup with `avicenna-live restore FILE`"
 
 # Diagnoses
 
@@ -202,14 +204,24 @@ def checksum(seq: int, at: float, kind: str, body: bytes) -> int:
 
 
 def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int) -> Slice:
-    """The retained events above `seq`."""
+    """The retained events above `seq`.
+
+    Raises:
+        StoreBroken: one of them is missing or is not what was stored; it must never be delivered.
+    """
     dx, diagnosis = find(db, diagnosis_id)
     window = _window(db, dx, diagnosis.epoch)
-    rows = db.execute(
-        "SELECT seq, at, kind, body FROM entry WHERE dx = ? AND seq > ? ORDER BY seq LIMIT ?",
-        (dx, max(seq, window.floor), limit),
-    )
-    return Slice(window, tuple(Event(Seq(number), at, kind, body) for number, at, kind, body in rows))
+    after = max(seq, window.floor)
+    events = []
+    for number, at, kind, body, crc in db.execute(
+        "SELECT seq, at, kind, body, crc FROM entry WHERE dx = ? AND seq > ? ORDER BY seq LIMIT ?", (dx, after, limit)
+    ):
+        if checksum(number, at, kind, body) != crc:
+            raise StoreBroken(f"diagnosis {diagnosis_id}: event {number} fails its checksum; {RESTORE}")
+        events.append(Event(Seq(number), at, kind, body))
+    if len(events) != min(limit, max(0, window.head - after)):
+        raise StoreBroken(f"diagnosis {diagnosis_id}: an event above {after} is missing; {RESTORE}")
+    return Slice(window, tuple(events))
 
 
 def _window(db: sqlite3.Connection, dx: int, epoch: Epoch) -> Window:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from storage.errors import KeyReused, NoSuchDiagnosis, StorageError
+from storage.errors import KeyReused, NoSuchDiagnosis, StorageError, Unstorable
 from storage.records import Appended, CursorMove, Epoch, NewAuditRow, NewEvent, Seq, SubscriberId
 from storage.store import Store
 from tests.storage.conftest import ManualClock
@@ -326,3 +326,40 @@ async def test_concurrent_appends_to_many_diagnoses_are_all_numbered(store: Stor
             nursery.start_soon(publish, name)
     for name in names:
         assert [one.seq for one in (await store.read_after(name, Seq(0))).events] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("bad", [NewEvent("k", b"", "\ud800", b""), NewEvent("\ud800", b"")])
+async def test_an_event_that_cannot_be_stored_leaves_its_neighbours_alone(store: Store, bad: NewEvent) -> None:
+    await store.register("d", "amira", [])
+    good, refused, last = await append(store, event(1), bad, event(2))
+    assert isinstance(refused, Unstorable)
+    assert [one.seq for one in (good, last) if isinstance(one, Appended)] == [1, 2]
+
+
+async def test_texts_and_numbers_no_row_can_hold_are_refused(store: Store) -> None:
+    epoch = (await store.register("d", "amira", [])).diagnosis.epoch
+    with pytest.raises(Unstorable):
+        await store.register("e", "\ud800", [])
+    with pytest.raises(Unstorable):
+        await store.register("e", "amira", ["\ud800"])
+    with pytest.raises(Unstorable):
+        await store.record(NewAuditRow("\ud800", "what", "d"))
+    with pytest.raises(Unstorable):
+        await store.move_cursors([CursorMove("d", PHONE, epoch, Seq(2**64), 1.0)])
+    assert [one.diagnosis_id for one in await store.diagnoses()] == ["d"]
+
+
+async def test_a_cancelled_caller_changes_nothing(store: Store) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await store.register("d", "amira", [])
+    assert scope.cancelled_caught
+    assert await store.count_diagnoses() == 0
+
+
+async def test_a_healthy_store_has_no_problems(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 130)
+    await store.purge("d")
+    await append_numbers(store, 3)
+    assert await store.check() == []

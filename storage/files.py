@@ -1,0 +1,181 @@
+"""The files of a store: who holds them, who may read them, whether they are still where they were. No SQLite.
+
+The database file is never opened here while a connection of this process has it: closing any descriptor of
+it would drop the locks SQLite holds on it. Looking at it (`stat`) and renaming it are harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from storage.errors import CannotCopy, CannotOpen, InUse
+
+BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def wal_of(path: Path) -> Path:
+    """The write-ahead log SQLite keeps beside a database; committed events live there until a checkpoint."""
+    return Path(f"{path}-wal")
+
+
+def current_boot() -> str:
+    """A name of this run of the operating system; empty where the system does not tell."""
+    try:
+        return BOOT_ID_FILE.read_text().strip()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path.lock` for this process; the directory is made if need be (0700).
+
+    A file of its own: closing any descriptor of the database would drop SQLite's own locks.
+
+    Raises:
+        InUse: another process holds it.
+        CannotOpen: it cannot be made.
+    """
+    try:
+        make_directory(path.parent)
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotOpen(f"{path} cannot be opened: {error.strerror}; check the directory's permissions") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"{path} is in use by another server; stop it, or name another directory with --data") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory only its owner can enter, unless it is there."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(path.parent)
+
+
+def make_private(path: Path) -> None:
+    """Make an empty file before SQLite does, so that nobody else can ever read it; SQLite gives -wal the same mode.
+
+    Raises:
+        FileExistsError: it is there already.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    sync_directory(path.parent)
+
+
+def make_empty(path: Path) -> None:
+    """Make an empty private file if there is none, and if that is possible."""
+    with contextlib.suppress(OSError):
+        make_private(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if it is there."""
+    path.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was created or renamed in a directory survive power loss."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+class Presence:
+    """Whether the database and its log are still the files that were opened.
+
+    A file that is deleted or moved away can be written to for ever without an error, and all of it is lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._identities = {file: _identity(file) for file in (path, wal_of(path))}
+
+    @property
+    def has_log(self) -> bool:
+        """Whether the log was there."""
+        return all(self._identities.values())
+
+    def lost(self) -> str | None:
+        """What has happened to them, in words; `None`: they are in place."""
+        for file, identity in self._identities.items():
+            found = _identity(file)
+            if found != identity:
+                return f"{file} was {'deleted or moved away' if found is None else 'replaced'} while the server used it"
+        return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def set_aside(path: Path, label: str) -> Path | None:
+    """Rename a database and its log out of the way; where the database is now, `None` if there was none."""
+    aside = path.with_name(f"{path.name}.{label}")
+    number = 1
+    while aside.exists() or wal_of(aside).exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{label}-{number}")
+    moved = None
+    for source, target in ((wal_of(path), wal_of(aside)), (path, aside)):
+        with contextlib.suppress(FileNotFoundError):
+            source.rename(target)
+            moved = aside
+    sync_directory(path.parent)
+    return moved
+
+
+def copy_private(source: Path, target: Path) -> None:
+    """Copy a file to a new one only its owner can read, and have it on disk.
+
+    Raises:
+        CannotCopy: the source cannot be read, the target exists or cannot be written (then it is removed).
+    """
+    try:
+        with source.open("rb") as reading:
+            make_private(target)
+            try:
+                with target.open("wb") as writing:
+                    shutil.copyfileobj(reading, writing)
+                    writing.flush()
+                    os.fsync(writing.fileno())
+            except BaseException:
+                target.unlink()
+                raise
+    except OSError as error:
+        raise CannotCopy(f"cannot copy {source} to {target}: {error.strerror}") from error
+
+
+def settle_copy(path: Path) -> tuple[int, str]:
+    """Have a finished copy on disk; its size in bytes and its SHA-256. Never call it with a database in use."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    sync_directory(path.parent)
+    return path.stat().st_size, digest

@@ -1,0 +1,82 @@
+"""Runs of the server, and what their ends mean for the numbers: the rows of `meta`.
+
+Every run marks the database as in use before it answers anybody, and as closed when it is done. So the next
+run knows whether acknowledged numbers may have been lost; then every diagnosis gets a new epoch, and no
+(epoch, number) ever names two events. Functions of a connection, within its opening transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storage.records import Durability, NewAuditRow
+from storage.transactions import record
+
+RENEWED = "epochs.renew"
+"""The act of the audit row that a renewal leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """How the run before this one ended."""
+
+    clean: bool
+    """Everything was stored and closed; also true of a new database."""
+    boot: str
+    """The run of the operating system it belonged to, see `storage.files.current_boot`."""
+    durability: Durability
+    copied: bool
+    """This file is a backup, made while its original went on: what the original did since is not in it."""
+
+
+def last_run(db: sqlite3.Connection) -> LastRun:
+    """What the last run has left."""
+    rows = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    durability: Durability = "full" if rows.get("durability", "full") == "full" else "normal"
+    return LastRun(rows.get("clean", "1") == "1", rows.get("boot", ""), durability, "copied" in rows)
+
+
+def begin_run(
+    db: sqlite3.Connection, *, boot: str, durability: Durability, new_epoch: Callable[[], str], now: float
+) -> str | None:
+    """Mark the database as in use; why all epochs were renewed, `None` if they were not.
+
+    The transaction must be synced to disk whatever the durability of this run: a later power loss is judged by it.
+    """
+    why = _why_renew(last_run(db), boot)
+    if why is not None:
+        for (dx,) in db.execute("SELECT dx FROM diagnosis WHERE deleted_at IS NULL").fetchall():
+            db.execute("UPDATE diagnosis SET epoch = ? WHERE dx = ?", (new_epoch(), dx))
+        record(db, NewAuditRow("avicenna-live", RENEWED, "", after=why), now)
+    db.execute("DELETE FROM meta WHERE key = 'copied'")
+    _write(db, clean="0", boot=boot, durability=durability)
+    # SQLite leaves out a write that changes nothing; this one always changes something, so the commit always syncs.
+    db.execute("INSERT INTO meta VALUES ('runs', '1') ON CONFLICT DO UPDATE SET value = value + 1")
+    return why
+
+
+def _why_renew(last: LastRun, boot: str) -> str | None:
+    if last.copied:
+        return "the database was restored from a backup"
+    if not last.clean and last.durability != "full" and (not boot or last.boot != boot):
+        return "the machine stopped under a server with durability = normal"
+    return None
+
+
+def end_run(db: sqlite3.Connection) -> None:
+    """Mark the database as closed in order; synced, with everything before it."""
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("BEGIN IMMEDIATE")
+    _write(db, clean="1")
+    db.execute("COMMIT")
+
+
+def mark_as_copy(db: sqlite3.Connection) -> None:
+    """Mark a backup, so that whoever opens it as a store begins new epochs, however it got there."""
+    _write(db, copied="1")
+
+
+def _write(db: sqlite3.Connection, **values: str) -> None:
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())

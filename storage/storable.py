@@ -1,0 +1,49 @@
+"""What SQLite can store, checked before anything is queued, so that one bad value never costs its batch. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Final
+
+from storage.errors import Unstorable
+from storage.records import NewEvent
+
+INTEGER_MAX: Final = 2**63 - 1
+"""SQLite's integers have 64 bits. Beyond: refused."""
+
+
+def check(*values: object) -> None:
+    """Look at values, and into the sequences and records among them.
+
+    Raises:
+        Unstorable: text that is not Unicode (lone surrogates), or an integer over 64 bits.
+    """
+    for value in values:
+        if isinstance(value, str):
+            _check_text(value)
+        elif isinstance(value, int):
+            if not -INTEGER_MAX <= value <= INTEGER_MAX:
+                raise Unstorable("an integer must fit in 64 bits")
+        elif isinstance(value, tuple):
+            check(*value)
+        elif is_dataclass(value):
+            check(*(getattr(value, one.name) for one in fields(value)))
+
+
+def refusal_of(event: NewEvent) -> Unstorable | None:
+    """Why an event cannot be stored; `None`: it can. The same as `check`, for the path every event takes."""
+    if event.kind.isascii() and (event.key is None or event.key.isascii()):
+        return None
+    try:
+        check(event.kind, event.key)
+    except Unstorable as refusal:
+        return refusal
+    return None
+
+
+def _check_text(text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Unstorable("a text must be Unicode, without lone surrogates") from None

@@ -1,0 +1,287 @@
+"""What an operator sees when the disk, the file or the machine fails under a store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from storage import copies
+from storage.errors import Busy, CannotCopy, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
+from storage.records import Appended, Durability, NewEvent, Seq
+from storage.sqlite import DamagePolicy, SqliteStore, open_store
+from tests.storage.conftest import ManualClock
+
+
+@pytest.fixture
+def crashed(path: Path, tmp_path: Path) -> Callable[[], None]:
+    """Makes the files of the store what a `kill -9` at this moment would have left, once it is closed."""
+    kept = tmp_path / "kept"
+
+    def keep() -> None:
+        # `cp` runs in a process of its own: opening the database in this one would drop SQLite's locks.
+        assert os.spawnlp(os.P_WAIT, "cp", "cp", "-r", str(path.parent), str(kept)) == 0
+
+    return keep
+
+
+def come_back(path: Path, tmp_path: Path) -> None:
+    """Put what `crashed` kept in place."""
+    shutil.rmtree(path.parent)
+    (tmp_path / "kept").rename(path.parent)
+
+
+@asynccontextmanager
+async def opened(
+    path: Path,
+    new_epoch: Callable[[], str],
+    *,
+    durability: Durability = "full",
+    on_damage: DamagePolicy = "refuse",
+    boot: str = "boot-1",
+) -> AsyncIterator[SqliteStore]:
+    async with open_store(
+        path, clock=ManualClock(), new_epoch=new_epoch, durability=durability, on_damage=on_damage, boot=boot
+    ) as store:
+        yield store
+
+
+async def fill(store: SqliteStore, count: int = 5) -> None:
+    await store.register("d", "amira", [])
+    await store.append_nowait("d", [NewEvent("k", b"body-%d" % number) for number in range(1, count + 1)]).wait()
+
+
+def change(path: Path, statement: str) -> None:
+    """Change a database nobody has open."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(statement)
+
+
+async def crash(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], keep: Callable[[], None], durability: Durability
+) -> str:
+    """A store with five events whose process was killed; its epoch."""
+    async with opened(path, new_epoch, durability=durability) as store:
+        await fill(store)
+        epoch = (await store.get("d")).epoch
+        keep()
+    come_back(path, tmp_path)
+    return epoch
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
+@pytest.mark.parametrize(
+    ("durability", "boot", "renewed"),
+    [("full", "boot-1", False), ("full", "boot-2", False), ("normal", "boot-1", False), ("normal", "boot-2", True)],
+)
+async def test_epochs_are_renewed_only_where_acknowledged_numbers_may_be_lost(
+    path: Path,
+    tmp_path: Path,
+    new_epoch: Callable[[], str],
+    crashed: Callable[[], None],
+    durability: Durability,
+    boot: str,
+    renewed: bool,
+) -> None:
+    before = await crash(path, tmp_path, new_epoch, crashed, durability)
+    async with opened(path, new_epoch, boot=boot) as store:
+        window = (await store.read_after("d", Seq(0))).window
+        assert window.head == 5
+        assert (window.epoch != before) == renewed
+        assert [row.what for row in await store.audit()] == (["epochs.renew"] if renewed else [])
+
+
+async def test_a_clean_end_keeps_epochs_across_a_restart_of_the_machine(
+    path: Path, new_epoch: Callable[[], str]
+) -> None:
+    async with opened(path, new_epoch, durability="normal") as store:
+        await fill(store)
+        before = (await store.get("d")).epoch
+    assert not Path(f"{path}-wal").exists()
+    async with opened(path, new_epoch, boot="boot-2") as store:
+        assert (await store.get("d")).epoch == before
+
+
+async def test_a_log_that_was_taken_away_after_a_crash_is_missed(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None]
+) -> None:
+    before = await crash(path, tmp_path, new_epoch, crashed, "full")
+    Path(f"{path}-wal").unlink()
+    with pytest.raises(Damaged, match=r"log .* is missing"):
+        async with opened(path, new_epoch):
+            pass
+    with pytest.raises(Damaged, match="avicenna-live restore"):  # and it is still missed the next time
+        async with opened(path, new_epoch):
+            pass
+    assert copies.restore(path, path) is not None
+    async with opened(path, new_epoch) as store:
+        assert all(one.epoch != before for one in await store.diagnoses())
+
+
+@pytest.mark.parametrize("file", ["avicenna.db", "avicenna.db-wal"])
+async def test_a_file_that_is_moved_away_under_the_store_ends_it_unacknowledged(
+    path: Path, new_epoch: Callable[[], str], file: str
+) -> None:
+    with pytest.raises(StoreBroken, match="deleted or moved away"):
+        async with opened(path, new_epoch) as store:
+            await fill(store)
+            (path.parent / file).rename(path.parent / "elsewhere")
+            (outcome,) = await store.append_nowait("d", [NewEvent("k", b"")]).wait()
+            assert isinstance(outcome, Failed)
+            await trio.sleep_forever()
+
+
+async def test_a_file_that_is_moved_away_is_noticed_without_any_commit(
+    path: Path, new_epoch: Callable[[], str]
+) -> None:
+    with pytest.raises(StoreBroken), trio.fail_after(20):
+        async with opened(path, new_epoch):
+            path.rename(path.parent / "elsewhere")
+            await trio.sleep_forever()
+
+
+async def test_an_event_with_a_flipped_byte_is_never_delivered_and_ends_the_store(
+    path: Path, new_epoch: Callable[[], str]
+) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+    change(path, "UPDATE entry SET body = x'00' WHERE seq = 3")
+    with pytest.raises(StoreBroken, match="diagnosis d: event 3 fails its checksum"):
+        async with opened(path, new_epoch) as store:
+            assert await store.check() == ["diagnosis d: event 3 fails its checksum"]
+            with pytest.raises(Failed):
+                await store.read_after("d", Seq(0))
+            assert store.statistics().broken is not None
+            await trio.sleep_forever()
+    with pytest.raises(Damaged, match=r"event 3 fails its checksum.*avicenna-live restore FILE --data"):
+        async with opened(path, new_epoch):
+            pass
+
+
+async def test_an_event_that_is_missing_is_found_by_a_check(path: Path, new_epoch: Callable[[], str]) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+    change(path, "DELETE FROM entry WHERE seq = 3")
+    async with opened(path, new_epoch) as store:
+        assert await store.check() == ["diagnosis d: its events are not 1 to 5 without a hole"]
+
+
+async def test_an_overwritten_header_is_refused_or_set_aside(path: Path, new_epoch: Callable[[], str]) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+    content = bytearray(path.read_bytes())
+    content[:100] = b"x" * 100
+    path.write_bytes(content)
+    with pytest.raises(NotADatabase, match="avicenna-live restore FILE --data"):
+        async with opened(path, new_epoch):
+            pass
+    async with opened(path, new_epoch, on_damage="set_aside") as store:
+        assert await store.count_diagnoses() == 0
+    assert path.with_name("avicenna.db.damaged").read_bytes() == content
+
+
+async def test_a_damaged_page_is_found_after_an_unclean_end(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None]
+) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store, 100)
+    async with opened(path, new_epoch):
+        crashed()
+    come_back(path, tmp_path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"body-50")
+    start = place - place % 4096
+    content[start : start + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    Path(f"{path}-wal").write_bytes(b"")
+    with pytest.raises(Damaged, match="is damaged"):
+        async with opened(path, new_epoch):
+            pass
+
+
+async def test_a_disk_that_refuses_writes_ends_the_store(path: Path, new_epoch: Callable[[], str]) -> None:
+    with pytest.raises(StoreBroken, match="SQLITE_READONLY"):
+        async with opened(path, new_epoch) as store:
+            await fill(store)
+            await store._committer.read(lambda db: db.execute("PRAGMA query_only = ON").fetchall())
+            (outcome,) = await store.append_nowait("d", [NewEvent("k", b"")]).wait()
+            assert isinstance(outcome, Failed)
+            await trio.sleep_forever()
+
+
+@pytest.mark.guarantee(13)
+async def test_a_full_disk_is_answered_and_nothing_acknowledged_is_lost(
+    path: Path, new_epoch: Callable[[], str]
+) -> None:
+    def limit(db: sqlite3.Connection, pages: int) -> None:
+        db.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+
+    async with opened(path, new_epoch) as store:
+        await fill(store, 0)
+        await store._committer.read(limit, 1)  # SQLite takes the current size for the least possible limit
+        acknowledged, refused = 0, 0
+        for _ in range(100):
+            (outcome,) = await store.append_nowait("d", [NewEvent("k", b"x" * 2000)]).wait()
+            acknowledged += isinstance(outcome, Appended)
+            refused += isinstance(outcome, Busy | Failed)
+        assert refused
+        await store._committer.read(limit, 100_000)
+        (after,) = await store.append_nowait("d", [NewEvent("k", b"after")]).wait()
+        assert isinstance(after, Appended)
+        assert after.seq == acknowledged + 1
+        assert len((await store.read_after("d", Seq(0))).events) == acknowledged + 1
+        assert await store.check() == []
+
+
+async def test_a_backup_is_private_whole_and_begins_new_epochs_where_it_is_restored(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str]
+) -> None:
+    copy = tmp_path / "backups" / "copy.db"
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        before = (await store.get("d")).epoch
+        made = await store.backup(copy)
+        with pytest.raises(CannotCopy):
+            await store.backup(copy)
+        with pytest.raises(InUse):
+            copies.restore(path, copy)
+        await fill(store)
+    assert made.size_bytes == copy.stat().st_size
+    assert (copy.stat().st_mode & 0o777, copy.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    aside = copies.restore(path, copy)
+    assert aside is not None
+    assert aside.exists()
+    async with opened(path, new_epoch) as store:
+        window = (await store.read_after("d", Seq(0))).window
+        assert window.head == 5
+        assert window.epoch != before
+        renewed = window.epoch
+    async with opened(path, new_epoch) as store:
+        assert (await store.get("d")).epoch == renewed
+
+
+async def test_a_backup_that_is_damaged_or_not_ours_changes_nothing(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str]
+) -> None:
+    copy, foreign = tmp_path / "copy.db", tmp_path / "foreign.db"
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        await store.backup(copy)
+    change(copy, "UPDATE entry SET body = x'00' WHERE seq = 3")
+    change(foreign, "CREATE TABLE theirs (n)")
+    with pytest.raises(Damaged):
+        copies.restore(path, copy)
+    with pytest.raises(NotOurs):
+        copies.restore(path, foreign)
+    with pytest.raises(CannotCopy):
+        copies.restore(path, tmp_path / "absent.db")
+    assert sorted(one.name for one in path.parent.iterdir()) == ["avicenna.db", "avicenna.db.lock"]
+    async with opened(path, new_epoch) as store:
+        assert (await store.read_after("d", Seq(0))).window.head == 5
