@@ -14,6 +14,7 @@ from web.bodies import BODY_BYTES_MAX, BODY_SECONDS_MAX, problem_response
 from web.broadcasts import broadcasts
 from web.diagnoses import diagnoses
 from web.errors import Problem, problem_of
+from web.maintenance import maintenance
 from web.operators import operators
 from web.positions import positions
 from web.services import Services
@@ -35,7 +36,7 @@ def create_app(services: Services) -> QuartTrio:
     app = QuartTrio("avicenna_live", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
-    for routes in (sockets, broadcasts, diagnoses, positions, operators, status):
+    for routes in (sockets, broadcasts, diagnoses, positions, operators, maintenance, status):
         app.register_blueprint(routes(services))
 
     @app.errorhandler(Problem)

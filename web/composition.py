@@ -29,12 +29,9 @@ from storage.sqlite import open_store
 from web.app import create_app
 from web.logs import set_up_logging
 from web.services import Services
-from web.settings import Settings
+from web.settings import DATABASE_FILE, Settings
 from web.tokens import Verifier, load_or_create_key
 from web.wire import render_event
-
-DATABASE_FILE: Final = "avicenna.db"
-"""Name of the database within the data directory."""
 
 DRAIN_SECONDS_MAX: Final = 8.0
 """Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
@@ -100,6 +97,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event) -> No
             clock=clock,
             new_epoch=lambda: secrets.token_hex(8),
             durability=settings.durability,
+            on_damage=settings.damaged_database,
         ) as store,
         trio.open_nursery() as actors_nursery,
     ):

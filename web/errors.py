@@ -13,7 +13,7 @@ from typing import Final
 
 from actors.errors import Crashed, DevicesExhausted, Draining, MailboxFull, Quarantined
 from actors.subscriber import Ending
-from storage.errors import Busy, Failed, KeyReused, NoSuchDiagnosis
+from storage.errors import Busy, CannotCopy, Failed, KeyReused, NoSuchDiagnosis, Unstorable
 
 STATUS_OF_CODE: Final = {
     "bad_json": 400,
@@ -136,6 +136,10 @@ def problem_of(error: Exception) -> Problem | None:
         case Failed():
             detail = "it is unknown whether this was stored; repeat it with the same Idempotency-Key"
             return Problem("storage_unavailable", detail, retry_after(RETRY_AFTER_SECONDS))
+        case CannotCopy():
+            return Problem("storage_unavailable", str(error), retry_after(RETRY_AFTER_SECONDS))
+        case Unstorable():
+            return Problem("invalid_field", str(error))
         case KeyReused():
             return Problem("key_reused", "this Idempotency-Key was used for another event of this diagnosis")
         case NoSuchDiagnosis():

@@ -34,6 +34,9 @@ CONFIG_BYTES_MAX: Final = 1024 * 1024
 
 DATA_DEFAULT: Final = Path("data")
 
+DATABASE_FILE: Final = "avicenna.db"
+"""Name of the database within the data directory."""
+
 DAY_SECONDS: Final = 86_400
 
 
@@ -70,6 +73,11 @@ class Settings:
 
     durability: Literal["full", "normal"] = _setting(
         "full", Choice(("full", "normal")), "`full`: an accepted event survives power loss; `normal`: a crash only."
+    )
+    damaged_database: Literal["refuse", "set_aside"] = _setting(
+        "refuse",
+        Choice(("refuse", "set_aside")),
+        "A damaged database: `refuse` to start, or rename it and begin an empty one with new epochs.",
     )
     passivate_after_seconds: float = _setting(
         300.0,

@@ -1,0 +1,105 @@
+"""Backup, check and restore, with and without a running server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.server.harness import Server
+from tests.server.process import COMMAND, served
+
+
+async def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            [str(COMMAND), *map(str, arguments)], check=False, capture_stdout=True, capture_stderr=True
+        )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+async def test_backup_and_check_answer_and_leave_a_row_each(server: Server) -> None:
+    await server.register()
+    await server.publish(1)
+    headers = server.bearer("op", "operate")
+    made = (await server.http.post("/backup", headers=headers)).json()
+    content = Path(made["path"]).read_bytes()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (made["bytes"], made["sha256"])
+    assert Path(made["path"]).parent == server.data / "backups"
+    assert (await server.http.post("/check", headers=headers)).json() == {"status": "ok", "problems": []}
+    # The audit rows of these two acts are in the next copy, which nobody holds locked.
+    copy = (await server.http.post("/backup", headers=headers)).json()
+    with closing(sqlite3.connect(copy["path"])) as db:
+        rows = db.execute("SELECT who, what FROM audit WHERE what LIKE 'database.%' ORDER BY number").fetchall()
+    assert rows == [("op", "database.backup"), ("op", "database.check")]
+    assert (await server.http.post("/backup", headers=server.bearer("amira"))).status_code == 403
+    assert (await server.http.post("/check")).status_code == 401
+
+
+async def test_commands_work_beside_a_server_and_without_one(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with served(data) as (process, server):
+        at = ("--data", data, "--url", server.url)
+        await server.register()
+        first = (await server.publish(1)).json()
+        assert await run("check", *at) == (0, "ok\n", "")
+        assert (await run("backup", tmp_path / "copy.db", *at))[0] == 0
+        assert list((data / "backups").iterdir()) == []
+        code, _, said = await run("restore", tmp_path / "copy.db", "--data", data)
+        assert code == 1
+        assert "in use" in said
+        await server.publish(2)
+        assert await process.stop() == 0
+    assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
+    assert await run("check", "--data", data) == (0, "ok\n", "")
+    code, said, _ = await run("backup", tmp_path / "second.db", "--data", data, "--json")
+    assert code == 0
+    assert json.loads(said)["bytes"] == (tmp_path / "second.db").stat().st_size
+    assert (await run("restore", tmp_path / "copy.db", "--data", data))[0] == 0
+    async with served(data) as (process, server):
+        async with server.connect(device="phone", after=2, epoch=first["epoch"]) as client:
+            frames = await client.until_live()
+        again = (await server.publish(3)).json()
+        assert await process.stop() == 0
+    assert frames[0]["data"]["resume"] == "reset"
+    assert again["seq"] == 2
+    assert again["epoch"] != first["epoch"]
+
+
+async def test_a_command_without_a_database_makes_none(tmp_path: Path) -> None:
+    code, _, said = await run("check", "--data", tmp_path)
+    assert code == 1
+    assert "no database" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.guarantee(9)
+async def test_an_idempotency_key_holds_across_kill_9_and_restart(tmp_path: Path) -> None:
+    data, key = tmp_path / "data", {"Idempotency-Key": "k-1"}
+    body = {"diagnosis_id": 42, "feedback_id": 1, "rating": 5}
+    async with served(data) as (process, server):
+        await server.register()
+        first = (await server.post("feedback", body, **key)).json()
+        await process.kill()
+    async with served(data) as (process, server):
+        second = (await server.post("feedback", body, **key)).json()
+        other = await server.post("feedback", {**body, "rating": 4}, **key)
+        assert await process.stop() == 0
+    assert (first["seq"], first["replayed"], second["seq"], second["replayed"]) == (1, False, 1, True)
+    assert (other.status_code, other.json()["code"]) == (409, "key_reused")
+
+
+@pytest.mark.parametrize("file", ["avicenna.db", "avicenna.db-wal"])
+async def test_a_server_whose_files_are_taken_away_ends_with_exit_code_1(tmp_path: Path, file: str) -> None:
+    data = tmp_path / "data"
+    async with served(data) as (process, server):
+        await server.register()
+        (data / file).rename(tmp_path / "elsewhere")
+        with trio.fail_after(30):
+            assert await process.process.wait() == 1

@@ -1,0 +1,53 @@
+"""`POST /backup`, `POST /check`: look after the database of a running server (PROTOCOL section 8)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Final
+
+from quart import Blueprint, Response
+
+from storage.records import NewAuditRow
+from web import wire
+from web.access import authenticate, require_scope
+from web.bodies import answer
+from web.services import Services
+from web.tokens import Principal
+
+BACKUPS_DIRECTORY: Final = "backups"
+"""Name of the directory of backups within the data directory (0700)."""
+
+
+def maintenance(services: Services) -> Blueprint:
+    """Both routes."""
+    blueprint = Blueprint("maintenance", __name__)
+
+    @blueprint.post("/backup")
+    async def backup() -> Response:
+        who = _operator(services)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(services.clock.wall()))
+        # The random part keeps two backups of one second apart.
+        name = f"avicenna-{stamp}-{secrets.token_hex(4)}.db"
+        made = await services.store.backup(services.settings.data.absolute() / BACKUPS_DIRECTORY / name)
+        shown = {"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256}
+        await services.store.record(
+            NewAuditRow(who.sub or "", "database.backup", name, after=wire.encode(shown).decode())
+        )
+        return answer(shown)
+
+    @blueprint.post("/check")
+    async def check() -> Response:
+        who = _operator(services)
+        problems = list(await services.store.check())
+        shown = {"status": "damaged" if problems else "ok", "problems": problems}
+        await services.store.record(NewAuditRow(who.sub or "", "database.check", "", after=wire.encode(shown).decode()))
+        return answer(shown)
+
+    return blueprint
+
+
+def _operator(services: Services) -> Principal:
+    who = authenticate(services)
+    require_scope(who, "operate")
+    return who

@@ -1,0 +1,62 @@
+"""The database without a server: what `check`, `backup` and `restore` do when none is running.
+
+Beside the composition root the only file that opens a store.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import trio
+
+from storage import copies
+from storage.clock import SystemClock
+from storage.errors import Damaged
+from storage.records import Backup
+from storage.sqlite import open_store
+from storage.store import Store
+
+
+def check(database: Path) -> Sequence[str]:
+    """The problems of a database; empty: none. Raises `CannotOpen` (`InUse`: ask the server) but for damage."""
+
+    async def run() -> Sequence[str]:
+        async with _opened(database) as store:
+            return await store.check()
+
+    try:
+        return trio.run(run)
+    except Damaged as damage:
+        return [str(damage)]
+
+
+def backup(database: Path, target: Path) -> Backup:
+    """Copy a database. Raises `CannotOpen` (`InUse`: ask the server) or `CannotCopy`."""
+
+    async def run() -> Backup:
+        async with _opened(database) as store:
+            return await store.backup(target)
+
+    return trio.run(run)
+
+
+def restore(database: Path, source: Path) -> Path | None:
+    """Put a backup in the place of the database, with new epochs; where the former one is now.
+
+    Raises `CannotOpen` or `CannotCopy`; nothing was changed then.
+    """
+    aside = copies.restore(database, source)
+
+    async def begin_new_epochs() -> None:
+        async with _opened(database):
+            pass
+
+    trio.run(begin_new_epochs)
+    return aside
+
+
+def _opened(database: Path) -> AbstractAsyncContextManager[Store]:
+    return open_store(database, clock=SystemClock(), new_epoch=lambda: secrets.token_hex(8))
