@@ -41,6 +41,10 @@ def status(services: Services) -> Blueprint:
     async def ready() -> Response:
         if services.stopping.is_set():
             raise Problem("draining", "the server is stopping", retry_after(RETRY_AFTER_SECONDS))
+        if services.store.statistics().broken is not None:
+            raise Problem(
+                "storage_unavailable", "the store has failed: the server stops", retry_after(RETRY_AFTER_SECONDS)
+            )
         if services.registry.escalated:
             detail = "many diagnoses were quarantined lately: this server should get no new work"
             raise Problem("quarantined", detail, retry_after(RETRY_AFTER_SECONDS))
