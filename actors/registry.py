@@ -129,6 +129,16 @@ class Registry:
         cell = self._cells.get(diagnosis_id)
         return 0 if cell is None else cell.roster.end_where(which, ending)
 
+    def end_everywhere(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+        """End the connections of all diagnoses that `which` picks; how many."""
+        return sum(cell.roster.end_where(which, ending) for cell in list(self._cells.values()))
+
+    def is_connected(self, diagnosis_id: str, subscriber: SubscriberId) -> bool:
+        """Whether this subscriber has an attached connection."""
+        cell = self._cells.get(diagnosis_id)
+        known = None if cell is None or cell.roster.known is None else cell.roster.known.get(subscriber)
+        return known is not None and bool(known.connections)
+
     def end_all(self) -> None:
         """The server stops: say goodbye to every connection."""
         for cell in list(self._cells.values()):

@@ -6,6 +6,7 @@ actor, and reads the ring on its own from then on: there is no queue. Pure state
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -25,6 +26,8 @@ class Ending(StrEnum):
     DELETED = "diagnosis deleted"
     VIEWER_REMOVED = "viewer removed"
     DISCONNECTED = "disconnected by operator"
+    TOKEN_EXPIRED = "token expired"  # noqa: S105 - a reason, not a token
+    REVOKED = "revoked"
     QUARANTINED = "quarantined"
     STOPPING = "stopping"
 
@@ -83,14 +86,14 @@ class Subscriber:
     Ownership: whoever made it detaches it (`detach`), however the connection ends; attaching is the actor's.
     """
 
-    __slots__ = ("_live_due", "gone", "id", "known", "position", "principal", "roster", "transport")
+    __slots__ = ("_live_due", "gone", "id", "known", "position", "principal", "released", "roster", "transport")
 
     def __init__(self, subscriber_id: SubscriberId, principal: object, transport: Transport) -> None:
         """A connection that is not attached yet.
 
         Args:
             subscriber_id: whose cursor it shares.
-            principal: who authenticated; opaque here.
+            principal: who authenticated; opaque here, and exchanged when a newer token is shown.
             transport: carries frames to the client.
         """
         self.id = subscriber_id
@@ -102,6 +105,8 @@ class Subscriber:
         self.known: Known | None = None
         self.gone = False
         """Detached for good: an actor that finds it in its mailbox leaves it alone."""
+        self.released: Callable[[], None] | None = None
+        """Called once, when it is detached for good: gives back what was taken for it."""
         self._live_due: Seq | None = None
 
     def begin(self, roster: Roster, known: Known, position: Seq, head: Seq) -> None:
@@ -140,3 +145,6 @@ class Subscriber:
         self.gone = True
         if self.roster is not None:
             self.roster.detach(self)
+        released, self.released = self.released, None
+        if released is not None:
+            released()

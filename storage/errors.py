@@ -4,7 +4,8 @@ StorageError
 +-- Refused              the caller's: this operation can never succeed as given
 |   +-- NoSuchDiagnosis      not registered, or deleted
 |   +-- KeyReused            the idempotency key belongs to another event
-|   `-- Unstorable           a text or number no database row can hold
+|   +-- Unstorable           a text or number no database row can hold
+|   `-- NoSuchRevocation     never made, lifted, or expired
 +-- Busy                 nobody's: certainly not stored, try again later (queue or disk full, locked)
 +-- Failed               the outcome is unknown: retry with the same idempotency key
 +-- CannotCopy           the target's: a copy could not be made; the database is as it was
@@ -38,6 +39,10 @@ class KeyReused(Refused):
 
 class Unstorable(Refused):
     """A text with lone surrogates, or an integer over 64 bits."""
+
+
+class NoSuchRevocation(Refused):
+    """There is no revocation with this number (any more)."""
 
 
 class Busy(StorageError):

@@ -13,7 +13,7 @@ import trio
 
 from storage import storable
 from storage.clock import Clock
-from storage.errors import CannotCopy, KeyReused, NoSuchDiagnosis, StorageError
+from storage.errors import CannotCopy, KeyReused, NoSuchDiagnosis, NoSuchRevocation, StorageError
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     OUTBOX_EVENTS_MAX,
@@ -29,6 +29,7 @@ from storage.records import (
     NewEvent,
     Outbox,
     Registered,
+    Revocation,
     Seq,
     Slice,
     StoreStatistics,
@@ -76,6 +77,8 @@ class MemoryStore:
         self._new_epoch = new_epoch
         self._streams: dict[str, _Stream] = {}
         self._audit: list[AuditRow] = []
+        self._revocations: dict[int, Revocation] = {}
+        self._revocations_made = 0
         self._operations = 0
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
@@ -199,6 +202,38 @@ class MemoryStore:
         stream.floor = stream.purged = stream.head
         self._record(audit)
         return stream.window
+
+    async def revoke(
+        self, *, sub: str | None = None, token_id: str | None = None, audit: NewAuditRow | None = None
+    ) -> Revocation:
+        await trio.lowlevel.checkpoint()
+        storable.check(sub, token_id, audit)
+        self._changing()
+        self._record(audit)
+        self._revocations_made += 1
+        made = Revocation(self._revocations_made, sub, token_id, self._clock.wall())
+        others = {n: one for n, one in self._revocations.items() if (one.sub, one.token_id) != (sub, token_id)}
+        self._revocations = others | {made.number: made}
+        return made
+
+    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
+        await trio.lowlevel.checkpoint()
+        return [one for number, one in self._revocations.items() if number > after][:limit]
+
+    async def lift_revocation(self, number: int, audit: NewAuditRow | None = None) -> Revocation:
+        await trio.lowlevel.checkpoint()
+        if number not in self._revocations:
+            raise NoSuchRevocation(str(number))
+        self._changing()
+        self._record(audit)
+        return self._revocations.pop(number)
+
+    async def expire_revocations(self, until: float) -> int:
+        await trio.lowlevel.checkpoint()
+        self._changing()
+        before = len(self._revocations)
+        self._revocations = {number: one for number, one in self._revocations.items() if one.at > until}
+        return before - len(self._revocations)
 
     async def record(self, row: NewAuditRow) -> None:
         await trio.lowlevel.checkpoint()

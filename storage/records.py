@@ -191,6 +191,20 @@ class AuditRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Revocation:
+    """Tokens that are refused before their time: all of a subject up to a moment, or a single one."""
+
+    number: int
+    """Grows with each revocation; never reused."""
+    sub: str | None
+    """Refuses this subject's tokens that were issued until `at`; `None`: it is about a token."""
+    token_id: str | None
+    """Refuses the token with this `jti`; `None`: it is about a subject."""
+    at: float
+    """When it was made."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backup:
     """A consistent copy that was made."""
 

@@ -87,6 +87,13 @@ CREATE TABLE idem (
     PRIMARY KEY (dx, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX idem_by_expiry ON idem (expires_at);
+CREATE TABLE revocation (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    sub TEXT UNIQUE,
+    token_id TEXT UNIQUE,
+    at REAL NOT NULL,
+    CHECK ((sub IS NULL) <> (token_id IS NULL))
+) STRICT;
 CREATE TABLE audit (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL,

@@ -36,6 +36,7 @@ from storage.records import (
     NewEvent,
     Outbox,
     Registered,
+    Revocation,
     Seq,
     Slice,
     StoreStatistics,
@@ -296,6 +297,22 @@ class SqliteStore:
     async def purge(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Window:
         storable.check(diagnosis_id, audit)
         return await self._change(lambda db, now: transactions.purge(db, diagnosis_id, audit, now))
+
+    async def revoke(
+        self, *, sub: str | None = None, token_id: str | None = None, audit: NewAuditRow | None = None
+    ) -> Revocation:
+        storable.check(sub, token_id, audit)
+        return await self._change(lambda db, now: transactions.revoke(db, sub, token_id, audit, now))
+
+    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
+        return await self._read(transactions.revocations, after, limit)
+
+    async def lift_revocation(self, number: int, audit: NewAuditRow | None = None) -> Revocation:
+        storable.check(number, audit)
+        return await self._change(lambda db, now: transactions.lift_revocation(db, number, audit, now))
+
+    async def expire_revocations(self, until: float) -> int:
+        return await self._change(lambda db, now: transactions.expire_revocations(db, until))
 
     async def record(self, row: NewAuditRow) -> None:
         storable.check(row)

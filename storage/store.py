@@ -23,6 +23,7 @@ from storage.records import (
     NewEvent,
     Outbox,
     Registered,
+    Revocation,
     Seq,
     Slice,
     StoreStatistics,
@@ -124,6 +125,27 @@ class Store(Protocol):
         Raises:
             NoSuchDiagnosis: it is not registered.
         """
+
+    async def revoke(
+        self, *, sub: str | None = None, token_id: str | None = None, audit: NewAuditRow | None = None
+    ) -> Revocation:
+        """Revoke a subject's tokens issued until now, or one token (give exactly one of both).
+
+        Takes the place of an earlier revocation of the same subject or token, which it covers.
+        """
+
+    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
+        """Revocations with a higher number than `after`, lowest first."""
+
+    async def lift_revocation(self, number: int, audit: NewAuditRow | None = None) -> Revocation:
+        """Drop a revocation; what it was.
+
+        Raises:
+            NoSuchRevocation: there is none with this number.
+        """
+
+    async def expire_revocations(self, until: float) -> int:
+        """Drop the revocations made until this time; how many there were."""
 
     async def record(self, row: NewAuditRow) -> None:
         """Store an audit row of its own."""

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from storage.errors import KeyReused, NoSuchDiagnosis, Refused, StoreBroken
+from storage.errors import KeyReused, NoSuchDiagnosis, NoSuchRevocation, Refused, StoreBroken
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     OUTBOX_EVENTS_MAX,
@@ -26,6 +26,7 @@ from storage.records import (
     NewEvent,
     Outbox,
     Registered,
+    Revocation,
     Seq,
     Slice,
     SubscriberId,
@@ -304,6 +305,44 @@ def forget(
         ).rowcount
     _audit_if(db, audit, now)
     return dropped
+
+
+# Revocations
+
+
+def revoke(
+    db: sqlite3.Connection, sub: str | None, token_id: str | None, audit: NewAuditRow | None, now: float
+) -> Revocation:
+    """Revoke a subject's tokens or one token."""
+    # REPLACE removes the earlier revocation of the same subject or token: both columns are unique.
+    made = db.execute("INSERT OR REPLACE INTO revocation (sub, token_id, at) VALUES (?, ?, ?)", (sub, token_id, now))
+    assert made.lastrowid is not None, "an insert has a row id"
+    _audit_if(db, audit, now)
+    return Revocation(made.lastrowid, sub, token_id, now)
+
+
+def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocation]:
+    """A page of revocations, by number."""
+    rows = db.execute(
+        "SELECT number, sub, token_id, at FROM revocation WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
+    )
+    return [Revocation(*row) for row in rows]
+
+
+def lift_revocation(db: sqlite3.Connection, number: int, audit: NewAuditRow | None, now: float) -> Revocation:
+    """Drop a revocation; what it was."""
+    row = db.execute(
+        "DELETE FROM revocation WHERE number = ? RETURNING number, sub, token_id, at", (number,)
+    ).fetchone()
+    if row is None:
+        raise NoSuchRevocation(str(number))
+    _audit_if(db, audit, now)
+    return Revocation(*row)
+
+
+def expire_revocations(db: sqlite3.Connection, until: float) -> int:
+    """Drop old revocations; how many there were."""
+    return db.execute("DELETE FROM revocation WHERE at <= ?", (until,)).rowcount
 
 
 # Audit

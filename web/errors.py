@@ -116,7 +116,7 @@ def close_of(ending: Ending) -> tuple[CloseCode, str]:
             return CloseCode.TRY_LATER, "quarantined"
         case Ending.STOPPING:
             return CloseCode.RESTART, "restart"
-        case Ending.DELETED | Ending.VIEWER_REMOVED | Ending.DISCONNECTED:
+        case Ending.DELETED | Ending.VIEWER_REMOVED | Ending.DISCONNECTED | Ending.TOKEN_EXPIRED | Ending.REVOKED:
             return CloseCode.POLICY, ending.value
 
 

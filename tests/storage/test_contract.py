@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from storage.errors import KeyReused, NoSuchDiagnosis, StorageError, Unstorable
+from storage.errors import KeyReused, NoSuchDiagnosis, NoSuchRevocation, StorageError, Unstorable
 from storage.records import Appended, CursorMove, Epoch, NewAuditRow, NewEvent, Seq, SubscriberId
 from storage.store import Store
 from tests.storage.conftest import ManualClock
@@ -363,3 +363,43 @@ async def test_a_healthy_store_has_no_problems(store: Store) -> None:
     await store.purge("d")
     await append_numbers(store, 3)
     assert await store.check() == []
+
+
+async def test_a_revocation_is_found_until_it_is_lifted(store: Store, clock: ManualClock) -> None:
+    made = await store.revoke(sub="amira", audit=ACT)
+    token = await store.revoke(token_id="t-1")
+    assert (made.sub, made.token_id, made.at) == ("amira", None, clock.now)
+    assert (token.sub, token.token_id) == (None, "t-1")
+    assert await store.revocations() == [made, token]
+    assert await store.lift_revocation(made.number, ACT) == made
+    assert await store.revocations() == [token]
+    assert [row.what for row in await store.audit()] == ["test.act", "test.act"]
+
+
+async def test_a_revocation_that_is_not_there_cannot_be_lifted(store: Store) -> None:
+    with pytest.raises(NoSuchRevocation):
+        await store.lift_revocation(1, ACT)
+    assert await store.audit() == []
+
+
+async def test_revoking_again_replaces_the_earlier_revocation_under_a_new_number(
+    store: Store, clock: ManualClock
+) -> None:
+    for sub, token_id in (("amira", None), (None, "amira")):
+        first = await store.revoke(sub=sub, token_id=token_id)
+        clock.now += 5
+        again = await store.revoke(sub=sub, token_id=token_id)
+        assert again.number > first.number
+        assert again.at == clock.now
+    assert [(one.sub, one.token_id) for one in await store.revocations()] == [("amira", None), (None, "amira")]
+
+
+async def test_revocations_come_in_pages_and_expire_by_age(store: Store, clock: ManualClock) -> None:
+    made = []
+    for number in range(5):
+        made.append(await store.revoke(token_id=f"t-{number}"))
+        clock.now += 1
+    assert await store.revocations(after=made[1].number, limit=2) == made[2:4]
+    assert await store.expire_revocations(made[2].at) == 3
+    assert await store.revocations() == made[3:]
+    assert (await store.revoke(sub="amira")).number > made[4].number
