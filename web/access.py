@@ -5,26 +5,37 @@ The one place where a missing right is told apart from a missing diagnosis, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
+import trio
 from quart import request
 from quart.wrappers import Websocket
+from quart.wrappers.base import BaseRequestWebsocket
 
+from actors.subscriber import Subscriber
 from storage.errors import NoSuchDiagnosis
 from storage.records import Diagnosis
 from web import rights
 from web.errors import (
     ACCESS_DENIED,
     INVALID_TOKEN,
+    KEYS_MISSING,
     NOT_FOUND,
     ORIGIN_NOT_ALLOWED,
+    REVOKED,
     TOKEN_EXPIRED,
     ConnectionRefused,
     Problem,
+    Refusal,
+    retry_after,
+    too_many,
 )
+from web.limits import TooMany
+from web.peers import address_of, is_own_origin
 from web.services import Services
-from web.tokens import ANONYMOUS, Principal, TokenExpired, TokenInvalid
+from web.tokens import ANONYMOUS, KeysMissing, Principal, TokenError, TokenExpired, TokenRevoked
 
 SUBPROTOCOL: Final = "avicenna.v1"
 """The subprotocol the server selects where a client offers it."""
@@ -33,12 +44,34 @@ BEARER_SUBPROTOCOL: Final = "bearer."
 """A browser can set no header: it offers its token as a second subprotocol with this prefix."""
 
 
+CHANGE_SECONDS_MAX: Final = 30
+"""Longest time a change of rights may take once it has begun. Beyond: 500; what became of it is unknown."""
+
+KEYS_RETRY_SECONDS: Final = 5
+"""What a client is told to wait while the keys of a JWKS URL have not been fetched."""
+
+
 def bearer_token(header: str | None) -> str | None:
     """The token of an `Authorization: Bearer` header (RFC 6750), `None` if there is none."""
     if header is None:
         return None
     scheme, _, token = header.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
+    """Whether a request comes from a page that may talk to this server, or from no page at all."""
+    origin = channel.headers.get("Origin")
+    settings = services.settings
+    if origin is None or origin in settings.allowed_origins:
+        return True
+    return is_own_origin(origin, channel, settings.public_url, settings.trusted_proxies)
+
+
+def carried_through() -> AbstractContextManager[trio.CancelScope]:
+    """Around a change of rights and what follows from it: an asker that leaves must not stop it halfway."""
+    # Shielded: the commit comes back in any case, and whoever lost a right is cut off right after it.
+    return trio.fail_after(CHANGE_SECONDS_MAX, shield=True)
 
 
 # HTTP
@@ -57,11 +90,20 @@ def authenticate(services: Services, *, anonymous_allowed: bool = False) -> Prin
         raise Problem("unauthenticated", "a bearer token is required", {"WWW-Authenticate": "Bearer"})
     challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     try:
-        return services.verifier.verify(token, services.clock.wall())
+        who = services.verifier.verify(token, services.clock.wall())
+        services.limits.request_of(who.sub)
     except TokenExpired:
         raise Problem("token_expired", "the token has expired", challenge) from None
-    except TokenInvalid:
+    except TokenRevoked:
+        raise Problem("unauthenticated", "the token has been revoked", challenge) from None
+    except KeysMissing:
+        detail = "tokens cannot be verified right now; nothing was done"
+        raise Problem("storage_unavailable", detail, retry_after(KEYS_RETRY_SECONDS)) from None
+    except TokenError:
         raise Problem("unauthenticated", "the token is not valid", challenge) from None
+    except TooMany as excess:
+        raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+    return who
 
 
 async def authorized_diagnosis(
@@ -107,31 +149,45 @@ def selected_subprotocol(websocket: Websocket) -> str | None:
 
 
 def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
-    """Who opens this WebSocket: header before subprotocol before query.
+    """Who opens this WebSocket.
 
     Raises:
-        ConnectionRefused: the token is missing, invalid or expired, or the origin is not allowed.
+        ConnectionRefused: the token is missing or not accepted, the origin is not allowed, or a limit is reached.
     """
-    _check_origin(services, websocket)
-    token = _socket_token(services, websocket.headers.get("Authorization"), websocket.requested_subprotocols, websocket)
-    if token is None:
-        if services.settings.allow_anonymous:
-            return ANONYMOUS
-        raise ConnectionRefused(INVALID_TOKEN)
     try:
-        return services.verifier.verify(token, services.clock.wall())
-    except TokenExpired:
-        raise ConnectionRefused(TOKEN_EXPIRED) from None
-    except TokenInvalid:
-        raise ConnectionRefused(INVALID_TOKEN) from None
+        services.limits.connect_from(address_of(websocket, services.settings.trusted_proxies))
+        _check_origin(services, websocket)
+        token = socket_token(services, websocket)
+        if token is None:
+            if services.settings.allow_anonymous:
+                return ANONYMOUS
+            raise ConnectionRefused(INVALID_TOKEN)
+        who = services.verifier.verify(token, services.clock.wall())
+        services.limits.connect_of(who.sub)
+    except TokenError as error:
+        raise ConnectionRefused(_refusal_of_token(error)) from None
+    except TooMany as excess:
+        raise ConnectionRefused(too_many(str(excess))) from None
+    return who
 
 
-def _socket_token(
-    services: Services, header: str | None, subprotocols: Sequence[str], websocket: Websocket
-) -> str | None:
-    if (token := bearer_token(header)) is not None:
+def _refusal_of_token(error: TokenError) -> Refusal:
+    match error:
+        case TokenExpired():
+            return TOKEN_EXPIRED
+        case TokenRevoked():
+            return REVOKED
+        case KeysMissing():
+            return KEYS_MISSING
+        case _:
+            return INVALID_TOKEN
+
+
+def socket_token(services: Services, websocket: Websocket) -> str | None:
+    """The token of an upgrade: header before subprotocol before query; `None`: there is none."""
+    if (token := bearer_token(websocket.headers.get("Authorization"))) is not None:
         return token
-    for offered in subprotocols:
+    for offered in websocket.requested_subprotocols:
         if offered.startswith(BEARER_SUBPROTOCOL):
             return offered.removeprefix(BEARER_SUBPROTOCOL)
     if services.settings.query_tokens:
@@ -141,25 +197,45 @@ def _socket_token(
 
 def _check_origin(services: Services, websocket: Websocket) -> None:
     """A browser names the page it is on; anything else passes (RFC 6455 section 10.2)."""
-    origin = websocket.headers.get("Origin")
-    if origin is None or origin in services.settings.allowed_origins:
-        return
-    own = services.settings.public_url or f"http://{websocket.headers.get('Host', '')}"
-    if origin.lower().rstrip("/") != own.lower().rstrip("/"):
+    if not origin_allowed(services, websocket):
         raise ConnectionRefused(ORIGIN_NOT_ALLOWED)
 
 
-async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: str) -> None:
-    """Let only those pass who may follow this diagnosis.
+def hold_connection(
+    services: Services, subscriber: Subscriber, diagnosis_id: str, channel: BaseRequestWebsocket
+) -> None:
+    """Count a connection that is about to be made; `subscriber.detach()` gives its place back.
+
+    A named subscriber that takes over its own older connection needs no further place.
 
     Raises:
-        ConnectionRefused: `access denied`, or `diagnosis not found` for those who may know.
+        ConnectionRefused: its user, diagnosis or address has as many as it may have.
+    """
+    address = address_of(channel, services.settings.trusted_proxies)
+    replaces = subscriber.id.device is not None and services.registry.is_connected(diagnosis_id, subscriber.id)
+    try:
+        hold = services.limits.hold(subscriber.id.sub, diagnosis_id, address, replaces=replaces)
+    except TooMany as excess:
+        raise ConnectionRefused(too_many(str(excess))) from None
+    subscriber.released = hold
+
+
+async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: str) -> None:
+    """Let only those pass who may follow this diagnosis, and whose token is still accepted.
+
+    Raises:
+        ConnectionRefused: `access denied`, or `diagnosis not found` for those who may know; or as
+            `authenticate_socket`.
     """
     anonymous_allowed = services.settings.allow_anonymous
     try:
         diagnosis = await services.store.get(diagnosis_id)
     except NoSuchDiagnosis:
-        may_know = who.has("monitor", "operate") or (who.sub is None and anonymous_allowed)
+        may_know = rights.has_right(who, rights.KNOW_ABSENCE_CONNECTING, anonymous_allowed=anonymous_allowed)
         raise ConnectionRefused(NOT_FOUND if may_know else ACCESS_DENIED) from None
     if not rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed):
         raise ConnectionRefused(ACCESS_DENIED)
+    try:
+        services.verifier.check(who, services.clock.wall())
+    except TokenError as error:
+        raise ConnectionRefused(_refusal_of_token(error)) from None

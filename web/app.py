@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from actors.errors import ActorError
 from storage.errors import StorageError
+from web import gate
 from web.bodies import BODY_BYTES_MAX, BODY_SECONDS_MAX, problem_response
 from web.broadcasts import broadcasts
 from web.diagnoses import diagnoses
@@ -17,6 +18,7 @@ from web.errors import Problem, problem_of
 from web.maintenance import maintenance
 from web.operators import operators
 from web.positions import positions
+from web.revocations import revocations
 from web.services import Services
 from web.sockets import sockets
 from web.status import status
@@ -36,8 +38,9 @@ def create_app(services: Services) -> QuartTrio:
     app = QuartTrio("avicenna_live", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
-    for routes in (sockets, broadcasts, diagnoses, positions, operators, maintenance, status):
+    for routes in (sockets, broadcasts, diagnoses, positions, operators, maintenance, revocations, status):
         app.register_blueprint(routes(services))
+    gate.put_up(app, services)
 
     @app.errorhandler(Problem)
     async def refused(problem: Problem) -> Response:

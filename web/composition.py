@@ -13,7 +13,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,14 +23,22 @@ from hypercorn.trio import serve as serve_http
 
 from actors.registry import Registry
 from actors.supervisor import Limits
-from storage.clock import SystemClock
+from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
+from storage.store import Store
+from web import access, wire
 from web.app import create_app
+from web.errors import ConnectionRefused
+from web.expiry import Expiry
+from web.jwks import RemoteKeys
+from web.keys import Key, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
+from web.limits import Limits as ClientLimits
 from web.logs import set_up_logging
+from web.revocations import expire_revocations, load_revoked
 from web.services import Services
 from web.settings import DATABASE_FILE, Settings
-from web.tokens import Verifier, load_or_create_key
+from web.tokens import Principal, Verifier, load_key, load_or_create_key
 from web.wire import render_event
 
 DRAIN_SECONDS_MAX: Final = 8.0
@@ -57,7 +65,7 @@ def run(settings: Settings, *, ready: Ready | None = None) -> int:
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     try:
         trio.run(_serve_until_signal, settings, ready or (lambda url: None))
-    except (BaseExceptionGroup, CannotOpen, StoreBroken, OSError) as failure:
+    except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
         return _explain(failure)
     return 0
 
@@ -68,7 +76,7 @@ def _explain(failure: BaseException) -> int:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     match first:
-        case CannotOpen() | OSError():
+        case CannotOpen() | KeyUnusable() | OSError():
             logger.critical("cannot start: %s", first)
             return 2
         case StoreBroken():
@@ -86,11 +94,19 @@ async def _serve_until_signal(settings: Settings, ready: Ready) -> None:
         signals_nursery.cancel_scope.cancel()
 
 
-async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event) -> None:
-    """Run one server until `stopping` is set, then drain it."""
-    clock = SystemClock()
+async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock: Clock | None = None) -> None:
+    """Run one server until `stopping` is set, then drain it.
+
+    Args:
+        clock: the time; `None`: the machine's.
+
+    Raises:
+        CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
+        StoreBroken: storage failed.
+    """
+    clock = clock or SystemClock()
     jitter = random.SystemRandom().random
-    key = _key(settings.data)
+    keys = load_keys(settings)
     async with (
         open_store(
             settings.data / DATABASE_FILE,
@@ -112,19 +128,100 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event) -> No
         )
         registry = Registry(store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits)
         await actors_nursery.start(registry.run)
-        verifier = Verifier(key, issuer=settings.issuer, audience=settings.audience)
-        services = Services(settings, store, registry, verifier, clock, jitter, stopping, clock.monotonic())
+        services = await _services(settings, store, registry, keys, clock, jitter, stopping)
+        if services.remote_keys is not None:
+            await actors_nursery.start(services.remote_keys.run)
+        await actors_nursery.start(services.expiry.run)
+        lifetime = settings.token_lifetime_seconds_max
+        actors_nursery.start_soon(expire_revocations, store, services.revoked, clock, lifetime)
         await _serve_front_end(services, ready)
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
 
 
-def _key(data: Path) -> bytes:
-    key, created = load_or_create_key(data)
-    if created:
-        logger.info("made a new token key in %s", data)
-    return key
+async def _services(
+    settings: Settings,
+    store: Store,
+    registry: Registry,
+    keys: Sequence[Key],
+    clock: Clock,
+    jitter: Callable[[], float],
+    stopping: trio.Event,
+) -> Services:
+    """Wire what judges tokens, and hand over everything the routes need."""
+    revoked = await load_revoked(store)
+    url = settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
+    verifier = Verifier(
+        keys,
+        revoked,
+        issuer=settings.issuer,
+        audience=settings.audience,
+        lifetime_seconds_max=settings.token_lifetime_seconds_max,
+        awaits_keys=url is not None,
+    )
+    remote_keys = None
+    if url is not None:
+        remote_keys = RemoteKeys(url, verifier, clock, refresh_seconds=settings.jwks_refresh_seconds)
+
+    async def may_follow(who: Principal, diagnosis_id: str) -> bool:
+        try:
+            await access.check_may_subscribe(services, who, diagnosis_id)
+        except ConnectionRefused:
+            return False
+        return True
+
+    async def prepare(token: str) -> None:
+        if remote_keys is not None:
+            await remote_keys.ready_for(token)
+
+    expiry = Expiry(verifier, clock, may_follow=may_follow, prepare=prepare)
+    services = Services(
+        settings=settings,
+        store=store,
+        registry=registry,
+        verifier=verifier,
+        revoked=revoked,
+        remote_keys=remote_keys,
+        expiry=expiry,
+        limits=ClientLimits(settings, clock.monotonic),
+        clock=clock,
+        jitter=jitter,
+        stopping=stopping,
+        started_at=clock.monotonic(),
+    )
+    return services
+
+
+def load_keys(settings: Settings) -> list[Key]:
+    """The keys that are there at start: files, and the local key, which is made if no other is configured.
+
+    Raises:
+        KeyUnusable: one of them cannot be used; the message names it.
+    """
+    keys = [load_key_file(spec) for spec in settings.token_keys]
+    if settings.jwks is not None and "://" not in settings.jwks:
+        keys += _jwks_file(Path(settings.jwks))
+    names = [(key.algorithm, key.kid) for key in keys if key.kid is not None]
+    if len(set(names)) < len(names):
+        raise KeyUnusable("two configured keys have the same algorithm and KID")
+    if settings.local_key:
+        is_only_one = not settings.token_keys and settings.jwks is None
+        secret, created = load_or_create_key(settings.data) if is_only_one else (load_key(settings.data), False)
+        if created:
+            logger.info("made a new token key in %s", settings.data)
+        if secret is not None:
+            keys.append(hmac_key(secret))
+    return keys
+
+
+def _jwks_file(path: Path) -> list[Key]:
+    try:
+        return keys_of_jwks(wire.decode_json(path.read_bytes()))
+    except OSError as error:
+        raise KeyUnusable(f"cannot read the JWKS file {path}: {error.strerror}") from None
+    except (KeyUnusable, ValueError) as refusal:
+        raise KeyUnusable(f"the JWKS file {path} cannot be used: {refusal}") from None
 
 
 async def _serve_front_end(services: Services, ready: Ready) -> None:

@@ -9,7 +9,7 @@ from quart import Blueprint, Response, request
 from actors.subscriber import Ending, Subscriber
 from storage.records import Diagnosis, NewAuditRow
 from web import rights, wire
-from web.access import authenticate, authorized_diagnosis, require_scope
+from web.access import authenticate, authorized_diagnosis, carried_through, require_scope
 from web.bodies import answer, read_json_body
 from web.paging import page_of
 from web.records import diagnosis_id_as_json, diagnosis_id_of
@@ -32,13 +32,15 @@ def diagnoses(services: Services) -> Blueprint:
     @blueprint.put("/diagnoses/<diagnosis_id>")
     async def register(diagnosis_id: str) -> Response:
         who = authenticate(services)
-        require_scope(who, "register", "operate")
+        require_scope(who, *rights.REGISTER.scopes)
         checked_id = diagnosis_id_of(diagnosis_id)
         wanted = wire.decode_registration(await read_json_body())
         viewers = tuple(dict.fromkeys(wanted.viewers))
         audit = NewAuditRow(who.sub or "", "diagnosis.register", checked_id, after=_as_text(wanted.owner, viewers))
-        registered = await services.store.register(checked_id, wanted.owner, viewers, audit)
-        services.registry.end_where(checked_id, _lost_the_right(services, registered.diagnosis), Ending.VIEWER_REMOVED)
+        with carried_through():
+            registered = await services.store.register(checked_id, wanted.owner, viewers, audit)
+            lost = _lost_the_right(services, registered.diagnosis)
+            services.registry.end_where(checked_id, lost, Ending.VIEWER_REMOVED)
         return answer(_registration(registered.diagnosis), 201 if registered.created else 200)
 
     @blueprint.get("/diagnoses/<diagnosis_id>")
@@ -51,10 +53,11 @@ def diagnoses(services: Services) -> Blueprint:
     @blueprint.delete("/diagnoses/<diagnosis_id>")
     async def delete(diagnosis_id: str) -> Response:
         who = authenticate(services)
-        require_scope(who, "register", "operate")
+        require_scope(who, *rights.REGISTER.scopes)
         checked_id = diagnosis_id_of(diagnosis_id)
-        deleted = await services.store.delete(checked_id, _deletion(who, checked_id))
-        services.registry.retire(checked_id)
+        with carried_through():
+            deleted = await services.store.delete(checked_id, _deletion(who, checked_id))
+            services.registry.retire(checked_id)
         return answer(_registration(deleted))
 
     return blueprint

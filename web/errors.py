@@ -7,13 +7,14 @@ WebError
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
 from actors.errors import Crashed, DevicesExhausted, Draining, MailboxFull, Quarantined
 from actors.subscriber import Ending
-from storage.errors import Busy, CannotCopy, Failed, KeyReused, NoSuchDiagnosis, Unstorable
+from storage.errors import Busy, CannotCopy, Failed, KeyReused, NoSuchDiagnosis, NoSuchRevocation, Unstorable
 
 STATUS_OF_CODE: Final = {
     "bad_json": 400,
@@ -99,7 +100,14 @@ INVALID_TOKEN: Final = Refusal("invalid_token", "a valid token is required", "in
 TOKEN_EXPIRED: Final = Refusal("token_expired", "the token has expired", "token expired")
 ACCESS_DENIED: Final = Refusal("access_denied", "you may not follow this diagnosis", "access denied")
 NOT_FOUND: Final = Refusal("not_found", "this diagnosis is not registered", "diagnosis not found")
+REVOKED: Final = Refusal("invalid_token", "the token has been revoked", "revoked")
+KEYS_MISSING: Final = Refusal("quarantined", "tokens cannot be verified right now", "try later", CloseCode.TRY_LATER)
 ORIGIN_NOT_ALLOWED: Final = Refusal("origin_not_allowed", "this origin may not connect", "origin not allowed")
+
+
+def too_many(detail: str) -> Refusal:
+    """A limit of the operator is reached; `detail` names it."""
+    return Refusal("rate_limited", detail, "rate limited")
 
 
 def invalid_parameter(detail: str) -> Refusal:
@@ -144,6 +152,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem("key_reused", "this Idempotency-Key was used for another event of this diagnosis")
         case NoSuchDiagnosis():
             return Problem("not_found", "this diagnosis is not registered")
+        case NoSuchRevocation():
+            return Problem("not_found", "there is no revocation with this id")
         case _:
             return None
 
@@ -166,5 +176,5 @@ def refusal_of(error: Exception) -> Refusal | None:
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """The header that tells a client when to come back."""
-    return {"Retry-After": str(max(1, round(seconds)))}
+    """The header that says when to come back."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}

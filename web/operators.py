@@ -15,7 +15,7 @@ from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.subscriber import Ending, Subscriber
 from storage.errors import NoSuchDiagnosis
 from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Seq, SubscriberId, Window
-from web import wire
+from web import rights, wire
 from web.access import authenticate, require_scope
 from web.bodies import answer
 from web.errors import Problem
@@ -108,7 +108,7 @@ def operators(services: Services) -> Blueprint:
 
 def _operator(services: Services) -> Principal:
     who = authenticate(services)
-    require_scope(who, "operate")
+    require_scope(who, *rights.OPERATE.scopes)
     return who
 
 

@@ -174,6 +174,22 @@ class Registration(Struct, forbid_unknown_fields=True):
     viewers: Annotated[list[Sub], Meta(max_length=VIEWERS_MAX)] = []
 
 
+class Revoking(Struct, forbid_unknown_fields=True):
+    """Which tokens an operator refuses from now on: a subject's, or a single one."""
+
+    RULES: ClassVar[dict[str, str]] = {
+        "sub": f"must be a string of 1-{SUB_CHARACTERS_MAX} characters",
+        "jti": f"must be a string of 1-{SUB_CHARACTERS_MAX} characters",
+    }
+
+    sub: Sub | None = None
+    jti: Sub | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sub is None) == (self.jti is None):
+            raise Problem("invalid_field", "exactly one of sub and jti is required")
+
+
 class Ping(Struct, tag_field="type", tag="ping", forbid_unknown_fields=True):
     """A client asks for a `pong` that carries `data` back."""
 

@@ -2,42 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 from storage.records import Diagnosis
 from web.tokens import Principal
 
 
-def owns(who: Principal, diagnosis: Diagnosis) -> bool:
-    """Whether it is this principal's own diagnosis."""
-    return who.sub is not None and who.sub == diagnosis.owner
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Right:
+    """Who may do one thing; anybody who fits one of these."""
+
+    owner: bool = False
+    """The owner of the diagnosis it is about."""
+    viewer: bool = False
+    """One of its viewers."""
+    anonymous: bool = False
+    """Somebody without a token, where the operator allows it."""
+    scopes: tuple[str, ...] = ()
+    """Whoever has a token with one of these scopes."""
+
+
+SUBSCRIBE: Final = Right(owner=True, viewer=True, anonymous=True, scopes=("monitor", "operate"))
+BROADCAST: Final = Right(owner=True, scopes=("broadcast", "operate"))
+SEE_REGISTRATION: Final = Right(owner=True, scopes=("register", "operate"))
+REGISTER: Final = Right(scopes=("register", "operate"))
+OPERATE: Final = Right(scopes=("operate",))
+KNOW_ABSENCE: Final = Right(scopes=("monitor", "broadcast", "register", "operate"))
+"""Is told that a diagnosis does not exist; others learn only that it is not theirs."""
+KNOW_ABSENCE_CONNECTING: Final = Right(anonymous=True, scopes=("monitor", "operate"))
+"""The same, of somebody who wants to follow it."""
+
+
+def has_right(
+    who: Principal, right: Right, diagnosis: Diagnosis | None = None, *, anonymous_allowed: bool = False
+) -> bool:
+    """Whether somebody fits a right; without a diagnosis nobody is its owner or viewer."""
+    if who.sub is None:
+        return right.anonymous and anonymous_allowed
+    if diagnosis is not None and (
+        (right.owner and who.sub == diagnosis.owner) or (right.viewer and who.sub in diagnosis.viewers)
+    ):
+        return True
+    return who.has(*right.scopes)
 
 
 def may_subscribe(who: Principal, diagnosis: Diagnosis, *, anonymous_allowed: bool) -> bool:
-    """The owner, a viewer, a token with scope `monitor` or `operate`, anybody where anonymous access is allowed."""
-    if who.sub is None:
-        return anonymous_allowed
-    return owns(who, diagnosis) or who.sub in diagnosis.viewers or who.has("monitor", "operate")
+    """`SUBSCRIBE`."""
+    return has_right(who, SUBSCRIBE, diagnosis, anonymous_allowed=anonymous_allowed)
 
 
 def may_broadcast(who: Principal, diagnosis: Diagnosis) -> bool:
-    """The owner, or a token with scope `broadcast` or `operate`."""
-    return owns(who, diagnosis) or who.has("broadcast", "operate")
+    """`BROADCAST`."""
+    return has_right(who, BROADCAST, diagnosis)
 
 
 def may_see_registration(who: Principal, diagnosis: Diagnosis) -> bool:
-    """The owner, or a token with scope `register` or `operate`."""
-    return owns(who, diagnosis) or may_register(who)
+    """`SEE_REGISTRATION`."""
+    return has_right(who, SEE_REGISTRATION, diagnosis)
 
 
 def may_register(who: Principal) -> bool:
-    """A token with scope `register` or `operate`: registers, replaces and deletes diagnoses."""
-    return who.has("register", "operate")
+    """`REGISTER`."""
+    return has_right(who, REGISTER)
 
 
 def may_operate(who: Principal) -> bool:
-    """A token with scope `operate`."""
-    return who.has("operate")
+    """`OPERATE`."""
+    return has_right(who, OPERATE)
 
 
 def may_know_absence(who: Principal) -> bool:
-    """Whether this principal is told that a diagnosis does not exist; others learn only that it is not theirs."""
-    return who.has("monitor", "broadcast", "register", "operate")
+    """`KNOW_ABSENCE`."""
+    return has_right(who, KNOW_ABSENCE)

@@ -10,6 +10,10 @@ import trio
 from actors.registry import Registry
 from storage.clock import Clock
 from storage.store import Store
+from web.expiry import Expiry
+from web.jwks import RemoteKeys
+from web.limits import Limits
+from web.revoked import Revoked
 from web.settings import Settings
 from web.tokens import Verifier
 
@@ -22,6 +26,11 @@ class Services:
     store: Store
     registry: Registry
     verifier: Verifier
+    revoked: Revoked
+    remote_keys: RemoteKeys | None
+    """Keys from a JWKS URL; `None`: none is configured."""
+    expiry: Expiry
+    limits: Limits
     clock: Clock
     jitter: Callable[[], float]
     """Random numbers from 0 up to 1."""

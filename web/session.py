@@ -10,18 +10,30 @@ from typing import assert_never
 
 from actors.registry import Registry
 from actors.ring import Gap
-from actors.subscriber import Due, EventFrame, Live, Subscriber
+from actors.subscriber import Due, Ending, EventFrame, Live, Subscriber
 from storage.clock import Clock
 from storage.records import Seq
 from web import wire
+from web.expiry import Expiry
 from web.records import Ack, Auth, Ping
-from web.tokens import Principal, TokenError, Verifier
+from web.tokens import Principal
 
 
 class Session:
     """The state of one admitted connection above its transport."""
 
-    __slots__ = ("_clock", "_diagnosis_id", "_registry", "_say", "_subscriber", "_verifier", "acknowledges", "who")
+    __slots__ = (
+        "_clock",
+        "_expiry",
+        "_registry",
+        "_say",
+        "_subscriber",
+        "acknowledges",
+        "diagnosis_id",
+        "is_live",
+        "look_at",
+        "who",
+    )
 
     def __init__(
         self,
@@ -32,7 +44,7 @@ class Session:
         acknowledges: bool,
         say: Callable[[bytes], None],
         registry: Registry,
-        verifier: Verifier,
+        expiry: Expiry,
         clock: Clock,
     ) -> None:
         """A conversation that begins now.
@@ -40,15 +52,21 @@ class Session:
         Args:
             acknowledges: the client moves its cursor itself (`ack=app`); otherwise the transport does.
             say: queues a frame for this client; never waits.
+            expiry: watches the token from now on.
         """
         self.acknowledges = acknowledges
         self.who = who
-        self._diagnosis_id = diagnosis_id
+        self.diagnosis_id = diagnosis_id
+        self.is_live = False
+        """Whether the replay is complete."""
+        self.look_at: float | None = None
+        """When `expiry` looks at the token next, on the wall clock."""
         self._subscriber = subscriber
         self._say = say
         self._registry = registry
-        self._verifier = verifier
+        self._expiry = expiry
         self._clock = clock
+        expiry.watch(self)
 
     def received(self, message: str | bytes) -> None:
         """Answer a message of the client; a wrong one gets an `error` frame and the connection stays."""
@@ -67,20 +85,25 @@ class Session:
                 if not self._registry.acknowledge(self._subscriber, Seq(frame.seq), answer=True):
                     raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
             case Auth():
-                self._refresh(frame.token)
+                self._expiry.renew(self, frame.token)
             case _:
                 assert_never(frame)
 
-    def _refresh(self, token: str) -> None:
-        """Accept a newer token of the same subject (PROTOCOL section 9)."""
-        try:
-            who = self._verifier.verify(token, self._clock.wall())
-        except TokenError:
-            raise wire.FrameError("invalid_token", "the token is not valid") from None
-        if who.sub != self.who.sub or who.expires_at is None:
-            raise wire.FrameError("invalid_token", "the token must be of the same subject")
-        self.who = who
+    def renewed(self, who: Principal) -> None:
+        """A newer token of the same subject was accepted (PROTOCOL section 9)."""
+        assert who.expires_at is not None, "every token has an end"
+        self.who = self._subscriber.principal = who
         self.say("auth_ok", {"expires_at": wire.timestamp(who.expires_at)})
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self._subscriber.gone
+
+    def end(self, ending: Ending) -> None:
+        """End the connection from this side; one that is still being admitted is judged there."""
+        if self._subscriber.roster is not None:
+            self._subscriber.roster.end(self._subscriber, ending)
 
     def written(self, seq: Seq) -> None:
         """The transport's receipt: everything up to `seq` has reached the client."""
@@ -99,6 +122,8 @@ class Session:
             case Gap():
                 return self.frame("gap", wire.gap_data(due))
             case Live():
+                self.is_live = True
+                self._expiry.live(self)
                 return self.frame("live", wire.seq_data(due.seq))
             case _:
                 assert_never(due)
@@ -109,4 +134,4 @@ class Session:
 
     def frame(self, kind: str, data: object) -> bytes:
         """A server frame that is no event."""
-        return wire.frame(kind, self._diagnosis_id, self._clock.wall(), data)
+        return wire.frame(kind, self.diagnosis_id, self._clock.wall(), data)

@@ -9,12 +9,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from web.keys import ALGORITHMS, KID_CHARACTERS_MAX, KeySpec
+
 _TRUE: Final = ("true", "yes", "on", "1")
 _FALSE: Final = ("false", "no", "off", "0")
+_THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class Kind(ABC):
@@ -178,6 +182,60 @@ class Origin(Kind):
         if origin != f"{parts.scheme}://{parts.netloc}" or " " in origin:
             raise ValueError
         return origin
+
+
+@dataclass(frozen=True)
+class KeyFile(Kind):
+    """A key that verifies tokens; the file is read when the server starts."""
+
+    name = "key"
+    limit = f"ALGORITHM:FILE or ALGORITHM:FILE#KID, the algorithm one of {', '.join(ALGORITHMS)}"
+
+    def checked(self, value: object) -> KeySpec:
+        if isinstance(value, KeySpec):
+            return value
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError
+        algorithm, colon, rest = value.partition(":")
+        path, mark, kid = rest.partition("#")
+        if algorithm not in ALGORITHMS or not colon or not path or (mark and not 1 <= len(kid) <= KID_CHARACTERS_MAX):
+            raise ValueError
+        return KeySpec(algorithm, Path(path), kid or None)
+
+
+@dataclass(frozen=True)
+class Jwks(Kind):
+    """Where a JWKS document is: a URL, or a file."""
+
+    name = "URL or path"
+    limit = "an https:// URL (http:// on this machine only), or the path of a file"
+
+    def checked(self, value: object) -> str:
+        if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 1000:
+            raise ValueError
+        if "://" not in value:
+            return value
+        parts = urlsplit(value)
+        if not parts.hostname or "@" in parts.netloc or " " in value or parts.port == 0:
+            raise ValueError
+        if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in _THIS_MACHINE):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class TrustedProxy(Kind):
+    """A network proxies are in, or the word for a Unix socket."""
+
+    name = "network"
+    limit = "an address or network such as 10.0.0.0/8, or unix"
+
+    def checked(self, value: object) -> IPv4Network | IPv6Network | str:
+        if isinstance(value, IPv4Network | IPv6Network) or value == "unix":
+            return value
+        if not isinstance(value, str):
+            raise ValueError
+        return ip_network(value)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,26 @@ import difflib
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from web.setting_kinds import Choice, Directory, Flag, Kind, Number, Origin, Several, Text, Whole
+from web.keys import KeySpec
+from web.setting_kinds import (
+    Choice,
+    Directory,
+    Flag,
+    Jwks,
+    KeyFile,
+    Kind,
+    Number,
+    Origin,
+    Several,
+    Text,
+    TrustedProxy,
+    Whole,
+)
+from web.tokens import LIFETIME_SECONDS_MAX
 
 PREFIX: Final = "AVICENNA_"
 """Every variable that begins so is ours: one that names no setting is a slip, and refused."""
@@ -65,9 +81,40 @@ class Settings:
     allow_anonymous: bool = _setting(False, Flag(), "Let subscribers without a token follow every diagnosis.")
     query_tokens: bool = _setting(True, Flag(), "Accept a token in the query of a WebSocket's URL.")
     allowed_origins: tuple[str, ...] = _setting(
-        (), Several(Origin(), 100), "Origins of pages that may connect, beside the server's own."
+        (),
+        Several(Origin(), 100),
+        "Origins of pages that may connect and use the HTTP API (CORS), beside the server's own.",
     )
     public_url: str | None = _setting(None, Origin(), "The server's own origin, as browsers behind a proxy see it.")
+    trusted_proxies: tuple[IPv4Network | IPv6Network | str, ...] = _setting(
+        (),
+        Several(TrustedProxy(), 100),
+        "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; `unix`: whoever uses a Unix socket.",
+    )
+
+    token_keys: tuple[KeySpec, ...] = _setting(
+        (),
+        Several(KeyFile(), 100),
+        "Keys that verify tokens: a secret (HS256) or a public key in PEM. `KID` is the `kid` its tokens carry.",
+    )
+    jwks: str | None = _setting(
+        None, Jwks(), "Public keys that verify tokens, as a JWKS document; a URL is fetched again as keys change."
+    )
+    jwks_refresh_seconds: float = _setting(
+        3600.0,
+        Number(60, 7 * DAY_SECONDS, "seconds"),
+        "A JWKS URL is fetched so often, and besides when a token names an unknown key.",
+    )
+    local_key: bool = _setting(
+        True,
+        Flag(),
+        "Accept tokens made with `jwt.key` in the data directory; it is made if no other key is configured.",
+    )
+    token_lifetime_seconds_max: int = _setting(
+        LIFETIME_SECONDS_MAX,
+        Whole(60, 366 * DAY_SECONDS, "seconds"),
+        "Longest time from `iat` (without one: from now) to `exp` of a token; revocations are kept for as long.",
+    )
     issuer: str | None = _setting(None, Text(1000), "The only accepted `iss` of a token; none: not checked.")
     audience: str | None = _setting(None, Text(1000), "The only accepted `aud` of a token; none: not checked.")
 
@@ -106,6 +153,28 @@ class Settings:
         10_000, Whole(1, 1_000_000, "connections"), "Open connections of all kinds; beyond: refused."
     )
 
+    user_connections_max: int | None = _setting(
+        None, Whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number."
+    )
+    diagnosis_connections_max: int | None = _setting(
+        None, Whole(1, 1_000_000, "connections"), "Live connections of one diagnosis; none: any number."
+    )
+    address_connections_max: int | None = _setting(
+        None, Whole(1, 1_000_000, "connections"), "Live connections of one address (IPv6: one /64); none: any number."
+    )
+    user_requests_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one user; none: any number."
+    )
+    address_requests_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one address (IPv6: one /64); none: any number."
+    )
+    user_connects_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "WebSockets one user opens; none: any number."
+    )
+    address_connects_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "WebSockets one address (IPv6: one /64) opens; none: any number."
+    )
+
     log_format: Literal["people", "json"] = _setting(
         "people", Choice(("people", "json")), "Log lines for people, or one JSON object a line."
     )
@@ -118,6 +187,10 @@ class Settings:
             value = getattr(self, one.name)
             if value is not None or one.default is not None:
                 object.__setattr__(self, one.name, _read(_kind(one).checked, value, one.name, _kind(one)))
+        if not (self.local_key or self.token_keys or self.jwks):
+            raise SettingsError(
+                "local_key must be true, or token_keys or jwks must name a key: no token could be verified"
+            )
 
 
 def load(

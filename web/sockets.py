@@ -18,7 +18,7 @@ from actors.subscriber import Burst, Ending, Subscriber
 from storage.errors import StorageError
 from storage.records import Seq, SubscriberId
 from web import wire
-from web.access import authenticate_socket, check_may_subscribe, selected_subprotocol
+from web.access import authenticate_socket, check_may_subscribe, hold_connection, selected_subprotocol
 from web.errors import CloseCode, ConnectionRefused, Refusal, close_of, refusal_of
 from web.parameters import Parameters, parse
 from web.services import Services
@@ -116,10 +116,11 @@ async def _serve(services: Services, channel: Websocket, parameters: Parameters,
         acknowledges=parameters.app_acknowledges,
         say=transport.say,
         registry=services.registry,
-        verifier=services.verifier,
+        expiry=services.expiry,
         clock=services.clock,
     )
     try:
+        hold_connection(services, subscriber, parameters.diagnosis_id, channel)
         admission = await _admit(services, parameters, subscriber)
         # Rights may have been taken away while the actor was asked; from here on the roster is told.
         await check_may_subscribe(services, who, parameters.diagnosis_id)

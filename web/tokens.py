@@ -1,17 +1,26 @@
-"""Tokens: making and verifying JWTs, and keeping the local key (RFC 7519, PROTOCOL section 9).
+"""Tokens: verifying JWTs and making them, and keeping the local key (RFC 7519, PROTOCOL section 9).
 
-No Trio; the time is an argument.
+No Trio; the time is an argument. The JSON inside a token is read here and not in `web.wire`: it is
+judged more strictly (a repeated name is refused, RFC 8725 section 2.4), and nobody else may look at it.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import jwt
+from jwt.utils import base64url_decode
+
+from web.keys import HMAC_BYTES_MIN, Key, KeySet
+from web.revoked import Revoked
 
 TOKEN_BYTES_MAX: Final = 7 * 1024
 """Longest token that is looked at, wherever it travels. Beyond: invalid."""
@@ -19,13 +28,20 @@ TOKEN_BYTES_MAX: Final = 7 * 1024
 LEEWAY_SECONDS: Final = 10
 """Tolerated difference between the issuer's clock and ours."""
 
-KEY_BYTES: Final = 32
-"""Length of a key we make, and the least a key may have (RFC 7518 section 3.2)."""
+LIFETIME_SECONDS_MAX: Final = 30 * 86_400
+"""Default of the longest life of a token. Beyond: invalid. Reason: a revocation must be kept for as long."""
+
+SUB_CHARACTERS_MAX: Final = 256
+
+VERIFIED_TOKENS_MAX: Final = 4096
+"""Verified tokens whose claims are remembered, the ones seen last. Beyond: verified again, 30 us each."""
 
 KEY_FILE: Final = "jwt.key"
 """Name of the local key within the data directory."""
 
-ALGORITHM: Final = "HS256"
+LOCAL_ALGORITHM: Final = "HS256"
+
+_COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+")
 
 
 class TokenError(Exception):
@@ -38,6 +54,14 @@ class TokenInvalid(TokenError):
 
 class TokenExpired(TokenError):
     """Genuine, but past `exp` and leeway."""
+
+
+class TokenRevoked(TokenError):
+    """Genuine, but revoked by an operator."""
+
+
+class KeysMissing(TokenError):
+    """It may be genuine: the keys that would tell have not been fetched yet. Try again soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,67 +89,162 @@ ANONYMOUS: Final = Principal(None)
 class Verifier:
     """Turns tokens into principals."""
 
-    def __init__(self, key: bytes, *, issuer: str | None = None, audience: str | None = None) -> None:
-        """Accept HS256 tokens made with `key`.
+    def __init__(
+        self,
+        keys: Iterable[Key],
+        revoked: Revoked,
+        *,
+        issuer: str | None = None,
+        audience: str | None = None,
+        lifetime_seconds_max: int = LIFETIME_SECONDS_MAX,
+        awaits_keys: bool = False,
+    ) -> None:
+        """Accept tokens made with `keys`.
 
         Args:
-            key: at least `KEY_BYTES` bytes.
+            revoked: what operators have revoked; read at every use.
             issuer: the only accepted `iss`, `None`: not checked.
             audience: the only accepted `aud`, `None`: not checked.
-
-        Raises:
-            ValueError: the key is too short.
+            lifetime_seconds_max: longest time from `iat` (without one: from now) to `exp`.
+            awaits_keys: more keys will come from a JWKS URL (`take_fetched`).
         """
-        if len(key) < KEY_BYTES:
-            raise ValueError(f"the HS256 key must have at least {KEY_BYTES} bytes, it has {len(key)}")
-        self._key = key
+        self._configured = tuple(keys)
+        self._keys = KeySet(self._configured)
+        self._revoked = revoked
         self._issuer = issuer
         self._audience = audience
+        self._lifetime_seconds_max = lifetime_seconds_max
+        self._awaits_keys = awaits_keys
+        self._verified: OrderedDict[str, Principal] = OrderedDict()
 
     def verify(self, token: str, now: float) -> Principal:
         """Whose token this is.
 
         Raises:
             TokenExpired: it was genuine, but its time is over.
+            TokenRevoked: it is genuine, but was revoked.
+            KeysMissing: it cannot be judged yet.
             TokenInvalid: anything else is wrong with it.
         """
-        if len(token) > TOKEN_BYTES_MAX:
-            raise TokenInvalid("the token is too long")
+        who = self._verified.get(token)
+        if who is not None:
+            self._verified.move_to_end(token)
+            self.check(who, now)
+            return who
+        who = self._read(token, now)
+        self.check(who, now)
+        self._verified[token] = who
+        if len(self._verified) > VERIFIED_TOKENS_MAX:
+            self._verified.popitem(last=False)
+        return who
+
+    def check(self, who: Principal, now: float) -> None:
+        """See that somebody verified before is still accepted.
+
+        Raises:
+            TokenExpired, TokenRevoked: not any more.
+        """
+        if who.expires_at is not None and who.expires_at + LEEWAY_SECONDS <= now:
+            raise TokenExpired("the token has expired")
+        if self._revoked.covers(who.sub, who.token_id, who.issued_at):
+            raise TokenRevoked("the token has been revoked")
+
+    def lacks_key_for(self, token: str) -> bool:
+        """Whether the token is well-formed but names a key that is not known: a look at the JWKS URL may help."""
+        if token in self._verified:
+            return False
         try:
-            claims = jwt.decode(
-                token,
-                self._key,
-                algorithms=[ALGORITHM],
-                issuer=self._issuer,
-                audience=self._audience,
-                options={
-                    "require": ["sub", "exp"],
-                    "verify_aud": self._audience is not None,
-                    # Times are judged below, against the time given.
-                    "verify_exp": False,
-                    "verify_nbf": False,
-                    "verify_iat": False,
-                },
-            )
-        except (jwt.PyJWTError, ValueError) as error:
-            raise TokenInvalid("the token is not valid") from error
-        return _principal(claims, now)
+            header = _header_of(token)
+        except TokenInvalid:
+            return False
+        return not self._keys.candidates(*header)
+
+    def take_fetched(self, keys: Iterable[Key]) -> None:
+        """Accept these keys of a JWKS URL from now on, beside the configured ones, and no fetched before."""
+        self._keys = KeySet((*self._configured, *keys))
+        self._awaits_keys = False
+        self._verified.clear()
+
+    def _read(self, token: str, now: float) -> Principal:
+        algorithm_and_kid = _header_of(token)
+        candidates = self._keys.candidates(*algorithm_and_kid)
+        if not candidates and self._awaits_keys:
+            raise KeysMissing("the keys have not been fetched yet")
+        for key in candidates:
+            try:
+                payload = jwt.PyJWS().decode(token, key.material, algorithms=[key.algorithm])
+            except (jwt.PyJWTError, ValueError):
+                continue
+            return self._principal(_object_of(payload), now)
+        raise TokenInvalid("the token was not made with a key known here")
+
+    def _principal(self, claims: dict[str, Any], now: float) -> Principal:
+        sub, scope, token_id = claims.get("sub"), claims.get("scope", ""), claims.get("jti")
+        if not _is_name(sub) or not isinstance(scope, str) or not isinstance(token_id, str | None):
+            raise TokenInvalid("a claim of the token has the wrong type")
+        if self._issuer is not None and claims.get("iss") != self._issuer:
+            raise TokenInvalid("the token is another issuer's")
+        audiences = claims.get("aud")
+        if self._audience is not None and self._audience not in (
+            audiences if isinstance(audiences, list) else [audiences]
+        ):
+            raise TokenInvalid("the token is meant for somebody else")
+        expires_at, issued_at, not_before = (_time(claims, name) for name in ("exp", "iat", "nbf"))
+        if expires_at is None:
+            raise TokenInvalid("the token has no end")
+        # A token from the future could outlive both the cap and a revocation of its subject.
+        if any(begin is not None and begin > now + LEEWAY_SECONDS for begin in (not_before, issued_at)):
+            raise TokenInvalid("the token is not valid yet")
+        begins_at = now + LEEWAY_SECONDS if issued_at is None else issued_at
+        if expires_at - begins_at > self._lifetime_seconds_max:
+            raise TokenInvalid("the token lives too long")
+        return Principal(sub, frozenset(scope.split()), expires_at, token_id, issued_at)
 
 
-def _principal(claims: dict[str, object], now: float) -> Principal:
-    sub, scope, token_id = claims["sub"], claims.get("scope", ""), claims.get("jti")
-    if not isinstance(sub, str) or not sub or not isinstance(scope, str) or not isinstance(token_id, str | None):
-        raise TokenInvalid("a claim of the token has the wrong type")
-    expires_at, issued_at = _time(claims, "exp"), _time(claims, "iat")
-    not_before = _time(claims, "nbf")
-    if expires_at is None or (not_before is not None and not_before > now + LEEWAY_SECONDS):
-        raise TokenInvalid("the token is not valid at this time")
-    if expires_at + LEEWAY_SECONDS <= now:
-        raise TokenExpired("the token has expired")
-    return Principal(sub, frozenset(scope.split()), expires_at, token_id, issued_at)
+def _header_of(token: str) -> tuple[str, str | None]:
+    """Algorithm and key id a token names; neither is trusted: they only choose among the keys known here."""
+    if len(token) > TOKEN_BYTES_MAX or (parts := _COMPACT.fullmatch(token)) is None:
+        raise TokenInvalid("this is not a token")
+    try:
+        header = _object_of(base64url_decode(parts[1]))
+    except ValueError:
+        raise TokenInvalid("the header of the token cannot be read") from None
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or not isinstance(kid, str | None) or "crit" in header or "b64" in header:
+        raise TokenInvalid("the header of the token asks for something that is not done here")
+    return algorithm, kid
 
 
-def _time(claims: dict[str, object], name: str) -> int | None:
+def _object_of(text: bytes) -> dict[str, Any]:
+    """A JSON object whose names occur once each, at every level, and whose numbers are finite."""
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise TokenInvalid("the token holds no proper JSON") from None
+    if not isinstance(value, dict):
+        raise TokenInvalid("the token holds no JSON object")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _is_name(sub: object) -> bool:
+    """Whether it can name a subject: no control characters, no half of a surrogate pair, not too long."""
+    if not isinstance(sub, str) or not 1 <= len(sub) <= SUB_CHARACTERS_MAX:
+        return False
+    return not any(character < " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in sub)
+
+
+def _time(claims: dict[str, Any], name: str) -> int | None:
     value = claims.get(name)
     if value is None:
         return None
@@ -134,11 +253,13 @@ def _time(claims: dict[str, object], name: str) -> int | None:
     return value
 
 
-def issue(key: bytes, *, sub: str, scope: str, ttl_seconds: int, now: float, token_id: str) -> str:
-    """A signed token with `sub`, `scope`, `iat`, `exp` and `jti`."""
+def issue(
+    key: bytes, *, sub: str, scope: str, ttl_seconds: int, now: float, token_id: str, kid: str | None = None
+) -> str:
+    """A signed HS256 token with `sub`, `scope`, `iat`, `exp` and `jti`; `kid` names the key if it has a name."""
     issued_at = int(now)
     claims = {"sub": sub, "scope": scope, "iat": issued_at, "exp": issued_at + ttl_seconds, "jti": token_id}
-    return jwt.encode(claims, key, algorithm=ALGORITHM)
+    return jwt.encode(claims, key, algorithm=LOCAL_ALGORITHM, headers=None if kid is None else {"kid": kid})
 
 
 def load_key(directory: Path) -> bytes | None:
@@ -156,7 +277,7 @@ def load_or_create_key(directory: Path) -> tuple[bytes, bool]:
         descriptor = os.open(directory / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return (directory / KEY_FILE).read_bytes(), False
-    key = secrets.token_bytes(KEY_BYTES)
+    key = secrets.token_bytes(HMAC_BYTES_MIN)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key)
         file.flush()

@@ -28,6 +28,7 @@ from web.records import (
     Ping,
     RecommendationUpdate,
     Registration,
+    Revoking,
     Update,
     diagnosis_id_as_json,
 )
@@ -47,6 +48,7 @@ _encoder: Final = msgspec.json.Encoder()
 _sorting_encoder: Final = msgspec.json.Encoder(order="sorted")
 _update_decoders: Final = {kind: msgspec.json.Decoder(kind, strict=True) for kind in KINDS.values()}
 _registration_decoder: Final = msgspec.json.Decoder(Registration, strict=True)
+_revoking_decoder: Final = msgspec.json.Decoder(Revoking, strict=True)
 _client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = msgspec.json.Decoder(
     Ping | Ack | Auth, strict=True
 )
@@ -84,6 +86,23 @@ def decode_update(kind: type[Update], body: bytes) -> Update:
 def decode_registration(body: bytes) -> Registration:
     """The body of a registration. Raises as `decode_update`."""
     return _decode(_registration_decoder, Registration.RULES, body)
+
+
+def decode_revocation(body: bytes) -> Revoking:
+    """The body of a revocation. Raises as `decode_update`."""
+    return _decode(_revoking_decoder, Revoking.RULES, body)
+
+
+def decode_json(text: bytes) -> object:
+    """Any JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        raise ValueError("this is not valid JSON") from None
 
 
 def new_event(update: Update, key: str | None) -> NewEvent:

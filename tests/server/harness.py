@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
+from storage.clock import Clock
 from web.composition import serve
 from web.settings import Settings
 from web.tokens import issue, load_key
@@ -165,8 +166,8 @@ async def open_socket(
 
 
 @asynccontextmanager
-async def running_server(settings: Settings) -> AsyncIterator[Server]:
-    """A server with these settings, drained at the end."""
+async def running_server(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Server]:
+    """A server with these settings (and this time), drained at the end."""
     stopping = trio.Event()
     is_ready = trio.Event()
     urls: list[str] = []
@@ -178,7 +179,7 @@ async def running_server(settings: Settings) -> AsyncIterator[Server]:
     async with trio.open_nursery() as server_nursery:
 
         async def run() -> None:
-            await serve(settings, ready=ready, stopping=stopping)
+            await serve(settings, ready=ready, stopping=stopping, clock=clock)
 
         server_nursery.start_soon(run)
         with trio.fail_after(10):

@@ -1,0 +1,243 @@
+"""Forged and odd tokens: each is refused, with the right answer, on every transport."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from tests.access.conftest import pem_of
+from tests.server.harness import Server, open_socket, running_server
+from web.settings import Settings
+
+DAY: Final = 86_400
+ISSUER, AUDIENCE = "https://idp.example", "avicenna"
+
+
+class Forge:
+    """Makes tokens that no library would make."""
+
+    def __init__(self, server: Server, rsa_key: rsa.RSAPrivateKey) -> None:
+        self.server = server
+        self.rsa_key = rsa_key
+        self.now = int(time.time())
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        """Those of a good token."""
+        now = self.now
+        return {"sub": "amira", "scope": "", "iat": now, "exp": now + 600, "iss": ISSUER, "aud": AUDIENCE}
+
+    def good(self, **changes: Any) -> str:
+        """A token made with the local key, with some claims changed; those that are `...` are left out."""
+        claims = {name: value for name, value in {**self.claims, **changes}.items() if value is not ...}
+        return self.raw({"alg": "HS256", "typ": "JWT"}, claims)
+
+    def raw(self, header: dict[str, Any] | bytes, claims: dict[str, Any] | bytes, key: bytes | None = None) -> str:
+        """Signed with HMAC, whatever the header says."""
+        parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, claims)]
+        text = b".".join(_encoded(part) for part in parts)
+        signature = hmac.digest(key or self.server.key, text, hashlib.sha256)
+        return (text + b"." + _encoded(signature)).decode()
+
+    def with_header(self, **header: Any) -> str:
+        """A token whose header says more."""
+        return self.raw({"alg": "HS256", "typ": "JWT", **header}, self.claims)
+
+    def with_text(self, old: str, new: str) -> str:
+        """A token whose claims are a JSON text that no encoder makes."""
+        return self.raw({"alg": "HS256"}, json.dumps(self.claims).replace(old, new).encode())
+
+
+def _encoded(part: bytes) -> bytes:
+    return base64.urlsafe_b64encode(part).rstrip(b"=")
+
+
+def _tampered(token: str) -> str:
+    head, claims, signature = token.split(".")
+    return f"{head}.{claims}.{('B' if signature[0] == 'A' else 'A') + signature[1:]}"
+
+
+INVALID, EXPIRED = (
+    ("unauthenticated", "invalid_token", "invalid token"),
+    ("token_expired", "token_expired", "token expired"),
+)
+"""Code of the problem, code of the error frame, reason of the close."""
+
+ODD: dict[str, Callable[[Forge], str]] = {
+    "empty": lambda f: "",
+    "nonsense": lambda f: "nonsense",
+    "two parts": lambda f: "e30.e30",
+    "four parts": lambda f: f.good() + ".e30",
+    "an empty signature": lambda f: f.good().rsplit(".", 1)[0] + ".",
+    "a changed signature": lambda f: _tampered(f.good()),
+    "characters outside the alphabet": lambda f: f.good() + "!",
+    "padding": lambda f: f.good() + "=",
+    "not ASCII": lambda f: f.good() + "\u00e9",
+    "alg none": lambda f: f.raw({"alg": "none"}, f.claims).rsplit(".", 1)[0] + ".",
+    "alg none with a signature": lambda f: f.raw({"alg": "none"}, f.claims),
+    "alg None": lambda f: f.raw({"alg": None}, f.claims),
+    "no alg": lambda f: f.raw({"typ": "JWT"}, f.claims),
+    "alg as a list": lambda f: f.raw({"alg": ["HS256"]}, f.claims),
+    "alg in small letters": lambda f: f.raw({"alg": "hs256"}, f.claims),
+    "alg HS512 with the same key": lambda f: jwt.encode(f.claims, f.server.key * 2, "HS512"),
+    "another key": lambda f: f.raw({"alg": "HS256"}, f.claims, b"x" * 32),
+    "HS256 signed with the RSA public key": lambda f: f.raw(
+        {"alg": "HS256", "kid": "rsa"}, f.claims, pem_of(f.rsa_key)
+    ),
+    "HS256 signed with it and no kid": lambda f: f.raw({"alg": "HS256"}, f.claims, pem_of(f.rsa_key)),
+    "RS256 by an unknown key": lambda f: jwt.encode(
+        f.claims, rsa.generate_private_key(65537, 2048), "RS256", headers={"kid": "rsa"}
+    ),
+    "RS256 without its kid": lambda f: jwt.encode(f.claims, f.rsa_key, "RS256"),
+    "kid of another key": lambda f: jwt.encode(f.claims, f.rsa_key, "RS256", headers={"kid": "ec"}),
+    "kid with a path": lambda f: f.with_header(kid="../../../dev/null"),
+    "kid of the local key's file": lambda f: f.with_header(kid="jwt.key"),
+    "kid as SQL": lambda f: f.with_header(kid="' OR 1=1 --"),
+    "kid as a number": lambda f: f.with_header(kid=1),
+    "kid null byte": lambda f: f.with_header(kid="rsa\0"),
+    "crit": lambda f: f.with_header(crit=["exp"]),
+    "crit empty": lambda f: f.with_header(crit=[]),
+    "b64 false": lambda f: f.with_header(b64=False),
+    "a header twice": lambda f: f.raw(b'{"alg":"none","alg":"HS256"}', f.claims),
+    "a header that is a list": lambda f: f.raw(b'["HS256"]', f.claims),
+    "a claim twice": lambda f: f.with_text('"sub": "amira"', '"sub": "mallory", "sub": "amira"'),
+    "a claim twice within another": lambda f: f.with_text('"scope": ""', '"scope": "", "x": {"a": 1, "a": 2}'),
+    "claims that are a list": lambda f: f.raw({"alg": "HS256"}, b"[]"),
+    "claims that are no JSON": lambda f: f.raw({"alg": "HS256"}, b"{"),
+    "claims that are not UTF-8": lambda f: f.raw({"alg": "HS256"}, b'{"sub":"\xff"}'),
+    "claims a thousand levels deep": lambda f: f.raw({"alg": "HS256"}, b"[" * 3000),
+    "NaN": lambda f: f.with_text('"scope": ""', '"scope": "", "x": NaN'),
+    "no exp": lambda f: f.good(exp=...),
+    "exp null": lambda f: f.good(exp=None),
+    "exp 1e308": lambda f: f.with_text(str(f.now + 600), "1e308"),
+    "exp beyond any number": lambda f: f.with_text(str(f.now + 600), "9" * 400),
+    "exp a fraction": lambda f: f.good(exp=f.now + 600.5),
+    "exp a string": lambda f: f.good(exp=str(f.now + 600)),
+    "exp true": lambda f: f.good(exp=True),
+    "exp negative": lambda f: f.good(exp=-1),
+    "a life above the cap": lambda f: f.good(exp=f.now + 30 * DAY + 1),
+    "a life above the cap, iat unsaid": lambda f: f.good(iat=..., exp=f.now + 31 * DAY),
+    "iat in the future": lambda f: f.good(iat=f.now + 300),
+    "iat a string": lambda f: f.good(iat=str(f.now)),
+    "nbf in the future": lambda f: f.good(nbf=f.now + 300),
+    "nbf a string": lambda f: f.good(nbf="0"),
+    "no sub": lambda f: f.good(sub=...),
+    "sub empty": lambda f: f.good(sub=""),
+    "sub null": lambda f: f.good(sub=None),
+    "sub a number": lambda f: f.good(sub=7),
+    "sub a list": lambda f: f.good(sub=["amira"]),
+    "sub with a line break": lambda f: f.good(sub="amira\nop"),
+    "sub half a character": lambda f: f.good(sub="\ud800"),
+    "sub too long": lambda f: f.good(sub="a" * 257),
+    "scope a list": lambda f: f.good(scope=["operate"]),
+    "scope null": lambda f: f.good(scope=None),
+    "jti a number": lambda f: f.good(jti=7),
+    "another issuer": lambda f: f.good(iss="https://evil.example"),
+    "no issuer": lambda f: f.good(iss=...),
+    "issuer a list": lambda f: f.good(iss=[ISSUER]),
+    "another audience": lambda f: f.good(aud="other"),
+    "no audience": lambda f: f.good(aud=...),
+    "audience an object": lambda f: f.good(aud={AUDIENCE: True}),
+    "more than 7 KiB": lambda f: f.good(padding="x" * 6000),
+}
+LATE: dict[str, Callable[[Forge], str]] = {
+    "expired": lambda f: f.good(iat=f.now - 600, exp=f.now - 60),
+    "expired, iat unsaid": lambda f: f.good(iat=..., exp=f.now - 60),
+}
+CASES = [(name, make, INVALID) for name, make in ODD.items()] + [(name, make, EXPIRED) for name, make in LATE.items()]
+
+
+async def over_http(server: Server, token: str) -> tuple[str, int]:
+    """Code of the problem, and the status."""
+    answer = await server.http.get(
+        "/diagnoses/42/position", headers=[(b"Authorization", f"Bearer {token}".strip().encode("latin-1"))]
+    )
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert answer.headers["content-type"] == "application/problem+json"
+    return answer.json()["code"], answer.status_code
+
+
+async def over_websocket(server: Server, token: str) -> tuple[str, int, str]:
+    """Code of the error frame, close code and reason."""
+    url = server.url.replace("http://", "ws://") + "/ws/42"
+    async with open_socket(url, extra_headers=[("Authorization", f"Bearer {token}".strip())]) as client:
+        frames, code, reason = await client.close_frames()
+    assert [frame["type"] for frame in frames] == ["error"]
+    assert not token or token not in json.dumps(frames)
+    return frames[0]["data"]["code"], code, reason
+
+
+@pytest.fixture
+async def server(
+    settings: Settings, rsa_key: rsa.RSAPrivateKey, ec_key: ec.EllipticCurvePrivateKey
+) -> AsyncIterator[Server]:
+    """A server with an issuer, an audience, the local key, and an RSA and an EC key of an identity provider."""
+    for name, key in (("rsa", rsa_key), ("ec", ec_key)):
+        (settings.data.parent / f"{name}.pem").write_bytes(pem_of(key))
+    settings.data.mkdir()
+    (settings.data / "jwt.key").write_bytes(b"k" * 32)
+    configured = Settings(
+        port=0,
+        data=settings.data,
+        issuer=ISSUER,
+        audience=AUDIENCE,
+        token_keys=(
+            f"RS256:{settings.data.parent}/rsa.pem#rsa",
+            f"ES256:{settings.data.parent}/ec.pem#ec",
+        ),  # type: ignore[arg-type]
+    )
+    async with running_server(configured) as running:
+        yield running
+
+
+async def test_forged_and_odd_tokens_are_refused_everywhere(server: Server, rsa_key: rsa.RSAPrivateKey) -> None:
+    forge = Forge(server, rsa_key)
+    transports: list[Callable[[Server, str], Awaitable[tuple[Any, ...]]]] = [over_http, over_websocket]
+    wrong: list[object] = []
+    for name, make, (problem_code, frame_code, reason) in CASES:
+        token = make(forge)
+        for transport in transports:
+            if not token.isascii() and transport is over_websocket:
+                continue  # no header can carry it
+            got = await transport(server, token)
+            wanted = (problem_code, 401) if transport is over_http else (frame_code, 1008, reason)
+            if got != wanted:
+                wrong.append((name, transport.__name__, got))
+    assert wrong == []
+
+
+async def test_a_token_of_60_kb_is_refused(server: Server, rsa_key: rsa.RSAPrivateKey) -> None:
+    token = Forge(server, rsa_key).good(padding="x" * 45_000)
+    answer = await server.http.get("/ws/status", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code in (400, 401, 431)
+
+
+async def test_good_tokens_pass(server: Server, rsa_key: rsa.RSAPrivateKey, ec_key: ec.EllipticCurvePrivateKey) -> None:
+    forge = Forge(server, rsa_key)
+    now = forge.now
+    good = {
+        "as it is": forge.good(),
+        "an audience list": forge.good(aud=["other", AUDIENCE]),
+        "no iat": forge.good(iat=...),
+        "no scope": forge.good(scope=...),
+        "the longest life": forge.good(exp=now + 30 * DAY),
+        "clocks apart": forge.good(iat=now + 5, nbf=now + 5),
+        "just expired": forge.good(iat=now - 600, exp=now - 3),
+        "by the RSA key": jwt.encode(forge.claims, rsa_key, "RS256", headers={"kid": "rsa"}),
+        "by the EC key": jwt.encode(forge.claims, ec_key, "ES256", headers={"kid": "ec"}),
+    }
+    refused = [
+        name
+        for name, token in good.items()
+        if (await server.http.get("/ws/status", headers={"Authorization": f"Bearer {token}"})).status_code != 200
+    ]
+    assert refused == []

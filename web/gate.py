@@ -1,0 +1,69 @@
+"""What every request passes before its route: the rate of its address, its origin, and the keys its token needs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quart import Quart, Response, request, websocket
+
+from web.access import bearer_token, origin_allowed, socket_token
+from web.errors import Problem, retry_after
+from web.limits import TooMany
+from web.peers import address_of
+from web.services import Services
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing, and a foreign page cannot read their answers unless CORS lets it."""
+
+PREFLIGHT_SECONDS: Final = 600
+"""How long a browser may remember the answer to a preflight."""
+
+_PREFLIGHT_HEADERS: Final = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
+    "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
+}
+_EXPOSED_HEADERS: Final = "Retry-After, WWW-Authenticate"
+
+
+def put_up(app: Quart, services: Services) -> None:
+    """Stand in front of every route of the application."""
+    settings = services.settings
+
+    @app.before_request
+    async def enter() -> Response | None:
+        try:
+            services.limits.request_from(address_of(request, settings.trusted_proxies))
+        except TooMany as excess:
+            raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+        is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+        if (is_preflight or request.method not in SAFE_METHODS) and not origin_allowed(services, request):
+            raise Problem("origin_not_allowed", "pages of this origin may not do this")
+        if is_preflight and settings.allowed_origins:
+            return Response(status=204, headers=_PREFLIGHT_HEADERS)
+        return None
+
+    if settings.allowed_origins:
+
+        @app.after_request
+        async def share(response: Response) -> Response:
+            """Let pages of the configured origins read the answer; no cookies are involved, so no credentials."""
+            response.vary.add("Origin")
+            origin = request.headers.get("Origin")
+            if origin in settings.allowed_origins:
+                response.headers["Access-Control-Allow-Origin"] = origin
+                response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
+            return response
+
+    if (remote_keys := services.remote_keys) is not None:
+
+        @app.before_request
+        async def wait_for_keys() -> None:
+            token = bearer_token(request.headers.get("Authorization")) or request.args.get("token")
+            if token:
+                await remote_keys.ready_for(token)
+
+        @app.before_websocket
+        async def wait_for_keys_of_socket() -> None:
+            if token := socket_token(services, websocket):
+                await remote_keys.ready_for(token)

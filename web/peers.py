@@ -1,0 +1,99 @@
+"""Who is at the other end: the address a request comes from, and whether a page is the server's own.
+
+What a proxy says (`X-Forwarded-For`, `X-Forwarded-Proto`) counts only if the operator trusts that proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+from quart.wrappers.base import BaseRequestWebsocket
+
+UNIX: Final = "unix"
+"""The address of a peer on a Unix socket, and its name in the list of trusted proxies."""
+
+HOPS_MAX: Final = 32
+"""Proxies looked at in `X-Forwarded-For`, from the nearest. Reason: the header is the client's to write."""
+
+IPV6_PREFIX: Final = 64
+"""Leading bits of an IPv6 address that count. Reason: whoever has one address there has them all."""
+
+DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
+Address = IPv4Address | IPv6Address
+Proxy = IPv4Network | IPv6Network | str
+"""A trusted network, or `UNIX`."""
+
+
+def address_of(channel: BaseRequestWebsocket, trusted: Sequence[Proxy]) -> str:
+    """The client's address: the peer's or, behind trusted proxies, the last one they do not vouch for."""
+    return client_address(_peer(channel), ",".join(channel.headers.getlist("X-Forwarded-For")), trusted)
+
+
+def client_address(peer: str, forwarded_for: str, trusted: Sequence[Proxy]) -> str:
+    """The client's address, from the socket's peer and what proxies have written, right to left.
+
+    An IPv6 address counts as its /64.
+    """
+    found = _parsed(peer)
+    if not _is_trusted(found, trusted) or not forwarded_for:
+        return _named(found)
+    for hop in reversed(forwarded_for.rsplit(",", HOPS_MAX)[-HOPS_MAX:]):
+        heard = _parsed(_without_port(hop.strip()))
+        if heard is None:
+            break
+        found = heard
+        if not _is_trusted(found, trusted):
+            break
+    return _named(found)
+
+
+def is_own_origin(origin: str, channel: BaseRequestWebsocket, public_url: str | None, trusted: Sequence[Proxy]) -> bool:
+    """Whether a page of this origin is the server's own (RFC 6454): same scheme, host and port."""
+    if public_url is not None:
+        return _normal(origin) == _normal(public_url)
+    scheme = "http"
+    if _is_trusted(_parsed(_peer(channel)), trusted) and channel.headers.get("X-Forwarded-Proto", "") == "https":
+        scheme = "https"
+    return _normal(origin) == _normal(f"{scheme}://{channel.headers.get('Host', '')}")
+
+
+def _peer(channel: BaseRequestWebsocket) -> str:
+    client = channel.scope.get("client")
+    return str(client[0]) if client and client[0] else UNIX
+
+
+def _parsed(text: str) -> Address | None:
+    """`None`: a Unix socket, or no address."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _without_port(text: str) -> str:
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _is_trusted(address: Address | None, trusted: Sequence[Proxy]) -> bool:
+    if address is None:
+        return UNIX in trusted
+    return any(not isinstance(network, str) and address in network for network in trusted)
+
+
+def _named(address: Address | None) -> str:
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((int(address) >> (128 - IPV6_PREFIX) << (128 - IPV6_PREFIX), IPV6_PREFIX)))
+    return UNIX if address is None else str(address)
+
+
+def _normal(origin: str) -> str:
+    scheme, separator, host = origin.lower().rstrip("/").partition("://")
+    return f"{scheme}{separator}{host.removesuffix(DEFAULT_PORTS.get(scheme, ''))}"

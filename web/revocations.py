@@ -1,0 +1,120 @@
+"""`/revocations`: refuse tokens before their time (PROTOCOL section 8)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import trio
+from quart import Blueprint, Response, request
+
+from actors.subscriber import Ending, Subscriber
+from storage.clock import Clock
+from storage.errors import StorageError
+from storage.records import NewAuditRow, Revocation
+from storage.store import Store
+from web import rights, wire
+from web.access import authenticate, carried_through, require_scope
+from web.bodies import answer, read_json_body
+from web.errors import Problem
+from web.paging import page_of
+from web.records import Revoking
+from web.revoked import Revoked
+from web.services import Services
+from web.tokens import LEEWAY_SECONDS, Principal
+
+EXPIRE_EVERY_SECONDS: Final = 3600.0
+"""Time between two looks for revocations that have outlived every token they refuse."""
+
+PAGE_REVOCATIONS: Final = 1000
+"""Revocations read from the store at once."""
+
+_NUMBER: Final = re.compile(r"[0-9]{1,15}")
+
+
+def revocations(services: Services) -> Blueprint:
+    """The three routes."""
+    blueprint = Blueprint("revocations", __name__)
+
+    @blueprint.post("/revocations")
+    async def revoke() -> Response:
+        who = _operator(services)
+        wanted = wire.decode_revocation(await read_json_body())
+        audit = NewAuditRow(who.sub or "", "revocation.add", _target(wanted))
+        with carried_through():
+            made = await services.store.revoke(sub=wanted.sub, token_id=wanted.jti, audit=audit)
+            services.revoked.add(made)
+            services.registry.end_everywhere(_is_covered(services.revoked), Ending.REVOKED)
+        return answer(_shown(made), 201)
+
+    @blueprint.get("/revocations")
+    async def list_revocations() -> Response:
+        _operator(services)
+        page = page_of(request.args)
+        if not _NUMBER.fullmatch(page.after or "0"):
+            raise Problem("invalid_field", "after must be an integer >= 0 of at most 15 digits")
+        found = await services.store.revocations(after=int(page.after or "0"), limit=page.limit + 1)
+        return answer(page.of(found, _shown, lambda one: str(one.number)))
+
+    @blueprint.delete("/revocations/<number>")
+    async def lift(number: str) -> Response:
+        who = _operator(services)
+        if not _NUMBER.fullmatch(number):
+            raise Problem("not_found", "there is no revocation with this id")
+        audit = NewAuditRow(who.sub or "", "revocation.lift", number)
+        with carried_through():
+            lifted = await services.store.lift_revocation(int(number), audit)
+            services.revoked.lift(lifted)
+        return answer(_shown(lifted))
+
+    return blueprint
+
+
+async def load_revoked(store: Store) -> Revoked:
+    """Everything that is revoked now."""
+    revoked = Revoked()
+    last = 0
+    while page := await store.revocations(after=last, limit=PAGE_REVOCATIONS):
+        for one in page:
+            revoked.add(one)
+        last = page[-1].number
+    return revoked
+
+
+async def expire_revocations(store: Store, revoked: Revoked, clock: Clock, lifetime_seconds_max: int) -> None:
+    """Drop revocations once no token they refuse can live any more; until cancelled."""
+    while True:
+        # One that was issued at the moment of the revocation, by a clock that is ahead of ours, has ended too.
+        until = clock.wall() - lifetime_seconds_max - 2 * LEEWAY_SECONDS
+        try:
+            await store.expire_revocations(until)
+        except StorageError:
+            pass  # It keeps: the next look finds it.
+        else:
+            revoked.expire(until)
+        await trio.sleep(EXPIRE_EVERY_SECONDS)
+
+
+def _operator(services: Services) -> Principal:
+    who = authenticate(services)
+    require_scope(who, *rights.OPERATE.scopes)
+    return who
+
+
+def _is_covered(revoked: Revoked) -> Callable[[Subscriber], bool]:
+    def covered(subscriber: Subscriber) -> bool:
+        who = subscriber.principal
+        assert isinstance(who, Principal), "connections are admitted by web.sockets"
+        return revoked.covers(who.sub, who.token_id, who.issued_at)
+
+    return covered
+
+
+def _target(wanted: Revoking) -> str:
+    return wire.encode({"jti": wanted.jti} if wanted.sub is None else {"sub": wanted.sub}).decode()
+
+
+def _shown(one: Revocation) -> dict[str, object]:
+    named = {"jti": one.token_id} if one.sub is None else {"sub": one.sub}
+    return {"id": one.number, **named, "at": wire.timestamp(one.at)}

@@ -1,0 +1,48 @@
+"""What operators have revoked, in memory: asked at every use of a token. Pure; stored by `storage.store`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from storage.records import Revocation
+
+
+class Revoked:
+    """Revoked subjects and tokens. A copy of the stored revocations, loaded at start."""
+
+    def __init__(self, revocations: Iterable[Revocation] = ()) -> None:
+        self._subjects: dict[str, Revocation] = {}
+        self._tokens: dict[str, Revocation] = {}
+        for one in revocations:
+            self.add(one)
+
+    def add(self, revocation: Revocation) -> None:
+        """Refuse these tokens from now on."""
+        if revocation.sub is not None:
+            self._subjects[revocation.sub] = revocation
+        elif revocation.token_id is not None:
+            self._tokens[revocation.token_id] = revocation
+
+    def lift(self, revocation: Revocation) -> None:
+        """Forget a revocation, unless a later one has taken its place."""
+        for table, name in ((self._subjects, revocation.sub), (self._tokens, revocation.token_id)):
+            if name is not None and (found := table.get(name)) is not None and found.number <= revocation.number:
+                del table[name]
+
+    def expire(self, until: float) -> None:
+        """Forget the revocations made until this time."""
+        for table in (self._subjects, self._tokens):
+            for name in [name for name, one in table.items() if one.at <= until]:
+                del table[name]
+
+    def covers(self, sub: str | None, token_id: str | None, issued_at: float | None) -> bool:
+        """Whether such a token is revoked.
+
+        `iat` counts whole seconds: a token of the second in which its subject was revoked counts as
+        old, and so does one that does not say when it was issued.
+        """
+        if token_id is not None and token_id in self._tokens:
+            return True
+        if sub is None or (revocation := self._subjects.get(sub)) is None:
+            return False
+        return issued_at is None or issued_at <= revocation.at
