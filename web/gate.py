@@ -40,7 +40,7 @@ def put_up(app: Quart, services: Services) -> None:
         if (is_preflight or request.method not in SAFE_METHODS) and not origin_allowed(services, request):
             raise Problem("origin_not_allowed", "pages of this origin may not do this")
         if is_preflight and settings.allowed_origins:
-            return Response(status=204, headers=_PREFLIGHT_HEADERS)
+            return Response(b"", 204, _PREFLIGHT_HEADERS)
         return None
 
     if settings.allowed_origins:

@@ -125,7 +125,12 @@ def fetch_document(url: str) -> bytes:
     ends_at = time.monotonic() + FETCH_SECONDS_MAX
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - checked as a setting
     content = b""
-    with urllib.request.build_opener(_SameOrigin).open(request, timeout=READ_SECONDS_MAX) as response:
+    try:
+        answer = urllib.request.build_opener(_SameOrigin).open(request, timeout=READ_SECONDS_MAX)
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        raise OSError(f"the source answered {refusal.code}") from None
+    with answer as response:
         while chunk := response.read1(DOCUMENT_BYTES_MAX + 1 - len(content)):
             content += chunk
             if len(content) > DOCUMENT_BYTES_MAX:
@@ -143,5 +148,6 @@ class _SameOrigin(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         if (before.scheme, before.netloc) != (after.scheme, after.netloc):
+            fp.close()
             raise urllib.error.URLError("redirected to another host")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -200,13 +200,18 @@ def client_of(arguments: argparse.Namespace) -> Client:
 
 
 def data_directory(option: str | None) -> Path:
-    """Where the server of this machine keeps its data: the option, else what its settings say.
+    """Where the server of this machine keeps its data. Raises as `local_settings`."""
+    return local_settings(option).data
+
+
+def local_settings(data: str | None) -> settings.Settings:
+    """The settings of the server of this machine, as far as this command can see them; `data` is the option.
 
     Raises:
         UsageError: a setting is wrong.
     """
     try:
-        return settings.load(os.environ, options={"data": option}).data
+        return settings.load(os.environ, options={"data": data})
     except settings.SettingsError as error:
         raise UsageError(str(error)) from None
 

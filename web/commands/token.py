@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import secrets
 import time
+from pathlib import Path
 from typing import Final
 
 from web import tokens
 from web.commands.arguments import whole
-from web.commands.client import data_directory
+from web.commands.client import local_settings
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.printing import say, say_aside
+from web.keys import KeyUnusable, load_key_file
+from web.settings import Settings
 
 TTL_SECONDS_DEFAULT: Final = 3600
-TTL_SECONDS_MAX: Final = 10 * 366 * 86_400
-"""Longest life of a token. Beyond: refused; nobody remembers one for longer."""
+TTL_SECONDS_MAX: Final = 366 * 86_400
+"""Longest life a server can be told to accept. Beyond: refused."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,6 +42,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="SECONDS",
         help=f"how long it is valid; default {TTL_SECONDS_DEFAULT}",
     )
+    parser.add_argument("--kid", metavar="K", help="use the configured HS256 key with this name, not the local one")
     parser.add_argument("--data", metavar="DIR", help="the server's data directory")
     parser.set_defaults(run=run)
 
@@ -47,13 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Make and print a token."""
     if not arguments.sub:
         raise UsageError("--sub must not be empty")
-    directory = data_directory(arguments.data)
-    try:
-        key, created = tokens.load_or_create_key(directory)
-    except OSError as error:
-        raise CommandFailed(f"cannot use the key in {directory}: {error.strerror}") from None
-    if created:
-        say_aside(f"made a new token key in {directory}")
+    chosen = local_settings(arguments.data)
+    if arguments.ttl > chosen.token_lifetime_seconds_max:
+        raise UsageError(
+            f"--ttl must be at most {chosen.token_lifetime_seconds_max} (token_lifetime_seconds_max): "
+            "the server would refuse the token"
+        )
+    key = _local_key(chosen.data) if arguments.kid is None else _named_key(chosen, arguments.kid)
     token = tokens.issue(
         key,
         sub=arguments.sub,
@@ -61,6 +65,28 @@ def run(arguments: argparse.Namespace) -> int:
         ttl_seconds=arguments.ttl,
         now=time.time(),
         token_id=secrets.token_hex(8),
+        kid=arguments.kid,
     )
     say(token)
     return 0
+
+
+def _local_key(directory: Path) -> bytes:
+    try:
+        key, created = tokens.load_or_create_key(directory)
+    except OSError as error:
+        raise CommandFailed(f"cannot use the key in {directory}: {error.strerror}") from None
+    if created:
+        say_aside(f"made a new token key in {directory}")
+    return key
+
+
+def _named_key(chosen: Settings, kid: str) -> bytes:
+    for spec in chosen.token_keys:
+        if spec.kid == kid and spec.algorithm == tokens.LOCAL_ALGORITHM:
+            try:
+                secret: bytes = load_key_file(spec).material
+            except KeyUnusable as refusal:
+                raise CommandFailed(str(refusal)) from None
+            return secret
+    raise UsageError("--kid must name an HS256 key of token_keys")

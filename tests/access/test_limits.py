@@ -1,0 +1,164 @@
+"""Limits, origins and CORS, as a client of a running server meets them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.server.harness import Client, Server, open_socket, running_server
+from web.settings import Settings
+
+PAGE, EVIL = "https://page.example", "https://evil.example"
+
+
+@asynccontextmanager
+async def limited(settings: Settings, **limits: Any) -> AsyncIterator[Server]:
+    """A server with these limits and diagnosis 42."""
+    async with running_server(Settings(port=0, data=settings.data, **limits)) as server:
+        await server.register(42, "amira", "bo")
+        yield server
+
+
+async def refused(client: Client) -> tuple[str, int, str]:
+    frames, code, reason = await client.close_frames()
+    assert [frame["type"] for frame in frames] == ["error"]
+    return frames[0]["data"]["code"], code, reason
+
+
+TOO_MANY = ("rate_limited", 1008, "rate limited")
+
+
+async def test_a_user_has_so_many_connections_and_a_place_is_given_back(settings: Settings) -> None:
+    async with limited(settings, user_connections_max=1) as server:
+        async with server.live() as first:
+            async with server.connect() as second:
+                assert await refused(second) == TOO_MANY
+            async with server.live(sub="bo"):
+                await first.say(type="ping")
+                await first.next_of("pong")
+        await server.until_alone()
+        async with server.live():
+            pass
+
+
+async def test_a_device_takes_over_its_own_connection_at_the_limit(settings: Settings) -> None:
+    async with (
+        limited(settings, user_connections_max=1) as server,
+        server.live(device="phone") as first,
+        server.live(device="phone"),
+    ):
+        assert (await first.close_frames())[1] == 4000
+        async with server.connect(device="tablet") as third:
+            assert await refused(third) == TOO_MANY
+
+
+async def test_a_diagnosis_and_an_address_have_so_many_connections(settings: Settings) -> None:
+    for limit in ("diagnosis_connections_max", "address_connections_max"):
+        async with limited(settings, **{limit: 1}) as server, server.live(), server.connect(sub="bo") as client:
+            assert await refused(client) == TOO_MANY
+
+
+@pytest.mark.parametrize("limit", ["user_connects_per_second", "address_connects_per_second"])
+async def test_connects_are_limited_by_the_second(settings: Settings, limit: str) -> None:
+    async with limited(settings, **{limit: 0.01}) as server:
+        async with server.live():
+            pass
+        async with server.connect() as client:
+            assert await refused(client) == TOO_MANY
+
+
+async def test_requests_of_a_user_are_limited_by_the_second(settings: Settings) -> None:
+    async with limited(settings, user_requests_per_second=0.01) as server:
+        assert (await server.publish(1)).status_code == 200
+        answer = await server.publish(2)
+        assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 100
+        assert (await server.http.get("/ws/status", headers=server.bearer("bo"))).status_code == 200
+
+
+async def test_requests_are_limited_by_the_address_that_a_trusted_proxy_names(settings: Settings) -> None:
+    trusting = {"trusted_proxies": ("127.0.0.0/8",), "address_requests_per_second": 0.01}
+    async with limited(settings, **trusting) as server:
+
+        async def status_for(address: str) -> int:
+            return (await server.http.get("/healthz", headers={"X-Forwarded-For": address})).status_code
+
+        assert [await status_for(one) for one in ("192.0.2.1", "192.0.2.2", "192.0.2.1")] == [200, 200, 429]
+    async with limited(settings, address_requests_per_second=0.01) as server:
+        assert await status_for("192.0.2.3") == 429, "nobody is believed who is not trusted"
+
+
+# Origins
+
+
+async def test_a_foreign_page_changes_nothing_and_the_own_one_does(settings: Settings) -> None:
+    async with limited(settings) as server:
+        statuses = {}
+        for origin in (EVIL, "null", server.url):
+            answer = await server.post("feedback", {"diagnosis_id": 42, "feedback_id": 1, "rating": 5}, Origin=origin)
+            statuses[origin] = (answer.status_code, answer.json().get("code"))
+        assert statuses == {
+            EVIL: (403, "origin_not_allowed"),
+            "null": (403, "origin_not_allowed"),
+            server.url: (200, None),
+        }
+
+
+async def test_without_configured_origins_there_is_no_cors(settings: Settings) -> None:
+    async with limited(settings) as server:
+        answer = await server.http.get("/healthz", headers={"Origin": EVIL})
+        preflight = await preflight_of(server, EVIL)
+    for headers in (answer.headers, preflight.headers):
+        assert not [name for name in headers if name.startswith("access-control")]
+    assert preflight.status_code == 403
+
+
+async def preflight_of(server: Server, origin: str) -> Any:
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    return await server.http.request("OPTIONS", "/ws/broadcast-feedback-update", headers=headers)
+
+
+async def test_pages_of_configured_origins_may_use_the_api_and_no_others(settings: Settings) -> None:
+    async with limited(settings, allowed_origins=(PAGE,)) as server:
+        preflight = await preflight_of(server, PAGE)
+        assert preflight.status_code == 204
+        assert preflight.headers["Access-Control-Allow-Origin"] == PAGE
+        assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+        assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]
+        assert "Origin" in preflight.headers["Vary"]
+        assert "Access-Control-Allow-Credentials" not in preflight.headers
+        refusal = await server.http.get("/ws/status", headers={"Origin": PAGE})
+        assert refusal.status_code == 401
+        assert refusal.headers["Access-Control-Allow-Origin"] == PAGE
+        for origin in (EVIL, PAGE + ".evil.example", PAGE + ":8443", "http://page.example", "null"):
+            answer = await preflight_of(server, origin)
+            assert answer.status_code == 403
+            assert "Access-Control-Allow-Origin" not in answer.headers
+            assert "Origin" in answer.headers["Vary"]
+
+
+@pytest.mark.parametrize(
+    ("options", "headers", "passes"),
+    [
+        ({"public_url": "https://live.example"}, {"Origin": "https://live.example"}, True),
+        ({"public_url": "https://live.example"}, {"Origin": "https://live.example:443"}, True),
+        ({"public_url": "https://live.example"}, {"Origin": "http://live.example"}, False),
+        ({"trusted_proxies": ("127.0.0.1",)}, {"X-Forwarded-Proto": "https", "Origin": "https://{host}"}, True),
+        ({}, {"X-Forwarded-Proto": "https", "Origin": "https://{host}"}, False),
+    ],
+)
+async def test_the_own_origin_is_the_public_url_or_what_a_trusted_proxy_says(
+    settings: Settings, options: dict[str, Any], headers: dict[str, str], passes: bool
+) -> None:
+    async with limited(settings, **options) as server:
+        host = server.url.removeprefix("http://")
+        sent = [(name, value.format(host=host)) for name, value in headers.items()]
+        url = f"ws://{host}/ws/42?token={server.token('amira')}"
+        async with open_socket(url, extra_headers=sent) as client:
+            if passes:
+                await client.until_live()
+            else:
+                assert await refused(client) == ("origin_not_allowed", 1008, "origin not allowed")
