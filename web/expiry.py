@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,8 @@ COMPACT_AT: Final = 1024
 
 RENEWALS_MAX: Final = 1000
 """Tokens being verified for `auth` frames. Beyond: refused, the client may send it again."""
+
+logger = logging.getLogger("avicenna.web")
 
 MayFollow = Callable[[Principal, str], Awaitable[bool]]
 """Whether somebody may follow the diagnosis with this id."""
@@ -101,10 +104,16 @@ class Expiry:
                 while self._heap and self._heap[0][0] <= now:
                     at, _, session = heapq.heappop(self._heap)
                     if session.look_at == at and not session.is_gone:
-                        self._judge(session, now)
+                        self._judge_one(session, now)
                 wait = min(self._heap[0][0] - now, LOOK_AGAIN_SECONDS) if self._heap else math.inf
                 with trio.move_on_after(wait):
                     await self._earlier.wait()
+
+    def _judge_one(self, session: Session, now: float) -> None:
+        try:
+            self._judge(session, now)
+        except Exception as error:  # noqa: BLE001  # here the failure of one connection stays its own
+            logger.error("a connection with an expiring token failed: %s", type(error).__name__)
 
     def _judge(self, session: Session, now: float) -> None:
         """Warn or end a connection whose time for it has come."""
@@ -132,16 +141,22 @@ class Expiry:
         # One after the other: verifying takes microseconds, and a key is fetched at most once a minute.
         async for session, token in self._receive:
             try:
-                who = await self._newer(session, token)
-            except wire.FrameError as error:
-                session.say("error", wire.error_data(error.code, error.detail))
-            else:
-                # No checkpoint since the right was checked: what is taken away later ends the connection itself.
-                if not session.is_gone:
-                    session.renewed(who)
-                    self.watch(session)
+                await self._renew(session, token)
+            except Exception as error:  # noqa: BLE001  # as above
+                logger.error("a token could not be renewed: %s", type(error).__name__)
             finally:
                 del self._renewing[session]
+
+    async def _renew(self, session: Session, token: str) -> None:
+        try:
+            who = await self._newer(session, token)
+        except wire.FrameError as error:
+            session.say("error", wire.error_data(error.code, error.detail))
+        else:
+            # No checkpoint since the right was checked: what is taken away later ends the connection itself.
+            if not session.is_gone:
+                session.renewed(who)
+                self.watch(session)
 
     async def _newer(self, session: Session, token: str) -> Principal:
         await self._prepare(token)

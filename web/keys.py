@@ -166,5 +166,5 @@ def _key_of_jwk(jwk: object) -> Key | None:
         return None
     try:
         return Key(algorithm, kid, _fitting(jwt.PyJWK(jwk, algorithm).key, algorithm))
-    except (jwt.PyJWTError, KeyUnusable, ValueError, TypeError, UnsupportedAlgorithm):
+    except (jwt.PyJWTError, KeyUnusable, UnsupportedAlgorithm, ValueError, TypeError, LookupError, AttributeError):
         return None
