@@ -43,7 +43,6 @@ SUBPROTOCOL: Final = "avicenna.v1"
 BEARER_SUBPROTOCOL: Final = "bearer."
 """A browser can set no header: it offers its token as a second subprotocol with this prefix."""
 
-
 CHANGE_SECONDS_MAX: Final = 30
 """Longest time a change of rights may take once it has begun. Beyond: 500; what became of it is unknown."""
 

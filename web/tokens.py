@@ -115,6 +115,7 @@ class Verifier:
         self._audience = audience
         self._lifetime_seconds_max = lifetime_seconds_max
         self._awaits_keys = awaits_keys
+        self._signatures = jwt.PyJWS()
         self._verified: OrderedDict[str, Principal] = OrderedDict()
 
     def verify(self, token: str, now: float) -> Principal:
@@ -166,13 +167,12 @@ class Verifier:
         self._verified.clear()
 
     def _read(self, token: str, now: float) -> Principal:
-        algorithm_and_kid = _header_of(token)
-        candidates = self._keys.candidates(*algorithm_and_kid)
+        candidates = self._keys.candidates(*_header_of(token))
         if not candidates and self._awaits_keys:
             raise KeysMissing("the keys have not been fetched yet")
         for key in candidates:
             try:
-                payload = jwt.PyJWS().decode(token, key.material, algorithms=[key.algorithm])
+                payload = self._signatures.decode(token, key.material, algorithms=[key.algorithm])
             except (jwt.PyJWTError, ValueError):
                 continue
             return self._principal(_object_of(payload), now)

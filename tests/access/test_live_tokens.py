@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import jwt
 import pytest
+import trio
 
 from storage.clock import SystemClock
-from storage.sqlite import open_store
+from storage.sqlite import SqliteStore, open_store
 from tests.access.conftest import MovableClock
 from tests.server.harness import Client, Frame, Server, running_server
 from web.composition import DATABASE_FILE
@@ -275,3 +276,38 @@ async def test_only_operators_revoke(server: Server, scope: str) -> None:
         await server.http.delete("/revocations/1", headers=headers),
     ]
     assert [answer.status_code for answer in answers] == [403, 403, 403]
+
+
+@pytest.mark.parametrize("change", ["register", "delete", "revoke"])
+async def test_whoever_lost_a_right_is_cut_off_even_if_the_one_who_took_it_has_left(
+    server: Server, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    await server.register(42, "amira", "bo")
+    committed, left = trio.Event(), trio.Event()
+    changing: Callable[..., Awaitable[object]] = getattr(SqliteStore, change)
+
+    async def slow(store: SqliteStore, *args: object, **options: object) -> object:
+        changed = await changing(store, *args, **options)
+        committed.set()
+        await left.wait()
+        return changed
+
+    method, path, body = {
+        "register": ("PUT", "/diagnoses/42", '{"owner": "amira"}'),
+        "delete": ("DELETE", "/diagnoses/42", ""),
+        "revoke": ("POST", "/revocations", '{"sub": "bo"}'),
+    }[change]
+    async with server.live(sub="bo") as client:
+        monkeypatch.setattr(SqliteStore, change, slow)
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as asker:
+            head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+            head += (
+                f"Content-Type: application/json\r\nAuthorization: {server.bearer('op', 'operate')['Authorization']}"
+            )
+            await asker.send_all(f"{head}\r\n\r\n{body}".encode())
+            with trio.fail_after(10):
+                await committed.wait()
+        await trio.sleep(0.2)  # Long enough for the server to notice; were it not, the test would only show less.
+        left.set()
+        assert (await client.close_frames())[1] == 1008
