@@ -15,8 +15,7 @@ from storage.clock import SystemClock
 from storage.sqlite import SqliteStore, open_store
 from tests.access.conftest import MovableClock
 from tests.server.harness import Client, Frame, Server, running_server
-from web.composition import DATABASE_FILE
-from web.settings import Settings
+from web.settings import DATABASE_FILE, Settings
 from web.tokens import issue
 
 
