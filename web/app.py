@@ -18,6 +18,7 @@ from web.errors import Problem, problem_of
 from web.maintenance import maintenance
 from web.operators import operators
 from web.positions import positions
+from web.request_log import log_requests
 from web.revocations import revocations
 from web.services import Services
 from web.sockets import sockets
@@ -38,6 +39,7 @@ def create_app(services: Services) -> QuartTrio:
     app = QuartTrio("avicenna_live", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
+    log_requests(app, services)
     for routes in (sockets, broadcasts, diagnoses, positions, operators, maintenance, revocations, status):
         app.register_blueprint(routes(services))
     gate.put_up(app, services)

@@ -71,7 +71,7 @@ def run(settings: Settings, *, ready: Ready | None = None) -> int:
 
 
 def _explain(failure: BaseException) -> int:
-    """Say in one line what ended the server; anything unexpected goes on its way, with its traceback."""
+    """Say in one line what ended the server; of anything unexpected kind and place, its text may hold a payload."""
     first = failure
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
@@ -83,7 +83,8 @@ def _explain(failure: BaseException) -> int:
             logger.critical("storage failed, stopping so that nothing is lost: %s", first)
             return 1
         case _:
-            raise failure
+            logger.critical("the server failed unexpectedly", exc_info=failure)
+            return 1
 
 
 async def _serve_until_signal(settings: Settings, ready: Ready) -> None:
@@ -111,7 +112,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         open_store(
             settings.data / DATABASE_FILE,
             clock=clock,
-            new_epoch=lambda: secrets.token_hex(8),
+            new_epoch=_new_id,
             durability=settings.durability,
             on_damage=settings.damaged_database,
         ) as store,
@@ -138,6 +139,10 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)
 
 
 async def _services(
@@ -188,6 +193,7 @@ async def _services(
         clock=clock,
         jitter=jitter,
         stopping=stopping,
+        new_id=_new_id,
         started_at=clock.monotonic(),
     )
     return services

@@ -1,34 +1,124 @@
-"""Logging, set up once: to stderr, for people or as JSON. Never a token, a query string or a payload."""
+"""Logging, set up once: to stderr, for people or as JSON, one line a record.
+
+Never a token, a query string, a payload or a key: callers do not put them into a message, and the formatter here,
+the one every line of this process goes through (Hypercorn's, Quart's and Python's warnings included), takes out
+what looks like one. An exception is shown by kind and place, without its text, which may hold what a client sent.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
 from typing import Final
+
+from quart import g, has_request_context, has_websocket_context
 
 from web import wire
 from web.settings import Settings
 
-_FOR_PEOPLE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+REQUEST_ID: Final = "request_id"
+"""Where the current request keeps its id in `quart.g`, and the field of a JSON line."""
+
+PLACES_MAX: Final = 12
+"""Innermost frames shown of an exception. Reason: a line stays a line, also after a RecursionError."""
+
+EXCEPTIONS_MAX: Final = 16
+"""Exceptions shown of a group and its causes. Beyond: left out."""
+
+_SECRETS: Final = (
+    # A JWT (RFC 7519): its header is a JSON object, so its base64 begins with `eyJ`.
+    (re.compile(r"eyJ[A-Za-z0-9_-]{4,}(\.[A-Za-z0-9_-]*){0,4}"), "[token]"),
+    # What follows the scheme in `Authorization: Bearer ...`, or the prefix in our subprotocol.
+    (re.compile(r"(?i)\b(bearer[ .]+)(?!error=)[^\s,;\"'\]\)]{8,}"), r"\1[token]"),
+    # The query of a URL or of a request target.
+    (re.compile(r"(?<=[\w/.%~-])\?[^\s\"'<>]*=[^\s\"'<>]*"), "?[query]"),
+)
+
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+"""Characters that would end the line, or move a terminal's cursor."""
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+def redacted(text: str) -> str:
+    """The text without tokens and query strings, on one line."""
+    for pattern, stand_in in _SECRETS:
+        text = pattern.sub(stand_in, text)
+    return text.translate(_CONTROLS)
+
+
+def describe(error: BaseException) -> str:
+    """Kind and place of an exception, its causes and its members; never its text, which may hold a payload."""
+    found: list[str] = []
+    for how, one in _related(error, ""):
+        if len(found) == EXCEPTIONS_MAX:
+            break
+        found.append(f"{how}{type(one).__name__}{_places(one.__traceback__)}")
+    return "; ".join(found)
+
+
+def _related(error: BaseException, how: str) -> Iterator[tuple[str, BaseException]]:
+    yield how, error
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _related(member, "with ")
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None and cause is not error:
+        yield from _related(cause, "after ")
+
+
+def _places(trace: TracebackType | None) -> str:
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(trace)][-PLACES_MAX:]
+    return "".join(f" < {code.co_qualname}:{line}" for code, line in reversed(frames))
+
+
+class Formatter(logging.Formatter):
+    """Renders a record as one redacted line.
+
+    Never uses `record.exc_text`, where other formatters leave the whole text of an exception.
+    """
+
+    def __init__(self, *, json: bool) -> None:
+        super().__init__()
+        self._json = json
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
+        line: dict[str, str] = {
             "at": wire.timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redacted(record.getMessage()),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return wire.encode(line).decode()
+        if (request_id := current_request_id()) is not None:
+            line[REQUEST_ID] = request_id
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = describe(record.exc_info[1])
+        return wire.encode(line).decode() if self._json else _for_people(line)
+
+
+def _for_people(line: dict[str, str]) -> str:
+    text = f"{line['at']} {line['level'].upper()} {line['logger']}: {line['message']}"
+    if REQUEST_ID in line:
+        text += f" [{line[REQUEST_ID]}]"
+    return f"{text} ({line['exception']})" if "exception" in line else text
+
+
+def current_request_id() -> str | None:
+    """The id of the request this task works for, `None` outside of one."""
+    if not (has_request_context() or has_websocket_context()):
+        return None
+    found = g.get(REQUEST_ID)
+    return found if isinstance(found, str) else None
 
 
 def set_up_logging(settings: Settings) -> None:
     """Send every log line of this process to stderr in the format the operator chose."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else logging.Formatter(_FOR_PEOPLE))
+    handler.setFormatter(Formatter(json=settings.log_format == "json"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)

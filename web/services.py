@@ -36,5 +36,7 @@ class Services:
     """Random numbers from 0 up to 1."""
     stopping: trio.Event
     """Set once the server is to stop: it is not ready any more, and drains."""
+    new_id: Callable[[], str]
+    """A short text that never repeats, for a request."""
     started_at: float
     """On the monotonic clock."""

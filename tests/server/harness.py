@@ -17,6 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from storage.clock import Clock
+from tests.logbook import LOGBOOK, PAYLOAD_MARKER
 from web.composition import serve
 from web.settings import Settings
 from web.tokens import issue, load_key
@@ -83,6 +84,7 @@ class Server:
         key = load_key(data)
         assert key is not None, "a server has a key"
         self.key = key
+        LOGBOOK.note_key(key)
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,7 +97,9 @@ class Server:
 
     def token(self, sub: str, scope: str = "", ttl_seconds: int = 600) -> str:
         """A token made with the server's key."""
-        return issue(self.key, sub=sub, scope=scope, ttl_seconds=ttl_seconds, now=time.time(), token_id="t")
+        made = issue(self.key, sub=sub, scope=scope, ttl_seconds=ttl_seconds, now=time.time(), token_id="t")
+        LOGBOOK.note(made, "a token")
+        return made
 
     def bearer(self, sub: str, scope: str = "", ttl_seconds: int = 600) -> dict[str, str]:
         """The header that carries such a token."""
@@ -117,12 +121,14 @@ class Server:
         self, number: int = 1, diagnosis_id: object = 42, sub: str = "amira", **fields: object
     ) -> httpx.Response:
         """Broadcast one feedback update with the number as its feedback id."""
+        fields = {"comment": PAYLOAD_MARKER, **fields}
         body = {"diagnosis_id": diagnosis_id, "feedback_id": number, "rating": 5, **fields}
         return await self.post("feedback", body, sub)
 
     async def post(self, kind: str, body: object, sub: str = "amira", **headers: str) -> httpx.Response:
         """Post a broadcast."""
         path = f"/ws/broadcast-{kind}-update"
+        LOGBOOK.note(headers.get("Idempotency-Key", ""), "an idempotency key")
         return await self.http.post(path, json=body, headers=self.bearer(sub) | headers)
 
     async def status(self) -> Frame:

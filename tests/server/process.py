@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import trio
 
+from tests.logbook import LOGBOOK, Logbook
 from tests.server.harness import Server
 
 COMMAND = Path(sys.executable).with_name("avicenna-live")
@@ -37,15 +39,23 @@ class Process:
 
 
 @asynccontextmanager
-async def served(data: Path, *options: str) -> AsyncIterator[tuple[Process, Server]]:
-    """`avicenna-live serve` on a free port with this data directory; killed at the end if it still runs."""
+async def served(
+    data: Path, *options: str, logbook: Logbook = LOGBOOK, **variables: str
+) -> AsyncIterator[tuple[Process, Server]]:
+    """`avicenna-live serve` on a free port with this data directory; killed at the end if it still runs.
+
+    Args:
+        options: of the command.
+        logbook: gets everything it writes.
+        variables: of its environment, beside ours.
+    """
     command = [str(COMMAND), "serve", "--port", "0", "--data", str(data), *options]
-    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE, env=os.environ | variables)
     assert process.stderr is not None
     try:
-        url = await _announced_url(process.stderr)
+        url = await _announced_url(process.stderr, logbook)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_discard, process.stderr)
+            nursery.start_soon(_keep, process.stderr, logbook)
             async with Server(url, data) as server:
                 yield Process(process, url), server
             nursery.cancel_scope.cancel()
@@ -57,16 +67,17 @@ async def served(data: Path, *options: str) -> AsyncIterator[tuple[Process, Serv
             await process.stderr.aclose()
 
 
-async def _announced_url(stderr: trio.abc.ReceiveStream) -> str:
+async def _announced_url(stderr: trio.abc.ReceiveStream, logbook: Logbook) -> str:
     said = b""
     with trio.fail_after(20):
-        while (found := re.search(rb"listening on (http://\S+)", said)) is None:
+        while (found := re.search(rb'listening on (http://[^\s"]+)', said)) is None:
             chunk = await stderr.receive_some()
             assert chunk, f"the server ended: {said.decode()}"
+            logbook.write(bytes(chunk))
             said += chunk
     return found[1].decode()
 
 
-async def _discard(stream: trio.abc.ReceiveStream) -> None:
-    async for _ in stream:
-        pass
+async def _keep(stream: trio.abc.ReceiveStream, logbook: Logbook) -> None:
+    async for chunk in stream:
+        logbook.write(bytes(chunk))

@@ -1,0 +1,25 @@
+"""Fails the whole run if anything a server wrote during it holds a token, a key or a payload."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.logbook import LOGBOOK, LogbookHandler
+
+
+def pytest_configure() -> None:
+    logging.getLogger().addHandler(LogbookHandler(LOGBOOK))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if LOGBOOK.leaks():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    leaks = LOGBOOK.leaks()
+    terminalreporter.write_line(f"{LOGBOOK.characters} characters were logged; secrets among them: {len(leaks)}")
+    for leak in leaks:
+        terminalreporter.write_line(f"LEAKED {leak}", red=True)

@@ -1,0 +1,122 @@
+"""What the server writes about its requests, and what it never writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.logbook import Logbook, LogbookHandler, found_in
+from tests.server.harness import Server
+from tests.server.process import served
+from web.logs import Formatter, describe, redacted
+
+
+@pytest.fixture
+def logbook() -> Iterator[Logbook]:
+    """What this test alone makes the server log."""
+    mine = Logbook()
+    handler = LogbookHandler(mine)
+    logging.getLogger().addHandler(handler)
+    yield mine
+    logging.getLogger().removeHandler(handler)
+
+
+def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    return logging.LogRecord("avicenna.test", logging.INFO, __file__, 1, message, args, exc_info)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Authorization: Bearer abcdefgh12345678", "Authorization: Bearer [token]"),
+        ("bearer.eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln", "bearer.[token]"),
+        ("got eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln here", "got [token] here"),
+        ("GET /ws/42?token=abc&device=phone 101", "GET /ws/42?[query] 101"),
+        ("http://h/diagnoses/42/events?after=3", "http://h/diagnoses/42/events?[query]"),
+        ("AVICENNA_PROT is not a setting; is AVICENNA_PORT meant?", None),
+        ("one\ntwo\x1b[31m\u2028three", "one\\x0atwo\\x1b[31m\\u2028three"),
+    ],
+)
+@pytest.mark.guarantee(14)
+def test_a_line_holds_no_token_and_no_query_and_stays_one_line(text: str, written: str | None) -> None:
+    assert redacted(text) == (written or text)
+    assert redacted(text) in Formatter(json=False).format(record("%s", text))
+    assert json.loads(Formatter(json=True).format(record("%s", text)))["message"] == redacted(text)
+
+
+@pytest.mark.guarantee(14)
+def test_an_exception_is_shown_by_kind_and_place_without_its_text() -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("a payload")
+        except ValueError as error:
+            raise ExceptionGroup("a payload", [KeyError("a payload")]) from error
+
+    try:
+        fail()
+    except ExceptionGroup as error:
+        shown = describe(error)
+        line = record("it failed", error=error)
+    line.exc_text = "a payload, as another formatter left it"
+    assert "ExceptionGroup < " in shown
+    assert "fail:" in shown
+    assert "with KeyError" in shown
+    assert "after ValueError" in shown
+    for json_lines in (True, False):
+        written = Formatter(json=json_lines).format(line)
+        assert shown in written
+        assert "payload" not in written
+        assert "\n" not in written
+
+
+async def test_a_request_has_an_id_in_its_answer_and_in_its_line(server: Server, logbook: Logbook) -> None:
+    await server.register()
+    headers = server.bearer("amira") | {"X-Request-ID": "chosen-by-the-client"}
+    shown = await server.http.get("/diagnoses/42/position?device=phone", headers=headers)
+    unknown = await server.http.get("/nowhere")
+    for answer, line in ((shown, "GET /diagnoses/42/position 200"), (unknown, "GET /nowhere 404")):
+        request_id = answer.headers["x-request-id"]
+        assert len(request_id) == 16
+        (found,) = found_in(logbook.lines, {request_id: "id"})
+        assert line in found
+    assert not found_in(logbook.lines, {"chosen-by-the-client": "", "device": ""})
+
+
+async def test_a_server_can_write_json_lines(tmp_path: Path) -> None:
+    mine = Logbook()
+    async with served(tmp_path / "data", logbook=mine, AVICENNA_LOG_FORMAT="json") as (process, server):
+        await server.register()
+        await process.stop()
+    lines = [json.loads(line) for line in "".join(mine.lines).splitlines()]
+    (put,) = [line for line in lines if "PUT" in line["message"]]
+    assert put["message"].startswith("PUT /diagnoses/42 201")
+    assert put.keys() == {"at", "level", "logger", "message", "request_id"}
+
+
+def test_a_leak_is_found_wherever_the_pieces_of_the_output_end() -> None:
+    assert found_in(["some", "thi", "ng\nel", "se\n"], {"thing": "a word", "anything": "another"}) == [
+        "a word in: something"
+    ]
+
+
+@pytest.mark.guarantee(14)
+@pytest.mark.parametrize(("logged", "exit_code"), [("secret-token", 1), ("nothing", 0)])
+def test_a_run_in_which_a_secret_was_logged_fails(tmp_path: Path, logged: str, exit_code: int) -> None:
+    root = Path(__file__).parents[2]
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
+    (tmp_path / "test_it.py").write_text(
+        "import logging\nfrom tests.logbook import LOGBOOK\n\n"
+        f"def test_it():\n    LOGBOOK.note('secret-token', 'a token')\n    logging.getLogger('x').error({logged!r})\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
+    command += ["-c", "/dev/null", "--rootdir", str(tmp_path), str(tmp_path)]
+    environment = {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "LEAKED a token" in done.stdout) == (exit_code, bool(exit_code)), done.stdout
