@@ -11,8 +11,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from actors.errors import ActorError
 from storage.errors import StorageError
 from web import gate
-from web.bodies import BODY_BYTES_MAX, BODY_SECONDS_MAX, problem_response
+from web.bodies import BODY_BYTES_MAX, BODY_SECONDS_MAX, SizedRequest, problem_response
 from web.broadcasts import broadcasts
+from web.bulk import bulk
 from web.diagnoses import diagnoses
 from web.errors import Problem, problem_of
 from web.maintenance import maintenance
@@ -37,10 +38,12 @@ _CODE_OF_STATUS = {
 def create_app(services: Services) -> QuartTrio:
     """The application of one server."""
     app = QuartTrio("avicenna_live", static_folder=None)
+    app.request_class = SizedRequest
+    app.url_map.merge_slashes = False  # a path with two is another path: 404, not a redirect
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
     log_requests(app, services)
-    for routes in (sockets, broadcasts, diagnoses, positions, operators, maintenance, revocations, status):
+    for routes in (sockets, broadcasts, diagnoses, positions, operators, maintenance, revocations, bulk, status):
         app.register_blueprint(routes(services))
     gate.put_up(app, services)
 

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 from quart import Response, request
+from quart_trio.wrappers.request import TrioRequest
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 from web import wire
 from web.errors import Problem
+from web.records import KEY, KEY_RULE
 
 BODY_BYTES_MAX: Final = 64 * 1024
 """Largest body of a single request (PROTOCOL section 7). Beyond: 413, nothing is stored."""
+
+BULK_PATH: Final = "/ws/broadcast"
+BULK_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Largest body of a bulk request (PROTOCOL section 7). Beyond: 413, nothing is stored."""
 
 BODY_SECONDS_MAX: Final = 10
 """Longest time a body may take to arrive."""
 
 JSON_MEDIA_TYPE: Final = "application/json"
+NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
-KEY_CHARACTERS_MAX: Final = 128
+_UNREAD: Final = {"Connection": "close"}
+"""With an answer that leaves (part of) a body unread."""
+
+
+class SizedRequest(TrioRequest):
+    """A request whose largest body depends on its path: Quart begins to read it before the route is asked."""
+
+    def __init__(self, *args: Any, max_content_length: int | None = None, **options: Any) -> None:
+        path = args[2]
+        allowed = BULK_BYTES_MAX if path == BULK_PATH else max_content_length
+        super().__init__(*args, max_content_length=allowed, **options)
 
 
 async def read_json_body() -> bytes:
@@ -28,19 +46,47 @@ async def read_json_body() -> bytes:
     Raises:
         Problem: 413 over 64 KiB, 415 if it is not declared as JSON.
     """
-    if request.mimetype != JSON_MEDIA_TYPE:
-        raise Problem("unsupported_media_type", f"Content-Type must be {JSON_MEDIA_TYPE}")
+    require_media_type(JSON_MEDIA_TYPE)
+    return await read_body(BODY_BYTES_MAX)
+
+
+def require_media_type(media_type: str) -> None:
+    """Take only a body that is declared as this, in UTF-8 (RFC 8259 section 8.1).
+
+    Raises:
+        Problem: 415.
+    """
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if request.mimetype != media_type or charset not in ("utf-8", "utf8"):
+        raise Problem("unsupported_media_type", f"Content-Type must be {media_type}, in UTF-8", _UNREAD)
+
+
+async def read_body(bytes_max: int) -> bytes:
+    """The body of the current request, whole.
+
+    Args:
+        bytes_max: what `SizedRequest` allows it, for whoever sent more.
+
+    Raises:
+        Problem: 413, or 400 if it does not arrive in time.
+    """
     try:
-        return bytes(await request.body)
+        return await request.get_data(cache=False, as_text=False, parse_form_data=False)
     except RequestEntityTooLarge:
-        raise too_large() from None
+        raise Problem("too_large", f"the body must be at most {bytes_max} bytes", _UNREAD) from None
     except RequestTimeout:
-        raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s") from None
+        raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s", _UNREAD) from None
 
 
-def too_large() -> Problem:
-    """413."""
-    return Problem("too_large", f"the body must be at most {BODY_BYTES_MAX} bytes", {"Connection": "close"})
+def declared_length() -> int:
+    """The `Content-Length` of the current request.
+
+    Raises:
+        Problem: 411, it has none.
+    """
+    if request.content_length is None:
+        raise Problem("length_required", "this request needs a Content-Length", _UNREAD)
+    return request.content_length
 
 
 def idempotency_key() -> str | None:
@@ -50,10 +96,8 @@ def idempotency_key() -> str | None:
         Problem: it is not 1-128 printable ASCII characters.
     """
     key = request.headers.get("Idempotency-Key")
-    if key is None:
-        return None
-    if not 1 <= len(key) <= KEY_CHARACTERS_MAX or not all("\x20" <= character <= "\x7e" for character in key):
-        raise Problem("invalid_field", f"Idempotency-Key must be 1-{KEY_CHARACTERS_MAX} printable ASCII characters")
+    if key is not None and not KEY.fullmatch(key):
+        raise Problem("invalid_field", f"Idempotency-Key {KEY_RULE}")
     return key
 
 
@@ -62,8 +106,13 @@ def answer(value: object, status: int = 200) -> Response:
     return Response(wire.encode(value), status, content_type=JSON_MEDIA_TYPE)
 
 
+def answer_lines(values: Iterable[object]) -> Response:
+    """A response of one JSON text a line."""
+    return Response(b"".join(wire.encode(one) + b"\n" for one in values), content_type=NDJSON_MEDIA_TYPE)
+
+
 def problem_response(problem: Problem) -> Response:
     """A problem document (RFC 9457)."""
-    response = Response(wire.problem_document(problem), problem.status, content_type=PROBLEM_MEDIA_TYPE)
+    response = Response(wire.encode(wire.problem_object(problem)), problem.status, content_type=PROBLEM_MEDIA_TYPE)
     response.headers.update(problem.headers)
     return response

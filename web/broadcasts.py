@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quart import Blueprint, Response
 
-from actors.messages import Publish
+from actors.messages import Publish, Receipt
 from web import wire
 from web.access import authenticate, authorized_diagnosis
 from web.bodies import answer, idempotency_key, read_json_body
@@ -47,14 +47,16 @@ async def _broadcast(services: Services, kind: type[Update]) -> Response:
     event = wire.new_event(update, key)
     await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
     receipt = await services.registry.ask(diagnosis_id, Publish(event))
-    return answer(
-        {
-            "status": "broadcasted",
-            "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
-            "seq": receipt.seq,
-            "epoch": receipt.epoch,
-            "clients_notified": receipt.clients_notified,
-            "subscribers": {"online": receipt.online, "known": receipt.known, "at_risk": receipt.at_risk},
-            "replayed": receipt.replayed,
-        }
-    )
+    return answer({"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)})
+
+
+def shown_receipt(diagnosis_id: str, receipt: Receipt) -> dict[str, object]:
+    """What a publisher is told about an event that is on disk."""
+    return {
+        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
+        "seq": receipt.seq,
+        "epoch": receipt.epoch,
+        "clients_notified": receipt.clients_notified,
+        "subscribers": {"online": receipt.online, "known": receipt.known, "at_risk": receipt.at_risk},
+        "replayed": receipt.replayed,
+    }

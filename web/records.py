@@ -35,6 +35,10 @@ REFERENCE_RULE: Final = "must be an integer or a string"
 OBJECT_RULE: Final = "must be an object"
 TEXT_RULE: Final = "must be a string"
 
+KEY: Final = re.compile(r"[ -~]{1,128}")
+"""An idempotency key, wherever it travels."""
+KEY_RULE: Final = "must be 1-128 printable ASCII characters"
+
 
 def diagnosis_id_of(value: int | str) -> str:
     """The one spelling of a diagnosis id: the integer 42 and the string "42" are the same.
@@ -160,6 +164,40 @@ class FeedbackUpdate(Update, kw_only=True):
             "effectiveness": self.effectiveness,
         }
         return data | _given(recommendation_id=self.recommendation_id, comment=self.comment)
+
+
+KINDS: Final[dict[str, type[Update]]] = {
+    kind.KIND: kind for kind in (RecommendationUpdate, EffectivenessUpdate, FeedbackUpdate)
+}
+"""The record of each kind of event."""
+
+
+class RecommendationLine(RecommendationUpdate, tag_field="type", tag=RecommendationUpdate.KIND, kw_only=True):
+    """A recommendation update as a line of a bulk request."""
+
+    idempotency_key: str | None = None
+
+
+class EffectivenessLine(EffectivenessUpdate, tag_field="type", tag=EffectivenessUpdate.KIND, kw_only=True):
+    """An effectiveness update as a line of a bulk request."""
+
+    idempotency_key: str | None = None
+
+
+class FeedbackLine(FeedbackUpdate, tag_field="type", tag=FeedbackUpdate.KIND, kw_only=True):
+    """A feedback update as a line of a bulk request."""
+
+    idempotency_key: str | None = None
+
+
+Line = RecommendationLine | EffectivenessLine | FeedbackLine
+"""One line of a bulk request: a broadcast, its `type`, and a key of its own."""
+
+LINE_RULES: Final = {
+    "type": f"must be one of {', '.join(KINDS)}",
+    "idempotency_key": f"{KEY_RULE} or null",
+}
+"""What the fields of a line must be, beside those of its kind."""
 
 
 class Registration(Struct, forbid_unknown_fields=True):

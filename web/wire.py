@@ -8,10 +8,12 @@ the envelope put around it: encoded once, however often it is sent.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,12 +23,13 @@ from storage.records import Event, NewEvent, Seq
 from web.errors import Problem
 from web.records import (
     CLIENT_FRAME_RULES,
+    KEY,
+    KINDS,
+    LINE_RULES,
     Ack,
     Auth,
-    EffectivenessUpdate,
-    FeedbackUpdate,
+    Line,
     Ping,
-    RecommendationUpdate,
     Registration,
     Revoking,
     Update,
@@ -34,19 +37,15 @@ from web.records import (
 )
 from web.tokens import Principal
 
-Record = TypeVar("Record", bound=msgspec.Struct)
+Record = TypeVar("Record")
 
 PING_INTERVAL_SECONDS: Final = 25.0
 """The server pings after so much silence (PROTOCOL section 6)."""
 
-KINDS: Final[dict[str, type[Update]]] = {
-    kind.KIND: kind for kind in (RecommendationUpdate, EffectivenessUpdate, FeedbackUpdate)
-}
-"""The record of each kind of event."""
-
 _encoder: Final = msgspec.json.Encoder()
 _sorting_encoder: Final = msgspec.json.Encoder(order="sorted")
 _update_decoders: Final = {kind: msgspec.json.Decoder(kind, strict=True) for kind in KINDS.values()}
+_line_decoder: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line, strict=True)
 _registration_decoder: Final = msgspec.json.Decoder(Registration, strict=True)
 _revoking_decoder: Final = msgspec.json.Decoder(Revoking, strict=True)
 _client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = msgspec.json.Decoder(
@@ -80,12 +79,25 @@ def decode_update(kind: type[Update], body: bytes) -> Update:
     Raises:
         Problem: `bad_json`, or `invalid_field` with the field and its rule.
     """
-    return _decode(_update_decoders[kind], kind.RULES, body)
+    return _decode(_update_decoders[kind], lambda _: kind.RULES, body)
+
+
+def decode_line(line: bytes) -> Line:
+    """A line of a bulk request. Raises as `decode_update`."""
+    decoded = _decode(_line_decoder, _line_rules, line, what="the line")
+    if decoded.idempotency_key is not None and not KEY.fullmatch(decoded.idempotency_key):
+        raise Problem("invalid_field", f"idempotency_key {LINE_RULES['idempotency_key']}")
+    return decoded
+
+
+def _line_rules(found: object) -> dict[str, str]:
+    kind = KINDS.get(str(found.get("type"))) if isinstance(found, dict) else None
+    return LINE_RULES if kind is None else LINE_RULES | kind.RULES
 
 
 def decode_registration(body: bytes) -> Registration:
     """The body of a registration. Raises as `decode_update`."""
-    return _decode(_registration_decoder, Registration.RULES, body)
+    return _decode(_registration_decoder, lambda _: Registration.RULES, body)
 
 
 def decode_revocation(body: bytes) -> Revoking:
@@ -116,18 +128,44 @@ def new_event(update: Update, key: str | None) -> NewEvent:
     return NewEvent(update.KIND, _encoder.encode(data), key, digest)
 
 
-def _decode(decoder: msgspec.json.Decoder[Record], rules: dict[str, str], body: bytes) -> Record:
+def _decode(
+    decoder: msgspec.json.Decoder[Record],
+    rules: Callable[[object], dict[str, str]],
+    text: bytes,
+    what: str = "the body",
+) -> Record:
+    """The record a text holds.
+
+    Args:
+        rules: what the fields must be, given the text as plain values; asked only if one is wrong.
+        what: the text is, in words.
+    """
     try:
         try:
-            return decoder.decode(body)
+            record = decoder.decode(text)
         except msgspec.ValidationError as error:
-            msgspec.json.decode(body)  # a wrong field is reported before the text has been read to its end
-            raise Problem("invalid_field", _explain(str(error), rules)) from None
+            found = msgspec.json.decode(text)  # a wrong field is reported before the text has been read to its end
+            raise Problem("invalid_field", _explain(str(error), rules(found), what)) from None
+        _refuse_repeated_fields(text, what)
     except (msgspec.DecodeError, RecursionError, ValueError):
-        raise Problem("bad_json", "the body is not valid JSON") from None
+        raise Problem("bad_json", f"{what} is not valid JSON") from None
+    return record
 
 
-def _explain(message: str, rules: dict[str, str]) -> str:
+def _refuse_repeated_fields(text: bytes, what: str) -> None:
+    """Refuse an object that names a field twice (RFC 8259 section 4): whoever reads it would choose one of the two.
+
+    msgspec takes the last one without a word, so the text is read again by the standard library.
+    """
+
+    def checked(pairs: list[tuple[str, object]]) -> None:
+        if len(dict(pairs)) != len(pairs):
+            raise Problem("bad_json", f"{what} has an object that names a field twice")
+
+    json.loads(text.decode(), object_pairs_hook=checked)
+
+
+def _explain(message: str, rules: dict[str, str], what: str) -> str:
     """Say which field breaks which rule, from msgspec's words (pinned by tests), without echoing a value."""
     if (at := _AT_FIELD.search(message)) is not None and at[1] in rules:
         return f"{at[1]} {rules[at[1]]}"
@@ -136,7 +174,7 @@ def _explain(message: str, rules: dict[str, str]) -> str:
             return f"{named[1]} is required: it {rules[named[1]]}"
         name = named[1] if _PLAIN_NAME.fullmatch(named[1]) else "a field that was sent"
         return f"{name} is not known here; known are {', '.join(rules)}"
-    return "the body must be a JSON object"
+    return f"{what} must be a JSON object"
 
 
 # Client frames
@@ -156,7 +194,7 @@ def decode_client_frame(text: str) -> Ping | Ack | Auth:
             raise FrameError("unknown_type", "type must be one of ping, ack, auth") from None
         if "`$`" in message or message.startswith("Expected `object`"):
             raise FrameError("bad_frame", "a frame must be a JSON object") from None
-        raise FrameError("invalid_field", _explain(message, CLIENT_FRAME_RULES)) from None
+        raise FrameError("invalid_field", _explain(message, CLIENT_FRAME_RULES, "a frame")) from None
     except (msgspec.DecodeError, RecursionError, ValueError):
         raise FrameError("bad_frame", "a frame must be JSON text") from None
 
@@ -242,13 +280,12 @@ def bye_data(code: int, reason: str, retry_after_ms: int | None) -> dict[str, ob
 # Problem documents
 
 
-def problem_document(problem: Problem) -> bytes:
+def problem_object(problem: Problem) -> dict[str, object]:
     """RFC 9457: `type`, `title`, `status`, `detail` and our stable `code`."""
-    document: dict[str, Any] = {
+    return {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
         "code": problem.code,
     }
-    return encode(document)

@@ -1,0 +1,236 @@
+"""Many updates in one request: what each line is told, and what the whole request may be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from tests.logbook import PAYLOAD_MARKER
+from tests.server.harness import Server, running_server
+from tests.server.test_broadcasts import assert_problem
+from web.bodies import BULK_BYTES_MAX
+from web.bulk import Allowance, Patience, split
+from web.errors import Problem
+from web.settings import Settings
+
+
+def feedback(number: int, diagnosis_id: object = 42, **fields: object) -> dict[str, object]:
+    return {
+        "type": "feedback_update",
+        "diagnosis_id": diagnosis_id,
+        "feedback_id": number,
+        "rating": 5,
+        "comment": PAYLOAD_MARKER,
+    } | fields
+
+
+def text_of(*lines: object) -> bytes:
+    return b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
+
+
+async def send(server: Server, content: bytes, sub: str = "amira", scope: str = "", **headers: str) -> httpx.Response:
+    given = server.bearer(sub, scope) | {"Content-Type": "application/x-ndjson"} | headers
+    return await server.http.post("/ws/broadcast", content=content, headers=given)
+
+
+def results(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert answer.text.endswith("\n") or not answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+async def test_every_line_becomes_an_event_in_order_and_is_answered_with_its_number(server: Server) -> None:
+    await server.register()
+    lines = [
+        {"type": "recommendation_update", "diagnosis_id": "42", "new_data": {"herb": "mint"}},
+        {"type": "effectiveness_update", "diagnosis_id": 42, "recommendation_id": 7, "effectiveness": 0.5},
+        *(feedback(number) for number in range(3, 41)),
+    ]
+    async with server.live() as client:
+        found = results(await send(server, text_of(*lines)))
+        events = await client.events(40)
+    assert [(one["line"], one["status"], one["seq"]) for one in found] == [(n, 200, n) for n in range(1, 41)]
+    assert found[0].keys() == {
+        "line",
+        "status",
+        "diagnosis_id",
+        "seq",
+        "epoch",
+        "clients_notified",
+        "subscribers",
+        "replayed",
+    }
+    assert [event["type"] for event in events[:3]] == [
+        "recommendation_update",
+        "effectiveness_update",
+        "feedback_update",
+    ]
+    assert [event["data"]["feedback_id"] for event in events[2:]] == list(range(3, 41))
+
+
+async def test_each_line_stands_alone(server: Server) -> None:
+    await server.register()
+    await server.register("theirs", "bo")
+    lines: list[tuple[object, int, str]] = [
+        (feedback(1), 200, ""),
+        (b"{\n", 400, "bad_json"),
+        (b"\n", 400, "bad_json"),
+        (b'{"type":"\xff"}\n', 400, "bad_json"),
+        (b'{"type":"feedback_update","diagnosis_id":42,"feedback_id":1,"rating":1,"rating":5}\n', 400, "bad_json"),
+        (b"[" * 60_000 + b"\n", 400, "bad_json"),
+        (b"3\n", 422, "invalid_field"),
+        (feedback(2, rating=6), 422, "invalid_field"),
+        (feedback(2, type="surprise_update"), 422, "invalid_field"),
+        ({"diagnosis_id": 42, "feedback_id": 2, "rating": 5}, 422, "invalid_field"),
+        (feedback(2, idempotency_key=""), 422, "invalid_field"),
+        (feedback(2, new_data={}), 422, "invalid_field"),
+        (feedback(2, "theirs"), 403, "forbidden"),
+        (feedback(2, "unknown"), 403, "forbidden"),
+        (feedback(2, comment="x" * 65_536), 413, "too_large"),
+        (feedback(2), 200, ""),
+    ]
+    found = results(await send(server, text_of(*(line for line, _, _ in lines))))
+    assert [(one["line"], one["status"], one.get("code", "")) for one in found] == [
+        (number, status, code) for number, (_, status, code) in enumerate(lines, start=1)
+    ]
+    assert (found[0]["seq"], found[-1]["seq"]) == (1, 2)
+    by_line = {one["line"]: one.get("detail", "") for one in found}
+    assert by_line[8] == "rating must be 1-5"
+    assert by_line[9].startswith("type must be one of recommendation_update, ")
+    assert by_line[10].startswith("type is required")
+    assert by_line[12].startswith("new_data is not known here")
+
+
+async def test_a_broadcaster_is_told_per_line_what_does_not_exist(server: Server) -> None:
+    await server.register()
+    found = results(await send(server, text_of(feedback(1), feedback(1, 43)), "analytics", "broadcast"))
+    assert [one["status"] for one in found] == [200, 404]
+
+
+@pytest.mark.guarantee(9)
+async def test_a_key_belongs_to_its_line(server: Server) -> None:
+    await server.register()
+    lines = text_of(
+        feedback(1, idempotency_key="visit-1"),
+        feedback(1, idempotency_key="visit-1"),
+        feedback(2, idempotency_key="visit-1"),
+        feedback(2, idempotency_key=None),
+    )
+    first = results(await send(server, lines))
+    again = results(await send(server, lines))
+    assert [(one["status"], one.get("seq"), one.get("replayed")) for one in first] == [
+        (200, 1, False),
+        (200, 1, True),
+        (409, None, None),
+        (200, 2, False),
+    ]
+    assert [(one["status"], one.get("seq")) for one in again] == [(200, 1), (200, 1), (409, None), (200, 3)]
+    assert (await server.publish(1, feedback_id=1, comment=PAYLOAD_MARKER)).json()["seq"] == 4
+    refused = await send(server, lines, **{"Idempotency-Key": "whole-request"})
+    assert_problem(refused, 422, "invalid_field", "each line")
+
+
+async def test_a_line_and_a_single_broadcast_with_one_key_are_one_event(server: Server) -> None:
+    await server.register()
+    single = {"diagnosis_id": 42, "feedback_id": 9, "rating": 5}
+    await server.post("feedback", single, **{"Idempotency-Key": "visit-9"})
+    line = {"type": "feedback_update", **single, "idempotency_key": "visit-9"}
+    (found,) = results(await send(server, text_of(line)))
+    assert (found["seq"], found["replayed"]) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [(b"", 0), (b"1", 1), (b"1\n", 1), (b"1\n2", 2), (b"\n", 1), (b"1\n\n2\n", 3), (b"1\r\n2\r\n", 2)],
+)
+def test_a_last_newline_begins_no_line_and_an_empty_line_is_one(body: bytes, lines: int) -> None:
+    assert len(split(body)) == lines
+
+
+async def test_1000_lines_are_taken_and_one_more_stores_nothing(server: Server) -> None:
+    await server.register()
+    refused = await send(server, text_of(*(feedback(number) for number in range(1001))))
+    assert_problem(refused, 413, "too_large", "1000 lines")
+    found = results(await send(server, text_of(*(feedback(number) for number in range(1000)))))
+    assert [one["seq"] for one in found] == list(range(1, 1001))
+
+
+async def test_4_mib_are_taken_and_one_byte_more_stores_nothing(server: Server) -> None:
+    await server.register()
+    line = text_of(feedback(1, comment="x" * 60_000))
+    padded = line * (BULK_BYTES_MAX // len(line))
+    padded += b" " * (BULK_BYTES_MAX - len(padded))
+    refused = await send(server, padded + b" ")
+    assert_problem(refused, 413, "too_large", str(BULK_BYTES_MAX))
+    found = results(await send(server, padded))
+    assert [one["status"] for one in found] == [200] * (len(found) - 1) + [400]
+    assert found[0]["seq"] == 1
+
+
+async def test_a_body_without_a_length_or_of_another_type_is_refused(server: Server) -> None:
+    await server.register()
+
+    async def chunks() -> Any:
+        yield text_of(feedback(1))
+
+    headers = server.bearer("amira") | {"Content-Type": "application/x-ndjson"}
+    chunked = await server.http.post("/ws/broadcast", content=chunks(), headers=headers)
+    assert_problem(chunked, 411, "length_required")
+    json_typed = await send(server, text_of(feedback(1)), **{"Content-Type": "application/json"})
+    assert_problem(json_typed, 415, "unsupported_media_type", "application/x-ndjson")
+    latin = await send(server, text_of(feedback(1)), **{"Content-Type": "application/x-ndjson; charset=latin-1"})
+    assert_problem(latin, 415, "unsupported_media_type")
+    assert_problem(await server.http.post("/ws/broadcast", content=b""), 401, "unauthenticated")
+    assert (await server.publish()).json()["seq"] == 1
+
+
+async def test_an_empty_body_has_no_results(server: Server) -> None:
+    assert results(await send(server, b"")) == []
+
+
+async def test_a_bulk_request_that_meets_a_full_mailbox_waits_and_keeps_its_order(settings: Settings) -> None:
+    small = Settings(port=0, data=settings.data, mailbox_messages_max=3)
+    async with running_server(small) as server:
+        await server.register()
+        async with server.live() as client:
+            found = results(await send(server, text_of(*(feedback(number) for number in range(90)))))
+            events = await client.events(90)
+    assert [one["seq"] for one in found] == list(range(1, 91))
+    assert [event["data"]["feedback_id"] for event in events] == list(range(90))
+
+
+async def test_bulk_requests_of_many_producers_at_once_are_all_stored(server: Server) -> None:
+    seqs: list[int] = []
+
+    async def produce(number: int) -> None:
+        lines = text_of(*(feedback(line, f"d{line % 4}") for line in range(100)))
+        seqs.extend(one["seq"] for one in results(await send(server, lines)))
+
+    for number in range(4):
+        await server.register(f"d{number}")
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(produce, number)
+    assert sorted(seqs) == sorted(list(range(1, 201)) * 4)
+
+
+async def test_patience_ends() -> None:
+    patience = Patience(0.03)
+    assert [await patience.paused() for _ in range(4)] == [True, True, True, False]
+
+
+def test_bodies_in_hand_are_bounded_and_room_comes_back() -> None:
+    allowance = Allowance(10)
+    with allowance.taken(6):
+        with pytest.raises(Problem, match="too many") as refused, allowance.taken(5):
+            pass
+        assert (refused.value.code, refused.value.headers["Retry-After"]) == ("rate_limited", "1")
+        with allowance.taken(4):
+            pass
+    with allowance.taken(10):
+        pass

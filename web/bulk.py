@@ -1,0 +1,180 @@
+"""`POST /ws/broadcast`: many updates in one request, one a line, each with a result of its own (PROTOCOL section 7).
+
+All lines are put into the mailboxes of their actors before the first answer is awaited, so that they share commits.
+Where a mailbox is full this request waits, it alone: lines keep their order, and nobody is refused a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from quart import Blueprint, Response, request
+
+from actors.errors import ActorError, MailboxFull
+from actors.messages import Publish, Receipt
+from storage.errors import StorageError
+from web import wire
+from web.access import authenticate, authorized_diagnosis
+from web.bodies import (
+    BODY_BYTES_MAX,
+    BULK_BYTES_MAX,
+    BULK_PATH,
+    NDJSON_MEDIA_TYPE,
+    answer_lines,
+    declared_length,
+    read_body,
+    require_media_type,
+)
+from web.broadcasts import shown_receipt
+from web.errors import RETRY_AFTER_SECONDS, Problem, problem_of
+from web.records import diagnosis_id_of
+from web.rights import may_broadcast
+from web.services import Services
+from web.tokens import Principal
+
+LINES_MAX: Final = 1000
+"""Lines of one request. Beyond: 413, nothing is stored."""
+
+LINE_BYTES_MAX: Final = BODY_BYTES_MAX
+"""Longest line, as long as the body of a single broadcast. Beyond: 413 for that line."""
+
+BODIES_BYTES_MAX: Final = 16 * BULK_BYTES_MAX
+"""Bodies of all bulk requests in hand. Reason: each is held whole. Beyond: 429."""
+
+PAUSE_SECONDS_MAX: Final = 30.0
+"""Time one request waits for room in mailboxes, in all. Beyond: 429 for each line that finds none."""
+
+PAUSE_STEP_SECONDS: Final = 0.01
+"""Between two looks at a full mailbox."""
+
+LINES_AT_ONCE: Final = 32
+"""Lines decoded between two checkpoints. Reason: actors and sockets get their turn."""
+
+
+class Allowance:
+    """Room for the bodies of bulk requests."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._free = bytes_max
+
+    @contextmanager
+    def taken(self, length: int) -> Iterator[None]:
+        """Hold room for a body of this length.
+
+        Raises:
+            Problem: 429, there is none.
+        """
+        if length > self._free:
+            headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
+            raise Problem("rate_limited", "too many bulk requests are in hand; nothing was stored", headers)
+        self._free -= length
+        try:
+            yield
+        finally:
+            self._free += length
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A line whose event is in the mailbox of its actor."""
+
+    diagnosis_id: str
+    receipt: Callable[[], Awaitable[Receipt]]
+
+
+def bulk(services: Services) -> Blueprint:
+    """The bulk route."""
+    blueprint = Blueprint("bulk", __name__)
+    allowance = Allowance(BODIES_BYTES_MAX)
+
+    @blueprint.post(BULK_PATH)
+    async def broadcast() -> Response:
+        who = authenticate(services)
+        if "Idempotency-Key" in request.headers:
+            raise Problem("invalid_field", "Idempotency-Key is for one event: give each line its own idempotency_key")
+        require_media_type(NDJSON_MEDIA_TYPE)
+        with allowance.taken(min(declared_length(), BULK_BYTES_MAX)):
+            lines = split(await read_body(BULK_BYTES_MAX))
+            return answer_lines(await _publish(services, who, lines))
+
+    return blueprint
+
+
+def split(body: bytes) -> list[bytes]:
+    """The lines of a body. A last line may end without a newline; an empty line is a line.
+
+    Raises:
+        Problem: 413, there are too many.
+    """
+    count = body.count(b"\n") + (not body.endswith(b"\n") and bool(body))
+    if count > LINES_MAX:
+        raise Problem("too_large", f"a request must have at most {LINES_MAX} lines; nothing was stored")
+    return body.split(b"\n", count)[:count]
+
+
+async def _publish(services: Services, who: Principal, lines: list[bytes]) -> list[dict[str, object]]:
+    """The result of every line, in order.
+
+    Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
+    """
+    told: list[Told | Problem] = []
+    patience = Patience(PAUSE_SECONDS_MAX)
+    for number, line in enumerate(lines, start=1):
+        told.append(await _tell(services, who, line, patience))
+        if number % LINES_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+    return [{"line": number, **await _result(one)} for number, one in enumerate(told, start=1)]
+
+
+async def _tell(services: Services, who: Principal, line: bytes, patience: Patience) -> Told | Problem:
+    try:
+        if len(line) > LINE_BYTES_MAX:
+            raise Problem("too_large", f"a line must be at most {LINE_BYTES_MAX} bytes")
+        update = wire.decode_line(line)
+        diagnosis_id = diagnosis_id_of(update.diagnosis_id)
+        event = wire.new_event(update, update.idempotency_key)
+        await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
+        while True:
+            try:
+                return Told(diagnosis_id, services.registry.tell(diagnosis_id, Publish(event)))
+            except MailboxFull:
+                if not await patience.paused():
+                    raise
+    except (Problem, ActorError, StorageError) as error:
+        return _as_problem(error)
+
+
+class Patience:
+    """How long one request may still wait for room in mailboxes."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def paused(self) -> bool:
+        """Wait a moment; False at once if the time is used up."""
+        if self._seconds <= 0:
+            return False
+        self._seconds -= PAUSE_STEP_SECONDS
+        await trio.sleep(PAUSE_STEP_SECONDS)
+        return True
+
+
+async def _result(told: Told | Problem) -> dict[str, object]:
+    if isinstance(told, Problem):
+        return wire.problem_object(told)
+    try:
+        receipt = await told.receipt()
+    except (ActorError, StorageError) as error:
+        return wire.problem_object(_as_problem(error))
+    return {"status": 200, **shown_receipt(told.diagnosis_id, receipt)}
+
+
+def _as_problem(error: Problem | ActorError | StorageError) -> Problem:
+    """The problem of one line; other lines of the request have results of their own."""
+    if isinstance(error, Problem):
+        return error
+    return problem_of(error) or Problem("internal_error", "this line failed unexpectedly")
