@@ -39,6 +39,8 @@ class Wanted:
     """The history `after` belongs to; `None`: the current one."""
     newest: int = OLDEST
     """Without any position: begin with the newest n events (0: none), `OLDEST`: with all retained."""
+    acknowledges: bool = True
+    """`after` also moves the cursor of a known subscriber; False: it only says where to continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Pl
         foreign = wanted.epoch is not None and wanted.epoch != window.epoch
         if foreign or wanted.after > window.head:
             return _reset(window, current)
-        return _continue(window, wanted.after, max(wanted.after, current or Seq(0)))
+        acknowledged = wanted.after if wanted.acknowledges or current is None else current
+        return _continue(window, wanted.after, max(acknowledged, current or Seq(0)))
     if current is not None:
         return _continue(window, current, current)
     if stored is not None:

@@ -76,13 +76,19 @@ def carried_through() -> AbstractContextManager[trio.CancelScope]:
 # HTTP
 
 
-def authenticate(services: Services, *, anonymous_allowed: bool = False) -> Principal:
+def authenticate(services: Services, *, anonymous_allowed: bool = False, query_allowed: bool = False) -> Principal:
     """Who sent the current request.
+
+    Args:
+        anonymous_allowed: a request without a token is not refused.
+        query_allowed: the token may stand in the query, if the operator does not mind.
 
     Raises:
         Problem: 401, the token is missing, invalid or expired.
     """
     token = bearer_token(request.headers.get("Authorization"))
+    if token is None and query_allowed and services.settings.query_tokens:
+        token = request.args.get("token") or None
     if token is None:
         if anonymous_allowed:
             return ANONYMOUS

@@ -24,6 +24,7 @@ from web.revocations import revocations
 from web.services import Services
 from web.sockets import sockets
 from web.status import status
+from web.streams import streams
 
 logger = logging.getLogger("avicenna.web")
 
@@ -43,7 +44,18 @@ def create_app(services: Services) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
     log_requests(app, services)
-    for routes in (sockets, broadcasts, diagnoses, positions, operators, maintenance, revocations, bulk, status):
+    for routes in (
+        sockets,
+        broadcasts,
+        diagnoses,
+        positions,
+        operators,
+        maintenance,
+        revocations,
+        bulk,
+        streams,
+        status,
+    ):
         app.register_blueprint(routes(services))
     gate.put_up(app, services)
 

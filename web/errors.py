@@ -154,6 +154,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem("not_found", "this diagnosis is not registered")
         case NoSuchRevocation():
             return Problem("not_found", "there is no revocation with this id")
+        case DevicesExhausted():
+            return Problem("invalid_field", f"device: {error}")
         case _:
             return None
 

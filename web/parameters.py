@@ -1,10 +1,10 @@
-"""The query parameters of `GET /ws/{diagnosis_id}` (PROTOCOL section 3), checked. Pure."""
+"""What a subscriber asks for in its URL (PROTOCOL sections 3 and 8), checked. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from actors.resume import OLDEST, Wanted
@@ -13,6 +13,7 @@ from web.errors import ConnectionRefused, Problem, invalid_parameter
 from web.records import DEVICE, DEVICE_RULE, diagnosis_id_of
 
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
+_EVENT_ID: Final = re.compile(r"([!-~]{1,64})\.([0-9]{1,15})")
 _EPOCH: Final = re.compile(r"[!-~]{1,64}")
 
 
@@ -44,6 +45,28 @@ def parse(diagnosis_id: str, query: Mapping[str, str]) -> Parameters:
     if acknowledges not in ("transport", "app"):
         raise _refused("ack must be transport or app")
     return Parameters(checked_id, device, _wanted(query), acknowledges == "app")
+
+
+def parse_stream(diagnosis_id: str, query: Mapping[str, str], last_event_id: str | None) -> Parameters:
+    """Check the path, the query and the `Last-Event-ID` of a request for an event stream.
+
+    The header wins over `after`: a browser that reconnects repeats the URL it began with. It acknowledges only for a
+    named device; otherwise it says where one of several connections was, and nothing about the others.
+
+    Raises:
+        Problem: `invalid_field`, naming the parameter and its limit.
+    """
+    try:
+        asked = parse(diagnosis_id, query)
+    except ConnectionRefused as refused:
+        raise Problem("invalid_field", refused.refusal.detail) from None
+    if not last_event_id:
+        return asked
+    found = _EVENT_ID.fullmatch(last_event_id)
+    if found is None:
+        raise Problem("invalid_field", "Last-Event-ID must be the id of an event of this stream: epoch.number")
+    position = Wanted(Seq(int(found[2])), Epoch(found[1]), acknowledges=asked.device is not None)
+    return replace(asked, wanted=position)
 
 
 def _wanted(query: Mapping[str, str]) -> Wanted:

@@ -79,7 +79,9 @@ class Settings:
     )
 
     allow_anonymous: bool = _setting(False, Flag(), "Let subscribers without a token follow every diagnosis.")
-    query_tokens: bool = _setting(True, Flag(), "Accept a token in the query of a WebSocket's URL.")
+    query_tokens: bool = _setting(
+        True, Flag(), "Accept a token in the query of the URL of a WebSocket or an event stream."
+    )
     allowed_origins: tuple[str, ...] = _setting(
         (),
         Several(Origin(), 100),

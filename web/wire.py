@@ -218,9 +218,14 @@ def render_event(diagnosis_id: str, event: Event) -> bytes:
     )
 
 
+def event_json(frame: bytes) -> bytes:
+    """The JSON text of an event that `render_event` rendered."""
+    return frame
+
+
 def event_object(diagnosis_id: str, event: Event) -> msgspec.Raw:
     """A stored event as it stands in a list: its frame."""
-    return msgspec.Raw(render_event(diagnosis_id, event))
+    return msgspec.Raw(event_json(render_event(diagnosis_id, event)))
 
 
 def frame(kind: str, diagnosis_id: str, at: float, data: object) -> bytes:

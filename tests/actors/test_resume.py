@@ -86,3 +86,12 @@ def test_missed_and_queued_are_every_number_from_the_position_to_the_head(
     assert 0 <= decided.queued <= 100
     assert decided.cursor <= head
     assert (decided.resume is Resume.PARTIAL) == (decided.missed > 0)
+
+
+def test_a_position_that_does_not_acknowledge_leaves_the_cursor_of_a_known_subscriber() -> None:
+    window = Window(Epoch("e"), Seq(10), Seq(0), Seq(0))
+    wanted = Wanted(Seq(7), Epoch("e"), acknowledges=False)
+    known = plan(window, wanted, (Epoch("e"), Seq(3)))
+    unknown = plan(window, wanted, None)
+    assert (known.position, known.cursor) == (7, 3)
+    assert (unknown.position, unknown.cursor) == (7, 7)

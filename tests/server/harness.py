@@ -77,8 +77,9 @@ class Client:
 class Server:
     """Where a running server is, and how to talk to it."""
 
-    def __init__(self, url: str, data: Path) -> None:
+    def __init__(self, url: str, data: Path, stopping: trio.Event | None = None) -> None:
         self.url = url
+        self._stopping = stopping
         self.data = data
         self.http = httpx.AsyncClient(base_url=url, timeout=10)
         key = load_key(data)
@@ -88,6 +89,11 @@ class Server:
 
     async def __aenter__(self) -> Self:
         return self
+
+    def stop(self) -> None:
+        """Have a server of this process drain now."""
+        assert self._stopping is not None, "it runs in another process"
+        self._stopping.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -191,7 +197,7 @@ async def running_server(settings: Settings, clock: Clock | None = None) -> Asyn
         with trio.fail_after(10):
             await is_ready.wait()
         try:
-            async with Server(urls[0], settings.data) as server:
+            async with Server(urls[0], settings.data, stopping) as server:
                 yield server
         finally:
             stopping.set()

@@ -1,0 +1,193 @@
+"""`GET /diagnoses/{id}/events`: following a diagnosis by Server-Sent Events (PROTOCOL section 8).
+
+The same subscriber as behind a WebSocket, with another transport: its task is woken and reads the ring from the
+position. The stream goes one way, so nothing in it acknowledges; the next request does, by where it continues.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+from quart import Blueprint, Response, request
+
+from actors.messages import Admission, Subscribe
+from actors.ring import Gap
+from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
+from storage.records import Diagnosis, Epoch, Seq, SubscriberId
+from web import rights, wire
+from web.access import authenticate, authorized_diagnosis
+from web.errors import CloseCode, close_of
+from web.parameters import Parameters, parse_stream
+from web.services import Services
+from web.session import Session
+from web.tokens import Principal
+
+STREAM_MEDIA_TYPE: Final = "text/event-stream"
+
+EVENTS_AT_ONCE: Final = 50
+"""Events in one write. Reason: what was written lies in memory until the client reads."""
+
+REPLIES_MAX: Final = 100
+"""Frames other than events that wait for one client. Beyond: it does not read, and its stream ends."""
+
+RETRY_SPREAD_SECONDS: Final = 5.0
+"""Clients of a server that stops are told to come back at random within this time."""
+
+HEARTBEAT: Final = b":\n\n"
+"""A comment: keeps proxies and the client's own timer from giving up a silent stream."""
+
+
+class StreamTransport:
+    """Wakes the task that writes a stream."""
+
+    def __init__(self) -> None:
+        self.ending: Ending | None = None
+        self.overflowed = False
+        self._woken = trio.Event()
+        self._replies: deque[bytes] = deque()
+
+    def feed(self, burst: Burst) -> None:
+        self._woken.set()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def acknowledged(self, seq: Seq) -> None:
+        """Nothing in a stream asks for this."""
+
+    def end(self, ending: Ending) -> None:
+        self.ending = ending
+        self._woken.set()
+
+    def say(self, frame: bytes) -> None:
+        """Queue a frame that is no event; one too many ends the stream."""
+        if len(self._replies) >= REPLIES_MAX:
+            self.overflowed = True
+        else:
+            self._replies.append(frame)
+        self._woken.set()
+
+    def take_replies(self) -> list[bytes]:
+        """All frames queued by `say`."""
+        replies = list(self._replies)
+        self._replies.clear()
+        return replies
+
+    async def woken(self, seconds: float) -> bool:
+        """Wait until there may be something to do; False: there was nothing for so long."""
+        with trio.move_on_after(seconds):
+            await self._woken.wait()
+            self._woken = trio.Event()
+            return True
+        return False
+
+
+def streams(services: Services) -> Blueprint:
+    """The route of the event streams."""
+    blueprint = Blueprint("streams", __name__)
+    anonymous_allowed = services.settings.allow_anonymous
+
+    def may_subscribe(who: Principal, diagnosis: Diagnosis) -> bool:
+        return rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed)
+
+    @blueprint.get("/diagnoses/<diagnosis_id>/events")
+    async def follow(diagnosis_id: str) -> Response:
+        who = authenticate(services, anonymous_allowed=anonymous_allowed, query_allowed=True)
+        parameters = parse_stream(diagnosis_id, request.args, request.headers.get("Last-Event-ID"))
+        await authorized_diagnosis(services, who, parameters.diagnosis_id, may_subscribe)
+        if request.method == "HEAD":
+            return _response(b"")
+        transport = StreamTransport()
+        subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, transport)
+        _detach_with_request(subscriber)
+        admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
+        # Rights may have been taken away while the actor was asked; from here on the roster is told.
+        await authorized_diagnosis(services, who, parameters.diagnosis_id, may_subscribe)
+        return _response(_frames(services, parameters, transport, subscriber, who, admission))
+
+    return blueprint
+
+
+def _detach_with_request(subscriber: Subscriber) -> None:
+    """Have the subscriber leave however the request ends, also if its answer is never begun.
+
+    A `finally` in the answer's generator would not do: a client may leave before its first step.
+    """
+    request_nursery = trio.lowlevel.current_task().parent_nursery
+    assert request_nursery is not None, "Quart-Trio runs a request in a nursery of its own"
+    request_nursery.start_soon(_detach_when_cancelled, subscriber)
+
+
+async def _detach_when_cancelled(subscriber: Subscriber) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        subscriber.detach()
+
+
+def _response(body: bytes | AsyncIterator[bytes]) -> Response:
+    # `no`: nginx would otherwise collect the stream before it passes it on.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = Response(body, headers=headers, content_type=STREAM_MEDIA_TYPE)
+    response.timeout = None
+    return response
+
+
+async def _frames(
+    services: Services,
+    parameters: Parameters,
+    transport: StreamTransport,
+    subscriber: Subscriber,
+    who: Principal,
+    admission: Admission,
+) -> AsyncIterator[bytes]:
+    """What the client gets, until the server ends the connection; the client's end cancels this."""
+    session = Session(
+        parameters.diagnosis_id,
+        who,
+        subscriber,
+        acknowledges=True,
+        say=transport.say,
+        registry=services.registry,
+        verifier=services.verifier,
+        clock=services.clock,
+    )
+    epoch = admission.window.epoch
+    greeting = session.frame("connect", wire.connect_data(admission, who, parameters.device))
+    yield message(greeting, f"{epoch}.{admission.plan.position}")
+    while not transport.overflowed:
+        if replies := transport.take_replies():
+            yield b"".join(message(frame) for frame in replies)
+        if transport.ending is not None:
+            yield _goodbye(services, session, transport.ending)
+            return
+        if due := subscriber.take(EVENTS_AT_ONCE):
+            yield b"".join(_due_message(session, epoch, item) for item in due)
+        elif not await transport.woken(wire.PING_INTERVAL_SECONDS):
+            yield HEARTBEAT
+
+
+def _due_message(session: Session, epoch: Epoch, due: Due) -> bytes:
+    reached = due.last if isinstance(due, Gap) else due.seq
+    frame = session.frame_of(due)
+    return message(wire.event_json(frame) if isinstance(due, EventFrame) else frame, f"{epoch}.{reached}")
+
+
+def _goodbye(services: Services, session: Session, ending: Ending) -> bytes:
+    code, reason = close_of(ending)
+    retry = round(services.jitter() * RETRY_SPREAD_SECONDS * 1000) if code is CloseCode.RESTART else None
+    frame = session.frame("bye", wire.bye_data(code, reason, retry))
+    return message(frame) if retry is None else b"retry: %d\n%b" % (retry, message(frame))
+
+
+def message(data: bytes, event_id: str | None = None) -> bytes:
+    """One message of a stream (WHATWG HTML section 9.2.5), of no named type, so that `onmessage` gets all of them.
+
+    Args:
+        data: JSON text; it holds no line break.
+        event_id: what `Last-Event-ID` will be; `None`: as before.
+    """
+    return b"data: %b\n\n" % data if event_id is None else b"id: %b\ndata: %b\n\n" % (event_id.encode(), data)
