@@ -23,6 +23,7 @@ from actors.messages import (
     Delivery,
     DeliveryState,
     Envelope,
+    Evict,
     Forget,
     Inspect,
     Publish,
@@ -184,6 +185,10 @@ class DiagnosisActor:
                 self._answer(envelope, self._trace(envelope.message.seq))
             case Purge():
                 await self._purge(envelope, envelope.message)
+            case Evict():
+                self._ring.raise_floor(envelope.message.window)
+                self._roster.wake_all()
+                self._answer(envelope, self._ring.window)
             case Forget():
                 await self._forget(envelope, envelope.message)
             case _:
@@ -276,6 +281,8 @@ class DiagnosisActor:
             self._refuse(envelope, refusal)
             return
         if not subscriber.gone:
+            # It may have been forgotten while its start was stored: then it is known anew.
+            known = self._everyone_known.setdefault(known.id, known)
             self._roster.attach(subscriber, known, decided.position)
         self._answer(envelope, Admission(ring.window, decided))
 

@@ -108,6 +108,13 @@ class Purge(Asks[Window]):
 
 
 @dataclass(frozen=True, slots=True)
+class Evict(Asks[Window]):
+    """Let go of events the store has dropped for their age."""
+
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
 class Forget(Asks[int]):
     """Drop the cursors of known subscribers that are not connected; how many there were."""
 
@@ -115,7 +122,7 @@ class Forget(Asks[int]):
     audit: NewAuditRow
 
 
-Message = Publish | Subscribe | Inspect | Trace | Purge | Forget
+Message = Publish | Subscribe | Inspect | Trace | Purge | Evict | Forget
 
 
 class Reply(Generic[Answer]):

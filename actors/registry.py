@@ -18,11 +18,12 @@ from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
-from actors.messages import Asks, Envelope, Inspect, Message
+from actors.messages import Asks, Envelope, Evict, Inspect, Message
 from actors.ring import Ring
 from actors.roster import Roster
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
+from actors.trail import AccessTrail
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.records import Seq, SubscriberId, Window
@@ -77,7 +78,14 @@ class Registry:
         clock: Clock,
         jitter: Callable[[], float],
         limits: Limits,
+        trail: AccessTrail | None = None,
     ) -> None:
+        """A registry without actors.
+
+        Args:
+            trail: is told of every connection that comes and goes; `None`: nobody is.
+        """
+        self._trail = trail
         self._actors_nursery = actors_nursery
         self._clock = clock
         self._jitter = jitter
@@ -144,7 +152,31 @@ class Registry:
         for cell in list(self._cells.values()):
             cell.roster.end_where(lambda _: True, Ending.STOPPING)
 
+    def evicted(self, diagnosis_id: str, window: Window) -> None:
+        """The store has dropped old events: have the actor let go of them, if it is in memory."""
+        cell = self._cells.get(diagnosis_id)
+        if cell is None or cell.roster.ring is None:
+            return
+        # One that refuses will read its outbox again before anybody reads it.
+        with contextlib.suppress(ActorError):
+            self.tell(diagnosis_id, Evict(window))
+
     # Operators
+
+    async def forget_subject(self, sub: str) -> int:
+        """End every connection of a user and forget the user in every actor; how many connections there were.
+
+        What is stored of it stays: that is for the store to erase, afterwards.
+        """
+        ended = 0
+        for cell in list(self._cells.values()):
+            ended += cell.roster.end_where(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
+            known = cell.roster.known or {}
+            for subscriber_id in [one for one in known if one.sub == sub]:
+                self._keeper.discard(known.pop(subscriber_id))
+        if self._trail is not None:
+            await self._trail.flush()
+        return ended
 
     async def restart(self, diagnosis_id: str) -> None:
         """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine.
@@ -192,6 +224,8 @@ class Registry:
             with contextlib.suppress(ActorError, StorageError):
                 await answer()
         await self._keeper.flush()
+        if self._trail is not None:
+            await self._trail.flush()
 
     # Looking
 
@@ -242,14 +276,23 @@ class Registry:
         if cell is None:
             cell = self._cells[diagnosis_id] = self._new_cell(diagnosis_id)
             cell.roster.emptied = lambda: self._drop_if_idle(cell)
+            cell.roster.left = self._left
+            if (trail := self._trail) is not None:
+                cell.roster.joined = lambda subscriber: trail.note("connect", diagnosis_id, subscriber)
         return cell
+
+    def _left(self, subscriber: Subscriber) -> None:
+        assert subscriber.known is not None, "an attached connection has a known subscriber"
+        self._keeper.left(subscriber.known)
+        if self._trail is not None:
+            self._trail.note("disconnect", subscriber.known.diagnosis_id, subscriber)
 
     def _new_cell(self, diagnosis_id: str) -> Cell:
         limits = self._limits
         return Cell(
             diagnosis_id,
             Mailbox(limits.mailbox_publishes_max),
-            Roster(diagnosis_id, self._keeper.left),
+            Roster(diagnosis_id),
             Intensity(limits.restart_intensity_max, limits.restart_intensity_seconds),
             self._histories.get(diagnosis_id) or History(),
         )

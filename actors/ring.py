@@ -52,8 +52,8 @@ class Ring:
             self.floor = Seq(seq - OUTBOX_EVENTS_MAX)
 
     def raise_floor(self, window: Window) -> None:
-        """Let go of what `window` no longer retains (a purge, or events lost in the store)."""
-        self.purged = window.purged
+        """Let go of what `window` no longer retains (a purge, events that were too old, or lost in the store)."""
+        self.purged = max(self.purged, window.purged)
         for seq in range(self.floor + 1, min(window.floor, self.head) + 1):
             self._frames[seq % OUTBOX_EVENTS_MAX] = None
         self.floor = max(self.floor, window.floor)

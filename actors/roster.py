@@ -48,14 +48,8 @@ class Known:
 class Roster:
     """The subscribers of one diagnosis, and the ring they read."""
 
-    def __init__(self, diagnosis_id: str, left: Callable[[Known], None]) -> None:
-        """Nobody follows yet.
-
-        Args:
-            left: told whose connection has ended.
-        """
+    def __init__(self, diagnosis_id: str) -> None:
         self.diagnosis_id = diagnosis_id
-        self._left = left
         self.ring: Ring | None = None
         """The newest incarnation's ring; stays readable while the actor restarts or rests."""
         self.subscribers: dict[Subscriber, None] = {}
@@ -64,6 +58,10 @@ class Roster:
         """All known subscribers; `None` until the first incarnation has loaded them."""
         self.emptied: Callable[[], None] = lambda: None
         """Called when the last connection has left."""
+        self.joined: Callable[[Subscriber], None] = lambda _: None
+        """Called when a connection was attached."""
+        self.left: Callable[[Subscriber], None] = lambda _: None
+        """Called when a connection has left, for whatever reason."""
 
     def attach(self, subscriber: Subscriber, known: Known, position: Seq) -> None:
         """Let a connection follow from `position`; a named subscriber's older connection is replaced."""
@@ -74,6 +72,7 @@ class Roster:
         self.subscribers[subscriber] = None
         known.connections[subscriber] = None
         subscriber.begin(self, known, position, self.ring.head)
+        self.joined(subscriber)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Forget a connection. Idempotent."""
@@ -83,7 +82,7 @@ class Roster:
         assert subscriber.known is not None, "an attached connection has a known subscriber"
         subscriber.known.connections.pop(subscriber, None)
         subscriber.known.waiting.pop(subscriber, None)
-        self._left(subscriber.known)
+        self.left(subscriber)
         if not self.subscribers:
             self.emptied()
 

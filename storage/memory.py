@@ -17,6 +17,7 @@ from storage.errors import CannotCopy, KeyReused, NoSuchDiagnosis, NoSuchRevocat
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     OUTBOX_EVENTS_MAX,
+    AccessRow,
     Appended,
     AuditRow,
     Backup,
@@ -24,7 +25,11 @@ from storage.records import (
     CursorMove,
     Diagnosis,
     Epoch,
+    Erased,
+    Erasure,
     Event,
+    Evicted,
+    NewAccessRow,
     NewAuditRow,
     NewEvent,
     Outbox,
@@ -79,6 +84,8 @@ class MemoryStore:
         self._audit: list[AuditRow] = []
         self._revocations: dict[int, Revocation] = {}
         self._revocations_made = 0
+        self._accesses: list[AccessRow] = []
+        self._audit_rows_made = self._access_rows_made = 0
         self._operations = 0
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
@@ -245,6 +252,76 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [row for row in reversed(self._audit) if before is None or row.number < before][:limit]
 
+    async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._changing()
+        for row in rows:
+            self._access_rows_made += 1
+            number = self._access_rows_made
+            self._accesses.append(AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
+
+    async def accesses(self, *, before: int | None = None, limit: int = 100) -> Sequence[AccessRow]:
+        await trio.lowlevel.checkpoint()
+        return [row for row in reversed(self._accesses) if before is None or row.number < before][:limit]
+
+    async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+        await trio.lowlevel.checkpoint()
+        self._changing()
+        page = self._page(None, after)[:diagnoses]
+        windows = {}
+        for stream in page:
+            newest = max((event.seq for event in stream.events if event.at < at), default=None)
+            if newest is not None:
+                stream.events = [event for event in stream.events if event.seq > newest]
+                stream.floor = max(stream.floor, newest)
+                windows[stream.diagnosis.diagnosis_id] = stream.window
+        return Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
+
+    async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
+        await trio.lowlevel.checkpoint()
+        self._changing()
+        now, rows = self._clock.wall(), len(self._audit) + len(self._accesses)
+        expired = [
+            (stream, key)
+            for stream in self._streams.values()
+            for key, (_, _, at) in stream.keys.items()
+            if at + IDEMPOTENCY_KEY_SECONDS <= now
+        ][:limit]
+        for stream, key in expired:
+            del stream.keys[key]
+        if audit_before is not None:
+            self._audit = [row for row in self._audit[:limit] if row.at >= audit_before] + self._audit[limit:]
+        if accesses_before is not None:
+            kept = [row for row in self._accesses[:limit] if row.at >= accesses_before]
+            self._accesses = kept + self._accesses[limit:]
+        return len(expired) + rows - len(self._audit) - len(self._accesses)
+
+    async def erase(self, erasure: Erasure, audit: NewAuditRow) -> Erased:
+        await trio.lowlevel.checkpoint()
+        self._changing()
+        sub, cursors, viewers, owned = erasure.sub, 0, 0, []
+        for diagnosis_id, stream in sorted(self._streams.items()):
+            for one in [one for one in stream.cursors if one.sub == sub]:
+                del stream.cursors[one]
+                cursors += 1
+            if sub in stream.diagnosis.viewers:
+                left = tuple(viewer for viewer in stream.diagnosis.viewers if viewer != sub)
+                stream.diagnosis = replace(stream.diagnosis, viewers=left)
+                viewers += 1
+            if stream.diagnosis.owner == sub:
+                owned.append(diagnosis_id)
+        before = [*self._audit, *self._accesses]
+        self._audit = [erasure.rewrite(row) for row in self._audit]
+        nobody = SubscriberId(erasure.stand_in, None)
+        self._accesses = [
+            replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._accesses
+        ]
+        after = [*self._audit, *self._accesses]
+        changed = [old != new for old, new in zip(before, after, strict=True)]
+        audit_rows = sum(changed[: len(self._audit)])
+        self._record(audit)
+        return Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, tuple(owned))
+
     async def backup(self, path: Path) -> Backup:
         raise CannotCopy("a store in memory has nothing to copy")
 
@@ -274,7 +351,8 @@ class MemoryStore:
 
     def _record(self, row: NewAuditRow | None) -> None:
         if row is not None:
-            number, at = len(self._audit) + 1, self._clock.wall()
+            self._audit_rows_made += 1
+            number, at = self._audit_rows_made, self._clock.wall()
             self._audit.append(AuditRow(number, at, row.who, row.what, row.target, row.before, row.after))
 
 

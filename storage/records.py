@@ -5,6 +5,7 @@ Times are seconds since the Unix epoch (float). Bodies are opaque bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NewType
 
@@ -202,6 +203,64 @@ class Revocation:
     """Refuses the token with this `jti`; `None`: it is about a subject."""
     at: float
     """When it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccessRow:
+    """Somebody began or ceased to follow a diagnosis."""
+
+    at: float
+    what: Literal["connect", "disconnect"]
+    diagnosis_id: str
+    subscriber: SubscriberId
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRow:
+    """A stored row of the access trail."""
+
+    number: int
+    """Grows by at least one with each row; never reused."""
+    at: float
+    what: str
+    diagnosis_id: str
+    subscriber: SubscriberId
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """One step of dropping events by age."""
+
+    windows: Mapping[str, Window]
+    """What the diagnoses that lost events retain now."""
+    next: str | None
+    """Where the next step continues; `None`: that was the last diagnosis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """How a person is removed."""
+
+    sub: str
+    stand_in: str
+    """What takes the place of the name in rows that must stay."""
+    spellings: Sequence[str]
+    """How the name can appear within an audit row: a row with none of them is not looked at."""
+    rewrite: Callable[[AuditRow], AuditRow]
+    """The audit row without the name; the store does not know what its texts mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What an erasure changed, and what it did not."""
+
+    cursors: int
+    viewers: int
+    """Diagnoses it could follow as a viewer."""
+    audit_rows: int
+    access_rows: int
+    owned: tuple[str, ...]
+    """Registered diagnoses that still name it as their owner."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ CREATE TABLE viewer (
     sub TEXT NOT NULL,
     PRIMARY KEY (dx, place)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX viewer_by_sub ON viewer (sub);
 CREATE TABLE head (
     dx INTEGER PRIMARY KEY REFERENCES diagnosis (dx),
     last_seq INTEGER NOT NULL DEFAULT 0,
@@ -77,6 +78,7 @@ CREATE TABLE cursor (
     acknowledged_at REAL,
     PRIMARY KEY (dx, sub, device)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX cursor_by_sub ON cursor (sub);
 CREATE TABLE idem (
     dx INTEGER NOT NULL REFERENCES diagnosis (dx),
     key TEXT NOT NULL,
@@ -103,6 +105,15 @@ CREATE TABLE audit (
     before TEXT,
     after TEXT
 ) STRICT;
+CREATE TABLE access (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    what TEXT NOT NULL,
+    diagnosis TEXT NOT NULL,
+    sub TEXT,
+    device TEXT
+) STRICT;
+CREATE INDEX access_by_sub ON access (sub);
 """
 
 MIGRATIONS: Final = (_VERSION_1,)

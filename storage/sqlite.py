@@ -17,13 +17,14 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import copies, files, integrity, storable, transactions
+from storage import copies, files, integrity, retention, storable, transactions
 from storage.bridge import Database, open_database
 from storage.clock import Clock
 from storage.committer import Committer, Pending, Work
 from storage.errors import CannotCopy, CannotOpen, Damaged, NotADatabase, Refused, StorageError, StoreBroken
 from storage.history import end_run
 from storage.records import (
+    AccessRow,
     Appended,
     AuditRow,
     Backup,
@@ -32,6 +33,10 @@ from storage.records import (
     Diagnosis,
     Durability,
     Epoch,
+    Erased,
+    Erasure,
+    Evicted,
+    NewAccessRow,
     NewAuditRow,
     NewEvent,
     Outbox,
@@ -321,6 +326,24 @@ class SqliteStore:
     async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
         return await self._read(transactions.audit, before, limit)
 
+    async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
+        given = tuple(rows)
+        await self._change(lambda db, now: retention.record_accesses(db, given))
+
+    async def accesses(self, *, before: int | None = None, limit: int = 100) -> Sequence[AccessRow]:
+        return await self._read(retention.accesses, before, limit)
+
+    async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+        return await self._change(lambda db, now: retention.evict_before(db, at, after, diagnoses))
+
+    async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
+        return await self._change(lambda db, now: retention.expire(db, audit_before, accesses_before, limit, now))
+
+    async def erase(self, erasure: Erasure, audit: NewAuditRow) -> Erased:
+        return await self._change(
+            lambda db, now: retention.erase(db, erasure, audit, now), lambda erased: self._forget_all_cached()
+        )
+
     async def backup(self, path: Path) -> Backup:
         try:
             files.make_directory(path.parent)
@@ -362,6 +385,10 @@ class SqliteStore:
         self._cache.move_to_end(diagnosis.diagnosis_id)
         if len(self._cache) > DIAGNOSES_CACHED_MAX:
             self._cache.popitem(last=False)
+
+    def _forget_all_cached(self) -> None:
+        self._cache_version += 1
+        self._cache.clear()
 
     def _forget_cached(self, diagnosis_id: str) -> None:
         self._cache_version += 1

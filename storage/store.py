@@ -13,12 +13,17 @@ from typing import Protocol
 
 from storage.errors import StorageError
 from storage.records import (
+    AccessRow,
     Appended,
     AuditRow,
     Backup,
     Cursor,
     CursorMove,
     Diagnosis,
+    Erased,
+    Erasure,
+    Evicted,
+    NewAccessRow,
     NewAuditRow,
     NewEvent,
     Outbox,
@@ -152,6 +157,27 @@ class Store(Protocol):
 
     async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
         """Audit rows with a lower number than `before`, newest first."""
+
+    async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
+        """Store rows of the access trail."""
+
+    async def accesses(self, *, before: int | None = None, limit: int = 100) -> Sequence[AccessRow]:
+        """Rows of the access trail with a lower number than `before`, newest first."""
+
+    async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+        """Drop the events committed before `at` of the next diagnoses above `after`, by id; numbers and keys stay.
+
+        An event goes with all of a lower number, so that what is retained has no hole.
+        """
+
+    async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
+        """Drop expired keys, and rows of both trails older than given; how many, at most `limit` of each kind."""
+
+    async def erase(self, erasure: Erasure, audit: NewAuditRow) -> Erased:
+        """Remove a person from cursors and viewers, and its name from both trails and from deleted diagnoses.
+
+        Diagnoses it owns keep their owner until they are registered with another one, or deleted.
+        """
 
     async def backup(self, path: Path) -> Backup:
         """A consistent copy at `path` (mode 0600; must not exist); changes wait while it is made.

@@ -25,6 +25,7 @@ from web.services import Services
 from web.sockets import sockets
 from web.status import status
 from web.streams import streams
+from web.subjects import subjects
 
 logger = logging.getLogger("avicenna.web")
 
@@ -46,14 +47,15 @@ def create_app(services: Services) -> QuartTrio:
     log_requests(app, services)
     for routes in (
         sockets,
+        streams,
         broadcasts,
+        bulk,
         diagnoses,
         positions,
         operators,
+        subjects,
         maintenance,
         revocations,
-        bulk,
-        streams,
         status,
     ):
         app.register_blueprint(routes(services))

@@ -23,6 +23,7 @@ from hypercorn.trio import serve as serve_http
 
 from actors.registry import Registry
 from actors.supervisor import Limits
+from actors.trail import AccessTrail
 from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
@@ -31,6 +32,7 @@ from web import access, wire
 from web.app import create_app
 from web.errors import ConnectionRefused
 from web.expiry import Expiry
+from web.housekeeping import Housekeeper
 from web.jwks import RemoteKeys
 from web.keys import Key, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
 from web.limits import Limits as ClientLimits
@@ -127,8 +129,14 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             escalation_quarantines_max=settings.escalation_quarantines_max,
             escalation_seconds=settings.escalation_seconds,
         )
-        registry = Registry(store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits)
+        trail = AccessTrail(store, clock) if settings.access_trail else None
+        if trail is not None:
+            await actors_nursery.start(trail.run)
+        registry = Registry(
+            store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits, trail=trail
+        )
         await actors_nursery.start(registry.run)
+        await actors_nursery.start(Housekeeper(settings, store, registry, clock).run)
         services = await _services(settings, store, registry, keys, clock, jitter, stopping)
         if services.remote_keys is not None:
             await actors_nursery.start(services.remote_keys.run)

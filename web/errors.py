@@ -177,6 +177,19 @@ def refusal_of(error: Exception) -> Refusal | None:
             return None
 
 
+def problem_of_refusal(refusal: Refusal) -> Problem:
+    """The same refusal for a client that follows over HTTP."""
+    code = {"invalid_token": "unauthenticated", "access_denied": "forbidden"}.get(refusal.code, refusal.code)
+    match STATUS_OF_CODE[code]:
+        case 401:
+            headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        case 429 | 503:
+            headers = retry_after(RETRY_AFTER_SECONDS)
+        case _:
+            headers = {}
+    return Problem(code, refusal.detail, headers)
+
+
 def retry_after(seconds: float) -> dict[str, str]:
     """The header that says when to come back."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -54,6 +54,7 @@ DATABASE_FILE: Final = "avicenna.db"
 """Name of the database within the data directory."""
 
 DAY_SECONDS: Final = 86_400
+DAYS_MAX: Final = 36_500
 
 
 class SettingsError(Exception):
@@ -175,6 +176,19 @@ class Settings:
     )
     address_connects_per_second: float | None = _setting(
         None, Number(0.01, 1_000_000, "per second"), "WebSockets one address (IPv6: one /64) opens; none: any number."
+    )
+
+    events_kept_days: float | None = _setting(
+        None,
+        Number(0.01, DAYS_MAX, "days"),
+        "Events older than this are dropped, within a minute; none: the newest 100 stay.",
+    )
+    access_trail: bool = _setting(False, Flag(), "Keep rows of who followed which diagnosis from when to when.")
+    access_trail_kept_days: float | None = _setting(
+        None, Number(0.01, DAYS_MAX, "days"), "Rows of the access trail older than this are dropped; none: they stay."
+    )
+    audit_kept_days: float | None = _setting(
+        None, Number(0.01, DAYS_MAX, "days"), "Audit rows older than this are dropped; none: they stay."
     )
 
     log_format: Literal["people", "json"] = _setting(

@@ -18,8 +18,8 @@ from actors.ring import Gap
 from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
 from storage.records import Diagnosis, Epoch, Seq, SubscriberId
 from web import rights, wire
-from web.access import authenticate, authorized_diagnosis
-from web.errors import CloseCode, close_of
+from web.access import authenticate, authorized_diagnosis, check_may_subscribe, hold_connection
+from web.errors import CloseCode, ConnectionRefused, close_of, problem_of_refusal
 from web.parameters import Parameters, parse_stream
 from web.services import Services
 from web.session import Session
@@ -103,9 +103,13 @@ def streams(services: Services) -> Blueprint:
         transport = StreamTransport()
         subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, transport)
         _detach_with_request(subscriber)
-        admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
-        # Rights may have been taken away while the actor was asked; from here on the roster is told.
-        await authorized_diagnosis(services, who, parameters.diagnosis_id, may_subscribe)
+        try:
+            hold_connection(services, subscriber, parameters.diagnosis_id, request)
+            admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
+            # Rights may have been taken away while the actor was asked; from here on the roster is told.
+            await check_may_subscribe(services, who, parameters.diagnosis_id)
+        except ConnectionRefused as refused:
+            raise problem_of_refusal(refused.refusal) from None
         return _response(_frames(services, parameters, transport, subscriber, who, admission))
 
     return blueprint
@@ -152,7 +156,7 @@ async def _frames(
         acknowledges=True,
         say=transport.say,
         registry=services.registry,
-        verifier=services.verifier,
+        expiry=services.expiry,
         clock=services.clock,
     )
     epoch = admission.window.epoch

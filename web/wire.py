@@ -70,6 +70,23 @@ def encode(value: object) -> bytes:
     return _encoder.encode(value)
 
 
+def rewritten(text: str, string: Callable[[str], str]) -> str:
+    """A JSON text with every string that is a value replaced by what `string` makes of it; names of fields stay."""
+
+    def of(value: object) -> object:
+        match value:
+            case str():
+                return string(value)
+            case list():
+                return [of(item) for item in value]
+            case dict():
+                return {name: of(item) for name, item in value.items()}
+            case _:
+                return value
+
+    return encode(of(msgspec.json.decode(text))).decode()
+
+
 # Request bodies
 
 
@@ -102,7 +119,7 @@ def decode_registration(body: bytes) -> Registration:
 
 def decode_revocation(body: bytes) -> Revoking:
     """The body of a revocation. Raises as `decode_update`."""
-    return _decode(_revoking_decoder, Revoking.RULES, body)
+    return _decode(_revoking_decoder, lambda _: Revoking.RULES, body)
 
 
 def decode_json(text: bytes) -> object:

@@ -89,9 +89,8 @@ def test_missed_and_queued_are_every_number_from_the_position_to_the_head(
 
 
 def test_a_position_that_does_not_acknowledge_leaves_the_cursor_of_a_known_subscriber() -> None:
-    window = Window(Epoch("e"), Seq(10), Seq(0), Seq(0))
-    wanted = Wanted(Seq(7), Epoch("e"), acknowledges=False)
-    known = plan(window, wanted, (Epoch("e"), Seq(3)))
-    unknown = plan(window, wanted, None)
+    asked = Wanted(Seq(7), NOW, acknowledges=False)
+    known = plan(window(10, 0), asked, (NOW, Seq(3)))
+    unknown = plan(window(10, 0), asked, None)
     assert (known.position, known.cursor) == (7, 3)
     assert (unknown.position, unknown.cursor) == (7, 7)

@@ -1,0 +1,78 @@
+"""`DELETE /subjects/{sub}`: the erasure of a person, and what of it an audit row may keep.
+
+What is erased is the name. Diagnoses it owns, events that were published, and keys stay: a diagnosis is deleted by
+whoever may, an event says nothing about who follows, and no key tells whose it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from quart import Blueprint, Response
+
+from storage.records import AuditRow, Erasure, NewAuditRow
+from web import wire
+from web.access import authenticate, require_scope
+from web.bodies import answer
+from web.records import diagnosis_id_as_json
+from web.services import Services
+
+ERASED: Final = "[erased]"
+"""Stands where the name stood."""
+
+OWNED_SHOWN_MAX: Final = 1000
+"""Diagnoses named in the answer; `owned_total` counts all."""
+
+DIAGNOSIS_ACTS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.")
+"""Acts whose target is a diagnosis, even where a person has the same name."""
+
+
+def subjects(services: Services) -> Blueprint:
+    """The route."""
+    blueprint = Blueprint("subjects", __name__)
+
+    @blueprint.delete("/subjects/<path:sub>")
+    async def erase(sub: str) -> Response:
+        who = authenticate(services)
+        require_scope(who, "operate")
+        connections = await services.registry.forget_subject(sub)
+        act = NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED)
+        erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
+        erased = await services.store.erase(erasure, act)
+        return answer(
+            {
+                "connections": connections,
+                "cursors": erased.cursors,
+                "viewer_entries": erased.viewers,
+                "audit_rows": erased.audit_rows,
+                "access_rows": erased.access_rows,
+                "owned": [diagnosis_id_as_json(one) for one in erased.owned[:OWNED_SHOWN_MAX]],
+                "owned_total": len(erased.owned),
+            }
+        )
+
+    return blueprint
+
+
+def spellings_of(sub: str) -> list[str]:
+    """How a name stands in an audit row: as it is, and within JSON."""
+    return list(dict.fromkeys([sub, wire.encode(sub).decode()[1:-1]]))
+
+
+def without_name(row: AuditRow, sub: str) -> AuditRow:
+    """The row with the stand-in wherever the whole name stands."""
+    about_diagnosis = row.what.startswith(DIAGNOSIS_ACTS)
+    return replace(
+        row,
+        who=ERASED if row.who == sub else row.who,
+        target=ERASED if row.target == sub and not about_diagnosis else row.target,
+        before=_text_without(row.before, sub),
+        after=_text_without(row.after, sub),
+    )
+
+
+def _text_without(text: str | None, sub: str) -> str | None:
+    if text is None:
+        return None
+    return wire.rewritten(text, lambda value: ERASED if value == sub else value)
