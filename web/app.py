@@ -17,6 +17,7 @@ from web.bulk import bulk
 from web.diagnoses import diagnoses
 from web.errors import Problem, problem_of
 from web.maintenance import maintenance
+from web.openapi import openapi
 from web.operators import operators
 from web.positions import positions
 from web.request_log import log_requests
@@ -59,6 +60,7 @@ def create_app(services: Services) -> QuartTrio:
         status,
     ):
         app.register_blueprint(routes(services))
+    app.register_blueprint(openapi())
     gate.put_up(app, services)
 
     @app.errorhandler(Problem)

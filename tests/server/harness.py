@@ -17,6 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from storage.clock import Clock
+from tests.contract import complaint, frame_complaint
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
 from web.composition import serve
 from web.settings import Settings
@@ -30,11 +31,16 @@ class Client:
 
     def __init__(self, connection: WebSocketConnection) -> None:
         self.connection = connection
+        self._kinds_seen: set[str] = set()
 
     async def next(self) -> Frame:
         """The next frame."""
         with trio.fail_after(10):
             frame: Frame = json.loads(await self.connection.get_message())
+        # Thousands of events look alike: of each connection, the first of a kind is compared with its document.
+        if "seq" not in frame or frame["type"] not in self._kinds_seen:
+            self._kinds_seen.add(frame["type"])
+            assert (wrong := frame_complaint(frame)) is None, wrong
         return frame
 
     async def next_of(self, kind: str) -> Frame:
@@ -81,7 +87,7 @@ class Server:
         self.url = url
         self._stopping = stopping
         self.data = data
-        self.http = httpx.AsyncClient(base_url=url, timeout=10)
+        self.http = httpx.AsyncClient(base_url=url, timeout=10, event_hooks={"response": [as_documented]})
         key = load_key(data)
         assert key is not None, "a server has a key"
         self.key = key
@@ -161,6 +167,14 @@ class Server:
         async with self.connect(diagnosis_id, sub, "", **parameters) as client:
             await client.until_live()
             yield client
+
+
+async def as_documented(response: httpx.Response) -> None:
+    """Compare an answer with `/openapi.json`."""
+    await response.aread()
+    request, media_type = response.request, response.headers.get("content-type", "")
+    wrong = complaint(request.method, request.url.path, response.status_code, media_type, response.content)
+    assert wrong is None, wrong
 
 
 @asynccontextmanager

@@ -1,0 +1,138 @@
+"""The documents say what the server does: the routes of the one, the frames of the other."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+
+from actors.subscriber import Ending
+from tests.contract import asyncapi, complaint, frame_complaint, openapi, strict_frame
+from tests.server.harness import Server
+from web import errors
+from web.app import create_app
+from web.errors import STATUS_OF_CODE, CloseCode, close_of
+from web.openapi import codes_of
+from web.operations import OPERATIONS
+from web.records import KINDS, Ack, Auth, Ping
+from web.services import Services
+from web.settings import Settings
+
+
+async def test_the_document_is_served_to_everybody(server: Server) -> None:
+    answer = await server.http.get("/openapi.json")
+    assert answer.status_code == 200
+    assert answer.json() == openapi()
+
+
+def test_every_route_is_documented_and_everything_documented_is_a_route() -> None:
+    app = create_app(cast(Services, SimpleNamespace(settings=Settings())))
+    routes = {
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in app.url_map.iter_rules()
+        if not rule.websocket
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert routes == {(one.method, one.path) for one in OPERATIONS}, "each needs one entry in web/operations.py"
+
+
+def test_every_problem_code_is_documented_somewhere_and_has_a_status() -> None:
+    documented = {code for operation in OPERATIONS for code in codes_of(operation)}
+    assert documented <= STATUS_OF_CODE.keys()
+    assert STATUS_OF_CODE.keys() - documented == {"origin_not_allowed"}
+
+
+def test_every_schema_is_a_schema() -> None:
+    for schema in openapi()["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+    for schema in asyncapi()["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+    for message in asyncapi()["components"]["messages"].values():
+        Draft202012Validator.check_schema(message["payload"])
+
+
+@pytest.mark.parametrize(
+    ("status", "media_type", "body"),
+    [
+        (418, "application/json", b"{}"),
+        (200, "text/plain", b"{}"),
+        (200, "application/json", b'{"status":"ok","surprise":1}'),
+        (200, "application/json", b"{}"),
+        (401, "application/problem+json", b"{}"),
+    ],
+)
+def test_an_answer_that_is_not_documented_is_noticed(status: int, media_type: str, body: bytes) -> None:
+    assert complaint("GET", "/healthz", status, media_type, body) is not None
+    assert complaint("GET", "/healthz", 200, "application/json", b'{"status":"ok"}') is None
+
+
+def test_a_problem_with_a_code_that_is_not_documented_is_noticed() -> None:
+    problem: dict[str, Any] = {"type": "about:blank", "title": "", "status": 422, "detail": "", "code": "invalid_field"}
+    media_type = "application/problem+json"
+    assert complaint("GET", "/diagnoses/42", 422, media_type, msgspec.json.encode(problem)) is None
+    problem["code"] = "bad_json"
+    assert complaint("GET", "/diagnoses/42", 422, media_type, msgspec.json.encode(problem)) is not None
+
+
+def test_every_frame_both_ways_is_documented() -> None:
+    messages = asyncapi()["channels"]["diagnosis"]["messages"].keys()
+    clients = {str(one.__struct_config__.tag) for one in (Ping, Ack, Auth)}
+    servers = {"connect", "gap", "live", "pong", "acked", "auth_expiring", "auth_ok", "error", "bye", *KINDS}
+    assert messages == asyncapi()["components"]["messages"].keys() == clients | servers
+    operations = asyncapi()["operations"]
+    said = {
+        name: {one["$ref"].rpartition("/")[2] for one in operation["messages"]}
+        for name, operation in operations.items()
+    }
+    assert said == {"sendFrames": servers, "receiveFrames": clients}
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ('{"type":"ping"}', True),
+        ('{"type":"ping","data":{"a":1}}', True),
+        ('{"type":"ping","data":1}', False),
+        ('{"type":"ack","seq":3}', True),
+        ('{"type":"ack","seq":-1}', False),
+        ('{"type":"ack"}', False),
+        ('{"type":"auth","token":"t"}', True),
+        ('{"type":"auth","token":1}', False),
+        ('{"type":"ping","surprise":1}', False),
+    ],
+)
+def test_the_document_takes_the_client_frames_the_server_takes(text: str, good: bool) -> None:
+    value = msgspec.json.decode(text)
+    assert strict_frame(value["type"]).is_valid(value) is good
+    try:
+        msgspec.json.decode(text, type=Ping | Ack | Auth, strict=True)
+    except msgspec.ValidationError:
+        assert not good
+    else:
+        assert good
+
+
+def test_a_frame_that_is_not_documented_is_noticed() -> None:
+    frame: dict[str, Any] = {"type": "live", "diagnosis_id": 1, "timestamp": "2026-01-01T00:00:00.000Z"}
+    assert frame_complaint({**frame, "data": {"seq": 1}}) is None
+    for data in ({}, {"seq": 1, "more": 1}, {"seq": "1"}, None):
+        assert frame_complaint({**frame, "data": data}) is not None
+    assert frame_complaint({**frame, "data": {"seq": 1}, "more": 1}) is not None
+    assert frame_complaint({**frame, "type": "surprise", "data": {}}) is not None
+
+
+def test_every_close_code_and_reason_is_documented() -> None:
+    documented = asyncapi()["channels"]["diagnosis"]["x-close-codes"]
+    assert documented.keys() == {*CloseCode, 1001}
+    reasons = set(documented[1008]["reasons"])
+    refusals = [value for value in vars(errors).values() if isinstance(value, errors.Refusal)]
+    endings = [close_of(ending) for ending in Ending]
+    assert {one.reason for one in refusals if one.close_code is CloseCode.POLICY} <= reasons
+    assert {reason for code, reason in endings if code is CloseCode.POLICY} <= reasons
+    assert {code for code, _ in endings} <= documented.keys()
+    codes = set(asyncapi()["components"]["schemas"]["Error"]["properties"]["code"]["enum"])
+    assert {one.code for one in refusals} <= codes

@@ -1,0 +1,115 @@
+"""`GET /openapi.json`: the HTTP contract for programs (OpenAPI 3.1), made from `web.operations` and `web.schemas`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Final
+
+from quart import Blueprint, Response
+
+from web import wire
+from web.bodies import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
+from web.errors import STATUS_OF_CODE
+from web.operations import OPERATIONS, Operation
+from web.request_log import REQUEST_ID_HEADER
+from web.schemas import TEXT, Schema, components, ref, words
+
+ANY_OPERATION: Final = ("internal_error", "method_not_allowed")
+"""Codes that need no entry: anything can fail, and a path that takes other methods says so."""
+
+OF_ACCESS: Final = {
+    "token": ("unauthenticated", "token_expired"),
+    "maybe": ("unauthenticated", "token_expired"),
+    "nobody": (),
+}
+
+SECURITY: Final[dict[str, list[Schema]]] = {"token": [{"token": []}], "maybe": [{"token": []}, {}], "nobody": []}
+
+_HEADERS: Final[dict[int, dict[str, Schema]]] = {
+    401: {"WWW-Authenticate": {"required": True, "schema": TEXT, "description": "RFC 6750."}},
+    405: {"Allow": {"required": True, "schema": TEXT}},
+    429: {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}},
+    503: {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}},
+}
+
+_REQUEST_ID: Final[Schema] = {REQUEST_ID_HEADER: {"schema": TEXT, "description": "Names this request in the log."}}
+
+
+def openapi() -> Blueprint:
+    """The route."""
+    blueprint = Blueprint("openapi", __name__)
+    content = wire.encode(document())
+
+    @blueprint.get("/openapi.json")
+    async def show() -> Response:
+        return Response(content, content_type=JSON_MEDIA_TYPE)
+
+    return blueprint
+
+
+def document() -> Schema:
+    """The whole document."""
+    paths: dict[str, Schema] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _shown(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Avicenna Live",
+            "version": version("avicenna-live"),
+            "summary": "Live updates of medical recommendations, numbered, stored and delivered in order.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components(),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+    }
+
+
+def codes_of(operation: Operation) -> list[str]:
+    """Every problem code an operation can answer with."""
+    return sorted({*operation.problems, *OF_ACCESS[operation.access], *ANY_OPERATION})
+
+
+def _shown(operation: Operation) -> Schema:
+    answers = {
+        str(status): {
+            "description": operation.doc,
+            "headers": _REQUEST_ID,
+            "content": {operation.answer_type: {"schema": schema}},
+            **({"links": operation.links} if operation.links else {}),
+        }
+        for status, schema in operation.answers.items()
+    }
+    shown: Schema = {
+        "operationId": operation.name,
+        "summary": operation.doc,
+        "tags": [operation.tag],
+        "security": SECURITY[operation.access],
+        "parameters": [one.shown() for one in operation.parameters],
+        "responses": answers | _problems(codes_of(operation)),
+    }
+    if operation.body is not None:
+        shown["requestBody"] = {"required": True, "content": {operation.body_type: {"schema": operation.body}}}
+    return shown
+
+
+def _problems(codes: Iterable[str]) -> dict[str, Schema]:
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(STATUS_OF_CODE[code], []).append(code)
+    return {
+        str(status): {
+            "description": " or ".join(of_status),
+            "headers": _REQUEST_ID | _HEADERS.get(status, {}),
+            "content": {
+                PROBLEM_MEDIA_TYPE: {
+                    "schema": {"allOf": [ref("Problem"), {"properties": {"code": words(*of_status)}}]},
+                }
+            },
+        }
+        for status, of_status in sorted(by_status.items())
+    }

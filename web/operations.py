@@ -1,0 +1,324 @@
+"""Every HTTP operation of this server: who may, what goes in, what can come back. Pure; `/openapi.json` is made of it.
+
+A new route needs one entry here; `tests/server/test_documents.py` fails until it has one, and every answer any test
+gets is compared with what is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from web.schemas import DIAGNOSIS_ID_TEXT, REF, Schema, ref
+
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+EVENT_STREAM: Final = "text/event-stream"
+
+Access = Literal["token", "maybe", "nobody"]
+"""A token is required; required unless the operator allows anonymous subscribers; not looked at."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a request."""
+
+    name: str
+    place: Literal["path", "query", "header"]
+    schema: Schema
+    doc: str
+    required: bool = False
+
+    def shown(self) -> Schema:
+        """As OpenAPI has it."""
+        return {
+            "name": self.name,
+            "in": self.place,
+            "required": self.required,
+            "description": self.doc,
+            "schema": self.schema,
+        }
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    name: str
+    """Names it for programs: what a generated client calls it."""
+    doc: str
+    answers: Mapping[int, Schema]
+    """The schema of each good answer."""
+    problems: tuple[str, ...] = ()
+    """Codes it can answer with, beside those of its access and those any operation can (`web.openapi`)."""
+    parameters: tuple[Parameter, ...] = ()
+    body: Schema | None = None
+    body_type: str = JSON
+    answer_type: str = JSON
+    access: Access = "token"
+    tag: str = ""
+    links: Mapping[str, Schema] = field(default_factory=dict)
+    """Where a good answer leads, by name (OpenAPI "Link Object")."""
+
+
+ID: Final = Parameter("diagnosis_id", "path", DIAGNOSIS_ID_TEXT, "The diagnosis.", required=True)
+KEY: Final = Parameter(
+    "Idempotency-Key",
+    "header",
+    # A header loses spaces at its ends on the way.
+    {"type": "string", "pattern": "^[!-~]([ -~]{0,126}[!-~])?$"},
+    "The same key makes no second event for 24 hours.",
+)
+LIMIT: Final = Parameter(
+    "limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Items of a page."
+)
+AFTER: Final = Parameter("after", "query", {"type": "string"}, "The `next` of the page before.")
+PAGE: Final = (LIMIT, AFTER)
+NUMBER: Final[Schema] = {"type": "string", "pattern": "^[0-9]{1,15}$"}
+DEVICE: Final = Parameter(
+    "device", "query", {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}, "Names the subscriber."
+)
+
+STORE: Final = ("storage_unavailable",)
+ACTOR: Final = ("mailbox_full", "quarantined", "draining", *STORE)
+BODY: Final = ("bad_json", "too_large", "unsupported_media_type", "invalid_field")
+
+
+def _broadcast(kind: str, name: str) -> Operation:
+    return Operation(
+        "post",
+        f"/ws/broadcast-{kind}-update",
+        f"broadcast{kind.capitalize()}Update",
+        f"Publish: the {kind} update is on disk and on its way when this answers.",
+        {200: ref("Broadcasted")},
+        ("forbidden", "not_found", "key_reused", *BODY, *ACTOR),
+        (KEY,),
+        ref(name),
+        tag="publishing",
+    )
+
+
+def _links(*operations: str) -> dict[str, Schema]:
+    """From a registered diagnosis to what can be done with it."""
+    given = {"diagnosis_id": "$request.path.diagnosis_id"}
+    return {name: {"operationId": name, "parameters": given} for name in operations}
+
+
+OPERATIONS: Final = (
+    _broadcast("recommendation", "RecommendationUpdate"),
+    _broadcast("effectiveness", "EffectivenessUpdate"),
+    _broadcast("feedback", "FeedbackUpdate"),
+    Operation(
+        "post",
+        "/ws/broadcast",
+        "broadcastMany",
+        "Publish up to 1000 updates, one a line; line n of the answer is the result of line n.",
+        {200: {"type": "string", "description": f"NDJSON; each line {REF}StoredLine or {REF}RefusedLine."}},
+        ("length_required", "too_large", "unsupported_media_type", "bad_json", "invalid_field", "rate_limited"),
+        body={"type": "string", "description": f"NDJSON; each line {REF}RecommendationLine or another ...Line."},
+        body_type=NDJSON,
+        answer_type=NDJSON,
+        tag="publishing",
+    ),
+    Operation(
+        "get",
+        "/ws/status",
+        "getStatus",
+        "What is going on here, as far as the one who asks may see.",
+        {200: ref("Status")},
+        STORE,
+        access="maybe",
+        tag="looking",
+    ),
+    Operation(
+        "get",
+        "/diagnoses",
+        "listDiagnoses",
+        "Registered diagnoses by id: one's own, or all for the scopes `register` and `operate`.",
+        {200: ref("Diagnoses")},
+        ("invalid_field", *STORE),
+        PAGE,
+        tag="registry",
+    ),
+    Operation(
+        "put",
+        "/diagnoses/{diagnosis_id}",
+        "putDiagnosis",
+        "Register a diagnosis (201), or replace owner and viewers (200). Scope `register` or `operate`.",
+        {200: ref("Diagnosis"), 201: ref("Diagnosis")},
+        ("forbidden", *BODY, *STORE),
+        (ID,),
+        ref("Registration"),
+        tag="registry",
+        links=_links("getDiagnosis", "getPosition", "getActor", "restartActor", "getOutbox", "deleteDiagnosis"),
+    ),
+    Operation(
+        "get",
+        "/diagnoses/{diagnosis_id}",
+        "getDiagnosis",
+        "A registered diagnosis. Its owner, or scope `register` or `operate`.",
+        {200: ref("Diagnosis")},
+        ("forbidden", "not_found", "invalid_field", *STORE),
+        (ID,),
+        tag="registry",
+    ),
+    Operation(
+        "delete",
+        "/diagnoses/{diagnosis_id}",
+        "deleteDiagnosis",
+        "Delete a diagnosis with its events; its connections are closed. Scope `register` or `operate`.",
+        {200: ref("Diagnosis")},
+        ("forbidden", "not_found", "invalid_field", *STORE),
+        (ID,),
+        tag="registry",
+    ),
+    Operation(
+        "get",
+        "/diagnoses/{diagnosis_id}/position",
+        "getPosition",
+        "Where a diagnosis stands. Call this, load your data, then follow from here: no race.",
+        {200: ref("Position")},
+        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        (ID,),
+        access="maybe",
+        tag="following",
+    ),
+    Operation(
+        "get",
+        "/diagnoses/{diagnosis_id}/delivery",
+        "getDelivery",
+        "What became of one event, for every known subscriber. The owner, or scope `broadcast` or `operate`.",
+        {200: ref("Deliveries")},
+        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        (ID, Parameter("seq", "query", {"type": "integer", "minimum": 1}, "The event.", required=True), *PAGE),
+        tag="publishing",
+    ),
+    Operation(
+        "get",
+        "/diagnoses/{diagnosis_id}/events",
+        "followEvents",
+        "Follow a diagnosis by Server-Sent Events; `data` holds the frames of `docs/asyncapi.yaml`.",
+        {200: {"type": "string"}},
+        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        (
+            ID,
+            Parameter("token", "query", {"type": "string"}, "The token, where the operator allows it here."),
+            DEVICE,
+            Parameter("after", "query", NUMBER, "Resume after this number."),
+            Parameter("epoch", "query", {"type": "string", "pattern": "^[!-~]{1,64}$"}, "The history of `after`."),
+            Parameter("start", "query", {"type": "string", "pattern": "^(oldest|new|[0-9]{1,15})$"}, "Else, where."),
+            Parameter(
+                "Last-Event-ID",
+                "header",
+                {"type": "string", "pattern": "^[!-~]{1,64}\\.[0-9]{1,15}$"},
+                "Resume after the message with this id; wins over `after`.",
+            ),
+        ),
+        answer_type=EVENT_STREAM,
+        access="maybe",
+        tag="following",
+    ),
+    Operation(
+        "get",
+        "/actors",
+        "listActors",
+        "All diagnosis actors, those that rest included, by id.",
+        {200: ref("Actors")},
+        ("forbidden", "invalid_field", *STORE),
+        PAGE,
+        tag="operating",
+    ),
+    Operation(
+        "get",
+        "/actors/{diagnosis_id}",
+        "getActor",
+        "One diagnosis actor.",
+        {200: ref("Actor")},
+        ("forbidden", "not_found", "invalid_field", *STORE),
+        (ID,),
+        tag="operating",
+    ),
+    Operation(
+        "post",
+        "/actors/{diagnosis_id}/restart",
+        "restartActor",
+        "A new incarnation; connections stay open. Also releases a quarantine.",
+        {200: ref("Actor")},
+        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        (ID,),
+        tag="operating",
+    ),
+    Operation(
+        "post",
+        "/actors/{diagnosis_id}/stop",
+        "stopActor",
+        "Have the actor leave memory; connections stay open, the next message wakes it.",
+        {200: ref("Actor")},
+        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        (ID,),
+        tag="operating",
+    ),
+    Operation(
+        "get",
+        "/actors/{diagnosis_id}/outbox",
+        "getOutbox",
+        "The retained events.",
+        {200: ref("Events")},
+        ("forbidden", "not_found", "invalid_field", *STORE),
+        (ID, LIMIT, Parameter("after", "query", NUMBER, "The `next` of the page before: a number.")),
+        tag="operating",
+    ),
+    Operation(
+        "delete",
+        "/actors/{diagnosis_id}/outbox",
+        "purgeOutbox",
+        "Drop the retained events; numbers and keys stay.",
+        {200: ref("Window")},
+        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        (ID,),
+        tag="operating",
+    ),
+    Operation(
+        "delete",
+        "/actors/{diagnosis_id}/subscribers",
+        "disconnectSubscribers",
+        "Disconnect: without `sub` the anonymous, without `device` every connection of that `sub`.",
+        {200: ref("Disconnected")},
+        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        (
+            ID,
+            Parameter("sub", "query", {"type": "string"}, "The user."),
+            DEVICE,
+            Parameter("forget", "query", {"type": "string", "enum": ["0", "1"]}, "1: drop the cursor, too."),
+        ),
+        tag="operating",
+    ),
+    Operation(
+        "delete",
+        "/subjects/{sub}",
+        "eraseSubject",
+        "Erase a person: connections, cursors, viewer entries, and its name in both trails.",
+        {200: ref("Erased")},
+        ("forbidden", *STORE),
+        (Parameter("sub", "path", {"type": "string", "minLength": 1}, "The `sub` of its tokens.", required=True),),
+        tag="operating",
+    ),
+    Operation(
+        "get", "/healthz", "getHealth", "The process answers.", {200: ref("Health")}, access="nobody", tag="looking"
+    ),
+    Operation(
+        "get", "/readyz", "getReadiness", "It takes work.", {200: ref("Readiness")}, access="nobody", tag="looking"
+    ),
+    Operation(
+        "get",
+        "/openapi.json",
+        "getDocument",
+        "This document.",
+        {200: {"type": "object"}},
+        access="nobody",
+        tag="looking",
+    ),
+)

@@ -1,0 +1,196 @@
+"""What travels over HTTP as JSON Schema (2020-12), for `/openapi.json`. Pure.
+
+Bodies come from the records that decode them. Answers are written down here; tests compare every answer they get with
+its schema, and schemathesis does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from storage.records import OUTBOX_EVENTS_MAX
+from web.errors import STATUS_OF_CODE
+from web.records import (
+    KINDS,
+    EffectivenessLine,
+    EffectivenessUpdate,
+    FeedbackLine,
+    FeedbackUpdate,
+    RecommendationLine,
+    RecommendationUpdate,
+    Registration,
+)
+
+Schema = dict[str, Any]
+
+REF: Final = "#/components/schemas/"
+
+BODIES: Final = (
+    RecommendationUpdate,
+    EffectivenessUpdate,
+    FeedbackUpdate,
+    RecommendationLine,
+    EffectivenessLine,
+    FeedbackLine,
+    Registration,
+)
+
+
+def ref(name: str) -> Schema:
+    """A reference to a component."""
+    return {"$ref": REF + name}
+
+
+def thing(**fields: Schema) -> Schema:
+    """An object with exactly these fields now; a later version may add some."""
+    return {"type": "object", "required": list(fields), "properties": fields}
+
+
+def items(schema: Schema, most: int | None = None) -> Schema:
+    """A list."""
+    return {"type": "array", "items": schema} | ({} if most is None else {"maxItems": most})
+
+
+def page(name: str) -> Schema:
+    """A page of a list, and where the next one begins."""
+    return thing(items=items(ref(name), 1000), next=TEXT_OR_NULL)
+
+
+def words(*allowed: str) -> Schema:
+    """One of a few texts."""
+    return {"type": "string", "enum": list(allowed)}
+
+
+def or_null(schema: Schema) -> Schema:
+    """The same, or null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+TEXT: Final[Schema] = {"type": "string"}
+TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
+FLAG: Final[Schema] = {"type": "boolean"}
+COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+TIME: Final[Schema] = {"type": "string", "format": "date-time", "pattern": "Z$"}
+COUNTS_BY_DIAGNOSIS: Final[Schema] = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
+
+DIAGNOSIS_ID_TEXT: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+
+_DIAGNOSIS_ID: Final[Schema] = {
+    "description": "An integer where the id looks like one of up to 15 digits, else a text.",
+    "anyOf": [{"type": "integer", "minimum": 0, "maximum": 10**15 - 1}, DIAGNOSIS_ID_TEXT],
+}
+
+_RECEIPT: Final[dict[str, Schema]] = {
+    "diagnosis_id": ref("DiagnosisId"),
+    "seq": {"type": "integer", "minimum": 1},
+    "epoch": TEXT,
+    "clients_notified": COUNT,
+    "subscribers": thing(online=COUNT, known=COUNT, at_risk=COUNT),
+    "replayed": FLAG,
+}
+
+_WINDOW: Final[dict[str, Schema]] = {
+    "diagnosis_id": ref("DiagnosisId"),
+    "epoch": TEXT,
+    "head": COUNT,
+    "floor": COUNT,
+}
+
+_LAG: Final = thing(user_id=TEXT_OR_NULL, device=TEXT_OR_NULL, online=FLAG, cursor=COUNT, lag=COUNT)
+
+_STATUS: Final[Schema] = {
+    "type": "object",
+    "description": "The last three fields depend on who asks: totals only, one's own diagnoses, everything.",
+    "required": ["total_diagnoses", "total_connections", "uptime_seconds", "version"],
+    "properties": {
+        "total_diagnoses": COUNT,
+        "total_connections": COUNT,
+        "uptime_seconds": {"type": "number", "minimum": 0},
+        "version": TEXT,
+        "connections_by_diagnosis": COUNTS_BY_DIAGNOSIS,
+        "queued_messages_by_diagnosis": COUNTS_BY_DIAGNOSIS,
+        "node": thing(actors=COUNT, connections=COUNT),
+    },
+}
+
+_ANSWERS: Final[dict[str, Schema]] = {
+    "DiagnosisId": _DIAGNOSIS_ID,
+    "Problem": {
+        "description": "RFC 9457, with a stable code.",
+        **thing(
+            type=TEXT,
+            title=TEXT,
+            status={"type": "integer", "enum": sorted(set(STATUS_OF_CODE.values()))},
+            detail=TEXT,
+            code=words(*STATUS_OF_CODE),
+        ),
+    },
+    "Broadcasted": thing(status=words("broadcasted"), **_RECEIPT),
+    "StoredLine": thing(line={"type": "integer", "minimum": 1}, status={"type": "integer", "enum": [200]}, **_RECEIPT),
+    "RefusedLine": {
+        "allOf": [ref("Problem"), {"properties": {"line": {"type": "integer", "minimum": 1}}, "required": ["line"]}]
+    },
+    "Diagnosis": thing(
+        diagnosis_id=ref("DiagnosisId"), owner=TEXT, viewers=items(TEXT, 1000), epoch=TEXT, created_at=TIME
+    ),
+    "Diagnoses": page("Diagnosis"),
+    "Position": thing(epoch=TEXT, head=COUNT, floor=COUNT),
+    "Delivery": thing(
+        user_id=TEXT_OR_NULL,
+        device=TEXT_OR_NULL,
+        online=FLAG,
+        cursor=COUNT,
+        state=words("acknowledged", "written", "pending", "lost"),
+        acknowledged_at=or_null(TIME),
+    ),
+    "Deliveries": page("Delivery"),
+    "Window": thing(**_WINDOW),
+    "Actor": thing(
+        **_WINDOW,
+        state=words("running", "restarting", "quarantined", "passive"),
+        incarnation=COUNT,
+        subscribers=COUNT,
+        mailbox=thing(depth=COUNT, limit=COUNT),
+        restarts=COUNT,
+        last_crash=or_null(thing(at=TIME, error=TEXT)),
+        lag=items(_LAG, 10),
+    ),
+    "Actors": page("Actor"),
+    "Event": thing(
+        type=words(*KINDS),
+        diagnosis_id=ref("DiagnosisId"),
+        seq={"type": "integer", "minimum": 1},
+        timestamp=TIME,
+        data={"type": "object"},
+    ),
+    "Events": thing(items=items(ref("Event"), OUTBOX_EVENTS_MAX), next=TEXT_OR_NULL),
+    "Disconnected": thing(disconnected=COUNT, forgotten=COUNT),
+    "Erased": thing(
+        connections=COUNT,
+        cursors=COUNT,
+        viewer_entries=COUNT,
+        audit_rows=COUNT,
+        access_rows=COUNT,
+        owned=items(ref("DiagnosisId"), 1000),
+        owned_total=COUNT,
+    ),
+    "Status": _STATUS,
+    "Health": thing(status=words("ok")),
+    "Readiness": thing(status=words("ready")),
+}
+
+
+def components() -> dict[str, Schema]:
+    """Every schema by name."""
+    _, bodies = msgspec.json.schema_components(BODIES, ref_template=REF + "{name}")
+    for body in bodies.values():
+        if "diagnosis_id" in body["properties"]:
+            # The records take any integer or text; the rule is checked after decoding.
+            body["properties"]["diagnosis_id"] = ref("DiagnosisId")
+        if "new_effectiveness" in body["properties"]:
+            body["oneOf"] = [{"required": ["new_effectiveness"]}, {"required": ["effectiveness"]}]
+        if "idempotency_key" in body["properties"]:
+            body["properties"]["idempotency_key"] = or_null({"type": "string", "pattern": "^[ -~]{1,128}$"})
+    return {**bodies, **_ANSWERS}
