@@ -4,12 +4,13 @@
 #   make test  [ARGS="-k mailbox"]    the tests                   make check   what CI runs
 #   make setup                        .venv, up to date           make bench   the benchmarks
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
+#   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make clean                        .venv and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers bench lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test bench lock settings clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,6 +61,10 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+EXAMPLES ?= 200
+api-test: setup
+	API_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/api -o timeout=1200
 
 bench: setup
 	@if [ -f benchmarks/__main__.py ]; then $(BIN)/python -m benchmarks $(ARGS); \

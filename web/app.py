@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
-from quart import Response
+from quart import Response, request
+from quart.globals import request_ctx
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -38,10 +40,28 @@ _CODE_OF_STATUS = {
 }
 
 
+class Application(QuartTrio):
+    """Quart-Trio, but for what it says about methods: a WebSocket's route takes part in no `Allow`."""
+
+    request_class = SizedRequest
+
+    async def make_default_options_response(self) -> Response:
+        adapter = request_ctx.url_adapter
+        return Response("", headers={"Allow": self.allowed(request.path, adapter.allowed_methods() if adapter else ())})
+
+    def allowed(self, path: str, found: Iterable[str]) -> str:
+        """The methods a path takes.
+
+        Args:
+            found: what Quart says; the path of a broadcast also fits `/ws/{diagnosis_id}`, and then it says too much.
+        """
+        exact = [rule.methods or () for rule in self.url_map.iter_rules() if rule.rule == path and not rule.websocket]
+        return ", ".join(sorted(set().union(*exact) or found))
+
+
 def create_app(services: Services) -> QuartTrio:
     """The application of one server."""
-    app = QuartTrio("avicenna_live", static_folder=None)
-    app.request_class = SizedRequest
+    app = Application("avicenna_live", static_folder=None)
     app.url_map.merge_slashes = False  # a path with two is another path: 404, not a redirect
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
@@ -76,8 +96,8 @@ def create_app(services: Services) -> QuartTrio:
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
         code, detail = _CODE_OF_STATUS.get(error.code or 500, ("internal_error", "the request failed"))
-        allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None
-        headers = {"Allow": ", ".join(sorted(allowed))} if allowed else {}
+        found = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+        headers = {"Allow": app.allowed(request.path, found)} if found else {}
         return problem_response(Problem(code, detail, headers))
 
     @app.errorhandler(Exception)

@@ -93,7 +93,8 @@ def _shown(operation: Operation) -> Schema:
         "responses": answers | _problems(codes_of(operation)),
     }
     if operation.body is not None:
-        shown["requestBody"] = {"required": True, "content": {operation.body_type: {"schema": operation.body}}}
+        content = {"schema": operation.body} | ({} if operation.example is None else {"example": operation.example})
+        shown["requestBody"] = {"required": True, "content": {operation.body_type: content}}
     return shown
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from web.schemas import DIAGNOSIS_ID_TEXT, REF, Schema, ref
+from web.schemas import DIAGNOSIS_ID_TEXT, REF, TEXT, Schema, ref
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -29,6 +29,7 @@ class Parameter:
     schema: Schema
     doc: str
     required: bool = False
+    example: str | int | None = None
 
     def shown(self) -> Schema:
         """As OpenAPI has it."""
@@ -38,6 +39,7 @@ class Parameter:
             "required": self.required,
             "description": self.doc,
             "schema": self.schema,
+            **({} if self.example is None else {"example": self.example}),
         }
 
 
@@ -57,6 +59,8 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     body: Schema | None = None
     body_type: str = JSON
+    example: object = None
+    """A good body."""
     answer_type: str = JSON
     access: Access = "token"
     tag: str = ""
@@ -64,7 +68,7 @@ class Operation:
     """Where a good answer leads, by name (OpenAPI "Link Object")."""
 
 
-ID: Final = Parameter("diagnosis_id", "path", DIAGNOSIS_ID_TEXT, "The diagnosis.", required=True)
+ID: Final = Parameter("diagnosis_id", "path", DIAGNOSIS_ID_TEXT, "The diagnosis.", required=True, example="42")
 KEY: Final = Parameter(
     "Idempotency-Key",
     "header",
@@ -87,7 +91,7 @@ ACTOR: Final = ("mailbox_full", "quarantined", "draining", *STORE)
 BODY: Final = ("bad_json", "too_large", "unsupported_media_type", "invalid_field")
 
 
-def _broadcast(kind: str, name: str) -> Operation:
+def _broadcast(kind: str, name: str, **fields: object) -> Operation:
     return Operation(
         "post",
         f"/ws/broadcast-{kind}-update",
@@ -97,6 +101,7 @@ def _broadcast(kind: str, name: str) -> Operation:
         ("forbidden", "not_found", "key_reused", *BODY, *ACTOR),
         (KEY,),
         ref(name),
+        example={"diagnosis_id": 42, **fields},
         tag="publishing",
     )
 
@@ -108,9 +113,9 @@ def _links(*operations: str) -> dict[str, Schema]:
 
 
 OPERATIONS: Final = (
-    _broadcast("recommendation", "RecommendationUpdate"),
-    _broadcast("effectiveness", "EffectivenessUpdate"),
-    _broadcast("feedback", "FeedbackUpdate"),
+    _broadcast("recommendation", "RecommendationUpdate", new_data={"herb": "saffron"}, reason="new evidence"),
+    _broadcast("effectiveness", "EffectivenessUpdate", recommendation_id=7, new_effectiveness=0.85),
+    _broadcast("feedback", "FeedbackUpdate", feedback_id=9, rating=5),
     Operation(
         "post",
         "/ws/broadcast",
@@ -152,6 +157,7 @@ OPERATIONS: Final = (
         ("forbidden", *BODY, *STORE),
         (ID,),
         ref("Registration"),
+        example={"owner": "doctor-1", "viewers": ["patient-1"]},
         tag="registry",
         links=_links("getDiagnosis", "getPosition", "getActor", "restartActor", "getOutbox", "deleteDiagnosis"),
     ),
@@ -193,7 +199,11 @@ OPERATIONS: Final = (
         "What became of one event, for every known subscriber. The owner, or scope `broadcast` or `operate`.",
         {200: ref("Deliveries")},
         ("forbidden", "not_found", "invalid_field", *ACTOR),
-        (ID, Parameter("seq", "query", {"type": "integer", "minimum": 1}, "The event.", required=True), *PAGE),
+        (
+            ID,
+            Parameter("seq", "query", {"type": "integer", "minimum": 1}, "The event.", required=True, example=1),
+            *PAGE,
+        ),
         tag="publishing",
     ),
     Operation(
@@ -201,7 +211,14 @@ OPERATIONS: Final = (
         "/diagnoses/{diagnosis_id}/events",
         "followEvents",
         "Follow a diagnosis by Server-Sent Events; `data` holds the frames of `docs/asyncapi.yaml`.",
-        {200: {"type": "string"}},
+        {
+            200: {
+                "description": "One message of the stream.",
+                "type": "object",
+                "required": ["data"],
+                "properties": {"id": TEXT, "data": TEXT | {"contentMediaType": JSON}},
+            }
+        },
         ("forbidden", "not_found", "invalid_field", *ACTOR),
         (
             ID,
@@ -213,8 +230,9 @@ OPERATIONS: Final = (
             Parameter(
                 "Last-Event-ID",
                 "header",
-                {"type": "string", "pattern": "^[!-~]{1,64}\\.[0-9]{1,15}$"},
+                {"type": "string", "pattern": "^([!-~]{1,64}[.][0-9]{1,15})?$"},
                 "Resume after the message with this id; wins over `after`.",
+                example="3f2a9c.7",
             ),
         ),
         answer_type=EVENT_STREAM,
@@ -268,7 +286,13 @@ OPERATIONS: Final = (
         "The retained events.",
         {200: ref("Events")},
         ("forbidden", "not_found", "invalid_field", *STORE),
-        (ID, LIMIT, Parameter("after", "query", NUMBER, "The `next` of the page before: a number.")),
+        (
+            ID,
+            LIMIT,
+            Parameter(
+                "after", "query", {"type": "string", "pattern": "^[0-9]{0,15}$"}, "The `next` of the page before."
+            ),
+        ),
         tag="operating",
     ),
     Operation(
@@ -303,7 +327,16 @@ OPERATIONS: Final = (
         "Erase a person: connections, cursors, viewer entries, and its name in both trails.",
         {200: ref("Erased")},
         ("forbidden", *STORE),
-        (Parameter("sub", "path", {"type": "string", "minLength": 1}, "The `sub` of its tokens.", required=True),),
+        (
+            Parameter(
+                "sub",
+                "path",
+                {"type": "string", "minLength": 1},
+                "The `sub` of its tokens.",
+                required=True,
+                example="patient-1",
+            ),
+        ),
         tag="operating",
     ),
     Operation(
