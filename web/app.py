@@ -62,7 +62,7 @@ class Application(QuartTrio):
 def create_app(services: Services) -> QuartTrio:
     """The application of one server."""
     app = Application("avicenna_live", static_folder=None)
-    app.url_map.merge_slashes = False  # a path with two is another path: 404, not a redirect
+    app.url_map.merge_slashes = False  # a path with two within is another path: 404, not a redirect
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
     log_requests(app, services)
