@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
+from http import HTTPStatus
 
 from quart import Response, request
 from quart.globals import request_ctx
@@ -82,6 +84,14 @@ def create_app(services: Services) -> QuartTrio:
         app.register_blueprint(routes(services))
     app.register_blueprint(openapi())
     gate.put_up(app, services)
+
+    @app.after_request
+    async def take_the_rest(response: Response) -> Response:
+        """A refusal can come before the body has: take it, or it would be read as the next request."""
+        if response.status_code >= HTTPStatus.BAD_REQUEST:
+            with contextlib.suppress(HTTPException):
+                await request.get_data(cache=False)
+        return response
 
     @app.errorhandler(Problem)
     async def refused(problem: Problem) -> Response:

@@ -15,8 +15,11 @@ from web.operations import OPERATIONS, Operation
 from web.request_log import REQUEST_ID_HEADER
 from web.schemas import TEXT, Schema, components, ref, words
 
-ANY_OPERATION: Final = ("internal_error", "method_not_allowed")
-"""Codes that need no entry: anything can fail, and a path that takes other methods says so."""
+ANY_OPERATION: Final = ("internal_error", "method_not_allowed", "rate_limited")
+"""Codes that need no entry: anything can fail, a path that takes other methods says so, an address asks too often."""
+
+OF_CHANGES: Final = ("origin_not_allowed",)
+"""Codes of every operation that changes something: pages of foreign origins may not."""
 
 OF_ACCESS: Final = {
     "token": ("unauthenticated", "token_expired"),
@@ -71,7 +74,8 @@ def document() -> Schema:
 
 def codes_of(operation: Operation) -> list[str]:
     """Every problem code an operation can answer with."""
-    return sorted({*operation.problems, *OF_ACCESS[operation.access], *ANY_OPERATION})
+    of_method = () if operation.method == "get" else OF_CHANGES
+    return sorted({*operation.problems, *OF_ACCESS[operation.access], *of_method, *ANY_OPERATION})
 
 
 def _shown(operation: Operation) -> Schema:

@@ -340,10 +340,72 @@ OPERATIONS: Final = (
         tag="operating",
     ),
     Operation(
+        "post",
+        "/revocations",
+        "revokeTokens",
+        "Refuse the tokens a subject has now, or the one token with this `jti`; live connections close at once.",
+        {201: ref("Revocation")},
+        ("forbidden", *BODY, *STORE),
+        body=ref("Revoking"),
+        example={"sub": "patient-1"},
+        tag="operating",
+        links={"liftRevocation": {"operationId": "liftRevocation", "parameters": {"number": "$response.body#/id"}}},
+    ),
+    Operation(
+        "get",
+        "/revocations",
+        "listRevocations",
+        "The revocations in force, oldest first.",
+        {200: ref("Revocations")},
+        ("forbidden", "invalid_field", *STORE),
+        (
+            LIMIT,
+            Parameter(
+                "after", "query", {"type": "string", "pattern": "^[0-9]{0,15}$"}, "The `next` of the page before."
+            ),
+        ),
+        tag="operating",
+    ),
+    Operation(
+        "delete",
+        "/revocations/{number}",
+        "liftRevocation",
+        "Lift a revocation.",
+        {200: ref("Revocation")},
+        ("forbidden", "not_found", *STORE),
+        (Parameter("number", "path", TEXT, "The `id` of the revocation.", required=True, example="1"),),
+        tag="operating",
+    ),
+    Operation(
+        "post",
+        "/backup",
+        "makeBackup",
+        "A consistent copy of the database in the server's data directory, made while others go on.",
+        {200: ref("Backup")},
+        ("forbidden", *STORE),
+        tag="operating",
+    ),
+    Operation(
+        "post",
+        "/check",
+        "checkDatabase",
+        "The problems an integrity check of the database finds.",
+        {200: ref("Checked")},
+        ("forbidden", *STORE),
+        tag="operating",
+    ),
+    Operation(
         "get", "/healthz", "getHealth", "The process answers.", {200: ref("Health")}, access="nobody", tag="looking"
     ),
     Operation(
-        "get", "/readyz", "getReadiness", "It takes work.", {200: ref("Readiness")}, access="nobody", tag="looking"
+        "get",
+        "/readyz",
+        "getReadiness",
+        "It takes work.",
+        {200: ref("Readiness")},
+        ("draining", "quarantined", *STORE),
+        access="nobody",
+        tag="looking",
     ),
     Operation(
         "get",

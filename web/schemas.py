@@ -14,6 +14,7 @@ from storage.records import OUTBOX_EVENTS_MAX
 from web.errors import STATUS_OF_CODE
 from web.records import (
     KINDS,
+    SUB_CHARACTERS_MAX,
     EffectivenessLine,
     EffectivenessUpdate,
     FeedbackLine,
@@ -21,6 +22,7 @@ from web.records import (
     RecommendationLine,
     RecommendationUpdate,
     Registration,
+    Revoking,
 )
 
 Schema = dict[str, Any]
@@ -35,6 +37,7 @@ BODIES: Final = (
     EffectivenessLine,
     FeedbackLine,
     Registration,
+    Revoking,
 )
 
 
@@ -176,6 +179,15 @@ _ANSWERS: Final[dict[str, Schema]] = {
         owned=items(ref("DiagnosisId"), 1000),
         owned_total=COUNT,
     ),
+    "Revocation": {
+        "type": "object",
+        "required": ["id", "at"],
+        "properties": {"id": COUNT, "sub": TEXT, "jti": TEXT, "at": TIME},
+        "oneOf": [{"required": ["sub"]}, {"required": ["jti"]}],
+    },
+    "Revocations": page("Revocation"),
+    "Backup": thing(path=TEXT, bytes=COUNT, sha256={"type": "string", "pattern": "^[0-9a-f]{64}$"}),
+    "Checked": thing(status=words("ok", "damaged"), problems=items(TEXT)),
     "Status": _STATUS,
     "Health": thing(status=words("ok")),
     "Readiness": thing(status=words("ready")),
@@ -191,6 +203,9 @@ def components() -> dict[str, Schema]:
             body["properties"]["diagnosis_id"] = ref("DiagnosisId")
         if "new_effectiveness" in body["properties"]:
             body["oneOf"] = [{"required": ["new_effectiveness"]}, {"required": ["effectiveness"]}]
+        if "jti" in body["properties"]:
+            one_text = {"type": "string", "minLength": 1, "maxLength": SUB_CHARACTERS_MAX}
+            body["oneOf"] = [{"required": [name], "properties": {name: one_text}} for name in ("sub", "jti")]
         if "idempotency_key" in body["properties"]:
             body["properties"]["idempotency_key"] = or_null({"type": "string", "pattern": "^[ -~]{1,128}$"})
     return {**bodies, **_ANSWERS}
