@@ -15,6 +15,7 @@ from storage.clock import SystemClock
 from storage.sqlite import SqliteStore, open_store
 from tests.access.conftest import MovableClock
 from tests.server.harness import Client, Frame, Server, running_server
+from tests.server.test_streams import streamed
 from web.settings import DATABASE_FILE, Settings
 from web.tokens import issue
 
@@ -310,3 +311,23 @@ async def test_whoever_lost_a_right_is_cut_off_even_if_the_one_who_took_it_has_l
         await trio.sleep(0.2)  # Long enough for the server to notice; were it not, the test would only show less.
         left.set()
         assert (await client.close_frames())[1] == 1008
+
+
+async def test_a_stream_is_warned_and_ended_when_its_token_expires(server: Server, clock: MovableClock) -> None:
+    await server.register()
+    async with streamed(server) as following:
+        await following.until_live()
+        clock.ahead_seconds = 545
+        assert (await following.next()).frame["type"] == "auth_expiring"
+        clock.ahead_seconds = 611
+        goodbye = (await following.next()).frame
+    assert goodbye["data"] == {"code": 1008, "reason": "token expired", "retry_after_ms": None}
+
+
+async def test_a_revoked_subject_loses_its_stream_at_once(server: Server) -> None:
+    await server.register()
+    async with streamed(server) as following:
+        await following.until_live()
+        operator = server.bearer("op", "operate")
+        assert (await server.http.post("/revocations", json={"sub": "amira"}, headers=operator)).status_code == 201
+        assert (await following.next()).frame["data"]["reason"] == "revoked"

@@ -158,9 +158,17 @@ CASES = [(name, make, INVALID) for name, make in ODD.items()] + [(name, make, EX
 
 async def over_http(server: Server, token: str) -> tuple[str, int]:
     """Code of the problem, and the status."""
-    answer = await server.http.get(
-        "/diagnoses/42/position", headers=[(b"Authorization", f"Bearer {token}".strip().encode("latin-1"))]
-    )
+    return await refused_at(server, "/diagnoses/42/position", token)
+
+
+async def over_sse(server: Server, token: str) -> tuple[str, int]:
+    """The same of an event stream."""
+    return await refused_at(server, "/diagnoses/42/events", token)
+
+
+async def refused_at(server: Server, path: str, token: str) -> tuple[str, int]:
+    """Code of the problem, and the status."""
+    answer = await server.http.get(path, headers=[(b"Authorization", f"Bearer {token}".strip().encode("latin-1"))])
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     assert answer.headers["content-type"] == "application/problem+json"
     return answer.json()["code"], answer.status_code
@@ -201,7 +209,7 @@ async def server(
 
 async def test_forged_and_odd_tokens_are_refused_everywhere(server: Server, rsa_key: rsa.RSAPrivateKey) -> None:
     forge = Forge(server, rsa_key)
-    transports: list[Callable[[Server, str], Awaitable[tuple[Any, ...]]]] = [over_http, over_websocket]
+    transports: list[Callable[[Server, str], Awaitable[tuple[Any, ...]]]] = [over_http, over_sse, over_websocket]
     wrong: list[object] = []
     for name, make, (problem_code, frame_code, reason) in CASES:
         token = make(forge)
@@ -209,7 +217,7 @@ async def test_forged_and_odd_tokens_are_refused_everywhere(server: Server, rsa_
             if not token.isascii() and transport is over_websocket:
                 continue  # no header can carry it
             got = await transport(server, token)
-            wanted = (problem_code, 401) if transport is over_http else (frame_code, 1008, reason)
+            wanted = (frame_code, 1008, reason) if transport is over_websocket else (problem_code, 401)
             if got != wanted:
                 wrong.append((name, transport.__name__, got))
     assert wrong == []
