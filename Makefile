@@ -5,19 +5,22 @@
 #   make setup                        .venv, up to date           make bench   the benchmarks
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
-#   make clean                        .venv and caches away
+#   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test bench lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test bench load-generator lock settings clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.up-to-date
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.up-to-date
+NATIVE := build/benchmarks
 ROOMS := actors storage web
-CHECKED := $(ROOMS) tests
+CHECKED := $(ROOMS) tests benchmarks
 
 # A name on the PATH may be a shim that fails, or a Python without venv: try each by running it.
 SUITABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
@@ -66,9 +69,23 @@ EXAMPLES ?= 200
 api-test: setup
 	API_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/api -o timeout=1200
 
-bench: setup
-	@if [ -f benchmarks/__main__.py ]; then $(BIN)/python -m benchmarks $(ARGS); \
-	else echo "There is no benchmark in this version."; fi
+bench: setup $(BENCH_STAMP) load-generator
+	$(BIN)/python -m benchmarks $(ARGS)
+
+$(BENCH_STAMP): requirements/bench.lock $(STAMP)
+	@echo "installing the servers to compare with into $(BENCH_VENV) ..."
+	@[ -x $(BENCH_VENV)/bin/python ] || $(BIN)/python -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check -qq install --require-hashes -r requirements/bench.lock
+	@touch $@
+
+load-generator: $(NATIVE)/load $(NATIVE)/floor
+
+$(NATIVE)/load: $(addprefix benchmarks/native/,load.c client.c frame.c measure.c client.h frame.h measure.h)
+$(NATIVE)/floor: benchmarks/native/floor.c
+$(NATIVE)/%:
+	@command -v $(CC) >/dev/null || { echo "make: the load generator is C: install a compiler, or name it: make $@ CC=..." >&2; exit 1; }
+	@mkdir -p $(NATIVE)
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -o $@ $(filter %.c,$^)
 
 # The locks hold for every supported Python and name no index, so that the machine's own pip settings decide.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -78,10 +95,11 @@ lock:
 	@$(PIP) install "uv>=0.13,<0.14"
 	$(COMPILE) pyproject.toml --output-file requirements/run.lock
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/run.lock --output-file requirements/dev.lock
+	$(COMPILE) pyproject.toml --group bench --constraint requirements/run.lock --output-file requirements/bench.lock
 
 settings: setup
 	$(BIN)/python -m web.settings > docs/SETTINGS.md
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +

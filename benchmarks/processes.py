@@ -1,0 +1,48 @@
+"""What Linux says about a process, and where it may run."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+PRIORITY: Final = -10
+"""Before whatever else the machine does, where that is allowed."""
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time a process has used, all threads, user and system; 10 ms fine."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / _TICKS
+
+
+def memory_bytes(pid: int) -> int:
+    """Proportional set size: what the process holds alone, and its share of what it holds with others."""
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert found, "every process has a proportional set size"
+    return int(found[1]) * 1024
+
+
+def cores() -> tuple[int, int]:
+    """The core of the server and the core of the load generator; the same one if there is only one."""
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[0], usable[-1]
+
+
+def settle_on(core: int) -> Callable[[], None]:
+    """What a child does before it becomes the program: take its core, priority and as many files as it may open."""
+
+    def settle() -> None:
+        os.sched_setaffinity(0, {core})
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    return settle
