@@ -86,11 +86,13 @@ def create_app(services: Services) -> QuartTrio:
     gate.put_up(app, services)
 
     @app.after_request
-    async def take_the_rest(response: Response) -> Response:
-        """A refusal can come before the body has: take it, or it would be read as the next request."""
-        if response.status_code >= HTTPStatus.BAD_REQUEST:
+    async def close_after_a_refusal(response: Response) -> Response:
+        """A refusal can come before its body has: a connection that was used further could hang over the rest of it."""
+        has_body = "Content-Length" in request.headers or "Transfer-Encoding" in request.headers
+        if has_body and response.status_code >= HTTPStatus.BAD_REQUEST:
             with contextlib.suppress(HTTPException):
                 await request.get_data(cache=False)
+            response.headers["Connection"] = "close"
         return response
 
     @app.errorhandler(Problem)
