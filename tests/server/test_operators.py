@@ -223,6 +223,6 @@ async def test_operator_restarts_under_load_lose_and_repeat_nothing(server: Serv
             async with trio.open_nursery() as publishers:
                 for _ in range(4):
                     publishers.start_soon(publish)
-                for _ in range(10):
+                for _ in range(50):
                     await post(server, "/actors/42/restart")
     assert received == [list(range(1, 201))] * 20

@@ -36,6 +36,47 @@ async def test_events_published_while_a_client_is_away_survive_kill_9_and_arrive
     assert answer["seq"] == 7
 
 
+@pytest.mark.guarantee(4)
+async def test_who_was_away_over_a_crash_gets_the_exact_gap_and_the_newest_hundred(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with served(data) as (process, server):
+        await server.register(42, "amira", "bo", "cyrus", "dina")
+        async with server.live(sub="bo", device="b", ack="app") as online:
+            async with server.live(sub="cyrus", device="c", ack="app") as leaving:
+                for number in range(1, 41):
+                    await server.publish(number)
+                await leaving.events(40)
+                await leaving.say(type="ack", seq=40)
+                await leaving.next_of("acked")
+            for number in range(41, 111):
+                await server.publish(number)
+            assert [event["seq"] for event in await online.events(110)] == list(range(1, 111))
+            await online.say(type="ack", seq=110)
+            await online.next_of("acked")
+            await process.kill()
+    async with served(data) as (_, server):
+        async with server.connect(sub="bo", device="b", ack="app") as online:
+            assert [frame["type"] for frame in await online.until_live()] == ["connect", "live"]
+            for number in range(111, 181):
+                await server.publish(number)
+            assert [event["seq"] for event in await online.events(70)] == list(range(111, 181))
+        async with server.connect(sub="cyrus", device="c", ack="app") as back:
+            frames = await back.until_live()
+        async with server.connect(sub="dina", device="d", ack="app") as new:
+            fresh = await new.until_live()
+    assert (frames[0]["data"]["resume"], frames[0]["data"]["missed"], frames[0]["data"]["queued"]) == (
+        "partial",
+        40,
+        100,
+    )
+    assert frames[1]["data"] == {"from": 41, "to": 80, "count": 40, "reason": "evicted"}
+    assert [frame["seq"] for frame in frames if "seq" in frame] == list(range(81, 181))
+    assert [frame["data"]["feedback_id"] for frame in frames if "seq" in frame] == list(range(81, 181))
+    assert frames[-1]["data"] == {"seq": 180}
+    assert (fresh[0]["data"]["resume"], fresh[0]["data"]["floor"]) == ("fresh", 80)
+    assert [frame["seq"] for frame in fresh if "seq" in frame] == list(range(81, 181))
+
+
 async def test_a_stopping_server_says_goodbye_and_exits_with_0(tmp_path: Path) -> None:
     async with served(tmp_path / "data") as (process, server):
         await server.register()
