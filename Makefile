@@ -10,7 +10,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test bench load-generator lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test bench bench-isolation load-generator lock settings clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -71,6 +71,9 @@ api-test: setup
 
 bench: setup $(BENCH_STAMP) load-generator
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-isolation: setup
+	$(BIN)/python -m benchmarks.isolation
 
 $(BENCH_STAMP): requirements/bench.lock $(STAMP)
 	@echo "installing the servers to compare with into $(BENCH_VENV) ..."
