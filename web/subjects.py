@@ -13,7 +13,7 @@ from quart import Blueprint, Response
 
 from storage.records import AuditRow, Erasure, NewAuditRow
 from web import wire
-from web.access import authenticate, require_scope
+from web.access import authenticate, carried_through, require_scope
 from web.bodies import answer
 from web.records import diagnosis_id_as_json
 from web.services import Services
@@ -36,10 +36,11 @@ def subjects(services: Services) -> Blueprint:
     async def erase(sub: str) -> Response:
         who = authenticate(services)
         require_scope(who, "operate")
-        connections = await services.registry.forget_subject(sub)
         act = NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED)
         erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
-        erased = await services.store.erase(erasure, act)
+        with carried_through():
+            connections = await services.registry.forget_subject(sub)
+            erased = await services.store.erase(erasure, act)
         return answer(
             {
                 "connections": connections,
@@ -66,10 +67,17 @@ def without_name(row: AuditRow, sub: str) -> AuditRow:
     return replace(
         row,
         who=ERASED if row.who == sub else row.who,
-        target=ERASED if row.target == sub and not about_diagnosis else row.target,
+        target=row.target if about_diagnosis else _target_without(row.target, sub),
         before=_text_without(row.before, sub),
         after=_text_without(row.after, sub),
     )
+
+
+def _target_without(target: str, sub: str) -> str:
+    """A target is a name, or a JSON object of names."""
+    if target.startswith("{"):
+        return _text_without(target, sub) or target
+    return ERASED if target == sub else target
 
 
 def _text_without(text: str | None, sub: str) -> str | None:
