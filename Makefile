@@ -5,12 +5,13 @@
 #   make setup                        .venv, up to date           make bench   the benchmarks
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
+#   make crash-test [ROUNDS=1000]     the server killed under load, again and again
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test bench bench-isolation load-generator lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test bench bench-isolation load-generator lock settings clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -68,6 +69,10 @@ layers: setup
 EXAMPLES ?= 200
 api-test: setup
 	API_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/api -o timeout=1200
+
+ROUNDS ?= 1000
+crash-test: setup
+	CRASH_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash -s -o timeout=7200
 
 bench: setup $(BENCH_STAMP) load-generator
 	$(BIN)/python -m benchmarks $(ARGS)

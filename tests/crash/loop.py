@@ -1,0 +1,275 @@
+"""The crash loop: the server is killed under load again and again, on the same data, and must keep every promise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from tests.crash.connection import Connection, Cut, connected
+from tests.crash.ledger import RETAINED_MAX, Found, Ledger, fields_of
+from tests.logbook import LOGBOOK
+from web.tokens import issue, load_key
+
+ROOT: Final = Path(__file__).parents[2]
+
+DIAGNOSES: Final = ("1", "2", "three")
+PUBLISHERS: Final = 6
+"""Each has one request in flight, on a connection that is kept alive."""
+
+SECONDS_TO_LIVE_MAX: Final = 0.12
+"""After the first acknowledgement of a round, the server lives for a random time up to this."""
+
+KEYS_TRIED: Final = 3
+"""Keys of answered updates, of any round, that are tried again in each round."""
+
+
+class Forge:
+    """The program that starts servers; see `tests.crash.forge`."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self._said = b""
+
+    async def start(self, data: Path, durability: str) -> Victim:
+        """A server that accepts connections."""
+        order = {
+            "argv": ["serve", "--port", "0", "--data", str(data)],
+            "env": {"AVICENNA_DURABILITY": durability, "AVICENNA_LOG_LEVEL": "info"},
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._said = b""
+        with trio.fail_after(60):
+            await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
+            process_id = b""
+            while not process_id.endswith(b"\n"):
+                process_id += await self._process.stdout.receive_some()
+            while (found := re.search(rb"listening on http://[^:]+:(\d+)", self._said)) is None:
+                assert b"cannot start" not in self._said, self._said.decode()
+                await self._listen()
+        return Victim(int(process_id), int(found[1]))
+
+    async def _listen(self) -> None:
+        assert self._process.stderr is not None
+        chunk = bytes(await self._process.stderr.receive_some())
+        assert chunk, f"the forge ended: {self._said.decode()}"
+        LOGBOOK.write(chunk)
+        self._said += chunk
+
+
+class Victim:
+    """A running server, to be killed."""
+
+    def __init__(self, process_id: int, port: int) -> None:
+        self.port = port
+        self._process_id = process_id
+        self._descriptor = os.pidfd_open(process_id)
+
+    async def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        os.kill(self._process_id, 9)
+        await trio.lowlevel.wait_readable(self._descriptor)
+        os.close(self._descriptor)
+
+
+@asynccontextmanager
+async def forge() -> AsyncIterator[Forge]:
+    """A forge, and no process of it afterwards."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "tests.crash.forge"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        yield Forge(process)
+    finally:
+        os.killpg(process.pid, 9)
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    await stream.aclose()
+
+
+@dataclass
+class Figures:
+    """What a loop did and found."""
+
+    rounds: int = 0
+    acknowledged: int = 0
+    unanswered: int = 0
+    stored_unanswered: int = 0
+    """Events that were stored although nobody was told: what an Idempotency-Key is for."""
+    keys_tried: int = 0
+    seconds: float = 0.0
+    violations: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rounds} rounds in {self.seconds:.0f} s: {self.acknowledged} events acknowledged, "
+            f"{self.unanswered} requests unanswered, {self.stored_unanswered} of them stored all the same; "
+            f"{self.keys_tried} keys tried again; {len(self.violations)} violations"
+        )
+
+
+async def run(data: Path, rounds: int, chance: random.Random) -> Figures:
+    """Kill a server this often; what came of it. Ends at the first round with a violation."""
+    figures = Figures()
+    began = time.monotonic()
+    loop = Loop(chance)
+    async with forge() as servers:
+        for number in range(rounds):
+            victim = await servers.start(data, durability=("full", "normal")[number % 2])
+            await loop.run_round(victim, data)
+            figures.rounds += 1
+            if loop.violations():
+                break
+    figures.seconds = time.monotonic() - began
+    figures.acknowledged = sum(ledger.acknowledged for ledger in loop.ledgers.values())
+    figures.stored_unanswered = sum(ledger.stored_unanswered for ledger in loop.ledgers.values())
+    figures.unanswered, figures.keys_tried, figures.violations = loop.unanswered, loop.keys_tried, loop.violations()
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An update on its way."""
+
+    diagnosis_id: str
+    update: int
+    key: str | None
+
+
+class Loop:
+    """The publishers, and what they know."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.ledgers = {name: Ledger(name) for name in DIAGNOSES}
+        self.unanswered = 0
+        self.keys_tried = 0
+        self._complaints: list[str] = []
+        self._chance = chance
+        self._headers: dict[str, str] = {}
+        self._updates = 0
+        self._answered: list[Sent] = []
+        """With a key."""
+        self._waiting: list[Sent] = []
+        """Without an answer, of the last round, with a key."""
+
+    async def run_round(self, victim: Victim, data: Path) -> None:
+        """Compare what a server retains with what was promised, load it, kill it."""
+        is_new = not self._headers
+        if is_new:
+            self._headers = _headers(data)
+        async with connected(victim.port, self._headers) as http:
+            if is_new:
+                await self._register(http)
+            await self._look(http)
+            await self._try_keys(http)
+        await self._publish_until_killed(victim)
+
+    def violations(self) -> list[str]:
+        """What was promised and not kept."""
+        return self._complaints + [one for ledger in self.ledgers.values() for one in ledger.violations]
+
+    async def _register(self, http: Connection) -> None:
+        for name in DIAGNOSES:
+            status, _ = await http.ask("PUT", f"/diagnoses/{name}", {"owner": "amira", "viewers": []})
+            assert status == 201
+
+    async def _look(self, http: Connection) -> None:
+        for name, ledger in self.ledgers.items():
+            _, position = await http.ask("GET", f"/diagnoses/{name}/position")
+            _, outbox = await http.ask("GET", f"/actors/{name}/outbox?limit={RETAINED_MAX}")
+            found = [Found(event["seq"], event["data"]) for event in outbox["items"]]
+            ledger.judge(position["epoch"], position["head"], found)
+
+    async def _try_keys(self, http: Connection) -> None:
+        """Repeat what was not answered, and some of what was."""
+        repeated = self._chance.sample(self._answered, min(KEYS_TRIED, len(self._answered)))
+        for sent in self._waiting + repeated:
+            known = self.ledgers[sent.diagnosis_id].seq_of(sent.update)
+            is_replay = await self._send(http, sent)
+            self.keys_tried += 1
+            if known is not None and not is_replay:
+                self._complaints.append(f"update {sent.update} was event {known}, and was stored again")
+        for sent in repeated[:1]:
+            status, _ = await _post(http, Sent(sent.diagnosis_id, sent.update + 1, sent.key))
+            if status != 409:
+                self._complaints.append(f"another update under a used key was answered {status}")
+        self._waiting.clear()
+
+    async def _publish_until_killed(self, victim: Victim) -> None:
+        """Publish from all sides; kill the server some time after its first answer."""
+        is_first_answer = trio.Event()
+        async with trio.open_nursery() as publishers_nursery:
+            for _ in range(PUBLISHERS):
+                publishers_nursery.start_soon(self._publish, victim.port, is_first_answer)
+            with trio.fail_after(60):
+                await is_first_answer.wait()
+            await trio.sleep(self._chance.uniform(0, SECONDS_TO_LIVE_MAX))
+            await victim.kill()
+
+    async def _publish(self, port: int, is_first_answer: trio.Event) -> None:
+        """Publish until the connection is cut."""
+        with contextlib.suppress(Cut):
+            async with connected(port, self._headers) as http:
+                while True:
+                    await self._publish_next(http)
+                    is_first_answer.set()
+
+    async def _publish_next(self, http: Connection) -> None:
+        self._updates += 1
+        key = f"key-of-update-{self._updates}" if self._chance.random() < 0.5 else None
+        sent = Sent(self._chance.choice(DIAGNOSES), self._updates, key)
+        try:
+            await self._send(http, sent)
+        except Cut:
+            self.unanswered += 1
+            self.ledgers[sent.diagnosis_id].leave_unanswered(sent.update)
+            if key is not None:
+                self._waiting.append(sent)
+            raise
+
+    async def _send(self, http: Connection, sent: Sent) -> bool:
+        """Publish, and take note of the answer; whether it was a replay."""
+        status, answer = await _post(http, sent)
+        if status != 200:
+            self._complaints.append(f"a broadcast was answered {status} {answer}")
+            return False
+        self.ledgers[sent.diagnosis_id].acknowledge(sent.update, answer["seq"], answer["epoch"])
+        if sent.key is not None:
+            self._answered.append(sent)
+        return bool(answer["replayed"])
+
+
+async def _post(http: Connection, sent: Sent) -> tuple[int, Any]:
+    headers = {} if sent.key is None else {"Idempotency-Key": sent.key}
+    body = {"diagnosis_id": sent.diagnosis_id, **fields_of(sent.update)}
+    return await http.ask("POST", "/ws/broadcast-feedback-update", body, **headers)
+
+
+def _headers(data: Path) -> dict[str, str]:
+    """What lets the publishers in."""
+    key = load_key(data)
+    assert key is not None, "a server has a key"
+    LOGBOOK.note_key(key)
+    token = issue(key, sub="crash", scope="operate", ttl_seconds=86_000, now=time.time(), token_id="crash")
+    LOGBOOK.note(token, "a token")
+    return {"Authorization": f"Bearer {token}"}
