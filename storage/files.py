@@ -82,6 +82,11 @@ def make_empty(path: Path) -> None:
         make_private(path)
 
 
+def is_writable(path: Path) -> bool:
+    """Whether this process may write a file that is there; also false on a read-only file system."""
+    return os.access(path, os.W_OK)
+
+
 def remove(path: Path) -> None:
     """Delete a file, if it is there."""
     path.unlink(missing_ok=True)

@@ -130,6 +130,9 @@ async def _open_connection(
             files.make_private(path)
     except OSError as error:
         raise CannotOpen(f"{path} cannot be made: {error.strerror}") from error
+    if not files.is_writable(path):
+        # SQLite would fail to lock it, and call that an I/O error.
+        raise CannotOpen(f"{path} is read-only; the server must be able to write it")
     presence = files.Presence(path)
     is_clean = is_broken = was_lost = False
     try:

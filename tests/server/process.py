@@ -38,6 +38,20 @@ class Process:
             return await self.process.wait()
 
 
+async def run(*arguments: object, **variables: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command that ends by itself."""
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            [str(COMMAND), *map(str, arguments)],
+            check=False,
+            capture_stdout=True,
+            capture_stderr=True,
+            env=os.environ | variables,
+        )
+    LOGBOOK.write(done.stderr)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
 @asynccontextmanager
 async def served(
     data: Path, *options: str, logbook: Logbook = LOGBOOK, **variables: str

@@ -12,16 +12,7 @@ import pytest
 import trio
 
 from tests.server.harness import Server
-from tests.server.process import COMMAND, served
-
-
-async def run(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    with trio.fail_after(60):
-        done = await trio.run_process(
-            [str(COMMAND), *map(str, arguments)], check=False, capture_stdout=True, capture_stderr=True
-        )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+from tests.server.process import run, served
 
 
 async def test_backup_and_check_answer_and_leave_a_row_each(server: Server) -> None:

@@ -1,0 +1,253 @@
+"""What an operator sees when the disk is full, the files are damaged or taken: one clear line, the right exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from tests.logbook import PAYLOAD_MARKER, Logbook
+from tests.mounts import read_only, small_disk
+from tests.server.harness import Server
+from tests.server.process import run, served
+
+DATABASE = "avicenna.db"
+LOG = "avicenna.db-wal"
+
+CANNOT_START = 2
+STORAGE_FAILED = 1
+
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Two data directories with events 1 to 5 of diagnosis 42 in the database itself."""
+
+    closed: Path
+    """The last server ended in order."""
+    killed: Path
+    """The last server did not."""
+
+    def copy(self, source: Path, target: Path) -> Path:
+        """One of them, to be damaged."""
+        shutil.copytree(source, target)
+        return target
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Made once for all tests."""
+    directory = tmp_path_factory.mktemp("kept")
+    made = Kept(directory / "closed", directory / "killed")
+
+    async def fill() -> None:
+        async with served(made.closed) as (process, server):
+            await server.register()
+            for number in range(1, 6):
+                assert (await server.publish(number)).status_code == 200
+            await process.kill()
+        # Opens the database without a server, and closes it in order.
+        assert (await run("check", "--data", made.closed))[0] == 0
+        made.copy(made.closed, made.killed)
+        async with served(made.killed) as (process, _):
+            await process.kill()
+
+    trio.run(fill)
+    return made
+
+
+@pytest.fixture
+def closed(kept: Kept, tmp_path: Path) -> Path:
+    """A data directory whose last server ended in order."""
+    return kept.copy(kept.closed, tmp_path / "data")
+
+
+@pytest.fixture
+def killed(kept: Kept, tmp_path: Path) -> Path:
+    """A data directory whose last server was killed."""
+    return kept.copy(kept.killed, tmp_path / "data")
+
+
+async def refusal(data: Path, **variables: str) -> str:
+    """The one line with which a server says why it does not start."""
+    code, said, complaint = await run("serve", "--port", "0", "--data", data, **variables)
+    assert (code, said) == (CANNOT_START, "")
+    assert "Traceback" not in complaint
+    lines = [line for line in complaint.splitlines() if "cannot start" in line]
+    assert len(lines) == 1, complaint
+    assert str(data / DATABASE) in lines[0]
+    return lines[0]
+
+
+def change(path: Path, place: int, content: bytes) -> None:
+    """Write over bytes of a file."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(content)
+
+
+def place_of_an_event(data: Path) -> int:
+    """Where in the database a stored body is."""
+    return (data / DATABASE).read_bytes().index(PAYLOAD_MARKER.encode())
+
+
+async def retained(server: Server) -> list[int]:
+    """The feedback ids of the events a server retains, in order."""
+    headers = server.bearer("op", "operate")
+    items = (await server.http.get("/actors/42/outbox", headers=headers)).json()["items"]
+    assert [event["seq"] for event in items] == list(range(1, len(items) + 1))
+    return [event["data"]["feedback_id"] for event in items]
+
+
+async def test_a_read_only_file_is_refused(closed: Path) -> None:
+    with read_only(closed / DATABASE):
+        assert "is read-only; the server must be able to write it" in await refusal(closed)
+    async with served(closed) as (process, server):
+        assert await retained(server) == [1, 2, 3, 4, 5]
+        await process.kill()
+
+
+async def test_a_file_another_program_has_locked_is_refused(closed: Path) -> None:
+    hold = (
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        " db.execute('BEGIN IMMEDIATE'); print('locked', end='', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(closed / DATABASE)]
+    async with trio.open_nursery() as nursery:
+        holder: trio.Process = await nursery.start(
+            partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        )
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert await holder.stdout.receive_some() == b"locked"
+        assert "is in use by another process" in await refusal(closed)
+        await holder.stdin.aclose()
+
+
+@pytest.mark.guarantee(12)
+async def test_a_second_server_is_told_what_to_do(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with served(data) as (_, server):
+        await server.register()
+        assert "in use by another server; stop it, or name another directory with --data" in await refusal(data)
+        assert (await server.publish(1)).status_code == 200
+
+
+async def test_an_overwritten_header_is_refused_with_the_command_that_helps(closed: Path) -> None:
+    change(closed / DATABASE, 0, b"overwritten by something else")
+    said = await refusal(closed)
+    assert "is not a database, or its header is overwritten" in said
+    assert f"avicenna-live restore FILE --data {closed}" in said
+
+
+async def test_a_damaged_page_is_refused_after_a_crash_with_the_command_that_helps(killed: Path) -> None:
+    place = place_of_an_event(killed)
+    change(killed / DATABASE, place - place % PAGE_BYTES, b"\xff" * 64)
+    said = await refusal(killed)
+    assert "is damaged" in said
+    assert f"avicenna-live restore FILE --data {killed}" in said
+
+
+async def test_a_flipped_byte_of_an_event_is_refused_after_a_crash_and_named(killed: Path) -> None:
+    change(killed / DATABASE, place_of_an_event(killed), b"X")
+    said = await refusal(killed)
+    assert "diagnosis 42: event " in said
+    assert "fails its checksum" in said
+    assert f"avicenna-live restore FILE --data {killed}" in said
+
+
+async def test_a_flipped_byte_is_never_delivered_and_ends_a_running_server_with_1(closed: Path) -> None:
+    logbook = Logbook()
+    change(closed / DATABASE, place_of_an_event(closed), b"X")
+    async with served(closed, logbook=logbook) as (process, server):
+        # The process may be gone before the answer is.
+        with contextlib.suppress(httpx.TransportError):
+            answer = await server.publish(6)
+            assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+        with trio.fail_after(30):
+            assert await process.process.wait() == STORAGE_FAILED
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    (line,) = [one for one in "".join(logbook.lines).splitlines() if "storage failed" in one]
+    assert "fails its checksum" in line
+    assert "avicenna-live restore FILE" in line
+
+
+@pytest.mark.guarantee(1)
+async def test_a_log_that_is_deleted_after_a_crash_is_missed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with served(data) as (process, server):
+        await server.register()
+        await server.publish(1)
+        await process.kill()
+    (data / LOG).unlink()
+    said = await refusal(data)
+    assert f"its log {data / LOG} is missing" in said
+    assert f"avicenna-live restore {data / DATABASE} --data {data}" in said
+
+
+async def test_a_damaged_database_is_set_aside_if_the_operator_says_so(closed: Path) -> None:
+    logbook = Logbook()
+    change(closed / DATABASE, 0, b"overwritten by something else")
+    damaged = (closed / DATABASE).read_bytes()
+    async with served(closed, logbook=logbook, AVICENNA_DAMAGED_DATABASE="set_aside") as (process, server):
+        assert (await server.status())["total_diagnoses"] == 0
+        await server.register()
+        assert (await server.publish(1)).json()["seq"] == 1
+        await process.kill()
+    aside = closed / f"{DATABASE}.damaged"
+    assert aside.read_bytes() == damaged
+    assert f"it is now {aside}, and an empty one is begun" in "".join(logbook.lines)
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(13)
+async def test_a_full_disk_is_answered_503_until_there_is_room_and_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size_kib=4096) as disk:
+        data, filler = disk / "data", disk / "filler"
+        accepted: list[int] = []
+        async with served(data) as (process, server):
+            await server.register()
+
+            async def publish(number: int) -> int:
+                answer = await server.publish(number)
+                if answer.status_code == 200:
+                    accepted.append(number)
+                else:
+                    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+                    assert int(answer.headers["Retry-After"]) > 0
+                return answer.status_code
+
+            assert {await publish(number) for number in range(1, 6)} == {200}
+            _fill_up(filler)
+            assert 503 in {await publish(number) for number in range(6, 16)}
+            async with trio.open_nursery() as publishers_nursery:
+                for number in range(16, 36):
+                    publishers_nursery.start_soon(publish, number)
+            filler.unlink()
+            assert {await publish(number) for number in range(36, 41)} == {200}
+            assert await retained(server) == accepted
+            await process.kill()
+        async with served(data) as (process, server):
+            assert await retained(server) == accepted
+            await process.kill()
+
+
+def _fill_up(path: Path) -> None:
+    """Take what room is left on a disk, to the last byte."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    for size in (65536, 1):
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                os.write(descriptor, b"x" * size)
+    os.close(descriptor)
