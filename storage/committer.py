@@ -118,7 +118,6 @@ class Committer:
             raise Busy(f"{QUEUE_OPERATIONS_MAX} operations wait for the disk already") from None
         except trio.ClosedResourceError:
             raise Busy("the store is closing") from None
-        self._queue_peak = max(self._queue_peak, self._receive.statistics().current_buffer_used)
         return pending
 
     async def read(
@@ -171,6 +170,8 @@ class Committer:
 
     def _drain(self, first: Pending[object]) -> list[Pending[object]]:
         batch = [first]
+        # Only this method takes from the queue: it is never longer than now.
+        self._queue_peak = max(self._queue_peak, 1 + self._receive.statistics().current_buffer_used)
         while len(batch) < BATCH_OPERATIONS_MAX:
             try:
                 batch.append(self._receive.receive_nowait())

@@ -116,7 +116,8 @@ class Presence:
     """
 
     def __init__(self, path: Path) -> None:
-        self._identities = {file: _identity(file) for file in (path, wal_of(path))}
+        # Text, not paths: this is asked after every commit.
+        self._identities = {file: _identity(file) for file in (str(path), str(wal_of(path)))}
 
     @property
     def has_log(self) -> bool:
@@ -132,9 +133,9 @@ class Presence:
         return None
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - see `Presence`
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.records import Durability, NewAuditRow
-from storage.transactions import record
+from storage.trails import record
 
 RENEWED = "epochs.renew"
 """The act of the audit row that a renewal leaves."""

@@ -48,8 +48,9 @@ def contents(db: sqlite3.Connection, after: int, limit: int = DIAGNOSES_PER_STEP
         f"diagnosis {diagnosis_id}: its events are not {floor + 1} to {head} without a hole"
         for diagnosis_id, floor, head in db.execute(
             "SELECT public_id, floor, last_seq FROM diagnosis LEFT JOIN head USING (dx)"
-            " LEFT JOIN (SELECT dx, count(*) AS n, min(seq) AS low, max(seq) AS high FROM entry GROUP BY dx) USING (dx)"
-            " WHERE dx BETWEEN ? AND ? AND deleted_at IS NULL"
+            " LEFT JOIN (SELECT dx, count(*) AS n, min(seq) AS low, max(seq) AS high"
+            "   FROM entry WHERE dx BETWEEN ?1 AND ?2 GROUP BY dx) USING (dx)"
+            " WHERE dx BETWEEN ?1 AND ?2 AND deleted_at IS NULL"
             " AND (last_seq IS NULL OR coalesce(n, 0) <> last_seq - floor OR low <> floor + 1 OR high <> last_seq)",
             span,
         )

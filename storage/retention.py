@@ -1,4 +1,4 @@
-"""The SQL of letting go: events and rows by age, a person by name. And of the access trail, which exists to be let go.
+"""The SQL of letting go: events and rows by age, a person by name.
 
 Plain functions of a connection, as in `storage.transactions`. Each does a bounded piece of work, except the erasure of
 a person, which is done whole or not at all.
@@ -7,22 +7,18 @@ a person, which is done whole or not at all.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 
 from storage.records import (
-    AccessRow,
     AuditRow,
     Epoch,
     Erased,
     Erasure,
     Evicted,
-    NewAccessRow,
     NewAuditRow,
     Seq,
-    SubscriberId,
     Window,
 )
-from storage.transactions import record
+from storage.trails import record
 
 
 def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) -> Evicted:
@@ -59,30 +55,6 @@ def expire(
                 (before, limit),
             ).rowcount
     return dropped
-
-
-# The access trail
-
-
-def record_accesses(db: sqlite3.Connection, rows: Sequence[NewAccessRow]) -> None:
-    """Store rows of the access trail."""
-    db.executemany(
-        "INSERT INTO access (at, what, diagnosis, sub, device) VALUES (?, ?, ?, ?, ?)",
-        [(row.at, row.what, row.diagnosis_id, row.subscriber.sub, row.subscriber.device) for row in rows],
-    )
-
-
-def accesses(db: sqlite3.Connection, before: int | None, limit: int) -> list[AccessRow]:
-    """Rows of the access trail, newest first."""
-    rows = db.execute(
-        "SELECT number, at, what, diagnosis, sub, device FROM access"
-        " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?",
-        (before, before, limit),
-    )
-    return [
-        AccessRow(number, at, what, diagnosis_id, SubscriberId(sub, device))
-        for number, at, what, diagnosis_id, sub, device in rows
-    ]
 
 
 # Erasure

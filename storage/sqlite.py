@@ -17,7 +17,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import copies, files, integrity, retention, storable, transactions
+from storage import copies, files, integrity, retention, revocations, storable, trails, transactions
 from storage.bridge import Database, open_database
 from storage.clock import Clock
 from storage.committer import Committer, Pending, Work
@@ -310,31 +310,31 @@ class SqliteStore:
         self, *, sub: str | None = None, token_id: str | None = None, audit: NewAuditRow | None = None
     ) -> Revocation:
         storable.check(sub, token_id, audit)
-        return await self._change(lambda db, now: transactions.revoke(db, sub, token_id, audit, now))
+        return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, audit, now))
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
-        return await self._read(transactions.revocations, after, limit)
+        return await self._read(revocations.revocations, after, limit)
 
     async def lift_revocation(self, number: int, audit: NewAuditRow | None = None) -> Revocation:
         storable.check(number, audit)
-        return await self._change(lambda db, now: transactions.lift_revocation(db, number, audit, now))
+        return await self._change(lambda db, now: revocations.lift_revocation(db, number, audit, now))
 
     async def expire_revocations(self, until: float) -> int:
-        return await self._change(lambda db, now: transactions.expire_revocations(db, until))
+        return await self._change(lambda db, now: revocations.expire_revocations(db, until))
 
     async def record(self, row: NewAuditRow) -> None:
         storable.check(row)
-        await self._change(lambda db, now: transactions.record(db, row, now))
+        await self._change(lambda db, now: trails.record(db, row, now))
 
     async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
-        return await self._read(transactions.audit, before, limit)
+        return await self._read(trails.audit, before, limit)
 
     async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
         given = tuple(rows)
-        await self._change(lambda db, now: retention.record_accesses(db, given))
+        await self._change(lambda db, now: trails.record_accesses(db, given))
 
     async def accesses(self, *, before: int | None = None, limit: int = 100) -> Sequence[AccessRow]:
-        return await self._read(retention.accesses, before, limit)
+        return await self._read(trails.accesses, before, limit)
 
     async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
         return await self._change(lambda db, now: retention.evict_before(db, at, after, diagnoses))

@@ -1,4 +1,4 @@
-"""The SQL: plain functions of a connection, run on the database thread within a transaction of the committer.
+"""The SQL of diagnoses, their events and cursors: functions of a connection, run within a transaction of the committer.
 
 Each does one operation of `storage.store.Store` and returns its answer. Expected refusals are raised
 (`Refused`); the committer turns them into the answer of that operation alone.
@@ -11,12 +11,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from storage.errors import KeyReused, NoSuchDiagnosis, NoSuchRevocation, Refused, StoreBroken
+from storage.errors import KeyReused, NoSuchDiagnosis, Refused, StoreBroken
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     OUTBOX_EVENTS_MAX,
     Appended,
-    AuditRow,
     Cursor,
     CursorMove,
     Diagnosis,
@@ -26,15 +25,12 @@ from storage.records import (
     NewEvent,
     Outbox,
     Registered,
-    Revocation,
     Seq,
     Slice,
     SubscriberId,
     Window,
 )
-
-EXPIRED_KEYS_PER_COMMIT: Final = 64
-"""Expired idempotency keys removed in one transaction. Reason: bounded work; the rest goes with the next."""
+from storage.trails import record_if
 
 RESTORE: Final = "the disk has changed what was stored: restore a backup with `avicenna-live restore FILE`"
 
@@ -85,7 +81,7 @@ def register(
         db.execute("UPDATE diagnosis SET owner = ? WHERE dx = ?", (owner, dx))
         db.execute("DELETE FROM viewer WHERE dx = ?", (dx,))
     db.executemany("INSERT INTO viewer VALUES (?, ?, ?)", [(dx, place, sub) for place, sub in enumerate(viewers)])
-    _audit_if(db, audit, now)
+    record_if(db, audit, now)
     after = find(db, diagnosis_id)[1]
     return Registered(after, created=before is None, before=before)
 
@@ -96,7 +92,7 @@ def delete(db: sqlite3.Connection, diagnosis_id: str, audit: NewAuditRow | None,
     db.execute("UPDATE diagnosis SET deleted_at = ? WHERE dx = ?", (now, dx))
     for table in ("viewer", "entry", "cursor", "idem"):
         db.execute(f"DELETE FROM {table} WHERE dx = ?", (dx,))  # noqa: S608 - the names stand above
-    _audit_if(db, audit, now)
+    record_if(db, audit, now)
     return diagnosis
 
 
@@ -163,7 +159,6 @@ def append(
         db.execute(
             "UPDATE head SET last_seq = ?, floor = ? WHERE dx = ?", (head, max(floor, head - OUTBOX_EVENTS_MAX), dx)
         )
-        _drop_expired_keys(db, now)
     return outcomes
 
 
@@ -190,13 +185,6 @@ def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: floa
             "INSERT OR REPLACE INTO idem VALUES (?, ?, ?, ?, ?, ?)",
             (dx, event.key, event.digest, seq, now, now + IDEMPOTENCY_KEY_SECONDS),
         )
-
-
-def _drop_expired_keys(db: sqlite3.Connection, now: float) -> None:
-    db.execute(
-        "DELETE FROM idem WHERE (dx, key) IN (SELECT dx, key FROM idem WHERE expires_at <= ? LIMIT ?)",
-        (now, EXPIRED_KEYS_PER_COMMIT),
-    )
 
 
 def checksum(seq: int, at: float, kind: str, body: bytes) -> int:
@@ -235,7 +223,7 @@ def purge(db: sqlite3.Connection, diagnosis_id: str, audit: NewAuditRow | None, 
     dx, diagnosis = find(db, diagnosis_id)
     db.execute("DELETE FROM entry WHERE dx = ?", (dx,))
     db.execute("UPDATE head SET floor = last_seq, purged = last_seq WHERE dx = ?", (dx,))
-    _audit_if(db, audit, now)
+    record_if(db, audit, now)
     return _window(db, dx, diagnosis.epoch)
 
 
@@ -303,69 +291,5 @@ def forget(
         dropped += db.execute(
             "DELETE FROM cursor WHERE dx = ? AND sub = ? AND device = ?", (dx, one.sub or "", one.device or "")
         ).rowcount
-    _audit_if(db, audit, now)
+    record_if(db, audit, now)
     return dropped
-
-
-# Revocations
-
-
-def revoke(
-    db: sqlite3.Connection, sub: str | None, token_id: str | None, audit: NewAuditRow | None, now: float
-) -> Revocation:
-    """Revoke a subject's tokens or one token."""
-    # REPLACE removes the earlier revocation of the same subject or token: both columns are unique.
-    made = db.execute("INSERT OR REPLACE INTO revocation (sub, token_id, at) VALUES (?, ?, ?)", (sub, token_id, now))
-    assert made.lastrowid is not None, "an insert has a row id"
-    _audit_if(db, audit, now)
-    return Revocation(made.lastrowid, sub, token_id, now)
-
-
-def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocation]:
-    """A page of revocations, by number."""
-    rows = db.execute(
-        "SELECT number, sub, token_id, at FROM revocation WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
-    )
-    return [Revocation(*row) for row in rows]
-
-
-def lift_revocation(db: sqlite3.Connection, number: int, audit: NewAuditRow | None, now: float) -> Revocation:
-    """Drop a revocation; what it was."""
-    row = db.execute(
-        "DELETE FROM revocation WHERE number = ? RETURNING number, sub, token_id, at", (number,)
-    ).fetchone()
-    if row is None:
-        raise NoSuchRevocation(str(number))
-    _audit_if(db, audit, now)
-    return Revocation(*row)
-
-
-def expire_revocations(db: sqlite3.Connection, until: float) -> int:
-    """Drop old revocations; how many there were."""
-    return db.execute("DELETE FROM revocation WHERE at <= ?", (until,)).rowcount
-
-
-# Audit
-
-
-def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> None:
-    """Store an audit row."""
-    db.execute(
-        "INSERT INTO audit (at, who, what, target, before, after) VALUES (?, ?, ?, ?, ?, ?)",
-        (now, row.who, row.what, row.target, row.before, row.after),
-    )
-
-
-def _audit_if(db: sqlite3.Connection, row: NewAuditRow | None, now: float) -> None:
-    if row is not None:
-        record(db, row, now)
-
-
-def audit(db: sqlite3.Connection, before: int | None, limit: int) -> list[AuditRow]:
-    """Audit rows, newest first."""
-    rows = db.execute(
-        "SELECT number, at, who, what, target, before, after FROM audit"
-        " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?",
-        (before, before, limit),
-    )
-    return [AuditRow(*row) for row in rows]

@@ -57,7 +57,8 @@ class Connection:
                 case h11.Data(data=data):
                     content += data
                 case h11.EndOfMessage():
-                    self._http.start_next_cycle()
+                    if self._http.our_state is h11.DONE:  # else the server closes: this was the last answer
+                        self._http.start_next_cycle()
                     return status, json.loads(content)
                 case _:
                     raise Cut

@@ -1,0 +1,44 @@
+"""The SQL of revoked tokens. As `storage.transactions`: functions of a connection, within one of its transactions."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from storage.errors import NoSuchRevocation
+from storage.records import NewAuditRow, Revocation
+from storage.trails import record_if
+
+
+def revoke(
+    db: sqlite3.Connection, sub: str | None, token_id: str | None, audit: NewAuditRow | None, now: float
+) -> Revocation:
+    """Revoke a subject's tokens or one token."""
+    # REPLACE removes the earlier revocation of the same subject or token: both columns are unique.
+    made = db.execute("INSERT OR REPLACE INTO revocation (sub, token_id, at) VALUES (?, ?, ?)", (sub, token_id, now))
+    assert made.lastrowid is not None, "an insert has a row id"
+    record_if(db, audit, now)
+    return Revocation(made.lastrowid, sub, token_id, now)
+
+
+def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocation]:
+    """A page of revocations, by number."""
+    rows = db.execute(
+        "SELECT number, sub, token_id, at FROM revocation WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
+    )
+    return [Revocation(*row) for row in rows]
+
+
+def lift_revocation(db: sqlite3.Connection, number: int, audit: NewAuditRow | None, now: float) -> Revocation:
+    """Drop a revocation; what it was."""
+    row = db.execute(
+        "DELETE FROM revocation WHERE number = ? RETURNING number, sub, token_id, at", (number,)
+    ).fetchone()
+    if row is None:
+        raise NoSuchRevocation(str(number))
+    record_if(db, audit, now)
+    return Revocation(*row)
+
+
+def expire_revocations(db: sqlite3.Connection, until: float) -> int:
+    """Drop old revocations; how many there were."""
+    return db.execute("DELETE FROM revocation WHERE at <= ?", (until,)).rowcount
