@@ -11,7 +11,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test bench bench-isolation load-generator lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test bench bench-storage bench-isolation load-generator lock settings clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -76,6 +76,9 @@ crash-test: setup
 
 bench: setup $(BENCH_STAMP) load-generator
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-storage: setup
+	$(BIN)/python -m benchmarks.storage $(ARGS)
 
 bench-isolation: setup
 	$(BIN)/python -m benchmarks.isolation

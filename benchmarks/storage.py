@@ -301,17 +301,18 @@ def paces_table(found: dict[int, list[tuple[Pace, Pace]]]) -> str:
 def start_table(diagnoses: int, start: Start) -> str:
     """The start of a full store."""
 
-    def verdict(value: float, limit: float) -> str:
-        return f"< {limit:g}: {'met' if value < limit else 'MISSED'}"
+    def row(what: str, value: float, limit: float | None = None) -> str:
+        target = "" if limit is None else f"< {limit:g}: {'met' if value < limit else 'MISSED'}"
+        return f"| {what} | {value:,.2f} | {target} |"
 
     return "\n".join(
         [
-            f"| {diagnoses:,} diagnoses x {OUTBOX_EVENTS_MAX} events, {start.file_bytes / 2**20:,.0f} MiB | ms | target |",
+            f"| {diagnoses:,} diagnoses of {OUTBOX_EVENTS_MAX} events, {start.file_bytes >> 20} MiB | ms | target |",
             "|---|---|---|",
-            f"| open, after an end in order | {start.open_ms:.1f} | {verdict(start.open_ms, OPEN_TARGET_MS)} |",
-            f"| one outbox, first read | {start.outbox_cold_ms:.2f} | {verdict(start.outbox_cold_ms, OUTBOX_TARGET_MS)} |",
-            f"| one outbox, again | {start.outbox_warm_ms:.2f} | |",
-            f"| open, after `kill -9` (everything is checked) | {start.open_after_kill_ms:,.0f} | |",
+            row("open after an end in order", start.open_ms, OPEN_TARGET_MS),
+            row("read one outbox for the first time", start.outbox_cold_ms, OUTBOX_TARGET_MS),
+            row("read it again", start.outbox_warm_ms),
+            row("open after `kill -9`: everything is checked", start.open_after_kill_ms),
         ]
     )
 
