@@ -5,7 +5,8 @@
 #   make setup                        .venv, up to date           make bench   the benchmarks
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
-#   make crash-test [ROUNDS=1000]     the server killed under load, again and again
+#   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
+#   make bench-storage                the store beside raw sqlite3
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3

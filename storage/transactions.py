@@ -146,7 +146,7 @@ def append(
     outcomes: list[Appended | Refused] = []
     head = last_seq
     for event in events:
-        known = _known_key(db, dx, event, now)
+        known = None if event.key is None else _known_key(db, dx, event, now)
         if isinstance(known, KeyReused):
             outcomes.append(known)
         elif known is not None:
@@ -164,8 +164,6 @@ def append(
 
 def _known_key(db: sqlite3.Connection, dx: int, event: NewEvent, now: float) -> tuple[int, float] | KeyReused | None:
     """Number and time of the event this key made before; `None`: the key is free."""
-    if event.key is None:
-        return None
     row = db.execute(
         "SELECT digest, seq, at FROM idem WHERE dx = ? AND key = ? AND expires_at > ?", (dx, event.key, now)
     ).fetchone()
