@@ -1,4 +1,4 @@
-"""The SQL of revoked tokens. As `storage.transactions`: functions of a connection, within one of its transactions."""
+"""The SQL of revoked tokens: functions of a connection, within a transaction of the committer."""
 
 from __future__ import annotations
 
