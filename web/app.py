@@ -19,6 +19,7 @@ from web.bodies import BODY_BYTES_MAX, BODY_SECONDS_MAX, SizedRequest, problem_r
 from web.broadcasts import broadcasts
 from web.bulk import bulk
 from web.diagnoses import diagnoses
+from web.edge.adoption import LeanWebsocket
 from web.errors import Problem, problem_of
 from web.maintenance import maintenance
 from web.openapi import openapi
@@ -46,6 +47,7 @@ class Application(QuartTrio):
     """Quart-Trio, but for what it says about methods: a WebSocket's route takes part in no `Allow`."""
 
     request_class = SizedRequest
+    asgi_websocket_class = LeanWebsocket
 
     async def make_default_options_response(self) -> Response:
         adapter = request_ctx.url_adapter

@@ -68,14 +68,15 @@ async def read_body(bytes_max: int) -> bytes:
         bytes_max: what `SizedRequest` allows it, for whoever sent more.
 
     Raises:
-        Problem: 413, or 400 if it does not arrive in time.
+        Problem: 413, or 408 if it does not arrive in time.
     """
     try:
         return await request.get_data(cache=False, as_text=False, parse_form_data=False)
     except RequestEntityTooLarge:
         raise Problem("too_large", f"the body must be at most {bytes_max} bytes", _UNREAD) from None
     except RequestTimeout:
-        raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s", _UNREAD) from None
+        detail = f"the body must arrive within {BODY_SECONDS_MAX} s"
+        raise Problem("bad_json", detail, _UNREAD, status_instead=408) from None
 
 
 def declared_length() -> int:

@@ -6,6 +6,7 @@ Only here is a store opened.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -13,13 +14,12 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve as serve_http
 
 from actors.registry import Registry
 from actors.supervisor import Limits
@@ -30,6 +30,11 @@ from storage.sqlite import open_store
 from storage.store import Store
 from web import access, wire
 from web.app import create_app
+from web.edge.connection import Patience
+from web.edge.descriptors import connections_possible
+from web.edge.listening import listen_on_tcp, listening_on_unix, url_of
+from web.edge.serving import Terms
+from web.edge.serving import serve as serve_http
 from web.errors import ConnectionRefused
 from web.expiry import Expiry
 from web.housekeeping import Housekeeper
@@ -46,11 +51,13 @@ from web.wire import render_event
 DRAIN_SECONDS_MAX: Final = 8.0
 """Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
 
+CONNECTIONS_SECONDS_MAX: Final = 5.0
+"""Of it, for connections to end. Beyond: cut, so that there is time to store what they have acknowledged."""
+
+assert CONNECTIONS_SECONDS_MAX < DRAIN_SECONDS_MAX, "the registry drains after the connections"
+
 FRAME_BYTES_MAX: Final = 8 * 1024
 """Largest message of a client. Beyond: close 1009."""
-
-HEAD_BYTES_MAX: Final = 16 * 1024
-"""Largest request head. Beyond: 431."""
 
 GIL_SWITCH_SECONDS: Final = 0.0002
 """Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
@@ -143,8 +150,8 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         await actors_nursery.start(services.expiry.run)
         lifetime = settings.token_lifetime_seconds_max
         actors_nursery.start_soon(expire_revocations, store, services.revoked, clock, lifetime)
-        await _serve_front_end(services, ready)
-        with trio.move_on_after(DRAIN_SECONDS_MAX):
+        deadline = await _serve_front_end(services, ready)
+        with trio.move_on_at(deadline):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
 
@@ -238,18 +245,54 @@ def _jwks_file(path: Path) -> list[Key]:
         raise KeyUnusable(f"the JWKS file {path} cannot be used: {refusal}") from None
 
 
-async def _serve_front_end(services: Services, ready: Ready) -> None:
-    """Accept connections until the server is to stop; return when the last one is gone, or out of time."""
-    stopping = services.stopping
-    config = _hypercorn_config(services.settings)
-    async with trio.open_nursery() as front_nursery:
-        urls: list[str] = await front_nursery.start(_serve_http, services, config, stopping.wait)
-        for url in urls:
-            logger.info("listening on %s", url)
-        _settle_memory()
-        ready(urls[0])
-        await stopping.wait()
-        services.registry.end_all()
+async def _serve_front_end(services: Services, ready: Ready) -> float:
+    """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
+    settings, stopping, registry = services.settings, services.stopping, services.registry
+
+    async def say_goodbye() -> None:
+        registry.end_all()
+
+    terms = Terms(
+        connections_max=connections_possible(settings.max_connections),
+        message_bytes_max=FRAME_BYTES_MAX,
+        drain_seconds_max=CONNECTIONS_SECONDS_MAX,
+        patience=Patience(idle_seconds=settings.keep_alive_seconds),
+        drain=say_goodbye,
+    )
+    with contextlib.ExitStack() as listening:
+        listeners, urls = _listen(settings, listening)
+        app = create_app(services)
+        async with trio.open_nursery() as front_nursery:
+            await front_nursery.start(partial(serve_http, app, listeners, terms, stop=stopping.wait))
+            for url in urls:
+                logger.info("listening on %s", url)
+            _settle_memory()
+            ready(urls[0])
+            await stopping.wait()
+            deadline = trio.current_time() + DRAIN_SECONDS_MAX
+    return deadline
+
+
+def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[trio.SocketListener], list[str]]:
+    """The listeners, closed with `listening`, and how each is found.
+
+    Raises:
+        OSError: one of them cannot be had; the message says which.
+    """
+    listeners: list[trio.SocketListener] = []
+    urls: list[str] = []
+    if settings.tcp:
+        try:
+            listener = listen_on_tcp(settings.host, settings.port)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+        listening.callback(listener.socket.close)
+        listeners.append(listener)
+        urls.append(url_of(listener))
+    if settings.unix_socket is not None:
+        listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
+        urls.append(f"unix:{settings.unix_socket}")
+    return listeners, urls
 
 
 def _settle_memory() -> None:
@@ -257,17 +300,6 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-async def _serve_http(
-    services: Services,
-    config: Config,
-    stop: Callable[[], Awaitable[None]],
-    *,
-    task_status: trio.TaskStatus[list[str]],
-) -> None:
-    app = create_app(services)
-    await serve_http(app, config, shutdown_trigger=stop, task_status=task_status, mode="asgi")
 
 
 async def _watch_signals(
@@ -281,16 +313,3 @@ async def _watch_signals(
                 os._exit(128 + number)
             logger.info("draining after %s", signal.Signals(number).name)
             stopping.set()
-
-
-def _hypercorn_config(settings: Settings) -> Config:
-    config = Config()
-    config.bind = [f"{settings.host}:{settings.port}"]
-    config.alpn_protocols = ["http/1.1"]
-    config.include_server_header = False
-    config.h11_max_incomplete_size = HEAD_BYTES_MAX
-    config.websocket_max_message_size = FRAME_BYTES_MAX
-    config.graceful_timeout = DRAIN_SECONDS_MAX / 2
-    config.accesslog = None
-    config.errorlog = logging.getLogger("avicenna.http")
-    return config

@@ -55,11 +55,13 @@ class Problem(WebError):
     detail: str
     """For people: names the field and the limit, never a value that was sent."""
     headers: dict[str, str] = field(default_factory=dict)
+    status_instead: int | None = None
+    """A status that says more than that of the code: what the edge answers has no code of its own."""
 
     @property
     def status(self) -> int:
         """The HTTP status."""
-        return STATUS_OF_CODE[self.code]
+        return self.status_instead or STATUS_OF_CODE[self.code]
 
 
 class CloseCode(IntEnum):

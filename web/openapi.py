@@ -21,6 +21,9 @@ ANY_OPERATION: Final = ("internal_error", "method_not_allowed", "rate_limited")
 OF_CHANGES: Final = ("origin_not_allowed",)
 """Codes of every operation that changes something: pages of foreign origins may not."""
 
+OF_THE_EDGE: Final = ((408, "bad_json"), (431, "too_large"), (503, "rate_limited"))
+"""Answers that come before any operation is chosen: a slow or large request, a server that is full."""
+
 OF_ACCESS: Final = {
     "token": ("unauthenticated", "token_expired"),
     "maybe": ("unauthenticated", "token_expired"),
@@ -106,6 +109,8 @@ def _problems(codes: Iterable[str]) -> dict[str, Schema]:
     by_status: dict[int, list[str]] = {}
     for code in codes:
         by_status.setdefault(STATUS_OF_CODE[code], []).append(code)
+    for status, code in OF_THE_EDGE:
+        by_status.setdefault(status, []).append(code)
     return {
         str(status): {
             "description": " or ".join(of_status),

@@ -77,6 +77,32 @@ class Directory(Kind):
 
 
 @dataclass(frozen=True)
+class SocketPath(Kind):
+    """Where a Unix socket is made."""
+
+    bytes_max: int = 100
+    """Reason: `sockaddr_un` holds 108 on Linux and 104 elsewhere."""
+
+    name = "path"
+
+    @property
+    def limit(self) -> str:  # type: ignore[override]
+        return f"a path of at most {self.bytes_max} bytes"
+
+    def checked(self, value: object) -> Path:
+        if (
+            not isinstance(value, str | Path)
+            or "\0" in str(value)
+            or not 1 <= len(bytes(Path(value))) <= self.bytes_max
+        ):
+            raise ValueError
+        path = Path(value)
+        if not path.name:
+            raise ValueError
+        return path
+
+
+@dataclass(frozen=True)
 class Flag(Kind):
     """Yes or no."""
 

@@ -26,6 +26,7 @@ from web.setting_kinds import (
     Number,
     Origin,
     Several,
+    SocketPath,
     Text,
     TrustedProxy,
     Whole,
@@ -75,6 +76,12 @@ class Settings:
 
     host: str = _setting("127.0.0.1", Text(255), "Address to listen on; `0.0.0.0` or `::` for every interface.")
     port: int = _setting(8000, Whole(0, 65535), "TCP port to listen on; 0 takes any free one.")
+    tcp: bool = _setting(True, Flag(), "Listen on `host` and `port`; `false`: on the Unix socket alone.")
+    unix_socket: Path | None = _setting(  # noqa: RUF009 - a path is immutable
+        None,
+        SocketPath(),
+        "Listen on this Unix socket, too; whoever is in the group of its directory's files may connect.",
+    )
     data: Path = _setting(  # noqa: RUF009 - a path is immutable
         DATA_DEFAULT, Directory(), "Directory of the database and the key; made if it is missing."
     )
@@ -156,6 +163,12 @@ class Settings:
         10_000, Whole(1, 1_000_000, "connections"), "Open connections of all kinds; beyond: refused."
     )
 
+    keep_alive_seconds: float = _setting(
+        5.0,
+        Number(0.05, 3600, "seconds"),
+        "An HTTP connection is closed after so much silence; give it more than a proxy's own time has.",
+    )
+
     user_connections_max: int | None = _setting(
         None, Whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number."
     )
@@ -207,6 +220,8 @@ class Settings:
             raise SettingsError(
                 "local_key must be true, or token_keys or jwks must name a key: no token could be verified"
             )
+        if not self.tcp and self.unix_socket is None:
+            raise SettingsError("unix_socket must name a path where tcp is false: nobody could connect")
 
 
 def load(

@@ -1,0 +1,236 @@
+"""One connection, from accept until its end or until its socket is adopted. Whatever goes wrong in it stays in it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import dataclass
+from math import inf
+from typing import Final, Protocol
+
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
+from hypercorn.utils import parse_socket_addr
+
+from web.edge import answers
+from web.edge.adoption import Adoption
+from web.edge.http1 import Http1
+
+READ_BYTES_MAX: Final = answers.HEAD_BYTES_MAX
+"""Read at once. Reason: a head that is too large is seen before much of it is in memory."""
+
+LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Read and thrown away after a last answer, so that closing does not reset it away. Beyond: closed all the same.
+Reason: a bulk request that is somewhat too large (4 MiB) is still read to its end."""
+
+logger = logging.getLogger("avicenna.http")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a connection is waited for."""
+
+    idle_seconds: float = 5.0
+    """Between requests, and before the first. Beyond: closed."""
+    head_seconds: float = 10.0
+    """From the first byte of a head to its last. Beyond: 408."""
+    stall_seconds: float = 10.0
+    """For a peer to accept a byte. Beyond: closed, whatever was being written."""
+    linger_seconds: float = 2.0
+    """For a peer to close after a last answer. Beyond: closed."""
+
+
+class Place(Protocol):
+    """Where connections are kept: the server they belong to."""
+
+    app: AppWrapper
+    config: Config
+    context: WorkerContext
+    state: LifespanState
+    patience: Patience
+
+    def left(self, connection: Connection) -> None:
+        """The connection is no longer ours to count."""
+
+
+class Connection:
+    """Reads for one peer, and writes what its requests are answered."""
+
+    def __init__(self, place: Place, stream: trio.SocketStream) -> None:
+        """Ownership: `stream` is the connection's, closed when `run` returns, unless its socket is adopted."""
+        self.adoption: Adoption | None = None
+        self._place = place
+        self._stream = stream
+        self._reading = trio.CancelScope()
+        self._writing = trio.Lock()
+        self._is_idle = True
+        self._is_within_head = False
+        self._was_answered = False
+        """The protocol has ended the connection, after an answer."""
+        self._is_broken = False
+
+    async def run(self) -> None:
+        """Serve the peer until one side ends the connection.
+
+        Cancellation: ends it at once.
+        """
+        try:
+            await self._serve()
+        except* Exception as failures:
+            logger.error("a connection ended by an unexpected error", exc_info=failures)
+        finally:
+            self._place.left(self)
+            await trio.aclose_forcefully(self._stream)
+
+    def retire(self) -> None:
+        """The server stops: an idle connection ends now, another one after its answer."""
+        if self._is_idle:
+            self._reading.cancel()
+
+    def cut(self) -> None:
+        """End the connection now, also if it is writing: that is shielded from everything but the socket's end."""
+        self._is_broken = True
+        self._stream.socket.close()
+        self._reading.cancel()
+
+    async def _serve(self) -> None:
+        held = self._stream.socket
+        try:
+            client = parse_socket_addr(held.family, held.getpeername())
+            server = parse_socket_addr(held.family, held.getsockname())
+        except OSError:
+            return  # it is gone already
+        place = self._place
+        async with TaskGroup() as tasks:
+            self._protocol = Http1(
+                place.app,
+                place.config,
+                place.context,
+                tasks,
+                ConnectionState(place.state),
+                False,  # TLS ends at a proxy
+                client,
+                server,
+                self._protocol_send,
+            )
+            self._protocol.parent = self
+            try:
+                await self._read()
+                await self._protocol.handle(Closed())
+            finally:
+                if self.adoption is not None:
+                    self.adoption.expire()
+        del self._protocol  # they know each other: nothing but the collector would free them
+        await self._linger()
+
+    async def _read(self) -> None:
+        """Hand over what the peer sends, as long as there is patience."""
+        with self._reading:
+            self._set_idle(is_idle=True)
+            while data := await self._receive():
+                await self._protocol.handle(RawData(data))
+                self._watch_head()
+            if not self._is_broken:
+                await self._protocol.handle(RawData(b""))
+            return
+        is_late = trio.current_time() >= self._reading.deadline
+        if is_late and self._is_within_head and not self._is_broken and self._protocol.is_within_head:
+            await self._protocol.refuse(answers.head_too_slow(self._place.patience.head_seconds))
+
+    async def _receive(self) -> bytes:
+        """What came; nothing: the peer has ended, or is gone, or the socket has been given away."""
+        try:
+            return bytes(await self._stream.receive_some(READ_BYTES_MAX))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._is_broken = True
+            return b""
+
+    def _set_idle(self, *, is_idle: bool) -> None:
+        self._is_idle = is_idle
+        self._is_within_head = False
+        self._reading.deadline = trio.current_time() + self._place.patience.idle_seconds if is_idle else inf
+        if is_idle and self._place.context.terminated.is_set():
+            self._reading.cancel()  # it was accepted just before the server stopped
+
+    def _watch_head(self) -> None:
+        """From the first byte of a head on there is one deadline for all of it."""
+        if self._is_idle and not self._is_within_head and self._protocol.is_within_head:
+            self._is_within_head = True
+            self._reading.deadline = trio.current_time() + self._place.patience.head_seconds
+
+    async def _protocol_send(self, event: Event) -> None:
+        match event:
+            case RawData():
+                if not await self._write(event.data):
+                    await self._end()
+            case Closed():
+                self._was_answered = True
+                await self._end()
+            case Updated():
+                self._set_idle(is_idle=event.idle)
+
+    async def _end(self) -> None:
+        await self._protocol.handle(Closed())
+        # The reader may be parked where nobody would ever wake it.
+        self._reading.cancel()
+
+    async def _write(self, data: bytes) -> bool:
+        """Write all of it; False: the peer is gone, or has accepted no byte for too long."""
+        seconds = self._place.patience.stall_seconds
+        async with self._writing:
+            # Shielded, as part of a message may be out already. `cut` ends it all the same.
+            with trio.CancelScope(shield=True) as waiting:
+                rest = memoryview(data)
+                try:
+                    while rest and not self._is_broken:
+                        waiting.deadline = trio.current_time() + seconds
+                        rest = rest[await self._stream.socket.send(rest) :]
+                except (OSError, trio.ClosedResourceError):
+                    self._is_broken = True
+                if not self._is_broken:
+                    return True
+            if not self._is_broken:
+                logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
+                self.cut()
+        return False
+
+    async def _linger(self) -> None:
+        """Have the peer read our last answer before the connection goes: what is unread at the end resets it away."""
+        if not self._was_answered or self._is_broken:
+            return
+        await linger(self._stream, self._place.patience.linger_seconds)
+
+    # Adoption
+
+    def give_away(self) -> socket.socket:
+        """The socket, out of this connection and out of Trio, non-blocking.
+
+        Raises:
+            NotAdoptable: the peer left or spoke first.
+        """
+        self._protocol.check_adoptable()
+        # No checkpoint until the end: nobody may write to or read from a socket that is in between.
+        self._protocol.give_up_stream()
+        held = self._stream.socket
+        trio.lowlevel.notify_closing(held)
+        taken = socket.socket(held.family, held.type, held.proto, fileno=held.detach())
+        taken.setblocking(False)
+        self._is_broken = True
+        self._place.left(self)
+        return taken
+
+
+async def linger(stream: trio.SocketStream, seconds: float) -> None:
+    """Say that nothing more comes, and throw away what still arrives, for so long."""
+    rest = LINGER_BYTES_MAX
+    with trio.move_on_after(seconds):
+        try:
+            await stream.send_eof()
+            while rest > 0 and (data := await stream.receive_some(READ_BYTES_MAX)):
+                rest -= len(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return

@@ -1,0 +1,231 @@
+"""HTTP/1.1 as this server takes it: Hypercorn's, with limits, without HTTP/2, and with WebSockets to give away."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, Protocol, cast
+
+import h11
+import trio
+from hypercorn.events import Closed, RawData
+from hypercorn.protocol.events import Body, Data, Event, Request, Response, StreamClosed
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.typing import ASGISendEvent, ConnectionState, H11SendableEvent
+
+from web.edge import answers
+from web.edge.adoption import HANDLE, Adoption, NotAdoptable, Owner
+from web.edge.handshake import BadHandshake, WrongVersion, is_upgrade, key_of
+from web.errors import Problem
+
+HTTP_VERSIONS: Final = (b"1.1", b"1.0")
+
+TELLING_SECONDS_MAX: Final = 1.0
+"""Longest wait for a route that is told its request is over and does not listen."""
+
+logger = logging.getLogger("avicenna.access")
+
+
+class Parent(Owner, Protocol):
+    """What the protocol needs of its connection."""
+
+    adoption: Adoption | None
+
+
+class Exchange(HTTPStream):
+    """One request and its answer."""
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await _answer(self, answers.problem_of_status(status_code), has_body=self.scope["method"] != "HEAD")
+        self.state = ASGIHTTPState.CLOSED
+
+
+class Upgrade(WSStream):
+    """A WebSocket until it is given away, or as long as a route uses the ASGI channel."""
+
+    async def handle(self, event: Event) -> None:
+        """Take one event of the protocol."""
+        if isinstance(event, Body | Data) and not self.closed and not self.handshake.accepted:
+            # Bytes before the 101 (RFC 6455 section 4.1 has the client wait). First the state: `adopt` looks at it.
+            self.state = ASGIWebsocketState.HTTPCLOSED
+            await _answer(self, answers.malformed("nothing may follow a handshake before its answer"))
+            # Hypercorn forgets this: the connection would stay open for ever.
+            await self.send(StreamClosed(stream_id=self.stream_id))
+        else:
+            await super().handle(event)
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """Take one event of the application."""
+        if self.closed:
+            # A route that goes on sending to a peer that left would otherwise never let another task run.
+            await trio.lowlevel.checkpoint()
+        await super().app_send(message)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await _answer(self, answers.problem_of_status(status_code))
+
+
+async def _answer(stream: Exchange | Upgrade, problem: Problem, *, has_body: bool = True) -> None:
+    logger.info("answered before a route: %d, %s", problem.status, problem.detail)
+    for event in answers.events_of(problem, STREAM_ID, has_body=has_body):
+        await stream.send(event)
+
+
+class Http1(H11Protocol):
+    """The requests of one connection, one after another."""
+
+    parent: Parent
+    """Set by the connection, which the base class's constructor does not know."""
+
+    _received = 0
+    _head_begins = 0
+    """Counts of bytes since the connection began."""
+    _is_head = False
+    _unsent_head = b""
+
+    @property
+    def is_within_head(self) -> bool:
+        """Whether part of a request's head has arrived, and not all of it."""
+        return self.stream is None and bool(self.connection.trailing_data[0])
+
+    async def handle(self, event: RawData | Closed) -> None:  # type: ignore[override]
+        """Take bytes of the peer, or its end."""
+        if isinstance(event, RawData):
+            self._received += len(event.data)
+        await super().handle(event)
+
+    async def refuse(self, problem: Problem) -> None:
+        """Answer in place of a route, and end the connection."""
+        logger.info("answered before a route: %d, %s", problem.status, problem.detail)
+        for event in answers.events_of(problem, STREAM_ID, has_body=not self._is_head):
+            await self.stream_send(event)
+        await self.send(Closed())
+
+    def check_adoptable(self) -> None:
+        """Whether the WebSocket can be given away now.
+
+        Raises:
+            NotAdoptable: it cannot.
+        """
+        stream = self.stream
+        if (
+            not isinstance(stream, Upgrade)
+            or stream.closed
+            or stream.state is not ASGIWebsocketState.HANDSHAKE
+            or (isinstance(self.connection, H11WSConnection) and self.connection.buffer)
+        ):
+            raise NotAdoptable
+
+    def give_up_stream(self) -> None:
+        """The WebSocket has been given away: what its route sends from now on goes nowhere."""
+        assert self.stream is not None, "check_adoptable has passed"
+        self.stream.closed = True
+
+    async def stream_send(self, event: Event) -> None:
+        """Take one event of an answer."""
+        if isinstance(event, Response) and event.status_code >= 200 and self._is_last:
+            names = {name.lower() for name, _ in event.headers}
+            closing = [] if b"connection" in names else [(b"connection", b"close")]
+            event = Response(
+                stream_id=event.stream_id, headers=[*event.headers, *closing], status_code=event.status_code
+            )
+        await super().stream_send(event)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the connection ends after the current answer."""
+        return self.context.terminated.is_set() or isinstance(self.connection, H11WSConnection)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """No h2c: a request for it is answered in HTTP/1.1, as RFC 9110 section 7.8 allows."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        self._is_head = request.method == b"HEAD"
+        behind = len(self.connection.trailing_data[0])
+        if self._received - behind - self._head_begins > answers.HEAD_BYTES_MAX:
+            await self.refuse(answers.head_too_large())
+        elif request.http_version not in HTTP_VERSIONS:
+            await self.refuse(answers.wrong_http_version())
+        elif not request.target.startswith(b"/"):
+            await self.refuse(answers.malformed("the target of a request must begin with /"))
+        elif is_upgrade(request.method, list(request.headers)):
+            await self._begin_upgrade(request, behind)
+        else:
+            await self._begin(Exchange, request, self.connection_state)
+
+    async def _begin_upgrade(self, request: h11.Request, behind: int) -> None:
+        headers = list(request.headers)
+        try:
+            key = key_of(request.http_version, headers)
+        except WrongVersion:
+            await self.refuse(answers.wrong_websocket_version())
+            return
+        except BadHandshake as bad:
+            await self.refuse(answers.malformed(str(bad)))
+            return
+        if behind:
+            await self.refuse(answers.malformed("nothing may follow a handshake before its answer"))
+            return
+        adoption = self.parent.adoption = Adoption(self.parent, key)
+        state = ConnectionState({**self.connection_state, HANDLE: adoption})
+        self.connection = H11WSConnection(cast("h11.Connection", self.connection))
+        await self._begin(Upgrade, request, state)
+
+    async def _begin(self, kind: type[Exchange | Upgrade], request: h11.Request, state: ConnectionState) -> None:
+        stream = self.stream = kind(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        # permessage-deflate is never negotiated: one frame is shared by all, and cannot be for one zlib context each.
+        headers = [header for header in request.headers if header[0] != b"sec-websocket-extensions"]
+        await stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=headers,
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=state,
+            )
+        )
+        self.keep_alive_requests += 1
+
+    async def _send_error_response(self, status_code: int) -> None:
+        problem = answers.problem_of_status(status_code)
+        logger.info("answered before a route: %d, %s", problem.status, problem.detail)
+        for event in answers.events_of(problem, STREAM_ID, has_body=not self._is_head):
+            await self.stream_send(event)
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """Write an event; the head of an answer of known length waits for its body, so that both are one write."""
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
+            self._unsent_head += data
+            return
+        data, self._unsent_head = self._unsent_head + data, b""
+        if data:
+            await self.send(RawData(data=data))
+
+    async def _maybe_recycle(self) -> None:
+        # Hypercorn tells the application first; Quart-Trio answers by cancelling the task that is in here, and the
+        # connection is never used again nor closed. So: shielded, and the application is told last.
+        stream, self.stream = self.stream, None
+        with trio.CancelScope(shield=True):
+            await super()._maybe_recycle()
+            self._head_begins = self._received - len(self.connection.trailing_data[0])
+            with trio.move_on_after(TELLING_SECONDS_MAX):
+                if stream is not None:
+                    await stream.handle(StreamClosed(stream_id=STREAM_ID))

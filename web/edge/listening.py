@@ -1,0 +1,115 @@
+"""The sockets a server listens on: TCP, and a Unix socket for a proxy on the same machine."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import trio
+
+BACKLOG: Final = 1024
+"""Connections the kernel holds for us until they are accepted."""
+
+TCP_USER_TIMEOUT_MS: Final = 20_000
+"""Unacknowledged for so long, a connection is dead (RFC 5482); where the platform has it."""
+
+UNIX_MODE: Final = 0o660
+"""Who may connect: the server's user and group. The directory decides about everybody else."""
+
+
+def listen_on_tcp(host: str, port: int) -> trio.SocketListener:
+    """Listen on an address; `::` is every interface, IPv4 included where the system can.
+
+    Ownership: the caller's.
+
+    Raises:
+        OSError: it cannot be listened on.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    is_every_one = address[0] == "::" and socket.has_dualstack_ipv6()
+    held = socket.create_server(
+        (str(address[0]), int(address[1])), family=family, backlog=BACKLOG, dualstack_ipv6=is_every_one
+    )
+    # Accepted sockets inherit both.
+    held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if (user_timeout := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+        held.setsockopt(socket.IPPROTO_TCP, user_timeout, TCP_USER_TIMEOUT_MS)
+    return _listener(held)
+
+
+@contextlib.contextmanager
+def listening_on_unix(path: Path) -> Iterator[trio.SocketListener]:
+    """Listen on a Unix socket, and remove it at the end.
+
+    It appears at `path` with its mode, in place of one that a server which is gone has left.
+
+    Raises:
+        OSError: another server listens there, or something else is there, or it cannot be made.
+    """
+    _check_free(path)
+    # Never at `path` with another mode, however short: made beside it, then moved.
+    made_at = path.with_name(f".{os.getpid()}.sock")
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.ExitStack() as undoing:
+        undoing.callback(held.close)
+        with contextlib.suppress(FileNotFoundError):
+            made_at.unlink()
+        held.bind(str(made_at))
+        undoing.callback(made_at.unlink, missing_ok=True)
+        made_at.chmod(UNIX_MODE)
+        held.listen(BACKLOG)
+        made = made_at.stat()
+        made_at.rename(path)
+        undoing.pop_all()
+    listener = _listener(held)
+    try:
+        yield listener
+    finally:
+        listener.socket.close()
+        _remove(path, made)
+
+
+def url_of(listener: trio.SocketListener) -> str:
+    """Where clients find it."""
+    held = listener.socket
+    name = held.getsockname()
+    if held.family == socket.AF_INET6:
+        return f"http://[{name[0]}]:{name[1]}"
+    return f"http://{name[0]}:{name[1]}"
+
+
+def _listener(held: socket.socket) -> trio.SocketListener:
+    held.setblocking(False)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(held))
+
+
+def _check_free(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, f"{path} is there already and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return  # its server is gone
+        except BlockingIOError:
+            pass  # somebody listens, and is busy
+    raise OSError(errno.EADDRINUSE, f"another server listens on {path}")
+
+
+def _remove(path: Path, made: os.stat_result) -> None:
+    """Remove our socket, unless another server has put its own in its place."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(path.lstat(), made):
+            path.unlink()

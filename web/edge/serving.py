@@ -1,0 +1,172 @@
+"""Serving: accepts connections up to a limit, and at the end takes them down in order, within one deadline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
+
+from web.edge import answers
+from web.edge.connection import Connection, Patience, linger
+
+REFUSED_AT_ONCE_MAX: Final = 100
+"""Connections beyond the limit that are told so and waited for. Beyond: closed without a word."""
+
+ANSWERED_SECONDS_MAX: Final = 1.0
+"""Longest time a refused connection may take to read why."""
+
+REQUESTS_MAX: Final = 1_000_000
+"""Requests on one connection. Beyond: closed after the answer, which says so."""
+
+logger = logging.getLogger("avicenna.http")
+
+
+async def _nothing() -> None:
+    """There is nothing to say goodbye to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms connections are served."""
+
+    connections_max: int
+    """Open at once, those given away included. Beyond: 503."""
+    message_bytes_max: int
+    """Largest WebSocket message on the ASGI channel."""
+    drain_seconds_max: float
+    """From the request to stop until what is still open is cut."""
+    patience: Patience
+    elsewhere: Callable[[], int] = lambda: 0
+    """How many sockets that were given away are open."""
+    drain: Callable[[], Awaitable[None]] = _nothing
+    """Ends what this file does not know of, once nothing new is accepted; cancelled when time is up."""
+
+
+class Edge:
+    """The connections of one server that have not been given away."""
+
+    def __init__(self, app: ASGIFramework, terms: Terms) -> None:
+        self.app: AppWrapper = ASGIWrapper(app)
+        self.config = _config(terms)
+        self.context = WorkerContext(None)
+        self.state: LifespanState = {}
+        self.patience = terms.patience
+        self.connections: dict[Connection, None] = {}
+        self._terms = terms
+        self._emptied = trio.Event()
+        self._refused = 0
+        self._is_full = False
+
+    async def accept(self, stream: trio.SocketStream) -> None:
+        """Serve one more connection, until its end."""
+        if len(self.connections) + self._terms.elsewhere() >= self._terms.connections_max:
+            await self._refuse(stream)
+            return
+        self._is_full = False
+        connection = Connection(self, stream)
+        self.connections[connection] = None
+        await connection.run()
+
+    def left(self, connection: Connection) -> None:
+        """The connection is no longer ours to count."""
+        self.connections.pop(connection, None)
+        if not self.connections:
+            self._emptied.set()
+
+    async def retire(self) -> None:
+        """Have idle connections end now, and the others after their answers."""
+        await self.context.terminated.set()
+        for connection in list(self.connections):
+            connection.retire()
+
+    async def wait_until_empty(self) -> None:
+        """Return when the last connection is gone."""
+        while self.connections:
+            self._emptied = trio.Event()
+            await self._emptied.wait()
+
+    def cut(self) -> None:
+        """End every connection that is left."""
+        for connection in list(self.connections):
+            connection.cut()
+
+    async def _refuse(self, stream: trio.SocketStream) -> None:
+        if not self._is_full:
+            self._is_full = True
+            logger.warning("refusing connections: all %d are taken", self._terms.connections_max)
+        if self._refused >= REFUSED_AT_ONCE_MAX:
+            return  # its listener closes the stream
+        self._refused += 1
+        try:
+            with trio.move_on_after(ANSWERED_SECONDS_MAX):
+                await stream.send_all(answers.bytes_of(answers.server_full()))
+                await linger(stream, ANSWERED_SECONDS_MAX)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        finally:
+            self._refused -= 1
+
+
+async def serve(
+    app: ASGIFramework,
+    listeners: list[trio.SocketListener],
+    terms: Terms,
+    *,
+    stop: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` on these listeners until `stop` returns, then end every connection in order.
+
+    Ownership: the listeners are closed when nothing more is accepted.
+
+    Cancellation: ends everything at once.
+    """
+    edge = Edge(app, terms)
+    lifespan = Lifespan(edge.app, edge.config, edge.state)
+    async with trio.open_nursery() as lifespan_nursery:
+        await lifespan_nursery.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+        async with trio.open_nursery() as connections_nursery:
+            async with trio.open_nursery() as accepting_nursery:
+                accepting_nursery.start_soon(
+                    partial(trio.serve_listeners, edge.accept, listeners, handler_nursery=connections_nursery)
+                )
+                task_status.started()
+                await stop()
+                accepting_nursery.cancel_scope.cancel()
+            await _drain(edge, terms)
+            connections_nursery.cancel_scope.cancel()
+        await lifespan.wait_for_shutdown()
+        lifespan_nursery.cancel_scope.cancel()
+
+
+async def _drain(edge: Edge, terms: Terms) -> None:
+    """Nothing new is accepted: have what is open end, and cut what has not by the deadline."""
+    with trio.move_on_after(terms.drain_seconds_max) as patience:
+        await edge.retire()
+        await terms.drain()
+        await edge.wait_until_empty()
+    if patience.cancelled_caught:
+        logger.warning("cutting %d connections that have not ended in time", len(edge.connections))
+        edge.cut()
+
+
+def _config(terms: Terms) -> Config:
+    """What Hypercorn's parts look at."""
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logger
+    config.h11_max_incomplete_size = answers.HEAD_BYTES_MAX
+    config.include_server_header = False
+    config.keep_alive_max_requests = REQUESTS_MAX
+    config.websocket_max_message_size = terms.message_bytes_max
+    return config
