@@ -38,6 +38,9 @@ STATUS_OF_CODE: Final = {
 }
 """The HTTP status each problem code comes with."""
 
+STATUSES_OF_THE_EDGE: Final = (408, 426, 431, 501, 505)
+"""Statuses that come with one of these codes all the same: what is no proper HTTP has no code of its own."""
+
 RETRY_AFTER_SECONDS: Final = 1
 """What a client that met a full mailbox or a full disk is told to wait."""
 

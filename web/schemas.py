@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from storage.records import OUTBOX_EVENTS_MAX
-from web.errors import STATUS_OF_CODE
+from web.errors import STATUS_OF_CODE, STATUSES_OF_THE_EDGE
 from web.records import (
     KINDS,
     SUB_CHARACTERS_MAX,
@@ -125,7 +125,7 @@ _ANSWERS: Final[dict[str, Schema]] = {
         **thing(
             type=TEXT,
             title=TEXT,
-            status={"type": "integer", "enum": sorted(set(STATUS_OF_CODE.values()))},
+            status={"type": "integer", "enum": sorted({*STATUS_OF_CODE.values(), *STATUSES_OF_THE_EDGE})},
             detail=TEXT,
             code=words(*STATUS_OF_CODE),
         ),

@@ -1,0 +1,350 @@
+"""HTTP/1.1 as the edge takes it, before any route: limits, times, and what is no HTTP/1.1 at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from tests.edge.raw import KEY, Peer, ask, connect, request, running_edge, upgrade
+from tests.server.harness import Server
+from web.edge.answers import HEAD_BYTES_MAX
+
+ANSWERED = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+
+
+async def short(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers every request at once, without reading its body."""
+    if scope["type"] == "lifespan":
+        while True:
+            event = await receive()
+            await send({"type": event["type"] + ".complete"})
+            if event["type"] == "lifespan.shutdown":
+                return
+    await send(ANSWERED)
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def head_of(size: int, base: bytes) -> bytes:
+    """The request, with a header that makes its head exactly so large."""
+    head = base.removesuffix(b"\r\n")
+    padding = size - len(base) - len(b"X: \r\n")
+    return head + b"X: " + b"x" * padding + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("base", [request(b"/healthz"), upgrade()], ids=["a request", "an upgrade"])
+@pytest.mark.parametrize("pieces", [1, 7])
+async def test_a_head_of_one_byte_more_than_16_kib_is_answered_431(server: Server, base: bytes, pieces: int) -> None:
+    head = head_of(HEAD_BYTES_MAX + 1, base)
+    assert len(head) == HEAD_BYTES_MAX + 1
+    async with await connect(server.url) as peer:
+        for begin in range(0, len(head), len(head) // pieces + 1):
+            await peer.send(head[begin : begin + len(head) // pieces + 1])
+            await trio.sleep(0.001)
+        answer = await peer.answer()
+        assert await peer.end() == b""
+    assert answer.status == 431
+    assert answer.problem["code"] == "too_large"
+    assert answer.headers["connection"] == "close"
+
+
+async def test_a_head_of_16_kib_passes_however_it_arrives(server: Server) -> None:
+    head = head_of(HEAD_BYTES_MAX, request(b"/healthz"))
+    async with await connect(server.url) as peer:
+        for pieces in (1, 3):
+            size = len(head) // pieces + 1
+            for begin in range(0, len(head), size):
+                await peer.send(head[begin : begin + size])
+                await trio.sleep(0.001)
+            assert (await peer.answer()).status == 200
+
+
+async def test_the_limit_of_a_head_is_for_each_request_of_a_connection(server: Server) -> None:
+    head = head_of(HEAD_BYTES_MAX, request(b"/healthz"))
+    async with await connect(server.url) as peer:
+        await peer.send(head * 3)
+        assert [(await peer.answer()).status for _ in range(3)] == [200, 200, 200]
+        await peer.send(head + head_of(HEAD_BYTES_MAX + 1, request(b"/healthz")))
+        assert [(await peer.answer()).status for _ in range(2)] == [200, 431]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET / HTTP/9.9\r\nHost: test\r\n\r\n", 505),
+        (request(b"http://test/healthz"), 400),
+        (request(b"*", b"OPTIONS"), 400),
+        (request(b"test:80", b"CONNECT"), 400),
+        (request(b"?x"), 400),
+        (request(b"http://["), 400),
+        (request(b"/\xc3\xa9"), 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40, 400),
+        (request(b"/", b"POST", Transfer_Encoding=b"gzip"), 501),
+        (request(b"/", b"POST", Content_Length=b"many"), 400),
+        (upgrade(Sec_WebSocket_Version=b"12"), 426),
+        (upgrade(without="Sec_WebSocket_Version"), 426),
+        (upgrade(without="Sec_WebSocket_Key"), 400),
+        (upgrade(Sec_WebSocket_Key=b"short"), 400),
+        (upgrade(Sec_WebSocket_Key=b"!" * 24), 400),
+        (upgrade(Sec_WebSocket_Protocol=b"\xe9"), 400),
+        (upgrade(Sec_WebSocket_Extensions=b"\xe9"), 400),
+        (upgrade(Connection=b"Upgrade, \xe9"), 400),
+        (upgrade(Content_Length=b"3") + b"abc", 400),
+        (upgrade(Transfer_Encoding=b"chunked") + b"0\r\n\r\n", 400),
+        (upgrade() + b"\x81\x80\0\0\0\0", 400),
+        (upgrade().replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
+    ],
+)
+async def test_what_is_no_proper_request_gets_a_problem_document_and_the_end(
+    server: Server, sent: bytes, status: int
+) -> None:
+    answer, rest = await ask(server.url, sent)
+    assert (answer.status, rest) == (status, b"")
+    assert answer.problem["code"] == "bad_json"
+    assert answer.headers["connection"] == "close"
+    assert (await server.http.get("/healthz")).status_code == 200
+
+
+async def test_a_wrong_websocket_version_is_told_the_right_one(server: Server) -> None:
+    answer, _ = await ask(server.url, upgrade(Sec_WebSocket_Version=b"8"))
+    assert answer.headers["sec-websocket-version"] == "13"
+
+
+async def test_h2c_is_not_taken_and_the_request_is_answered_in_http_1(server: Server) -> None:
+    async with await connect(server.url) as peer:
+        await peer.send(
+            request(b"/healthz", Connection=b"Upgrade, HTTP2-Settings", Upgrade=b"h2c", HTTP2_Settings=b"?")
+        )
+        assert (await peer.answer()).status == 200
+        await peer.send(request(b"/healthz"))
+        assert (await peer.answer()).status == 200
+
+
+async def test_the_answer_to_a_bad_head_request_has_no_body(server: Server) -> None:
+    async with await connect(server.url) as peer:
+        await peer.send(request(b"*", b"HEAD"))
+        assert (await peer.answer(has_body=False)).status == 400
+        assert await peer.end() == b""
+
+
+async def test_a_proper_upgrade_passes_with_tokens_in_any_case_and_order() -> None:
+    opened: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            opened.append(scope["path"])
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await short(scope, receive, send)
+
+    async with running_edge(app) as edge, await connect(edge.url) as peer:
+        await peer.send(upgrade(b"/x", Connection=b"keep-alive, UPGRADE", Upgrade=b"WebSocket", Content_Length=b"0"))
+        answer = await peer.answer()
+    assert (answer.status, opened) == (101, ["/x"])
+    assert answer.headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    assert KEY == b"dGhlIHNhbXBsZSBub25jZQ=="
+
+
+async def pipelined(peer: Peer, *requests: bytes) -> list[int]:
+    await peer.send(b"".join(requests))
+    return [(await peer.answer()).status for _ in requests]
+
+
+async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    await server.register()
+    body = b'{"diagnosis_id": 42, "feedback_id": 1, "rating": 5}'
+    token = b"Bearer " + server.token("amira").encode()
+    post = request(
+        b"/ws/broadcast-feedback-update", b"POST", body, Content_Type=b"application/json", Authorization=token
+    )
+    get = request(b"/healthz")
+    missing = request(b"/nowhere")
+    async with await connect(server.url) as peer:
+        assert await pipelined(peer, post, get, post, post, missing, get) == [200, 200, 200, 200, 404, 200]
+
+
+async def test_expect_100_continue_is_answered_before_the_body(server: Server) -> None:
+    await server.register()
+    body = b'{"diagnosis_id": 42, "feedback_id": 1, "rating": 5}'
+    token = b"Bearer " + server.token("amira").encode()
+    head = request(
+        b"/ws/broadcast-feedback-update",
+        b"POST",
+        body,
+        Content_Type=b"application/json",
+        Authorization=token,
+        Expect=b"100-continue",
+    ).removesuffix(body)
+    async with await connect(server.url) as peer:
+        await peer.send(head)
+        assert (await peer.answer()).status == 100
+        await peer.send(body)
+        assert (await peer.answer()).status == 200
+
+
+# Times
+
+
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    async with running_edge(short, idle_seconds=0.1) as edge, await connect(edge.url) as peer:
+        assert await peer.end() == b""
+
+
+async def test_a_head_that_does_not_arrive_in_time_is_answered_408_however_its_bytes_drip() -> None:
+    async with (
+        running_edge(short, idle_seconds=0.2, patience={"head_seconds": 0.5}) as edge,
+        await connect(edge.url) as peer,
+        trio.open_nursery() as dripping,
+    ):
+
+        async def drip() -> None:
+            try:
+                for byte in request() + b"GET " * 1000:
+                    await peer.send(bytes((byte,)) if byte not in b"\r\n" else b"x")
+                    await trio.sleep(0.02)
+            except trio.BrokenResourceError:
+                return
+
+        dripping.start_soon(drip)
+        answer = await peer.answer()
+        dripping.cancel_scope.cancel()
+    assert answer.status == 408
+    assert answer.problem["code"] == "bad_json"
+
+
+@pytest.mark.parametrize(
+    ("first", "status"),
+    [
+        (request(b"/healthz"), 200),
+        (request(b"/nowhere"), 404),
+        (request(b"/actors"), 401),
+        (request(b"/ws/broadcast", b"POST", b""), 401),
+    ],
+)
+async def test_the_idle_time_of_a_connection_holds_after_a_request_too(
+    short_lived: Server, first: bytes, status: int
+) -> None:
+    async with await connect(short_lived.url) as peer:
+        await peer.send(first)
+        assert (await peer.answer()).status == status
+        began = trio.current_time()
+        assert await peer.end() == b""
+    assert trio.current_time() - began < 10
+
+
+async def test_a_connection_in_use_is_not_idle() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await trio.sleep(0.5)
+        await short(scope, receive, send)
+
+    async with running_edge(slow, idle_seconds=0.1) as edge, await connect(edge.url) as peer:
+        await peer.send(request())
+        assert (await peer.answer()).status == 200
+
+
+# Early answers
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 3_000_000])
+async def test_an_answer_that_comes_before_the_body_reaches_a_client_that_sends_all_of_it(size: int) -> None:
+    async with running_edge(short) as edge, await connect(edge.url) as peer, trio.open_nursery() as sending:
+        sending.start_soon(peer.send, request(b"/", b"POST", b"x" * size))
+        answer = await peer.answer()
+        sending.cancel_scope.cancel()
+    assert (answer.status, answer.body) == (200, b"ok")
+
+
+async def test_an_early_answer_never_wedges_the_next_request(server: Server) -> None:
+    for _ in range(20):
+        async with await connect(server.url) as peer:
+            await peer.send(request(b"/nowhere", b"POST", b"x" * 10).removesuffix(b"x" * 10))
+            assert (await peer.answer()).status in (401, 404, 405)
+            with trio.fail_after(10):
+                try:
+                    await peer.send(b"x" * 10 + request(b"/healthz"))
+                    assert (await peer.answer()).status == 200
+                except (EOFError, trio.BrokenResourceError):
+                    continue  # closed: the client sees it, and asks again on another connection
+
+
+async def test_a_client_that_goes_on_sending_after_a_last_answer_is_cut_off() -> None:
+    ended = trio.Event()
+
+    async with running_edge(short, patience={"linger_seconds": 0.2}) as edge, await connect(edge.url) as peer:
+        await peer.send(request(b"/", b"POST", b"").replace(b"Content-Length: 0", b"Content-Length: 999999999"))
+        assert (await peer.answer()).status == 200
+        with trio.fail_after(15), pytest.raises(trio.BrokenResourceError):
+            while True:
+                await peer.send(b"x" * 1000)
+                await trio.sleep(0.01)
+        ended.set()
+    assert ended.is_set()
+
+
+# Answers
+
+
+async def test_the_head_of_a_stream_is_sent_before_its_first_chunk() -> None:
+    more = trio.Event()
+
+    async def streaming(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await short(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await more.wait()
+        await send({"type": "http.response.body", "body": b"later"})
+
+    async with running_edge(streaming) as edge, await connect(edge.url) as peer:
+        await peer.send(request())
+        assert (await peer.answer()).status == 200
+        more.set()
+        await peer.stream.send_eof()
+        assert b"later" in await peer.end()
+
+
+async def test_a_peer_that_accepts_no_byte_is_cut_and_its_request_ends() -> None:
+    ended = trio.Event()
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await short(scope, receive, send)
+            return
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(1000):
+                await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+                await trio.lowlevel.checkpoint()
+                if (await trio.to_thread.run_sync(int)) and ended.is_set():
+                    return
+        finally:
+            ended.set()
+
+    async with (
+        running_edge(large, patience={"stall_seconds": 0.3}) as edge,
+        await connect(edge.url) as peer,
+    ):
+        await peer.send(request())
+        with trio.fail_after(15):
+            await ended.wait()
+
+
+async def test_an_error_of_the_application_is_a_problem_document_and_hurts_no_other_connection() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == "/broken":
+            raise ValueError("a-payload-is-never-logged")
+        await short(scope, receive, send)
+
+    async with running_edge(broken) as edge, await connect(edge.url) as other:
+        answer, _ = await ask(edge.url, request(b"/broken", Connection=b"close"))
+        await other.send(request())
+        assert (await other.answer()).status == 200
+    assert answer.status == 500
+    assert answer.problem["code"] == "internal_error"
