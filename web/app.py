@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable
-from http import HTTPStatus
 
 from quart import Response, request
 from quart.globals import request_ctx
@@ -86,16 +84,6 @@ def create_app(services: Services) -> QuartTrio:
         app.register_blueprint(routes(services))
     app.register_blueprint(openapi())
     gate.put_up(app, services)
-
-    @app.after_request
-    async def close_after_a_refusal(response: Response) -> Response:
-        """A refusal can come before its body has: a connection that was used further could hang over the rest of it."""
-        has_body = "Content-Length" in request.headers or "Transfer-Encoding" in request.headers
-        if has_body and response.status_code >= HTTPStatus.BAD_REQUEST:
-            with contextlib.suppress(HTTPException):
-                await request.get_data(cache=False)
-            response.headers["Connection"] = "close"
-        return response
 
     @app.errorhandler(Problem)
     async def refused(problem: Problem) -> Response:

@@ -27,9 +27,6 @@ JSON_MEDIA_TYPE: Final = "application/json"
 NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
-_UNREAD: Final = {"Connection": "close"}
-"""With an answer that leaves (part of) a body unread."""
-
 
 class SizedRequest(TrioRequest):
     """A request whose largest body depends on its path: Quart begins to read it before the route is asked."""
@@ -58,7 +55,7 @@ def require_media_type(media_type: str) -> None:
     """
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != media_type or charset not in ("utf-8", "utf8"):
-        raise Problem("unsupported_media_type", f"Content-Type must be {media_type}, in UTF-8", _UNREAD)
+        raise Problem("unsupported_media_type", f"Content-Type must be {media_type}, in UTF-8")
 
 
 async def read_body(bytes_max: int) -> bytes:
@@ -73,10 +70,10 @@ async def read_body(bytes_max: int) -> bytes:
     try:
         return await request.get_data(cache=False, as_text=False, parse_form_data=False)
     except RequestEntityTooLarge:
-        raise Problem("too_large", f"the body must be at most {bytes_max} bytes", _UNREAD) from None
+        raise Problem("too_large", f"the body must be at most {bytes_max} bytes") from None
     except RequestTimeout:
         detail = f"the body must arrive within {BODY_SECONDS_MAX} s"
-        raise Problem("bad_json", detail, _UNREAD, status_instead=408) from None
+        raise Problem("bad_json", detail, status_instead=408) from None
 
 
 def declared_length() -> int:
@@ -86,7 +83,7 @@ def declared_length() -> int:
         Problem: 411, it has none.
     """
     if request.content_length is None:
-        raise Problem("length_required", "this request needs a Content-Length", _UNREAD)
+        raise Problem("length_required", "this request needs a Content-Length")
     return request.content_length
 
 

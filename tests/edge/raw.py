@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import trio
+import trio.testing
 from hypercorn.typing import ASGIFramework
 
 from web.edge.connection import Patience
@@ -136,18 +137,25 @@ async def running_edge(
 ) -> AsyncIterator[EdgeUnderTest]:
     """An edge with a short patience on a free port, drained at the end."""
     patience = Patience(idle_seconds=terms.pop("idle_seconds", 10.0), **terms.pop("patience", {}))
-    defaults = {"connections_max": 1000, "message_bytes_max": 8192, "drain_seconds_max": 5.0, "patience": patience}
+    defaults: dict[str, Any] = {
+        "connections_max": 1000,
+        "message_bytes_max": 8192,
+        "drain_seconds_max": 5.0,
+        "patience": patience,
+    }
     listener = listen_on_tcp("127.0.0.1", 0)
     if send_buffer_bytes is not None:
         listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     edge = EdgeUnderTest(f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
     async with trio.open_nursery() as edge_nursery:
 
-        async def run() -> None:
-            await serve(app, [listener], Terms(**defaults | terms), stop=edge.stopping.wait)
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            stop = edge.stopping.wait
+            await serve(app, [listener], Terms(**defaults | terms), stop=stop, task_status=task_status)
             edge.ended.set()
 
-        edge_nursery.start_soon(run)
+        await edge_nursery.start(run)
+        await trio.testing.wait_all_tasks_blocked()
         try:
             yield edge
         finally:

@@ -134,8 +134,13 @@ class Http1(H11Protocol):
 
     @property
     def _is_last(self) -> bool:
-        """Whether the connection ends after the current answer."""
-        return self.context.terminated.is_set() or isinstance(self.connection, H11WSConnection)
+        """Whether the connection ends after the current answer; the rest of a body would be in a next request's way."""
+        connection = self.connection
+        return (
+            self.context.terminated.is_set()
+            or isinstance(connection, H11WSConnection)
+            or connection.their_state is h11.SEND_BODY
+        )
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No h2c: a request for it is answered in HTTP/1.1, as RFC 9110 section 7.8 allows."""

@@ -1,0 +1,228 @@
+"""How many connections there may be, what becomes of one that fails, and the Unix socket for a proxy."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import resource
+import socket
+import stat
+from pathlib import Path
+from typing import cast
+
+import httpx
+import pytest
+import trio
+
+from tests.edge.raw import Peer, connect, open_descriptors, request, running_edge, upgrade
+from tests.edge.test_http1 import short
+from tests.logbook import PAYLOAD_MARKER
+from tests.server.harness import running_server
+from web.edge.connection import Patience
+from web.edge.descriptors import RESERVED, connections_possible
+from web.edge.listening import TCP_USER_TIMEOUT_MS, listen_on_tcp, listening_on_unix, url_of
+from web.edge.serving import REFUSED_AT_ONCE_MAX, Edge, Terms
+from web.logs import Formatter
+from web.settings import Settings, SettingsError
+
+
+async def test_a_connection_beyond_the_limit_is_answered_503_and_the_others_live_on() -> None:
+    async with running_edge(short, connections_max=2) as edge:
+        async with await connect(edge.url) as first, await connect(edge.url) as second:
+            for peer in (first, second):
+                await peer.send(request())
+                assert (await peer.answer()).status == 200
+            async with await connect(edge.url) as third:
+                await third.send(request())
+                answer = await third.answer()
+                assert await third.end() == b""
+            assert answer.status == 503
+            assert answer.problem["code"] == "rate_limited"
+            assert int(answer.headers["retry-after"]) >= 1
+            await first.send(request())
+            assert (await first.answer()).status == 200
+        await until_served(edge.url)
+
+
+async def until_served(url: str) -> None:
+    """Wait until there is room again: the server sees the end of a connection a moment after its client."""
+    with trio.fail_after(10):
+        while True:
+            async with await connect(url) as peer:
+                await peer.send(request())
+                if (await peer.answer()).status == 200:
+                    return
+
+
+async def test_sockets_that_were_given_away_count() -> None:
+    given_away = 2
+    async with running_edge(short, connections_max=2, elsewhere=lambda: given_away) as edge:
+        async with await connect(edge.url) as peer:
+            assert (await peer.answer()).status == 503
+        given_away = 1
+        async with await connect(edge.url) as peer:
+            await peer.send(request())
+            assert (await peer.answer()).status == 200
+
+
+async def test_a_flood_of_connections_beyond_the_limit_takes_no_more_descriptors_than_it_may() -> None:
+    async with running_edge(short, connections_max=1) as edge, await connect(edge.url) as first:
+        await first.send(request())
+        assert (await first.answer()).status == 200
+        peers = [await connect(edge.url) for _ in range(300)]
+        for peer in peers:
+            await peer.end()
+        closed = open_descriptors()
+        for peer in peers:
+            await trio.aclose_forcefully(peer.stream)
+        assert closed - open_descriptors() <= len(peers) + REFUSED_AT_ONCE_MAX
+        await first.send(request())
+        assert (await first.answer()).status == 200
+
+
+class Broken:
+    """A stream with a fault nobody has thought of."""
+
+    def __init__(self, held: trio.socket.SocketType) -> None:
+        self.socket = held
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        raise ValueError(PAYLOAD_MARKER)
+
+    async def aclose(self) -> None:
+        self.socket.close()
+
+
+async def test_an_unexpected_error_of_a_connection_is_logged_without_its_text_and_ends_that_connection_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    edge = Edge(short, Terms(connections_max=1, message_bytes_max=1, drain_seconds_max=1.0, patience=Patience()))
+    server_end, client_end = trio.socket.socketpair()
+    await edge.accept(cast("trio.SocketStream", Broken(server_end)))
+    assert await client_end.recv(1) == b""
+    client_end.close()
+    assert edge.connections == {}
+    said = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.name for record in said] == ["avicenna.http"]
+    assert PAYLOAD_MARKER not in Formatter(json=False).format(said[0])
+
+
+# File descriptors
+
+
+def test_the_limit_of_open_files_is_raised_for_the_connections_there_may_be() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        assert connections_possible(500) == 500
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 500 + RESERVED
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_hard_limit_below_the_connections_there_may_be_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    assert connections_possible(10_000) == 1024 - RESERVED
+    assert "max_connections is 10000" in caplog.text
+    assert str(1024 - RESERVED) in caplog.text
+
+
+# Unix socket
+
+
+async def test_a_proxy_reaches_the_server_by_a_unix_socket_beside_tcp(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    async with running_server(dataclasses.replace(settings, unix_socket=path)) as server:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert await status_over(path) == 200
+        assert (await server.http.get("/healthz")).status_code == 200
+        peer = Peer(trio.SocketStream(trio.socket.socket(socket.AF_UNIX)))
+        await peer.stream.socket.connect(str(path))
+        async with peer:
+            await peer.send(upgrade())
+            assert (await peer.answer()).status == 101
+    assert not path.exists()
+
+
+async def status_over(path: Path) -> int:
+    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    async with httpx.AsyncClient(transport=transport, base_url="http://live", timeout=10) as client:
+        return (await client.get("/healthz")).status_code
+
+
+async def test_the_unix_socket_can_be_the_only_one(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    alone = dataclasses.replace(settings, unix_socket=path, tcp=False)
+    async with running_server(alone) as server:
+        assert server.url == f"unix:{path}"
+        assert await status_over(path) == 200
+
+
+def test_a_server_that_listens_nowhere_is_refused() -> None:
+    with pytest.raises(SettingsError, match="unix_socket"):
+        Settings(tcp=False)
+
+
+async def test_a_socket_left_by_a_server_that_is_gone_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path))
+    with listening_on_unix(path):
+        assert stat.S_ISSOCK(path.stat().st_mode)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_socket_on_which_another_server_listens_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    with listening_on_unix(path):
+        with pytest.raises(OSError, match="another server"), listening_on_unix(path):
+            pass
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+async def test_a_file_at_the_place_of_the_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="is no socket"), listening_on_unix(path):
+        pass
+    assert path.read_text() == "precious"
+
+
+async def test_a_socket_another_server_has_put_in_its_place_survives_the_end_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    with listening_on_unix(path):
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+            after = path.stat()
+    assert os.path.samestat(path.stat(), after)
+
+
+async def test_a_server_on_every_interface_is_reached_by_ipv4_and_ipv6(settings: Settings) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no dual-stack sockets")
+    async with running_server(dataclasses.replace(settings, host="::")) as server:
+        port = server.url.rpartition(":")[2]
+        for host in ("127.0.0.1", "[::1]"):
+            answer = await server.http.get(f"http://{host}:{port}/healthz")
+            assert answer.status_code == 200
+
+
+async def test_accepted_sockets_have_no_delay_and_a_user_timeout() -> None:
+    listener = listen_on_tcp("127.0.0.1", 0)
+    try:
+        async with await connect(url_of(listener)):
+            accepted = await listener.accept()
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == TCP_USER_TIMEOUT_MS
+            await accepted.aclose()
+    finally:
+        listener.socket.close()

@@ -1,0 +1,132 @@
+"""What the edge relies on in Hypercorn and h11: if a newer release changes any of it, this says what."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+
+import h11
+import pytest
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.events import Closed, RawData, Updated
+from hypercorn.protocol.events import Body, Data, EndBody, Request, Response, StreamClosed
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import parse_socket_addr
+from quart import Quart
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIWebsocketConnection
+
+STREAM = ["app", "config", "context", "task_group", "ssl", "client", "server", "send", "stream_id"]
+SIGNATURES = {
+    H11Protocol: ["app", "config", "context", "task_group", "connection_state", "ssl", "client", "server", "send"],
+    HTTPStream: STREAM,
+    WSStream: STREAM,
+    Lifespan: ["app", "config", "state"],
+    WorkerContext: ["max_requests"],
+    TaskGroup: [],
+    ASGIWrapper: ["app"],
+    RawData: ["data", "address"],
+    Closed: [],
+    Updated: ["idle"],
+    Body: ["stream_id", "data"],
+    Data: ["stream_id", "data"],
+    EndBody: ["stream_id"],
+    Request: ["stream_id", "headers", "http_version", "method", "raw_path", "state"],
+    Response: ["stream_id", "headers", "status_code"],
+    StreamClosed: ["stream_id"],
+    H11WSConnection: ["h11_connection"],
+}
+
+CALLED = {
+    H11Protocol.handle: ["event"],
+    H11Protocol.stream_send: ["event"],
+    H11Protocol._check_protocol: ["event"],
+    H11Protocol._create_stream: ["request"],
+    H11Protocol._send_error_response: ["status_code"],
+    H11Protocol._send_h11_event: ["event"],
+    H11Protocol._maybe_recycle: [],
+    HTTPStream.handle: ["event"],
+    HTTPStream._send_error_response: ["status_code"],
+    WSStream.handle: ["event"],
+    WSStream.app_send: ["message"],
+    WSStream._send_error_response: ["status_code"],
+    Lifespan.handle_lifespan: ["task_status"],
+    Lifespan.wait_for_startup: [],
+    Lifespan.wait_for_shutdown: [],
+    TrioASGIWebsocketConnection.__call__: ["receive", "send"],
+    TrioASGIWebsocketConnection.handle_messages: ["nursery", "receive"],
+    TrioASGIWebsocketConnection.handle_websocket: ["nursery", "websocket", "send"],
+    TrioASGIWebsocketConnection._create_websocket_from_scope: ["send"],
+    TrioASGIWebsocketConnection.accept_connection: ["send", "headers", "subprotocol"],
+}
+
+
+@pytest.mark.parametrize("made", SIGNATURES, ids=lambda made: made.__name__)
+def test_a_class_takes_what_we_give_it(made: type) -> None:
+    assert list(inspect.signature(made).parameters) == SIGNATURES[made]
+
+
+@pytest.mark.parametrize("method", CALLED, ids=lambda method: method.__qualname__)
+def test_a_method_takes_what_we_give_it(method: object) -> None:
+    assert callable(method)
+    assert list(inspect.signature(method).parameters)[1:] == CALLED[method]  # type: ignore[index]
+
+
+async def test_the_parts_have_the_attributes_we_look_at() -> None:
+    async def nothing(event: object) -> None:
+        """Goes nowhere."""
+
+    config, context = Config(), WorkerContext(None)
+    app = ASGIWrapper(lambda *_: nothing(None))
+    async with TaskGroup() as tasks:
+        protocol = H11Protocol(app, config, context, tasks, {}, False, None, None, nothing)  # type: ignore[arg-type]
+        stream = WSStream(app, config, context, tasks, False, None, None, nothing, STREAM_ID)
+    assert isinstance(protocol.connection, h11.Connection)
+    assert protocol.connection.trailing_data == (b"", False)
+    assert protocol.stream is None
+    assert protocol.keep_alive_requests == 0
+    assert {"can_read", "connection_state", "task_group", "send", "ssl", "client", "server"} <= set(vars(protocol))
+    assert (stream.closed, stream.state) == (False, ASGIWebsocketState.HANDSHAKE)
+    assert H11WSConnection(protocol.connection).buffer == b""
+    assert {"RESPONSE", "CLOSED", "REQUEST"} <= set(ASGIHTTPState.__members__)
+    assert {"HANDSHAKE", "CONNECTED", "HTTPCLOSED"} <= set(ASGIWebsocketState.__members__)
+    assert not context.terminated.is_set()
+    for name in (
+        "accesslog",
+        "errorlog",
+        "h11_max_incomplete_size",
+        "include_server_header",
+        "keep_alive_max_requests",
+        "websocket_max_message_size",
+        "shutdown_timeout",
+    ):
+        assert hasattr(config, name), name
+
+
+def test_the_websocket_class_of_an_application_is_an_attribute_of_it() -> None:
+    assert QuartTrio.asgi_websocket_class is TrioASGIWebsocketConnection
+    assert Quart.asgi_websocket_class is not TrioASGIWebsocketConnection
+
+
+def test_an_address_on_a_unix_socket_is_none() -> None:
+    assert parse_socket_addr(trio.socket.AF_UNIX, ("/run/live.sock",)) is None
+    assert parse_socket_addr(trio.socket.AF_INET6, ("::1", 80, 0, 0)) == ("::1", 80)
+
+
+def test_h11_counts_only_incomplete_heads() -> None:
+    """Why the edge measures heads itself."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=100)
+    connection.receive_data(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 1000 + b"\r\n\r\n")
+    assert isinstance(connection.next_event(), h11.Request)
+
+
+def test_the_releases_are_those_that_were_read() -> None:
+    assert version("hypercorn").startswith("0.18.")
+    assert version("h11").startswith("0.16.")
