@@ -7,12 +7,13 @@
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make bench-storage                the store beside raw sqlite3
+#   make fuzz [SECONDS=60]            random damage to requests, for so long
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test bench bench-storage bench-isolation load-generator lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz bench bench-storage bench-isolation load-generator lock settings clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,6 +75,10 @@ api-test: setup
 ROUNDS ?= 1000
 crash-test: setup
 	CRASH_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash -s -o timeout=7200
+
+SECONDS ?= 60
+fuzz: setup
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/edge/test_crash_hunt.py -o timeout=0
 
 bench: setup $(BENCH_STAMP) load-generator
 	$(BIN)/python -m benchmarks $(ARGS)

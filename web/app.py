@@ -9,6 +9,7 @@ from quart import Response, request
 from quart.globals import request_ctx
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing.exceptions import WebsocketMismatch
 
 from actors.errors import ActorError
 from storage.errors import StorageError
@@ -18,6 +19,7 @@ from web.broadcasts import broadcasts
 from web.bulk import bulk
 from web.diagnoses import diagnoses
 from web.edge.adoption import LeanWebsocket
+from web.edge.answers import websocket_wanted
 from web.errors import Problem, problem_of
 from web.maintenance import maintenance
 from web.openapi import openapi
@@ -97,6 +99,8 @@ def create_app(services: Services) -> QuartTrio:
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
+        if isinstance(error, WebsocketMismatch):
+            return problem_response(websocket_wanted())
         code, detail = _CODE_OF_STATUS.get(error.code or 500, ("internal_error", "the request failed"))
         found = error.valid_methods if isinstance(error, MethodNotAllowed) else None
         headers = {"Allow": app.allowed(request.path, found)} if found else {}

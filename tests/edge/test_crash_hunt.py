@@ -71,6 +71,7 @@ async def test_no_malformed_request_ends_the_server_or_stays_in_it_if_its_client
         for name in CASES:
             clients.start_soon(one, name)
     assert len(answers) == len(CASES)
+    assert answers["half a body"].startswith(b"HTTP/1.1 408 ")
     assert [name for name, answer in answers.items() if b" 500 " in answer.partition(b"\r\n")[0]] == []
     assert [name for name, answer in answers.items() if answer and not answer.startswith(b"HTTP/1.1 ")] == []
 

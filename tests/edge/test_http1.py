@@ -79,6 +79,7 @@ async def test_the_limit_of_a_head_is_for_each_request_of_a_connection(server: S
         (request(b"test:80", b"CONNECT"), 400),
         (request(b"?x"), 400),
         (request(b"http://["), 400),
+        (request(b"//healthz"), 400),
         (request(b"/\xc3\xa9"), 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
@@ -113,6 +114,21 @@ async def test_what_is_no_proper_request_gets_a_problem_document_and_the_end(
 async def test_a_wrong_websocket_version_is_told_the_right_one(server: Server) -> None:
     answer, _ = await ask(server.url, upgrade(Sec_WebSocket_Version=b"8"))
     assert answer.headers["sec-websocket-version"] == "13"
+
+
+async def test_a_request_for_a_websocket_that_is_none_is_told_so(server: Server) -> None:
+    async with await connect(server.url) as peer:
+        await peer.send(request(b"/ws/42"))
+        answer = await peer.answer()
+        assert (answer.status, answer.headers["upgrade"]) == (426, "websocket")
+        await peer.send(request(b"/healthz"))
+        assert (await peer.answer()).status == 200
+
+
+async def test_an_upgrade_of_a_path_that_is_no_websocket_is_answered_404_and_closed(server: Server) -> None:
+    answer, rest = await ask(server.url, upgrade(b"/nowhere"))
+    assert (answer.status, rest) == (404, b"")
+    assert answer.problem["code"] == "not_found"
 
 
 async def test_h2c_is_not_taken_and_the_request_is_answered_in_http_1(server: Server) -> None:

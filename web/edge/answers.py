@@ -44,6 +44,12 @@ def wrong_websocket_version() -> Problem:
     return Problem("bad_json", "Sec-WebSocket-Version must be 13", headers, status_instead=426)
 
 
+def websocket_wanted() -> Problem:
+    """426 for a request that should have been a handshake (RFC 9110 section 15.5.22)."""
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    return Problem("bad_json", "this path is a WebSocket", headers, status_instead=426)
+
+
 def server_full() -> Problem:
     """503: the server, not its client, has too much."""
     headers = retry_after(_FULL_RETRY_SECONDS)

@@ -152,8 +152,9 @@ class Http1(H11Protocol):
             await self.refuse(answers.head_too_large())
         elif request.http_version not in HTTP_VERSIONS:
             await self.refuse(answers.wrong_http_version())
-        elif not request.target.startswith(b"/"):
-            await self.refuse(answers.malformed("the target of a request must begin with /"))
+        elif not request.target.startswith(b"/") or request.target.startswith(b"//"):
+            # Quart would read `//actors` as `/actors`, which a proxy may have meant to keep from the world.
+            await self.refuse(answers.malformed("the target of a request must begin with one /"))
         elif is_upgrade(request.method, list(request.headers)):
             await self._begin_upgrade(request, behind)
         else:

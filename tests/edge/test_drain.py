@@ -1,0 +1,186 @@
+"""The end of a server: in order, and within one deadline, whatever its peers do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from tests.edge.raw import connect, open_descriptors, request, running_edge, upgrade
+from tests.edge.test_http1 import short
+from tests.server.process import served
+from web.edge.descriptors import connections_possible
+
+STALLED = 1000
+
+
+class Slow:
+    """An application that answers once it may."""
+
+    def __init__(self) -> None:
+        self.arrived = trio.Event()
+        self.may_answer = trio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == "/slow":
+            self.arrived.set()
+            await self.may_answer.wait()
+        await short(scope, receive, send)
+
+
+async def test_idle_connections_end_at_once_and_a_request_in_hand_is_answered() -> None:
+    app = Slow()
+    async with running_edge(app, idle_seconds=60) as edge:
+        async with await connect(edge.url) as fresh, await connect(edge.url) as idle, await connect(edge.url) as busy:
+            await idle.send(request())
+            assert (await idle.answer()).status == 200
+            await busy.send(request(b"/slow"))
+            await app.arrived.wait()
+            edge.stopping.set()
+            assert await fresh.end() == b""
+            assert await idle.end() == b""
+            assert not edge.ended.is_set()
+            app.may_answer.set()
+            answer = await busy.answer()
+            assert await busy.end() == b""
+        with trio.fail_after(10):
+            await edge.ended.wait()
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+async def test_nothing_new_is_accepted_while_the_rest_drains() -> None:
+    app = Slow()
+    async with running_edge(app) as edge, await connect(edge.url) as busy:
+        await busy.send(request(b"/slow"))
+        await app.arrived.wait()
+        edge.stopping.set()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(OSError, match="connect"):
+            await connect(edge.url)
+        app.may_answer.set()
+        assert (await busy.answer()).status == 200
+
+
+async def test_what_was_given_away_is_drained_after_the_last_accept_and_before_the_end() -> None:
+    order: list[str] = []
+    app = Slow()
+
+    async def drain() -> None:
+        order.append("drain")
+        with pytest.raises(OSError, match="connect"):
+            await connect(edge.url)
+        app.may_answer.set()
+
+    async with running_edge(app, drain=drain) as edge, await connect(edge.url) as busy:
+        await busy.send(request(b"/slow"))
+        await app.arrived.wait()
+        edge.stopping.set()
+        assert (await busy.answer()).status == 200
+        order.append("answered")
+        with trio.fail_after(10):
+            await edge.ended.wait()
+    assert order == ["drain", "answered"]
+
+
+async def test_a_goodbye_that_never_ends_and_a_route_that_never_answers_are_cut_at_the_deadline() -> None:
+    app = Slow()
+    hanging = running_edge(app, drain=trio.sleep_forever, drain_seconds_max=0.3)
+    async with hanging as edge, await connect(edge.url) as busy:
+        await busy.send(request(b"/slow"))
+        await app.arrived.wait()
+        edge.stopping.set()
+        with trio.fail_after(10):
+            await edge.ended.wait()
+        assert await busy.end() == b""
+
+
+@pytest.mark.guarantee(11)
+async def test_a_thousand_peers_that_never_read_do_not_hold_up_the_end() -> None:
+    stalled = 0
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal stalled
+        if scope["type"] != "http":
+            await short(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        stalled += 1
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * 20_000, "more_body": True})
+            await trio.lowlevel.checkpoint()
+
+    assert connections_possible(2 * STALLED) == 2 * STALLED, "this process may not open enough files"
+    descriptors = open_descriptors()
+    peers = []
+    async with running_edge(endless, send_buffer_bytes=4096, drain_seconds_max=0.5, connections_max=2000) as edge:
+        for _ in range(STALLED):
+            peer = await connect(edge.url)
+            peers.append(peer)
+            await peer.send(request())
+        with trio.fail_after(30):
+            while stalled < STALLED:
+                await trio.sleep(0.05)
+        began = trio.current_time()
+        edge.stopping.set()
+        with trio.fail_after(10):
+            await edge.ended.wait()
+        assert trio.current_time() - began < 10
+    for peer in peers:
+        await trio.aclose_forcefully(peer.stream)
+    assert open_descriptors() <= descriptors
+
+
+async def test_upgrades_that_are_not_yet_answered_end_with_the_server() -> None:
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await trio.sleep_forever()
+        await short(scope, receive, send)
+
+    async with running_edge(waiting, drain_seconds_max=0.3) as edge, await connect(edge.url) as peer:
+        await peer.send(upgrade())
+        await trio.testing.wait_all_tasks_blocked()
+        edge.stopping.set()
+        with trio.fail_after(10):
+            await edge.ended.wait()
+        assert await peer.end() == b""
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(11)
+async def test_sigterm_in_the_middle_of_posts_loses_no_accepted_event_and_exits_with_0(tmp_path: Path) -> None:
+    accepted: list[int] = []
+    async with served(tmp_path / "data") as (process, server):
+        await server.register()
+
+        async def publish(first: int) -> None:
+            number = first
+            while True:
+                try:
+                    answer = await server.publish(number)
+                except httpx.TransportError:
+                    return  # no longer accepted
+                if answer.status_code != 200:
+                    assert answer.status_code == 503
+                    return
+                accepted.append(number)
+                number += 1
+
+        async with trio.open_nursery() as publishers:
+            for first in range(8):
+                publishers.start_soon(publish, first * 100_000)
+            with trio.fail_after(20):
+                while len(accepted) < 50:
+                    await trio.sleep(0.01)
+            began = trio.current_time()
+            assert await process.stop() == 0
+            assert trio.current_time() - began < 10
+    async with served(tmp_path / "data") as (process, server), server.connect(start="oldest") as client:
+        frames = await client.until_live()
+        head = frames[0]["data"]["head"]
+        newest = [frame["data"]["feedback_id"] for frame in frames if "seq" in frame]
+    assert head >= len(accepted)
+    assert set(accepted[-20:]) <= set(newest)
