@@ -1,32 +1,7 @@
-"""The servers the tests of this folder talk to."""
+"""The server tests of this folder talk to, where they need all of it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import AsyncIterator
-from pathlib import Path
+from tests.server.conftest import server, settings
 
-import pytest
-
-from tests.server.harness import Server, running_server
-from web.settings import Settings
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Settings of the server under test: a free port and a database of its own."""
-    return Settings(port=0, data=tmp_path / "data")
-
-
-@pytest.fixture
-async def server(settings: Settings) -> AsyncIterator[Server]:
-    """A running server."""
-    async with running_server(settings) as running:
-        yield running
-
-
-@pytest.fixture
-async def short_lived(settings: Settings) -> AsyncIterator[Server]:
-    """A server that soon closes idle connections."""
-    async with running_server(dataclasses.replace(settings, keep_alive_seconds=0.2)) as running:
-        yield running
+__all__ = ["server", "settings"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 from typing import Final
 
-from tests.edge.raw import request, upgrade
+from tests.edge.peers import request, upgrade
 
 _WS: Final = upgrade()
 _FRAME: Final = b"\x81\x85\0\0\0\0hello"
 _H2C: Final = {"Connection": b"Upgrade", "Upgrade": b"h2c"}
 _JSON: Final = {"Content_Type": b"application/json"}
-_BROADCAST: Final = b"/ws/broadcast-feedback-update"
+BROADCAST: Final = b"/ws/broadcast-feedback-update"
 
 
-def chunked(*chunks: bytes, target: bytes = _BROADCAST) -> bytes:
+def chunked(*chunks: bytes, target: bytes = BROADCAST) -> bytes:
     """A POST whose body is these bytes, as they are."""
     return request(target, b"POST", Transfer_Encoding=b"chunked", **_JSON) + b"".join(chunks)
 
@@ -96,7 +96,7 @@ CASES: Final[dict[str, bytes]] = {
     "a length of 200 digits": request(b"/", b"POST", Content_Length=b"9" * 200),
     "two lengths": request(b"/", b"POST", Content_Length=b"3, 4") + b"abc",
     "a length and chunks": request(b"/", b"POST", Content_Length=b"3", Transfer_Encoding=b"chunked") + b"0\r\n\r\n",
-    "half a body": request(_BROADCAST, b"POST", Content_Length=b"100", **_JSON) + b"{",
+    "half a body": request(BROADCAST, b"POST", Content_Length=b"100", **_JSON) + b"{",
     "a body with a GET": request(b"/healthz", b"GET", b"hello"),
     "an unknown transfer encoding": request(b"/", b"POST", Transfer_Encoding=b"gzip, chunked"),
     "a chunk size that is none": chunked(b"zz\r\nabc\r\n"),
@@ -107,18 +107,18 @@ CASES: Final[dict[str, bytes]] = {
     "trailers": chunked(b"0\r\nA: b\r\n\r\n"),
     "trailers that are none": chunked(b"0\r\nnonsense\r\n\r\n"),
     "chunks that never end": chunked(b"1\r\na\r\n" * 1000),
-    "a body of no UTF-8": request(_BROADCAST, b"POST", b"\xff\xfe{", **_JSON),
-    "a body of deep JSON": request(_BROADCAST, b"POST", b"[" * 60_000, **_JSON),
-    "a body of a long number": request(_BROADCAST, b"POST", b"9" * 60_000, **_JSON),
-    "a body of 100 kB": request(_BROADCAST, b"POST", b"x" * 100_000, **_JSON),
-    "a charset that is none": request(_BROADCAST, b"POST", b"{}", Content_Type=b"application/json; charset=\xff"),
-    "a form": request(_BROADCAST, b"POST", b"a=%ff", Content_Type=b"application/x-www-form-urlencoded"),
-    "a multipart body without a boundary": request(_BROADCAST, b"POST", b"--", Content_Type=b"multipart/form-data"),
-    "100-continue without a body": request(_BROADCAST, b"POST", Expect=b"100-continue", Content_Length=b"5", **_JSON),
+    "a body of no UTF-8": request(BROADCAST, b"POST", b"\xff\xfe{", **_JSON),
+    "a body of deep JSON": request(BROADCAST, b"POST", b"[" * 60_000, **_JSON),
+    "a body of a long number": request(BROADCAST, b"POST", b"9" * 60_000, **_JSON),
+    "a body of 100 kB": request(BROADCAST, b"POST", b"x" * 100_000, **_JSON),
+    "a charset that is none": request(BROADCAST, b"POST", b"{}", Content_Type=b"application/json; charset=\xff"),
+    "a form": request(BROADCAST, b"POST", b"a=%ff", Content_Type=b"application/x-www-form-urlencoded"),
+    "a multipart body without a boundary": request(BROADCAST, b"POST", b"--", Content_Type=b"multipart/form-data"),
+    "100-continue without a body": request(BROADCAST, b"POST", Expect=b"100-continue", Content_Length=b"5", **_JSON),
     # Several requests
     "a request behind a bad one": b"nonsense\r\n\r\n" + request(b"/healthz"),
     "100 requests at once": request(b"/healthz") * 100,
-    "a request behind a body that is too large": request(_BROADCAST, b"POST", b"x" * 70_000, **_JSON)
+    "a request behind a body that is too large": request(BROADCAST, b"POST", b"x" * 70_000, **_JSON)
     + request(b"/healthz"),
     "half a request behind a whole one": request(b"/healthz") + b"GET /hea",
     # Upgrades
@@ -164,7 +164,7 @@ CASES: Final[dict[str, bytes]] = {
     "a request, an upgrade and a frame": request(b"/healthz") + _WS + _FRAME,
     "an upgrade of a path that is none": upgrade(b"/nowhere"),
     "an upgrade of a path for requests": upgrade(b"/healthz"),
-    "an upgrade of a broadcast": upgrade(_BROADCAST),
+    "an upgrade of a broadcast": upgrade(BROADCAST),
     "an upgrade of an absolute target": upgrade(b"ws://test/ws/42"),
     "an upgrade of an encoded NUL": upgrade(b"/ws/%00"),
     "an upgrade of no UTF-8": upgrade(b"/ws/%ff?token=%ff&device=%fe"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.edge.raw import KEY, EdgeUnderTest, connect, living_tasks, open_descriptors, request, running_edge, upgrade
+from tests.edge.peers import KEY, EdgeUnderTest, connect, living_tasks, open_descriptors, request, running_edge, upgrade
 from tests.edge.test_http1 import short
 from web.edge.adoption import HANDLE, Adoption, NotAdoptable
 from web.edge.connection import Connection

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import trio
 
-from tests.edge.raw import Peer, connect, open_descriptors, request, running_edge, upgrade
+from tests.edge.peers import Peer, connect, open_descriptors, request, running_edge, upgrade
 from tests.edge.test_http1 import short
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import running_server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import random
@@ -13,9 +14,10 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.edge.malformed import CASES
-from tests.edge.raw import connect, living_tasks, open_descriptors, request, upgrade
+from tests.edge.malformed import BROADCAST, CASES
+from tests.edge.peers import connect, living_tasks, open_descriptors, request, upgrade
 from tests.server.harness import Server
+from web.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,12 @@ async def send_and_leave(url: str, sent: bytes) -> None:
             await peer.send(sent)
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Idle connections end soon, so that what stays is what leaks."""
+    return dataclasses.replace(settings, keep_alive_seconds=0.2)
+
+
 def test_the_hunt_has_at_least_80_cases() -> None:
     assert len(CASES) >= 80
     assert len(set(CASES.values())) == len(CASES)
@@ -58,37 +66,39 @@ def test_the_hunt_has_at_least_80_cases() -> None:
 
 @pytest.mark.guarantee(15)
 async def test_no_malformed_request_ends_the_server_or_stays_in_it_if_its_client_waits(
-    short_lived: Server, caplog: pytest.LogCaptureFixture
+    server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers: dict[str, bytes] = {}
-    async with nothing_stays(short_lived, caplog), trio.open_nursery() as clients:
+    slow = "half a body, with a token"
+    token = b"Bearer " + server.token("amira").encode()
+    half = request(BROADCAST, b"POST", Authorization=token, Content_Length=b"9", Content_Type=b"application/json")
+    cases = CASES | {slow: half + b"{"}
+    async with nothing_stays(server, caplog), trio.open_nursery() as clients:
 
         async def one(name: str) -> None:
-            async with at_once:
-                answers[name] = await send_and_wait(short_lived.url, CASES[name])
+            answers[name] = await send_and_wait(server.url, cases[name])
 
-        at_once = trio.CapacityLimiter(20)
-        for name in CASES:
+        for name in cases:
             clients.start_soon(one, name)
-    assert len(answers) == len(CASES)
-    assert answers["half a body"].startswith(b"HTTP/1.1 408 ")
+    assert len(answers) == len(cases)
+    assert answers[slow].startswith(b"HTTP/1.1 408 ")
     assert [name for name, answer in answers.items() if b" 500 " in answer.partition(b"\r\n")[0]] == []
     assert [name for name, answer in answers.items() if answer and not answer.startswith(b"HTTP/1.1 ")] == []
 
 
 @pytest.mark.guarantee(15)
 async def test_no_malformed_request_ends_the_server_or_stays_in_it_if_its_client_leaves(
-    short_lived: Server, caplog: pytest.LogCaptureFixture
+    server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with nothing_stays(short_lived, caplog), trio.open_nursery() as clients:
+    async with nothing_stays(server, caplog), trio.open_nursery() as clients:
         for sent in CASES.values():
             for part in (sent, sent[: len(sent) // 2]):
-                clients.start_soon(send_and_leave, short_lived.url, part)
+                clients.start_soon(send_and_leave, server.url, part)
 
 
 @pytest.mark.guarantee(15)
 async def test_random_damage_to_requests_ends_no_server_and_stays_nowhere(
-    short_lived: Server, caplog: pytest.LogCaptureFixture
+    server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     seed = int(os.environ.get("FUZZ_SEED", time.time_ns()))
     logger.info("FUZZ_SEED=%d repeats this", seed)  # shown if it fails
@@ -100,7 +110,7 @@ async def test_random_damage_to_requests_ends_no_server_and_stays_nowhere(
         nonlocal sent
         while time.monotonic() < until:
             data = damaged(randomness, corpus)
-            async with await connect(short_lived.url) as peer:
+            async with await connect(server.url) as peer:
                 with contextlib.suppress(trio.BrokenResourceError):
                     for piece in pieces(randomness, data):
                         await peer.send(piece)
@@ -111,7 +121,7 @@ async def test_random_damage_to_requests_ends_no_server_and_stays_nowhere(
                             await peer.end()
             sent += 1
 
-    async with nothing_stays(short_lived, caplog), trio.open_nursery() as clients:
+    async with nothing_stays(server, caplog), trio.open_nursery() as clients:
         until = time.monotonic() + FUZZ_SECONDS
         for _ in range(FUZZ_AT_ONCE):
             clients.start_soon(damage, random.Random(seeds.random()))

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.edge.raw import connect, open_descriptors, request, running_edge, upgrade
+from tests.edge.peers import connect, open_descriptors, request, running_edge, upgrade
 from tests.edge.test_http1 import short
 from tests.server.process import served
 from web.edge.descriptors import connections_possible

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import trio
 
-from tests.edge.raw import KEY, Peer, ask, connect, request, running_edge, upgrade
-from tests.server.harness import Server
+from tests.edge.peers import KEY, Peer, ask, connect, request, running_edge, upgrade
+from tests.server.harness import Server, running_server
 from web.edge.answers import HEAD_BYTES_MAX
+from web.settings import Settings
 
 ANSWERED = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 
@@ -244,9 +246,10 @@ async def test_a_head_that_does_not_arrive_in_time_is_answered_408_however_its_b
     ],
 )
 async def test_the_idle_time_of_a_connection_holds_after_a_request_too(
-    short_lived: Server, first: bytes, status: int
+    settings: Settings, first: bytes, status: int
 ) -> None:
-    async with await connect(short_lived.url) as peer:
+    short_lived = dataclasses.replace(settings, keep_alive_seconds=0.2)
+    async with running_server(short_lived) as server, await connect(server.url) as peer:
         await peer.send(first)
         assert (await peer.answer()).status == status
         began = trio.current_time()
