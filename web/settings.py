@@ -80,7 +80,7 @@ class Settings:
     unix_socket: Path | None = _setting(  # noqa: RUF009 - a path is immutable
         None,
         SocketPath(),
-        "Listen on this Unix socket, too; whoever is in the group of its directory's files may connect.",
+        "Listen on this Unix socket, too; the server's user and group may connect (mode 0660).",
     )
     data: Path = _setting(  # noqa: RUF009 - a path is immutable
         DATA_DEFAULT, Directory(), "Directory of the database and the key; made if it is missing."
