@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, cast
 
 import h11
@@ -37,7 +38,8 @@ class Exchange(HTTPStream):
     """One request and its answer."""
 
     async def _send_error_response(self, status_code: int) -> None:
-        await _answer(self, answers.problem_of_status(status_code), has_body=self.scope["method"] != "HEAD")
+        has_body = self.scope["method"] != "HEAD"
+        await _answer(self.send, answers.problem_of_status(status_code), has_body=has_body)
         self.state = ASGIHTTPState.CLOSED
 
 
@@ -49,7 +51,7 @@ class Upgrade(WSStream):
         if isinstance(event, Body | Data) and not self.closed and not self.handshake.accepted:
             # Bytes before the 101 (RFC 6455 section 4.1 has the client wait). First the state: `adopt` looks at it.
             self.state = ASGIWebsocketState.HTTPCLOSED
-            await _answer(self, answers.malformed("nothing may follow a handshake before its answer"))
+            await _answer(self.send, answers.malformed("nothing may follow a handshake before its answer"))
             # Hypercorn forgets this: the connection would stay open for ever.
             await self.send(StreamClosed(stream_id=self.stream_id))
         else:
@@ -63,13 +65,14 @@ class Upgrade(WSStream):
         await super().app_send(message)
 
     async def _send_error_response(self, status_code: int) -> None:
-        await _answer(self, answers.problem_of_status(status_code))
+        await _answer(self.send, answers.problem_of_status(status_code))
 
 
-async def _answer(stream: Exchange | Upgrade, problem: Problem, *, has_body: bool = True) -> None:
-    logger.info("answered before a route: %d, %s", problem.status, problem.detail)
+async def _answer(send: Callable[[Event], Awaitable[None]], problem: Problem, *, has_body: bool = True) -> None:
+    """Answer in place of a route; the log says so, without a word of what was sent."""
+    logger.info("answered by the edge: %d, %s", problem.status, problem.detail)
     for event in answers.events_of(problem, STREAM_ID, has_body=has_body):
-        await stream.send(event)
+        await send(event)
 
 
 class Http1(H11Protocol):
@@ -97,9 +100,7 @@ class Http1(H11Protocol):
 
     async def refuse(self, problem: Problem) -> None:
         """Answer in place of a route, and end the connection."""
-        logger.info("answered before a route: %d, %s", problem.status, problem.detail)
-        for event in answers.events_of(problem, STREAM_ID, has_body=not self._is_head):
-            await self.stream_send(event)
+        await _answer(self.stream_send, problem, has_body=not self._is_head)
         await self.send(Closed())
 
     def check_adoptable(self) -> None:
@@ -205,10 +206,7 @@ class Http1(H11Protocol):
         self.keep_alive_requests += 1
 
     async def _send_error_response(self, status_code: int) -> None:
-        problem = answers.problem_of_status(status_code)
-        logger.info("answered before a route: %d, %s", problem.status, problem.detail)
-        for event in answers.events_of(problem, STREAM_ID, has_body=not self._is_head):
-            await self.stream_send(event)
+        await _answer(self.stream_send, answers.problem_of_status(status_code), has_body=not self._is_head)
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """Write an event; the head of an answer of known length waits for its body, so that both are one write."""
