@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trio
 import trio.testing
@@ -16,6 +16,7 @@ from tests.server.process import served
 from web.edge.descriptors import connections_possible
 
 STALLED = 1000
+JSON = b"application/json"
 
 
 class Slow:
@@ -153,21 +154,25 @@ async def test_upgrades_that_are_not_yet_answered_end_with_the_server() -> None:
 @pytest.mark.guarantee(11)
 async def test_sigterm_in_the_middle_of_posts_loses_no_accepted_event_and_exits_with_0(tmp_path: Path) -> None:
     accepted: list[int] = []
+    target = b"/ws/broadcast-feedback-update"
     async with served(tmp_path / "data") as (process, server):
         await server.register()
 
+        token = b"Bearer " + server.token("amira").encode()
+
         async def publish(first: int) -> None:
-            number = first
-            while True:
-                try:
-                    answer = await server.publish(number)
-                except httpx.TransportError:
-                    return  # no longer accepted
-                if answer.status_code != 200:
-                    assert answer.status_code == 503
-                    return
-                accepted.append(number)
-                number += 1
+            async with await connect(server.url) as peer:
+                for number in itertools.count(first):
+                    body = b'{"diagnosis_id": 42, "feedback_id": %d, "rating": 5}' % number
+                    try:
+                        await peer.send(request(target, b"POST", body, Authorization=token, Content_Type=JSON))
+                        answer = await peer.answer()
+                    except (EOFError, trio.BrokenResourceError):
+                        return  # no longer accepted
+                    if answer.status != 200:
+                        assert answer.status == 503
+                        return
+                    accepted.append(number)
 
         async with trio.open_nursery() as publishers:
             for first in range(8):
