@@ -13,6 +13,7 @@ from typing import Final
 import trio
 from quart import Blueprint, Response, request
 
+from actors.errors import Draining
 from actors.messages import Admission, Subscribe
 from actors.ring import Gap
 from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
@@ -108,6 +109,8 @@ def streams(services: Services) -> Blueprint:
             admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
             # Rights may have been taken away while the actor was asked; from here on the roster is told.
             await check_may_subscribe(services, who, parameters.diagnosis_id)
+            if services.stopping.is_set():
+                raise Draining("the server is stopping")  # its goodbye may have been said already
         except ConnectionRefused as refused:
             raise problem_of_refusal(refused.refusal) from None
         return _response(_frames(services, parameters, transport, subscriber, who, admission))

@@ -10,9 +10,11 @@ import pytest
 import trio
 import trio.testing
 
-from tests.edge.peers import connect, open_descriptors, request, running_edge, upgrade
+from tests.edge.peers import Peer, connect, open_descriptors, request, running_edge, upgrade
 from tests.edge.test_http1 import short
+from tests.server.harness import Server
 from tests.server.process import served
+from web.composition import CONNECTIONS_SECONDS_MAX
 from web.edge.descriptors import connections_possible
 
 STALLED = 1000
@@ -189,3 +191,32 @@ async def test_sigterm_in_the_middle_of_posts_loses_no_accepted_event_and_exits_
         newest = [frame["data"]["feedback_id"] for frame in frames if "seq" in frame]
     assert head >= len(accepted)
     assert set(accepted[-20:]) <= set(newest)
+
+
+@pytest.mark.guarantee(11)
+async def test_event_streams_that_begin_as_the_server_stops_are_told_so_too(server: Server) -> None:
+    await server.register()
+    token = b"Bearer " + server.token("amira").encode()
+    said: list[bytes] = []
+
+    async def follow(peer: Peer) -> None:
+        async with peer:
+            said.append(await peer.end())
+
+    first = await connect(server.url)
+    await first.send(request(b"/diagnoses/42/events", Authorization=token))
+    assert (await first.answer()).status == 200
+    peers = [await connect(server.url) for _ in range(40)]
+    began = trio.current_time()
+    async with first, trio.open_nursery() as followers:
+        for number, peer in enumerate(peers):
+            await peer.send(request(b"/diagnoses/42/events", Authorization=token))
+            followers.start_soon(follow, peer)
+            if number == len(peers) // 2:
+                server.stop()
+        assert b'"code":1012' in await first.end()
+    assert trio.current_time() - began < CONNECTIONS_SECONDS_MAX, "none had to be cut"
+    streams = [one for one in said if b"event-stream" in one]
+    refused = [one for one in said if b'"code":"draining"' in one]
+    assert [one for one in streams if b'"code":1012' not in one] == []
+    assert [one for one in said if one and one not in streams + refused] == []
