@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -11,6 +12,7 @@ import trio
 from tests.edge.peers import KEY, Peer, ask, connect, request, running_edge, upgrade
 from tests.server.harness import Server, running_server
 from web.edge.answers import HEAD_BYTES_MAX
+from web.edge.connection import LINGER_BYTES_MAX
 from web.settings import Settings
 
 ANSWERED = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
@@ -351,6 +353,57 @@ async def test_a_peer_that_accepts_no_byte_is_cut_and_its_request_ends() -> None
         await peer.send(request())
         with trio.fail_after(15):
             await ended.wait()
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_an_application_that_goes_on_sending_to_a_peer_that_left_holds_up_nobody(kind: str) -> None:
+    started, ended = trio.Event(), trio.Event()
+
+    async def deaf(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != kind or scope["path"] != "/deaf":
+            await short(scope, receive, send)
+            return
+        if kind == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            message: dict[str, object] = {"type": "http.response.body", "body": b"x" * 1000, "more_body": True}
+        else:
+            await send({"type": "websocket.accept"})
+            message = {"type": "websocket.send", "text": "x" * 1000, "bytes": None}
+        started.set()
+        while not ended.is_set():
+            await send(message)
+
+    async with running_edge(deaf) as edge:
+        async with await connect(edge.url) as peer:
+            await peer.send(request(b"/deaf") if kind == "http" else upgrade(b"/deaf"))
+            await started.wait()
+        for _ in range(5):
+            async with await connect(edge.url) as other:
+                await other.send(request())
+                assert (await other.answer()).status == 200
+        ended.set()
+
+
+async def test_a_body_without_an_end_is_answered_413_and_cut(server: Server) -> None:
+    await server.register()
+    token = b"Bearer " + server.token("amira").encode()
+    path = b"/ws/broadcast-feedback-update"
+    head = request(path, b"POST", Authorization=token, Content_Type=b"application/json", Transfer_Encoding=b"chunked")
+    sent = 0
+
+    async def endless(peer: Peer) -> None:
+        nonlocal sent
+        await peer.send(head)
+        with contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                await peer.send(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+                sent += 0x4000
+
+    async with await connect(server.url) as peer, trio.open_nursery() as sending:
+        sending.start_soon(endless, peer)
+        answer = await peer.answer()
+    assert answer.status == 413
+    assert sent < 4 * LINGER_BYTES_MAX
 
 
 async def test_an_error_of_the_application_is_a_problem_document_and_hurts_no_other_connection() -> None:

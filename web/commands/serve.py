@@ -60,7 +60,13 @@ def serve(arguments: argparse.Namespace) -> int:
 def demo(arguments: argparse.Namespace) -> int:
     """Serve and publish samples until Ctrl-C; nothing is left behind."""
     with tempfile.TemporaryDirectory(prefix="avicenna-demo-") as directory:
-        options = {"host": arguments.host, "port": arguments.port, "data": directory, "allow_anonymous": True}
+        options = {
+            "host": arguments.host,
+            "port": arguments.port,
+            "data": directory,
+            "tcp": True,
+            "allow_anonymous": True,
+        }
         chosen = _settings(None, options)
         samples = Samples(chosen.data)
         from web import composition  # noqa: PLC0415 - see the docstring of this file
