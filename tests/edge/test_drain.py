@@ -15,7 +15,9 @@ from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from tests.server.process import served
 from web.composition import CONNECTIONS_SECONDS_MAX
+from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
+from web.edge.serving import Edge, Terms
 
 STALLED = 1000
 JSON = b"application/json"
@@ -66,6 +68,16 @@ async def test_nothing_new_is_accepted_while_the_rest_drains() -> None:
             await connect(edge.url)
         app.may_answer.set()
         assert (await busy.answer()).status == 200
+
+
+async def test_a_connection_accepted_just_before_the_stop_ends_at_once() -> None:
+    patience = Patience(idle_seconds=60)
+    edge = Edge(short, Terms(connections_max=1, message_bytes_max=1, drain_seconds_max=1.0, patience=patience))
+    await edge.retire()
+    server_end, client_end = trio.socket.socketpair()
+    with trio.fail_after(10):
+        await edge.accept(trio.SocketStream(server_end))
+    client_end.close()
 
 
 async def test_what_was_given_away_is_drained_after_the_last_accept_and_before_the_end() -> None:

@@ -275,10 +275,9 @@ async def test_a_connection_in_use_is_not_idle() -> None:
 
 @pytest.mark.parametrize("size", [10, 100_000, 3_000_000])
 async def test_an_answer_that_comes_before_the_body_reaches_a_client_that_sends_all_of_it(size: int) -> None:
-    async with running_edge(short) as edge, await connect(edge.url) as peer, trio.open_nursery() as sending:
-        sending.start_soon(peer.send, request(b"/", b"POST", b"x" * size))
+    async with running_edge(short) as edge, await connect(edge.url) as peer:
+        await peer.send(request(b"/", b"POST", b"x" * size))
         answer = await peer.answer()
-        sending.cancel_scope.cancel()
     assert (answer.status, answer.body) == (200, b"ok")
 
 
@@ -382,6 +381,26 @@ async def test_an_application_that_goes_on_sending_to_a_peer_that_left_holds_up_
                 await other.send(request())
                 assert (await other.answer()).status == 200
         ended.set()
+
+
+async def test_a_stream_ends_once_its_client_no_longer_speaks_http(caplog: pytest.LogCaptureFixture) -> None:
+    async def deaf(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await short(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.move_on_after(1):
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await trio.sleep(0.001)
+
+    async with running_edge(deaf) as edge, await connect(edge.url) as peer:
+        await peer.send(request(b"/", b"POST", Transfer_Encoding=b"chunked"))
+        await peer.answer()
+        await peer.send(b"nonsense\r\n")
+        received = await peer.end()
+    assert b"\r\n0\r\n" not in received, "an answer that was broken off does not look whole"
+    assert [one for one in caplog.records if one.levelname == "ERROR"] == []
 
 
 async def test_a_body_without_an_end_is_answered_413_and_cut(server: Server) -> None:

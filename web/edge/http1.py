@@ -118,12 +118,7 @@ class Http1(H11Protocol):
             NotAdoptable: it cannot.
         """
         stream = self.stream
-        if (
-            not isinstance(stream, Upgrade)
-            or stream.closed
-            or stream.state is not ASGIWebsocketState.HANDSHAKE
-            or (isinstance(self.connection, H11WSConnection) and self.connection.buffer)
-        ):
+        if not isinstance(stream, Upgrade) or stream.closed or stream.state is not ASGIWebsocketState.HANDSHAKE:
             raise NotAdoptable
 
     def give_up_stream(self) -> None:
