@@ -121,11 +121,13 @@ class Connection:
             try:
                 await self._read()
                 await self._protocol.handle(Closed())
+                await self._linger()
+                # Now, whatever its requests still do: nothing they say can be heard any more.
+                await trio.aclose_forcefully(self._stream)
             finally:
                 if self.adoption is not None:
                     self.adoption.expire()
         del self._protocol  # they know each other: nothing but the collector would free them
-        await self._linger()
 
     async def _read(self) -> None:
         """Hand over what the peer sends, as long as there is patience."""

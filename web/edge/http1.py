@@ -37,14 +37,6 @@ class Parent(Owner, Protocol):
 class Exchange(HTTPStream):
     """One request and its answer."""
 
-    async def app_send(self, message: ASGISendEvent | None) -> None:
-        """Take one event of the application."""
-        if self.closed:
-            # A route that goes on sending to a peer that left would otherwise never let another task run.
-            await trio.lowlevel.checkpoint()
-            return
-        await super().app_send(message)
-
     async def _send_error_response(self, status_code: int) -> None:
         has_body = self.scope["method"] != "HEAD"
         await _answer(self.send, answers.problem_of_status(status_code), has_body=has_body)
@@ -68,7 +60,8 @@ class Upgrade(WSStream):
     async def app_send(self, message: ASGISendEvent | None) -> None:
         """Take one event of the application."""
         if self.closed:
-            await trio.lowlevel.checkpoint()  # as above
+            # A route that goes on sending to a peer that left would otherwise never let another task run.
+            await trio.lowlevel.checkpoint()
             return
         await super().app_send(message)
 
