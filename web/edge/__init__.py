@@ -1,1 +1,1 @@
-"""The edge: connections, from the listening socket to the route and, for a WebSocket, to whoever adopts it."""
+"""The edge: connections, from the listening socket to the route, and the sockets of WebSockets from there on."""
