@@ -45,6 +45,11 @@ class Burst:
         """All frames in one piece, made at most once however many sockets it goes to."""
         return b"".join(self.frames)
 
+    @cached_property
+    def made(self) -> dict[bool, bytes]:
+        """What transports write for it: made by the first one, shared by all, under keys of their own choice."""
+        return {}
+
 
 class Transport(Protocol):
     """What carries frames to one client. Nothing here waits."""

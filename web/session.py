@@ -68,14 +68,21 @@ class Session:
         self._clock = clock
         expiry.watch(self)
 
-    def received(self, message: str | bytes) -> None:
-        """Answer a message of the client; a wrong one gets an `error` frame and the connection stays."""
+    def received(self, message: str | bytes) -> bool:
+        """Answer a message of the client; a wrong one gets an `error` frame and the connection stays.
+
+        Returns:
+            Whether it counts towards the limit of frames a second: anything but an acknowledgement does.
+        """
         try:
             if isinstance(message, bytes):
                 raise wire.FrameError("bad_frame", "a frame must be JSON text, not binary")
-            self._act_on(wire.decode_client_frame(message))
+            frame = wire.decode_client_frame(message)
+            self._act_on(frame)
         except wire.FrameError as error:
             self.say("error", wire.error_data(error.code, error.detail))
+            return True
+        return not isinstance(frame, Ack)
 
     def _act_on(self, frame: Ping | Ack | Auth) -> None:
         match frame:
@@ -105,10 +112,9 @@ class Session:
         if self._subscriber.roster is not None:
             self._subscriber.roster.end(self._subscriber, ending)
 
-    def written(self, seq: Seq) -> None:
-        """The transport's receipt: everything up to `seq` has reached the client."""
-        if not self.acknowledges:
-            self._registry.acknowledge(self._subscriber, seq)
+    def reached(self, seq: Seq) -> bool:
+        """The transport's receipt: everything up to `seq` has reached the client; False if that cannot be."""
+        return self._registry.acknowledge(self._subscriber, seq)
 
     def acknowledged(self, seq: Seq) -> None:
         """The cursor is stored."""

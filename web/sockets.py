@@ -14,7 +14,7 @@ from quart.wrappers import Websocket
 
 from actors.errors import ActorError
 from actors.messages import Admission, Subscribe
-from actors.subscriber import Burst, Ending, Subscriber
+from actors.subscriber import Burst, Ending, EventFrame, Subscriber
 from storage.errors import StorageError
 from storage.records import Seq, SubscriberId
 from web import wire
@@ -164,9 +164,10 @@ async def _write(
             return
         due = subscriber.take(EVENTS_AT_ONCE)
         for item in due:
-            await channel.send(session.frame_of(item).decode())
-        if due:
-            session.written(subscriber.position)
+            frame = session.frame_of(item)
+            await channel.send((wire.event_json(frame) if isinstance(item, EventFrame) else frame).decode())
+        if due and not session.acknowledges:
+            session.reached(subscriber.position)
         else:
             await transport.woken()
 

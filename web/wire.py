@@ -20,6 +20,7 @@ import msgspec
 from actors.messages import Admission
 from actors.ring import Gap
 from storage.records import Event, NewEvent, Seq
+from web.edge import frames
 from web.errors import Problem
 from web.records import (
     CLIENT_FRAME_RULES,
@@ -225,23 +226,24 @@ def timestamp(at: float) -> str:
 
 
 def render_event(diagnosis_id: str, event: Event) -> bytes:
-    """The frame of a stored event: the same bytes on every delivery."""
-    return b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
+    """The frame of a stored event, ready for every WebSocket: the same bytes on every delivery."""
+    text = b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
         event.kind.encode(),
         encode(diagnosis_id_as_json(diagnosis_id)),
         event.seq,
         timestamp(event.at).encode(),
         event.body,
     )
+    return frames.text_frame(text)
 
 
 def event_json(frame: bytes) -> bytes:
     """The JSON text of an event that `render_event` rendered."""
-    return frame
+    return frames.payload_of(frame)
 
 
 def event_object(diagnosis_id: str, event: Event) -> msgspec.Raw:
-    """A stored event as it stands in a list: its frame."""
+    """A stored event as it stands in a list: the text of its frame."""
     return msgspec.Raw(event_json(render_event(diagnosis_id, event)))
 
 

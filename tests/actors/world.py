@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import trio
 
+from actors.diagnosis import Render
 from actors.messages import Admission, Inspect, Publish, Receipt, Subscribe
 from actors.registry import ActorStatistics, Registry
 from actors.resume import Wanted
@@ -215,6 +216,7 @@ async def world(
     store: Store | None = None,
     diagnoses: Sequence[str] = (DIAGNOSIS,),
     jitter: Callable[[], float] = lambda: 1.0,
+    render: Render = render,
 ) -> AsyncIterator[World]:
     """A running registry with registered diagnoses; at the end nothing may be left behind."""
     faulty = FaultyStore(store or memory_store())

@@ -1,0 +1,123 @@
+"""Followers on socket pairs: the real actors on a memory store, the real hub, no HTTP, and a clock that jumps."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from actors.messages import Subscribe
+from actors.resume import Wanted
+from actors.subscriber import Subscriber
+from storage.records import SubscriberId
+from tests.actors.world import DIAGNOSIS, World, WorldClock, world
+from tests.edge.raw import RawClient
+from web import wire
+from web.edge.channel import ChannelLimits
+from web.edge.follower import Follower
+from web.edge.frames import text_frame
+from web.edge.hub import Hub
+from web.edge.poller import Poller, open_poller
+from web.expiry import Expiry
+from web.revoked import Revoked
+from web.session import Session
+from web.tokens import Principal, Verifier
+
+
+@dataclass
+class Edge:
+    """A hub, its actors, and how to follow them."""
+
+    world: World
+    hub: Hub
+    expiry: Expiry
+    clients: list[RawClient] = field(default_factory=list)
+
+    async def follow(
+        self,
+        sub: str = "amira",
+        device: str | None = None,
+        *,
+        acknowledges: bool = False,
+        wanted: Wanted | None = None,
+        head: bytes = b"",
+    ) -> tuple[RawClient, Follower]:
+        """A client that follows the diagnosis, and the server's end of it."""
+        follower = self.prepare(sub, device, acknowledges=acknowledges)
+        await self.admit(follower, wanted)
+        return self.opened(follower, head), follower
+
+    def prepare(self, sub: str = "amira", device: str | None = None, *, acknowledges: bool = False) -> Follower:
+        """The server's end before it has a socket."""
+        follower, who = Follower(self.hub), Principal(sub)
+        subscriber = Subscriber(SubscriberId(sub, device), who, follower)
+        session = Session(
+            DIAGNOSIS,
+            who,
+            subscriber,
+            acknowledges=acknowledges,
+            say=follower.say,
+            registry=self.world.registry,
+            expiry=self.expiry,
+            clock=self.hub.clock,
+        )
+        follower.begin(session, subscriber)
+        return follower
+
+    async def admit(self, follower: Follower, wanted: Wanted | None = None) -> None:
+        """Have the actor attach it."""
+        await self.world.registry.ask(DIAGNOSIS, Subscribe(follower._subscriber, wanted or Wanted()))
+
+    def opened(self, follower: Follower, head: bytes = b"") -> RawClient:
+        """Give it a socket; the other end of it."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        follower.open(ours, head)
+        client = RawClient(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
+        self.clients.append(client)
+        return client
+
+    async def publish(self, count: int = 1, size: int = 1) -> None:
+        """Publish so many events, one after the other."""
+        for _ in range(count):
+            await self.world.publish(b'{"x":"%b"}' % (b"x" * size))
+
+    async def cursor(self, sub: str = "amira", device: str | None = None) -> int | None:
+        """The stored cursor of a subscriber."""
+        cursors = await self.world.store.inner.cursors(DIAGNOSIS)
+        return {one.subscriber: one.seq for one in cursors}.get(SubscriberId(sub, device))
+
+
+@asynccontextmanager
+async def edge(limits: ChannelLimits | None = None, poller: Poller | None = None) -> AsyncIterator[Edge]:
+    """A running hub over running actors."""
+    clock = WorldClock()
+    poller = poller or open_poller()
+
+    async def may_follow(who: Principal, diagnosis_id: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    async def prepare(token: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    expiry = Expiry(Verifier([], Revoked()), clock, may_follow=may_follow, prepare=prepare)
+    hub = Hub(poller, clock=clock, jitter=lambda: 0.5, limits=limits)
+    async with world(render=wire.render_event) as made, trio.open_nursery() as hub_nursery:
+        await hub_nursery.start(hub.run)
+        running = Edge(made, hub, expiry)
+        try:
+            yield running
+        finally:
+            for client in running.clients:
+                await trio.aclose_forcefully(client.stream)
+        hub_nursery.cancel_scope.cancel()
+    poller.close()
+
+
+def connect_frame() -> bytes:
+    """Something that stands for `connect`."""
+    return text_frame(b'{"type":"connect"}')

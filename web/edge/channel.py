@@ -1,0 +1,404 @@
+"""One adopted WebSocket: frames in and out, liveness, and an end that is a real one. No task, and nothing waits.
+
+What is unsent is a tail of bytes; it is finished before anything else is composed, so frames never interleave.
+What is said is decided by subclasses (`web.edge.follower`); the hub calls `flush`, `on_readable` and `on_time`.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from web.edge import frames
+from web.edge.flood import FrameRate
+from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Violation
+from web.errors import CloseCode
+from web.wire import PING_INTERVAL_SECONDS
+
+if TYPE_CHECKING:
+    from web.edge.hub import Hub
+
+READ_BYTES: Final = 4 * 1024
+"""Bytes read from one socket before the others get their turn."""
+
+REPLIES_MAX: Final = 100
+"""Frames other than events that wait for one client. Beyond: it does not read, and is cut off."""
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelLimits:
+    """What one connection may take (PROTOCOL sections 3 and 6)."""
+
+    message_bytes_max: int = 8 * 1024
+    """Largest message of a client, however many frames it comes in. Beyond: close 1009."""
+    frames_per_second_max: int = 20
+    """Frames a client may send each second. Beyond, for five seconds in a row: close 1008."""
+    silence_seconds: float = PING_INTERVAL_SECONDS
+    """After so long without a sign of life the client is pinged."""
+    pong_seconds: float = 10.0
+    """So long it may take to answer a ping that has reached it. Beyond: aborted."""
+    accept_seconds: float = 10.0
+    """So long it may accept no byte, or take over its goodbye. Beyond: aborted; its cursor is kept."""
+    closing_seconds: float = 2.0
+    """So long it may take to answer a Close. Beyond: closed all the same."""
+    send_buffer_bytes: int | None = 64 * 1024
+    """What the kernel may keep for a client that does not read (Linux doubles it). Reason: left to itself it
+    keeps megabytes, of events that are old by then. `None`: the kernel decides."""
+
+
+class State(IntEnum):
+    """The life of a channel; it only ever moves down this list."""
+
+    OPENING = 0
+    """No socket yet."""
+    OPEN = 1
+    ENDING = 2
+    """A Close is on its way, or written; the client's own is awaited."""
+    FAILED = 3
+    """The client broke the protocol: a Close is on its way; what it still sends is thrown away."""
+    CLOSED = 4
+
+
+class Channel:
+    """A WebSocket on a socket that does not block.
+
+    Ownership: owns its socket from `open` on. The hub keeps it until it is closed.
+    """
+
+    __slots__ = (
+        "_closing_at",
+        "_goodbye",
+        "_hub",
+        "_inbound",
+        "_peer_closed",
+        "_pinged",
+        "_pong",
+        "_queued",
+        "_rate",
+        "_replies",
+        "_sock",
+        "_stuck_since",
+        "_tail",
+        "blocked",
+        "due_at",
+        "fd",
+        "heard_at",
+        "state",
+    )
+
+    _sock: socket.socket
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.fd = -1
+        self.state = State.OPENING
+        self.blocked = True
+        """Something is unsent, or nothing may be sent any more: do not write."""
+        self.due_at = inf
+        """When `on_time` must be called next, and from then on whenever deadlines are looked at."""
+        self.heard_at = 0.0
+        """When something last came from the client."""
+        self._tail: bytes | memoryview = b""
+        self._replies: list[bytes] | None = None
+        self._pong: bytes | None = None
+        self._goodbye: bytes | None = None
+        self._inbound: Inbound | None = None
+        """Kept only while a message is incomplete."""
+        self._rate: FrameRate | None = None
+        self._peer_closed = False
+        self._pinged = False
+        """A ping of ours has not been answered."""
+        self._queued = -1
+        """Bytes in the kernel's send queue when they were last looked at; -1: not since it took any from us."""
+        self._stuck_since = 0.0
+        """Since when what is unsent makes no progress, or the ping that has left is unanswered."""
+        self._closing_at = inf
+
+    # For subclasses to fill
+
+    def received(self, message: str | bytes) -> bool:
+        """Act on a message of the client; whether it counts towards the rate limit."""
+        return True
+
+    def ponged(self, payload: bytes) -> bool:
+        """A Pong has come; whether it counts towards the rate limit."""
+        return True
+
+    def compose_due(self) -> bytes:
+        """What is due next beside replies; empty: nothing."""
+        return b""
+
+    def ask_receipt(self) -> None:
+        """Ask the client how far it has received, if that is of use."""
+
+    def goodbye(self, code: CloseCode, reason: str) -> None:
+        """Close from this side."""
+        self.close(code, reason)
+
+    def left(self) -> None:
+        """The conversation is over, whoever ended it. Called once."""
+
+    # Output
+
+    def open(self, sock: socket.socket, head: bytes) -> None:
+        """Take the socket; write `head`, and whatever is due behind it.
+
+        If it was told to end before, it says so and goes.
+        """
+        now = self._hub.clock.monotonic()
+        self._sock, self.fd = sock, sock.fileno()
+        self.heard_at = now
+        self.due_at = now + self._hub.limits.silence_seconds
+        if self._hub.limits.send_buffer_bytes is not None:
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._hub.limits.send_buffer_bytes)
+        self._hub.add(self)
+        if self.state is State.OPENING:
+            self.state = State.OPEN
+        else:
+            self._close_within(self._hub.limits.accept_seconds)
+        self.blocked = False
+        self._tail = head + self._compose()
+        self.flush()
+
+    def say(self, payload: bytes) -> None:
+        """Send a text message, as soon as the client takes it."""
+        self._reply(frames.text_frame(payload))
+
+    def _reply(self, frame: bytes) -> None:
+        if self.state > State.OPEN:
+            return
+        if self._replies is None:
+            self._replies = []
+        if len(self._replies) >= REPLIES_MAX:
+            self._replies = None
+            self._flooded()
+            return
+        self._replies.append(frame)
+        if not self.blocked:
+            self.flush()
+
+    def close(self, code: int | None, reason: str = "", *, bye: bytes = b"") -> None:
+        """Send `bye` and a Close once what is unsent is out; the client has a while to answer, then it is cut off."""
+        self._end(State.ENDING, bye + frames.close(code, reason))
+
+    def _fail(self, code: CloseCode) -> None:
+        """The client broke the protocol (RFC 6455 section 7.1.7)."""
+        self._end(State.FAILED, frames.close(code))
+
+    def _flooded(self) -> None:
+        """The client sends too much, or does not read what it asked for."""
+        self.goodbye(CloseCode.POLICY, "rate limited")
+
+    def break_off(self) -> None:
+        """Something of ours failed over this client."""
+        if self.state <= State.OPEN:
+            self.goodbye(CloseCode.INTERNAL_ERROR, "internal error")
+        else:
+            self.abort()
+
+    def _end(self, state: State, goodbye: bytes) -> None:
+        if self.state > State.OPEN:
+            return
+        has_socket = self.state is State.OPEN
+        self.state = state
+        self._goodbye = goodbye
+        if has_socket:
+            self._close_within(self._hub.limits.accept_seconds)
+        self.left()
+        if not self.blocked:
+            self.flush()
+
+    def _close_within(self, seconds: float) -> None:
+        self._closing_at = self.due_at = self._hub.clock.monotonic() + seconds
+
+    def flush(self) -> None:
+        """Write what is unsent and what is due, until the socket is full or nothing is left."""
+        tail = self._tail
+        while tail or (tail := self._compose()):
+            try:
+                sent = self._sock.send(tail)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.abort()
+                return
+            if sent != len(tail):
+                self.hold(memoryview(tail)[sent:], progressed=sent > 0)
+                return
+            tail = b""
+        self._tail = b""
+        if self.blocked:
+            # Only what was held is flushed while blocked.
+            self._hub.poller.want_write(self.fd, False)
+        self.blocked = self.state > State.OPEN
+        if self.blocked:
+            self._said_goodbye()
+
+    def hold(self, tail: memoryview, *, progressed: bool) -> None:
+        """Keep what the socket did not take, until it does."""
+        self._tail = tail
+        if not self.blocked:
+            self.blocked = progressed = True
+            self._hub.poller.want_write(self.fd, True)
+        if progressed:
+            self._stuck_since = self._hub.clock.monotonic()
+            self._queued = -1
+            self.due_at = min(self.due_at, self._stuck_since)
+
+    def _compose(self) -> bytes:
+        """What comes next on the wire; empty: nothing."""
+        parts: list[bytes] = []
+        if self._pong is not None:
+            parts.append(self._pong)
+            self._pong = None
+        if self._replies is not None:
+            parts.extend(self._replies)
+            self._replies = None
+        if self.state is State.OPEN:
+            parts.append(self.compose_due())
+        elif self._goodbye is not None:
+            parts.append(self._goodbye)
+            self._goodbye = None
+        return b"".join(parts)
+
+    def _said_goodbye(self) -> None:
+        """Nothing more will be written."""
+        if self._peer_closed:
+            self._let_go()
+            return
+        self._close_within(self._hub.limits.closing_seconds)
+        if self.state is State.FAILED:
+            # Closing now, with bytes of the client unread, would be a reset, and could overtake the Close.
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+
+    # Input
+
+    def on_readable(self) -> None:
+        """Take what the client sent."""
+        try:
+            data = self._sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._let_go()
+            return
+        self.heard_at = self._hub.clock.monotonic()
+        self._pinged = False
+        if self.state is not State.FAILED and not self._peer_closed:
+            self._decode(data)
+
+    def _decode(self, data: bytes) -> None:
+        inbound = self._inbound or self._hub.lend_inbound()
+        self._inbound = inbound
+        try:
+            for one in inbound.receive(data, self._hub.limits.message_bytes_max):
+                self._take(one)
+                if self.state > State.ENDING or self._peer_closed:
+                    self._inbound = None
+                    return
+        except Violation as violation:
+            self._inbound = None
+            if self.state is State.OPEN:
+                self._fail(violation.code)
+            else:
+                self._let_go()
+            return
+        if inbound.is_idle:
+            self._inbound = None
+            self._hub.return_inbound(inbound)
+
+    def _take(self, one: Message | Fragment | Control | Close) -> None:
+        if isinstance(one, Close):
+            self._take_close(one)
+            return
+        if self.state is not State.OPEN:
+            return
+        match one:
+            case Message():
+                counts = self.received(one.data)
+            case Fragment():
+                counts = True
+            case Control(is_ping=True):
+                # One answer is enough for several Pings (RFC 6455 section 5.5.3), so nothing piles up here.
+                self._pong = frames.pong(one.payload)
+                if not self.blocked:
+                    self.flush()
+                counts = True
+            case Control():
+                counts = self.ponged(one.payload)
+        if counts and self.state is State.OPEN:
+            if self._rate is None:
+                self._rate = FrameRate(self.heard_at)
+            if self._rate.exceeded(self.heard_at, self._hub.limits.frames_per_second_max):
+                self._flooded()
+
+    def _take_close(self, one: Close) -> None:
+        self._peer_closed = True
+        if self.state is State.OPEN:
+            self.close(one.code)
+        elif not self._tail and self._goodbye is None:
+            self._let_go()
+
+    # Time
+
+    def on_time(self, now: float) -> None:
+        """Look after a connection whose time has come."""
+        limits = self._hub.limits
+        if self.state > State.OPEN:
+            if now < self._closing_at:
+                self.due_at = self._closing_at
+            elif self._tail or self._goodbye is not None:
+                self.abort()
+            else:
+                self._let_go()
+        elif self.blocked or self._pinged:
+            self._watch_progress(now)
+        elif now - self.heard_at >= limits.silence_seconds:
+            self._pinged, self._queued = True, -1
+            self.due_at = now
+            self._reply(frames.ping(b""))
+        else:
+            self.due_at = self.heard_at + limits.silence_seconds
+
+    def _watch_progress(self, now: float) -> None:
+        """The client must keep taking bytes; the time for its Pong runs only once the Ping has left."""
+        queued = self._hub.unsent(self._sock)
+        if queued != self._queued:
+            self._queued, self._stuck_since = queued, now
+        has_left = not self.blocked and not queued
+        patience = self._hub.limits.pong_seconds if has_left else self._hub.limits.accept_seconds
+        if now - self._stuck_since >= patience:
+            self.abort()
+
+    # The end
+
+    def abort(self) -> None:
+        """Cut the connection at once; what is unsent is lost."""
+        if self.fd >= 0 and self.state is not State.CLOSED:
+            with suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.state is State.CLOSED:
+            return
+        was_open = self.state <= State.OPEN
+        self.state = State.CLOSED
+        self.blocked = True
+        if self.fd >= 0:
+            self._hub.remove(self)
+            self._sock.close()
+        self._tail, self._replies, self._inbound, self._pong, self._goodbye = b"", None, None, None, None
+        if was_open:
+            self.left()

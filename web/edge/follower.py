@@ -1,0 +1,158 @@
+"""An adopted WebSocket that follows a diagnosis: the transport of one subscriber.
+
+In step with its diagnosis, it writes each burst with one `send`, straight from the actor's fan-out. A socket that
+would block falls out of step, and is caught up from its position when the hub says that it takes bytes again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from actors.subscriber import Burst, Ending, EventFrame, Subscriber
+from storage.records import Seq
+from web import wire
+from web.edge import frames
+from web.edge.channel import Channel, State
+from web.edge.hub import Hub
+from web.edge.receipts import RECEIPT_EVENTS_MAX, receipt_ping, receipt_seq
+from web.errors import CloseCode, close_of
+from web.session import Session
+
+CATCH_UP_EVENTS: Final = 5
+"""Events taken from the ring at once while catching up."""
+
+CATCH_UP_BYTES: Final = 64 * 1024
+"""After so many bytes, no more is taken for now. Reason: what is composed lies in memory until the client reads."""
+
+RETRY_SPREAD_SECONDS: Final = 5.0
+"""Clients of a server that stops are told to come back at random within this time."""
+
+assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
+
+
+class Follower(Channel):
+    """A subscriber's transport; see `actors.subscriber.Transport`. What it is fed never raises into its actor."""
+
+    __slots__ = ("_asks", "_confirmed", "_owes_receipt", "_session", "_subscriber")
+
+    _session: Session
+    _subscriber: Subscriber
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self._asks = True
+        """Whether the client is asked for receipts: it does not acknowledge by itself."""
+        self._confirmed = Seq(0)
+        """The highest number a Pong has confirmed."""
+        self._owes_receipt = False
+        """A Ping for a receipt is due as soon as something can be written."""
+
+    def begin(self, session: Session, subscriber: Subscriber) -> None:
+        """Know whom this carries frames to. Before the subscriber is given to an actor."""
+        self._session, self._subscriber = session, subscriber
+        self._asks = not session.acknowledges
+
+    # Transport
+
+    def feed(self, burst: Burst) -> None:
+        # The hot path: once for every event and connection.
+        if self.blocked:
+            return
+        subscriber = self._subscriber
+        try:
+            if subscriber.position + 1 != burst.first:
+                self.flush()
+                return
+            data = burst.made.get(self._asks) or self._compose_burst(burst)
+            subscriber.position = burst.last
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(data):
+                self.hold(memoryview(data)[sent:], progressed=True)
+        except OSError:
+            self.abort()
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    def _compose_burst(self, burst: Burst) -> bytes:
+        roster = self._subscriber.roster
+        assert roster is not None, "only attached subscribers are fed"
+        self._hub.compose(burst, roster)
+        return burst.made[self._asks]
+
+    def wake(self) -> None:
+        if self.blocked:
+            return
+        try:
+            self.flush()
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    def acknowledged(self, seq: Seq) -> None:
+        if self.state > State.OPEN:
+            return
+        try:
+            self._session.acknowledged(seq)
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    def end(self, ending: Ending) -> None:
+        try:
+            self.goodbye(*close_of(ending))
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    # Channel
+
+    def received(self, message: str | bytes) -> bool:
+        return self._session.received(message)
+
+    def ponged(self, payload: bytes) -> bool:
+        seq = receipt_seq(payload)
+        if seq is None or seq <= self._confirmed or not self._asks or not self._session.reached(seq):
+            return True
+        self._confirmed = seq
+        return False
+
+    def ask_receipt(self) -> None:
+        if self.state is State.OPEN and self._asks and self._confirmed < self._subscriber.position:
+            self._owes_receipt = True
+            if not self.blocked:
+                self.flush()
+
+    def compose_due(self) -> bytes:
+        subscriber = self._subscriber
+        parts: list[bytes] = []
+        size = events = 0
+        while size < CATCH_UP_BYTES and events < RECEIPT_EVENTS_MAX:
+            due = subscriber.take(CATCH_UP_EVENTS)
+            if not due:
+                break
+            for item in due:
+                if isinstance(item, EventFrame):
+                    frame = item.frame
+                    events += 1
+                else:
+                    frame = frames.text_frame(self._session.frame_of(item))
+                parts.append(frame)
+                size += len(frame)
+        if self._asks and (events or self._owes_receipt):
+            parts.append(receipt_ping(subscriber.position))
+            self._owes_receipt = False
+        return b"".join(parts)
+
+    def goodbye(self, code: CloseCode, reason: str) -> None:
+        """Close from this side, after a `bye` (PROTOCOL section 4)."""
+        if self.state > State.OPEN:
+            return
+        retry = round(self._hub.jitter() * RETRY_SPREAD_SECONDS * 1000) if code is CloseCode.RESTART else None
+        bye = self._session.frame("bye", wire.bye_data(code, reason, retry))
+        self.close(code, reason, bye=frames.text_frame(bye))
+
+    def left(self) -> None:
+        subscriber = self._subscriber
+        subscriber.detach()
+        # Session, subscriber and transport know each other: cut here, so that the collector need not look for them.
+        del self._session, self._subscriber

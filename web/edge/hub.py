@@ -1,0 +1,187 @@
+"""All adopted sockets in one Trio task: who can be read or written, whose time has come, who is asked for a receipt.
+
+No task per connection: an idle one costs its few objects. An exception of one connection ends that connection alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from actors.roster import Roster
+from actors.subscriber import Burst
+from actors.supervisor import describe, keep_up
+from storage.clock import Clock
+from web.edge.channel import Channel, ChannelLimits, State
+from web.edge.inbound import Inbound
+from web.edge.poller import WRITE, Poller
+from web.edge.receipts import Receipts
+from web.edge.unsent import unsent_bytes
+
+RECEIPTS_LOOK_SECONDS: Final = 0.1
+"""How often diagnoses are looked at for receipts to ask for."""
+
+DEADLINES_LOOK_SECONDS: Final = 0.5
+"""How often the connections' deadlines are looked at. Reason: they are seconds, and nobody counts on tenths."""
+
+LOOK_CHUNK: Final = 1024
+"""Connections looked after between two checkpoints."""
+
+DRAIN_SECONDS: Final = 3.0
+"""Time a drain gives clients to take their goodbye. Beyond: cut off."""
+
+logger = logging.getLogger("avicenna.edge")
+
+
+class Hub:
+    """The adopted connections of one server."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        *,
+        clock: Clock,
+        jitter: Callable[[], float],
+        limits: ChannelLimits | None = None,
+        unsent: Callable[[socket.socket], int] = unsent_bytes,
+    ) -> None:
+        """A hub without connections.
+
+        Args:
+            jitter: random numbers from 0 up to 1.
+            limits: what one connection may take.
+            unsent: how many bytes of a socket have not reached its peer's machine.
+
+        Ownership: the poller stays its maker's, to be closed when `run` has ended.
+        """
+        self.poller = poller
+        self.clock = clock
+        self.jitter = jitter
+        self.limits = limits or ChannelLimits()
+        self.unsent = unsent
+        self._channels: dict[int, Channel] = {}
+        self._receipts = Receipts()
+        self._spare: Inbound | None = None
+        self._emptied = trio.Event()
+
+    @property
+    def connections(self) -> int:
+        """Adopted sockets that are open."""
+        return len(self._channels)
+
+    # For channels
+
+    def add(self, channel: Channel) -> None:
+        """Look after a channel from now on."""
+        self.poller.add(channel.fd)
+        self._channels[channel.fd] = channel
+
+    def remove(self, channel: Channel) -> None:
+        """Forget a channel whose socket is about to be closed."""
+        if self._channels.get(channel.fd) is not channel:
+            return
+        del self._channels[channel.fd]
+        self.poller.remove(channel.fd)
+        if not self._channels:
+            self._emptied.set()
+
+    def lend_inbound(self) -> Inbound:
+        """A decoder; one that is idle again comes back through `return_inbound`."""
+        inbound, self._spare = self._spare or Inbound(), None
+        return inbound
+
+    def return_inbound(self, inbound: Inbound) -> None:
+        """Take back an idle decoder, for whoever sends next."""
+        self._spare = inbound
+
+    def compose(self, burst: Burst, roster: Roster) -> None:
+        """Make the bytes of a burst, once for everybody in step."""
+        self._receipts.compose(burst, roster, self.clock.monotonic())
+
+    def contain(self, channel: Channel, error: Exception) -> None:
+        """An exception over one connection ends that connection, with 1011 if it still can be told."""
+        logger.error("a connection failed: %s", describe(error))
+        try:
+            channel.break_off()
+        except Exception as another:  # noqa: BLE001 - the last boundary of a connection
+            logger.error("and could not be told: %s", describe(another))
+            channel.abort()
+
+    # The task
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after all channels until cancelled, and cut off then whoever is left."""
+        task_status.started()
+        try:
+            await keep_up("hub", self._look_after_all, self.clock, self.jitter)
+        finally:
+            self.abort_all()
+
+    async def _look_after_all(self) -> None:
+        receipts_at = deadlines_at = self.clock.monotonic()
+        while True:
+            await self._serve_ready(min(receipts_at, deadlines_at))
+            now = self.clock.monotonic()
+            if now >= receipts_at:
+                receipts_at = now + RECEIPTS_LOOK_SECONDS
+                await self._ask_for_receipts(now)
+            if now >= deadlines_at:
+                deadlines_at = now + DEADLINES_LOOK_SECONDS
+                await self._look_at_deadlines(now)
+
+    async def _serve_ready(self, until: float) -> None:
+        with trio.move_on_at(until):
+            for fd, events in await self.poller.wait():
+                # Closed since it was found ready, or its number given to a newer one: no harm is done.
+                channel = self._channels.get(fd)
+                if channel is None:
+                    continue
+                try:
+                    if events & WRITE:
+                        channel.flush()
+                    if events & ~WRITE and channel.state is not State.CLOSED:
+                        channel.on_readable()
+                except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                    self.contain(channel, error)
+
+    async def _ask_for_receipts(self, now: float) -> None:
+        for roster in self._receipts.take_due(now):
+            for index, subscriber in enumerate(list(roster.subscribers), start=1):
+                channel = subscriber.transport
+                if isinstance(channel, Channel):
+                    try:
+                        channel.ask_receipt()
+                    except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                        self.contain(channel, error)
+                if index % LOOK_CHUNK == 0:
+                    await trio.lowlevel.checkpoint()
+
+    async def _look_at_deadlines(self, now: float) -> None:
+        self._receipts.forget_deserted()
+        for index, channel in enumerate(list(self._channels.values()), start=1):
+            if channel.due_at <= now and channel.state is not State.CLOSED:
+                try:
+                    channel.on_time(now)
+                except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                    self.contain(channel, error)
+            if index % LOOK_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+
+    # Drain
+
+    async def drain(self) -> None:
+        """Wait until every connection is gone, a while at most, then cut off the rest. Say goodbye to them first."""
+        with trio.move_on_after(DRAIN_SECONDS):
+            while self._channels:
+                self._emptied = trio.Event()
+                await self._emptied.wait()
+        self.abort_all()
+
+    def abort_all(self) -> None:
+        """Cut off every connection."""
+        for channel in list(self._channels.values()):
+            channel.abort()
