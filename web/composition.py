@@ -32,7 +32,9 @@ from web import access, wire
 from web.app import create_app
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
+from web.edge.hub import Hub, open_hub
 from web.edge.listening import listen_on_tcp, listening_on_unix, url_of
+from web.edge.poller import open_poller
 from web.edge.serving import Terms
 from web.edge.serving import serve as serve_http
 from web.errors import ConnectionRefused
@@ -126,6 +128,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             on_damage=settings.damaged_database,
         ) as store,
         trio.open_nursery() as actors_nursery,
+        open_hub(open_poller(), clock=clock, jitter=jitter) as hub,
     ):
         limits = Limits(
             passivate_after_seconds=settings.passivate_after_seconds,
@@ -144,7 +147,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         )
         await actors_nursery.start(registry.run)
         await actors_nursery.start(Housekeeper(settings, store, registry, clock).run)
-        services = await _services(settings, store, registry, keys, clock, jitter, stopping)
+        services = await _services(settings, store, registry, hub, keys, clock, jitter, stopping)
         if services.remote_keys is not None:
             await actors_nursery.start(services.remote_keys.run)
         await actors_nursery.start(services.expiry.run)
@@ -164,6 +167,7 @@ async def _services(
     settings: Settings,
     store: Store,
     registry: Registry,
+    hub: Hub,
     keys: Sequence[Key],
     clock: Clock,
     jitter: Callable[[], float],
@@ -205,6 +209,7 @@ async def _services(
         remote_keys=remote_keys,
         expiry=expiry,
         limits=ClientLimits(settings, clock.monotonic),
+        hub=hub,
         clock=clock,
         jitter=jitter,
         stopping=stopping,
@@ -247,16 +252,18 @@ def _jwks_file(path: Path) -> list[Key]:
 
 async def _serve_front_end(services: Services, ready: Ready) -> float:
     """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
-    settings, stopping, registry = services.settings, services.stopping, services.registry
+    settings, stopping, hub = services.settings, services.stopping, services.hub
 
     async def say_goodbye() -> None:
-        registry.end_all()
+        services.registry.end_all()
+        await hub.drain()
 
     terms = Terms(
         connections_max=connections_possible(settings.max_connections),
         message_bytes_max=FRAME_BYTES_MAX,
         drain_seconds_max=CONNECTIONS_SECONDS_MAX,
         patience=Patience(idle_seconds=settings.keep_alive_seconds),
+        elsewhere=lambda: hub.connections,
         drain=say_goodbye,
     )
     with contextlib.ExitStack() as listening:

@@ -10,6 +10,7 @@ import trio
 from actors.registry import Registry
 from storage.clock import Clock
 from storage.store import Store
+from web.edge.hub import Hub
 from web.expiry import Expiry
 from web.jwks import RemoteKeys
 from web.limits import Limits
@@ -31,6 +32,8 @@ class Services:
     """Keys from a JWKS URL; `None`: none is configured."""
     expiry: Expiry
     limits: Limits
+    hub: Hub
+    """Has the sockets of all who follow by WebSocket."""
     clock: Clock
     jitter: Callable[[], float]
     """Random numbers from 0 up to 1."""

@@ -19,7 +19,7 @@ from web import wire
 from web.edge.channel import ChannelLimits
 from web.edge.follower import Follower
 from web.edge.frames import text_frame
-from web.edge.hub import Hub
+from web.edge.hub import Hub, open_hub
 from web.edge.poller import Poller, open_poller
 from web.expiry import Expiry
 from web.revoked import Revoked
@@ -95,7 +95,6 @@ class Edge:
 async def edge(limits: ChannelLimits | None = None, poller: Poller | None = None) -> AsyncIterator[Edge]:
     """A running hub over running actors."""
     clock = WorldClock()
-    poller = poller or open_poller()
 
     async def may_follow(who: Principal, diagnosis_id: str) -> bool:
         await trio.lowlevel.checkpoint()
@@ -105,17 +104,16 @@ async def edge(limits: ChannelLimits | None = None, poller: Poller | None = None
         await trio.lowlevel.checkpoint()
 
     expiry = Expiry(Verifier([], Revoked()), clock, may_follow=may_follow, prepare=prepare)
-    hub = Hub(poller, clock=clock, jitter=lambda: 0.5, limits=limits)
-    async with world(render=wire.render_event) as made, trio.open_nursery() as hub_nursery:
-        await hub_nursery.start(hub.run)
+    async with (
+        world(render=wire.render_event) as made,
+        open_hub(poller or open_poller(), clock=clock, jitter=lambda: 0.5, limits=limits) as hub,
+    ):
         running = Edge(made, hub, expiry)
         try:
             yield running
         finally:
             for client in running.clients:
                 await trio.aclose_forcefully(client.stream)
-        hub_nursery.cancel_scope.cancel()
-    poller.close()
 
 
 def connect_frame() -> bytes:

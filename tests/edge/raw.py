@@ -148,3 +148,28 @@ class RawClient:
 def opcodes(frames: Sequence[Got]) -> list[int]:
     """What kinds of frames these are."""
     return [got.opcode for got in frames]
+
+
+async def upgraded(port: int, path: str, *headers: str) -> RawClient:
+    """A client whose WebSocket handshake was answered with 101."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    lines = [
+        f"GET {path} HTTP/1.1",
+        "Host: localhost",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        *headers,
+    ]
+    await stream.send_all("\r\n".join([*lines, "", ""]).encode())
+    head = b""
+    with trio.fail_after(30):
+        while b"\r\n\r\n" not in head:
+            data = await stream.receive_some(65536)
+            assert data, head
+            head += data
+    head, _, behind = head.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
+    return RawClient(stream, behind)

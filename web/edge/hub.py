@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -56,7 +57,7 @@ class Hub:
             limits: what one connection may take.
             unsent: how many bytes of a socket have not reached its peer's machine.
 
-        Ownership: the poller stays its maker's, to be closed when `run` has ended.
+        Ownership: the poller stays its maker's, to be closed when `run` has ended; `open_hub` sees to both.
         """
         self.poller = poller
         self.clock = clock
@@ -174,14 +175,37 @@ class Hub:
     # Drain
 
     async def drain(self) -> None:
-        """Wait until every connection is gone, a while at most, then cut off the rest. Say goodbye to them first."""
-        with trio.move_on_after(DRAIN_SECONDS):
-            while self._channels:
-                self._emptied = trio.Event()
-                await self._emptied.wait()
-        self.abort_all()
+        """Wait until every connection is gone, a while at most, then cut off the rest. Say goodbye to them first.
+
+        Cancellation: cuts them off at once.
+        """
+        try:
+            with trio.move_on_after(DRAIN_SECONDS):
+                while self._channels:
+                    self._emptied = trio.Event()
+                    await self._emptied.wait()
+        finally:
+            self.abort_all()
 
     def abort_all(self) -> None:
         """Cut off every connection."""
         for channel in list(self._channels.values()):
             channel.abort()
+
+
+@asynccontextmanager
+async def open_hub(
+    poller: Poller, *, clock: Clock, jitter: Callable[[], float], limits: ChannelLimits | None = None
+) -> AsyncIterator[Hub]:
+    """A running hub; at the end whoever is left is cut off. Arguments as of `Hub`.
+
+    Ownership: closes the poller.
+    """
+    hub = Hub(poller, clock=clock, jitter=jitter, limits=limits)
+    try:
+        async with trio.open_nursery() as hub_nursery:
+            await hub_nursery.start(hub.run)
+            yield hub
+            hub_nursery.cancel_scope.cancel()
+    finally:
+        poller.close()
