@@ -58,7 +58,7 @@ class CursorKeeper:
             known.epoch, known.seq, known.acknowledged_at = roster.ring.epoch, seq, known.seen_at
             self.mark(known)
         if answer:
-            known.waiting[subscriber] = None
+            known.waiting = (known.waiting or {}) | {subscriber: None}
             self.mark(known, hurry=True)
         return True
 
@@ -114,7 +114,7 @@ class CursorKeeper:
         for known in batch:
             del self._dirty[known]
             # Taken now: an acknowledgement that comes while this one is stored waits for its own round.
-            self._in_flight[known], known.waiting = known.waiting, {}
+            self._in_flight[known], known.waiting = known.waiting or {}, None
             moves.append(CursorMove(known.diagnosis_id, known.id, known.epoch, known.seq, known.seen_at))
         try:
             stored = await self._store.move_cursors(moves)
@@ -132,7 +132,7 @@ class CursorKeeper:
     def _take_back(self) -> None:
         """What is still in flight was not stored: it has to be, later."""
         for known, waiting in self._in_flight.items():
-            known.waiting = waiting | known.waiting
+            known.waiting = waiting | (known.waiting or {})
             self.mark(known)
         self._in_flight.clear()
 

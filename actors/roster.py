@@ -37,8 +37,8 @@ class Known:
         self.acknowledged_at = cursor.acknowledged_at
         self.connections: dict[Subscriber, None] = {}
         """Attached connections, oldest first."""
-        self.waiting: dict[Subscriber, None] = {}
-        """Connections to tell once the cursor is stored."""
+        self.waiting: dict[Subscriber, None] | None = None
+        """Connections to tell once the cursor is stored; `None`: as nobody, which is most of the time."""
 
     def seq_in(self, epoch: Epoch) -> Seq:
         """Its cursor in `epoch`: 0 if it belongs to another one."""
@@ -81,7 +81,8 @@ class Roster:
         del self.subscribers[subscriber]
         assert subscriber.known is not None, "an attached connection has a known subscriber"
         subscriber.known.connections.pop(subscriber, None)
-        subscriber.known.waiting.pop(subscriber, None)
+        if subscriber.known.waiting is not None:
+            subscriber.known.waiting.pop(subscriber, None)
         self.left(subscriber)
         if not self.subscribers:
             self.emptied()

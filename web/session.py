@@ -1,12 +1,11 @@
 """One client's side of the conversation after it was admitted: its frames and what answers them.
 
-Knows no socket: frames go out through `say`. The transport that carries the bytes calls `received`.
+Knows no socket: frames go out through `Speaker.say`. The transport that carries the bytes calls `received`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from actors.registry import Registry
 from actors.ring import Gap
@@ -19,6 +18,13 @@ from web.records import Ack, Auth, Ping
 from web.tokens import Principal
 
 
+class Speaker(Protocol):
+    """What carries frames that are no events."""
+
+    def say(self, frame: bytes) -> None:
+        """Queue a frame for this client; never waits."""
+
+
 class Session:
     """The state of one admitted connection above its transport."""
 
@@ -26,7 +32,7 @@ class Session:
         "_clock",
         "_expiry",
         "_registry",
-        "_say",
+        "_speaker",
         "_subscriber",
         "acknowledges",
         "diagnosis_id",
@@ -42,7 +48,7 @@ class Session:
         subscriber: Subscriber,
         *,
         acknowledges: bool,
-        say: Callable[[bytes], None],
+        speaker: Speaker,
         registry: Registry,
         expiry: Expiry,
         clock: Clock,
@@ -51,7 +57,7 @@ class Session:
 
         Args:
             acknowledges: the client moves its cursor itself (`ack=app`); otherwise the transport does.
-            say: queues a frame for this client; never waits.
+            speaker: carries what the session says.
             expiry: watches the token from now on.
         """
         self.acknowledges = acknowledges
@@ -62,7 +68,7 @@ class Session:
         self.look_at: float | None = None
         """When `expiry` looks at the token next, on the wall clock."""
         self._subscriber = subscriber
-        self._say = say
+        self._speaker = speaker
         self._registry = registry
         self._expiry = expiry
         self._clock = clock
@@ -136,7 +142,7 @@ class Session:
 
     def say(self, kind: str, data: object) -> None:
         """Queue a server frame that is no event."""
-        self._say(self.frame(kind, data))
+        self._speaker.say(self.frame(kind, data))
 
     def frame(self, kind: str, data: object) -> bytes:
         """A server frame that is no event."""

@@ -94,7 +94,7 @@ def _begin(
         who,
         subscriber,
         acknowledges=parameters.app_acknowledges,
-        say=follower.say,
+        speaker=follower,
         registry=services.registry,
         expiry=services.expiry,
         clock=services.clock,

@@ -157,7 +157,7 @@ async def _frames(
         who,
         subscriber,
         acknowledges=True,
-        say=transport.say,
+        speaker=transport,
         registry=services.registry,
         expiry=services.expiry,
         clock=services.clock,

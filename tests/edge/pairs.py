@@ -59,7 +59,7 @@ class Edge:
             who,
             subscriber,
             acknowledges=acknowledges,
-            say=follower.say,
+            speaker=follower,
             registry=self.world.registry,
             expiry=self.expiry,
             clock=self.hub.clock,

@@ -168,9 +168,9 @@ class Channel:
         self._tail = head + self._compose()
         self.flush()
 
-    def say(self, payload: bytes) -> None:
+    def say(self, frame: bytes) -> None:
         """Send a text message, as soon as the client takes it."""
-        self._reply(frames.text_frame(payload))
+        self._reply(frames.text_frame(frame))
 
     def _reply(self, frame: bytes) -> None:
         if self.state > State.OPEN:
