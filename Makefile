@@ -8,12 +8,13 @@
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make bench-storage                the store beside raw sqlite3
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
+#   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz bench bench-storage bench-isolation load-generator lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation load-generator lock settings clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -113,6 +114,9 @@ lock:
 	$(COMPILE) pyproject.toml --output-file requirements/run.lock
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/run.lock --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --group bench --constraint requirements/run.lock --output-file requirements/bench.lock
+
+autobahn: setup
+	@$(BIN)/python -m tests.edge.autobahn $(ARGS)
 
 settings: setup
 	$(BIN)/python -m web.settings > docs/SETTINGS.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -44,7 +45,8 @@ def parse(diagnosis_id: str, query: Mapping[str, str]) -> Parameters:
     acknowledges = query.get("ack", "transport")
     if acknowledges not in ("transport", "app"):
         raise _refused("ack must be transport or app")
-    return Parameters(checked_id, device, _wanted(query), acknowledges == "app")
+    # Interned: all who follow a diagnosis share one text.
+    return Parameters(sys.intern(checked_id), device, _wanted(query), acknowledges == "app")
 
 
 def parse_stream(diagnosis_id: str, query: Mapping[str, str], last_event_id: str | None) -> Parameters:

@@ -34,7 +34,7 @@ LIFETIME_SECONDS_MAX: Final = 30 * 86_400
 
 SUB_CHARACTERS_MAX: Final = 256
 
-VERIFIED_TOKENS_MAX: Final = 4096
+VERIFIED_TOKENS_MAX: Final = 1024
 """Verified tokens whose claims are remembered, the ones seen last. Beyond: verified again, 30 us each."""
 
 SCOPE_TEXTS_MAX: Final = 256
