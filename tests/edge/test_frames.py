@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.edge.raw import PONG, client_frame
 from web.edge import frames
-from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Received, Violation
+from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Received, Violation, sole_pong
 
 
 def masked(first: int, payload: bytes) -> bytes:
@@ -67,3 +68,26 @@ def test_a_violation_has_its_close_code(data: bytes, code: int) -> None:
 def test_a_close_carries_its_code_or_none() -> None:
     assert received(masked(0x88, b"")) == [Close(None)]
     assert received(masked(0x88, (4000).to_bytes(2, "big"))) == [Close(4000)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 15, 125])
+def test_a_pong_that_comes_alone_is_read_at_a_glance(length: int) -> None:
+    payload = bytes(range(length))
+    assert sole_pong(client_frame(PONG, payload)) == payload
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x8a",
+        client_frame(PONG, b"1")[:-1],
+        client_frame(PONG, b"1") + b"\x8a",
+        client_frame(PONG, b"1", reserved=4),
+        client_frame(PONG, b"1", fin=False),
+        client_frame(PONG, b"x" * 126),
+        client_frame(0x9, b"1"),
+        b"\x8a\x04\0\0\0\0abcd",
+    ],
+)
+def test_anything_else_must_be_decoded(data: bytes) -> None:
+    assert sole_pong(data) is None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from web.edge import frames
 from web.edge.flood import FrameRate
-from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Violation
+from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Violation, sole_pong
 from web.errors import CloseCode
 from web.wire import PING_INTERVAL_SECONDS
 
@@ -295,7 +295,12 @@ class Channel:
             return
         self.heard_at = self._hub.clock.monotonic()
         self._pinged = False
-        if self.state is not State.FAILED and not self._peer_closed:
+        if self.state is State.FAILED or self._peer_closed:
+            return
+        if self._inbound is None and self.state is State.OPEN and (payload := sole_pong(data)) is not None:
+            if self.ponged(payload):
+                self._count_frame()
+        else:
             self._decode(data)
 
     def _decode(self, data: bytes) -> None:
@@ -337,11 +342,14 @@ class Channel:
                 counts = True
             case Control():
                 counts = self.ponged(one.payload)
-        if counts and self.state is State.OPEN:
-            if self._rate is None:
-                self._rate = FrameRate(self.heard_at)
-            if self._rate.exceeded(self.heard_at, self._hub.limits.frames_per_second_max):
-                self._flooded()
+        if counts:
+            self._count_frame()
+
+    def _count_frame(self) -> None:
+        if self._rate is None:
+            self._rate = FrameRate(self.heard_at)
+        if self._rate.exceeded(self.heard_at, self._hub.limits.frames_per_second_max):
+            self._flooded()
 
     def _take_close(self, one: Close) -> None:
         self._peer_closed = True

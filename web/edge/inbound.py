@@ -11,7 +11,13 @@ from typing import Final
 
 from wsproto.frame_protocol import Frame, FrameDecoder, MessageDecoder, Opcode, ParseFailed
 
+from web.edge.frames import CONTROL_BYTES_MAX
 from web.errors import CloseCode
+
+_PONG: Final = 0x8A
+
+_SHORT_HEADER_BYTES: Final = 6
+"""Opcode, length, mask."""
 
 _SENDABLE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 """Protocol codes an endpoint may send (RFC 6455 section 7.4.1 and the IANA registry); 3000-4999 are free."""
@@ -105,6 +111,18 @@ class Inbound:
             yield message
         elif is_whole_frame:
             yield Fragment()
+
+
+def sole_pong(data: bytes) -> bytes | None:
+    """The payload, if `data` is one short Pong and nothing else; `None`: it must be decoded.
+
+    Nearly all that followers send is that. Worth it: a tenth of what decoding takes.
+    """
+    length = len(data) - _SHORT_HEADER_BYTES
+    if data[0] != _PONG or not 0 <= length <= CONTROL_BYTES_MAX or data[1] != 0x80 | length:
+        return None
+    mask = (data[2:6] * (length // 4 + 1))[:length]
+    return (int.from_bytes(data[6:], "big") ^ int.from_bytes(mask, "big")).to_bytes(length, "big")
 
 
 def _close_code(payload: bytes) -> int | None:
