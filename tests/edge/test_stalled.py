@@ -1,4 +1,4 @@
-"""Clients that never read, against the whole server: they delay nobody, they are cut off, and the stop does not wait."""
+"""Clients that never read, against the whole server: they delay nobody, are cut off, and the stop does not wait."""
 
 from __future__ import annotations
 
