@@ -69,8 +69,8 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
     who = authenticate_socket(services, websocket)
     await check_may_subscribe(services, who, parameters.diagnosis_id)
     follower = Follower(services.hub)
+    session, subscriber = _begin(services, follower, parameters, who)
     try:
-        session, subscriber = _begin(services, follower, parameters, who)
         hold_connection(services, subscriber, parameters.diagnosis_id, websocket)
         admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
         # Rights may have been taken away while the actor was asked; from here on the roster is told.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -71,12 +70,3 @@ async def echo_server(port: int = 0, limits: ChannelLimits = LIMITS) -> AsyncIte
             await serving_nursery.start(serve_echo)
             yield listeners[0].socket.getsockname()[1], hub
             serving_nursery.cancel_scope.cancel()
-
-
-async def _main(port: int) -> None:
-    async with echo_server(port):
-        await trio.sleep_forever()
-
-
-if __name__ == "__main__":
-    trio.run(_main, int(sys.argv[1]))

@@ -174,6 +174,10 @@ async def test_a_close_within_a_fragmented_message_is_answered() -> None:
         await client.stream.aclose()
 
 
+async def test_the_server_itself_has_no_echo(server: Server) -> None:
+    assert (await server.http.get("/echo")).status_code == 404
+
+
 # Too big
 
 

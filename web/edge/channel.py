@@ -159,7 +159,12 @@ class Channel:
         if self._hub.limits.send_buffer_bytes is not None:
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._hub.limits.send_buffer_bytes)
-        self._hub.add(self)
+        try:
+            self._hub.add(self)
+        except OSError:
+            # The kernel has no room for one more to watch.
+            self.abort()
+            return
         if self.state is State.OPENING:
             self.state = State.OPEN
         else:
