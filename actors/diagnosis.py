@@ -126,6 +126,7 @@ class DiagnosisActor:
             if (next_one := await self._next()) is None:
                 return
             await self._handle(next_one)
+            del next_one  # done with: it would stay in memory until the next message comes
 
     async def _settle_appends(self) -> list[tuple[Envelope, Appended | StorageError]]:
         """Learn what became of the appends a former incarnation had in the store; hand the rest to `retries`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -26,7 +25,7 @@ class Intensity:
     def __init__(self, crashes_max: int, window_seconds: float) -> None:
         self._crashes_max = crashes_max
         self._window_seconds = window_seconds
-        self._crashes: deque[float] = deque()
+        self._crashes: list[float] = []
 
     def crashed(self, now: float) -> bool:
         """Note a crash; True if there were more than tolerated within the window."""
@@ -56,4 +55,4 @@ class Intensity:
 
     def _forget_before(self, moment: float) -> None:
         while self._crashes and self._crashes[0] <= moment:
-            self._crashes.popleft()
+            del self._crashes[0]

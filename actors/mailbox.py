@@ -6,7 +6,6 @@ never keeps a subscriber or an operator out.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +33,8 @@ class Mailbox:
     def __init__(self, publishes_max: int) -> None:
         self._publishes_max = publishes_max
         self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX)
-        self._held: deque[Envelope] = deque(maxlen=1)
+        self._held: Envelope | None = None
+        """Taken out of the channel, and not wanted yet."""
         self._publishes = self._peak = self._controls = 0
         self._closed = False
 
@@ -63,8 +63,8 @@ class Mailbox:
 
         Cancellation: no message is lost.
         """
-        if self._held:
-            return self._taken(self._held.popleft())
+        if self._held is not None:
+            return self._taken(self._take_held())
         return self._taken(await self._receive.receive())
 
     def receive_publish_nowait(self) -> Envelope | None:
@@ -73,7 +73,7 @@ class Mailbox:
         if envelope is None:
             return None
         if not isinstance(envelope.message, Publish):
-            self._held.append(envelope)
+            self._held = envelope
             return None
         return self._taken(envelope)
 
@@ -98,12 +98,17 @@ class Mailbox:
         return MailboxStatistics(self._publishes, self._peak, self._publishes_max)
 
     def _next_nowait(self) -> Envelope | None:
-        if self._held:
-            return self._held.popleft()
+        if self._held is not None:
+            return self._take_held()
         try:
             return self._receive.receive_nowait()
         except (trio.WouldBlock, trio.EndOfChannel):
             return None
+
+    def _take_held(self) -> Envelope:
+        held, self._held = self._held, None
+        assert held is not None, "looked at just before"
+        return held
 
     def _taken(self, envelope: Envelope) -> Envelope:
         if isinstance(envelope.message, Publish):

@@ -114,15 +114,14 @@ class Roster:
 
     def counts(self) -> tuple[int, int, int]:
         """Known subscribers: how many are online, how many there are, how many are at risk."""
-        known = self.known or {}
-        if self.ring is None:
-            return sum(1 for one in known.values() if one.connections), len(known), 0
-        limit, epoch = self.ring.head - AT_RISK_LAG, self.ring.epoch
-        online = at_risk = 0
-        for one in known.values():
-            online += bool(one.connections)
-            at_risk += one.seq_in(epoch) < limit
-        return online, len(known), at_risk
+        # Once for every event: lists, as nothing counts faster.
+        everybody = (self.known or {}).values()
+        online = len([one for one in everybody if one.connections])
+        at_risk = 0
+        if self.ring is not None and (limit := self.ring.head - AT_RISK_LAG) > 0:
+            epoch = self.ring.epoch
+            at_risk = len([one for one in everybody if one.seq < limit or one.epoch != epoch])
+        return online, len(everybody), at_risk
 
     def unacknowledged(self) -> int:
         """Retained events that some known subscriber has not acknowledged; all of them while nobody is known."""

@@ -160,7 +160,7 @@ def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
         ConnectionRefused: the token is missing or not accepted, the origin is not allowed, or a limit is reached.
     """
     try:
-        services.limits.connect_from(address_of(websocket, services.settings.trusted_proxies))
+        services.limits.connect_from(lambda: address_of(websocket, services.settings.trusted_proxies))
         _check_origin(services, websocket)
         token = socket_token(services, websocket)
         if token is None:
@@ -216,13 +216,16 @@ def hold_connection(
     Raises:
         ConnectionRefused: its user, diagnosis or address has as many as it may have.
     """
-    address = address_of(channel, services.settings.trusted_proxies)
     replaces = subscriber.id.device is not None and services.registry.is_connected(diagnosis_id, subscriber.id)
     try:
-        hold = services.limits.hold(subscriber.id.sub, diagnosis_id, address, replaces=replaces)
+        subscriber.released = services.limits.hold(
+            subscriber.id.sub,
+            diagnosis_id,
+            lambda: address_of(channel, services.settings.trusted_proxies),
+            replaces=replaces,
+        )
     except TooMany as excess:
         raise ConnectionRefused(too_many(str(excess))) from None
-    subscriber.released = hold
 
 
 async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: str) -> None:

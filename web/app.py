@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from quart import Response, request
 from quart.globals import request_ctx
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import MapAdapter
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from actors.errors import ActorError
 from storage.errors import StorageError
 from web import gate
-from web.bodies import BODY_BYTES_MAX, BODY_SECONDS_MAX, SizedRequest, problem_response
+from web.bodies import problem_response
 from web.broadcasts import broadcasts
 from web.bulk import bulk
 from web.diagnoses import diagnoses
-from web.edge.adoption import LeanWebsocket
 from web.edge.answers import websocket_wanted
+from web.edge.lean import LeanHttp, LeanRequest, LeanWebsocket
 from web.errors import Problem, problem_of
 from web.maintenance import maintenance
 from web.openapi import openapi
@@ -39,15 +42,31 @@ _CODE_OF_STATUS = {
     400: ("bad_json", "the request is malformed"),
     404: ("not_found", "there is nothing at this path"),
     405: ("method_not_allowed", "this path does not take this method"),
-    413: ("too_large", f"the body must be at most {BODY_BYTES_MAX} bytes"),
 }
 
 
 class Application(QuartTrio):
     """Quart-Trio, but for what it says about methods: a WebSocket's route takes part in no `Allow`."""
 
-    request_class = SizedRequest
+    request_class = LeanRequest
+    asgi_http_class = LeanHttp
     asgi_websocket_class = LeanWebsocket
+
+    def ensure_async(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        """What Quart calls is a coroutine function here, all of it; Quart finds that out at each call."""
+        return func
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Routes depend on path and method alone: no host is looked at."""
+        if request is None:
+            return None
+        return self.url_map.bind(
+            "localhost",
+            url_scheme=request.scheme,
+            default_method=request.method,
+            path_info=request.path,
+            query_args=request.query_string.decode("latin1"),
+        )
 
     async def make_default_options_response(self) -> Response:
         adapter = request_ctx.url_adapter
@@ -67,8 +86,6 @@ def create_app(services: Services) -> QuartTrio:
     """The application of one server."""
     app = Application("avicenna_live", static_folder=None)
     app.url_map.merge_slashes = False  # a path with two within is another path: 404, not a redirect
-    app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
-    app.config["BODY_TIMEOUT"] = BODY_SECONDS_MAX
     log_requests(app, services)
     for routes in (
         sockets,

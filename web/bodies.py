@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
+import trio
 from quart import Response, request
-from quart_trio.wrappers.request import TrioRequest
-from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from web import wire
+from web.edge.lean import current_request
 from web.errors import Problem
 from web.records import KEY, KEY_RULE
 
@@ -26,15 +27,6 @@ BODY_SECONDS_MAX: Final = 10
 JSON_MEDIA_TYPE: Final = "application/json"
 NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
-
-
-class SizedRequest(TrioRequest):
-    """A request whose largest body depends on its path: Quart begins to read it before the route is asked."""
-
-    def __init__(self, *args: Any, max_content_length: int | None = None, **options: Any) -> None:
-        path = args[2]
-        allowed = BULK_BYTES_MAX if path == BULK_PATH else max_content_length
-        super().__init__(*args, max_content_length=allowed, **options)
 
 
 async def read_json_body() -> bytes:
@@ -59,21 +51,17 @@ def require_media_type(media_type: str) -> None:
 
 
 async def read_body(bytes_max: int) -> bytes:
-    """The body of the current request, whole.
-
-    Args:
-        bytes_max: what `SizedRequest` allows it, for whoever sent more.
+    """The body of the current request, whole. Once.
 
     Raises:
         Problem: 413, or 408 if it does not arrive in time.
     """
-    try:
-        return await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    except RequestEntityTooLarge:
-        raise Problem("too_large", f"the body must be at most {bytes_max} bytes") from None
-    except RequestTimeout:
-        detail = f"the body must arrive within {BODY_SECONDS_MAX} s"
-        raise Problem("bad_json", detail, status_instead=408) from None
+    with trio.CancelScope(relative_deadline=BODY_SECONDS_MAX):
+        try:
+            return await current_request().receive_body(bytes_max)
+        except RequestEntityTooLarge:
+            raise Problem("too_large", f"the body must be at most {bytes_max} bytes") from None
+    raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s", status_instead=408)
 
 
 def declared_length() -> int:

@@ -33,7 +33,7 @@ def put_up(app: Quart, services: Services) -> None:
     @app.before_request
     async def enter() -> Response | None:
         try:
-            services.limits.request_from(address_of(request, settings.trusted_proxies))
+            services.limits.request_from(lambda: address_of(request, settings.trusted_proxies))
         except TooMany as excess:
             raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
         is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers

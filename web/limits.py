@@ -36,24 +36,26 @@ class Limits:
             _Connections("address", settings.address_connections_max),
         )
 
-    def request_from(self, address: str) -> None:
-        """Count a request of this address. Raises `TooMany`."""
-        self._take(self._address_requests, address, "requests of this address")
+    def request_from(self, address: Callable[[], str]) -> None:
+        """Count a request of this address, which is found out only if there is a limit. Raises `TooMany`."""
+        if self._address_requests is not None:
+            self._take(self._address_requests, address(), "requests of this address")
 
     def request_of(self, sub: str | None) -> None:
         """Count a request of this user. Raises `TooMany`."""
         self._take(self._user_requests, sub, "requests of this user")
 
-    def connect_from(self, address: str) -> None:
-        """Count an attempt to connect from this address. Raises `TooMany`."""
-        self._take(self._address_connects, address, "connects of this address")
+    def connect_from(self, address: Callable[[], str]) -> None:
+        """Count an attempt to connect from this address, as `request_from` does. Raises `TooMany`."""
+        if self._address_connects is not None:
+            self._take(self._address_connects, address(), "connects of this address")
 
     def connect_of(self, sub: str | None) -> None:
         """Count an attempt to connect of this user. Raises `TooMany`."""
         self._take(self._user_connects, sub, "connects of this user")
 
     def hold(
-        self, sub: str | None, diagnosis_id: str, address: str, *, replaces: bool = False
+        self, sub: str | None, diagnosis_id: str, address: Callable[[], str], *, replaces: bool = False
     ) -> Callable[[], None] | None:
         """Count a connection until what is returned is called; `None`: nothing is counted.
 
@@ -63,10 +65,11 @@ class Limits:
         Raises:
             TooMany: there are as many as there may be; this one is not counted.
         """
+        names = (lambda: sub, lambda: diagnosis_id, address)
         held = [
             (table, name)
-            for table, name in zip(self._connections, (sub, diagnosis_id, address), strict=True)
-            if table.most is not None and name is not None
+            for table, of_table in zip(self._connections, names, strict=True)
+            if table.most is not None and (name := of_table()) is not None
         ]
         for table, name in held:
             table.check(name, replaces=replaces)

@@ -20,6 +20,7 @@ from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
 from storage.records import Diagnosis, Epoch, Seq, SubscriberId
 from web import rights, wire
 from web.access import authenticate, authorized_diagnosis, check_may_subscribe, hold_connection
+from web.edge.lean import at_end
 from web.errors import CloseCode, ConnectionRefused, close_of, problem_of_refusal
 from web.parameters import Parameters, parse_stream
 from web.services import Services
@@ -103,7 +104,7 @@ def streams(services: Services) -> Blueprint:
             return _response(b"")
         transport = StreamTransport()
         subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, transport)
-        _detach_with_request(subscriber)
+        at_end(subscriber.detach)
         try:
             hold_connection(services, subscriber, parameters.diagnosis_id, request)
             admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
@@ -118,29 +119,10 @@ def streams(services: Services) -> Blueprint:
     return blueprint
 
 
-def _detach_with_request(subscriber: Subscriber) -> None:
-    """Have the subscriber leave however the request ends, also if its answer is never begun.
-
-    A `finally` in the answer's generator would not do: a client may leave before its first step.
-    """
-    request_nursery = trio.lowlevel.current_task().parent_nursery
-    assert request_nursery is not None, "Quart-Trio runs a request in a nursery of its own"
-    request_nursery.start_soon(_detach_when_cancelled, subscriber)
-
-
-async def _detach_when_cancelled(subscriber: Subscriber) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        subscriber.detach()
-
-
 def _response(body: bytes | AsyncIterator[bytes]) -> Response:
     # `no`: nginx would otherwise collect the stream before it passes it on.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    response = Response(body, headers=headers, content_type=STREAM_MEDIA_TYPE)
-    response.timeout = None
-    return response
+    return Response(body, headers=headers, content_type=STREAM_MEDIA_TYPE)
 
 
 async def _frames(

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -222,7 +223,13 @@ def decode_client_frame(text: str) -> Ping | Ack | Auth:
 
 def timestamp(at: float) -> str:
     """RFC 3339, UTC with Z, milliseconds."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    seconds, microseconds = divmod(round(at * 1_000_000), 1_000_000)
+    return f"{_second(seconds)}.{microseconds // 1000:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat().removesuffix("+00:00")
 
 
 def render_event(diagnosis_id: str, event: Event) -> bytes:

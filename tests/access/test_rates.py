@@ -48,22 +48,22 @@ def test_never_more_pass_than_the_rate_and_one_burst_allow(per_second: float, pa
 
 def test_a_connection_gives_its_place_back_and_a_take_over_needs_none() -> None:
     limits = Limits(Settings(data=Path("x"), user_connections_max=1, address_connections_max=2), lambda: 0.0)
-    release = limits.hold("amira", "d", "192.0.2.1")
+    release = limits.hold("amira", "d", lambda: "192.0.2.1")
     assert release is not None
     with pytest.raises(TooMany, match="at most 1 connections of one user"):
-        limits.hold("amira", "other", "192.0.2.1")
-    limits.hold("bo", "d", "192.0.2.1")
+        limits.hold("amira", "other", lambda: "192.0.2.1")
+    limits.hold("bo", "d", lambda: "192.0.2.1")
     with pytest.raises(TooMany, match="of one address"):
-        limits.hold("cyrus", "d", "192.0.2.1")
-    taking_over = limits.hold("amira", "d", "192.0.2.2", replaces=True)
+        limits.hold("cyrus", "d", lambda: "192.0.2.1")
+    taking_over = limits.hold("amira", "d", lambda: "192.0.2.2", replaces=True)
     assert taking_over is not None
     release()
     taking_over()
-    assert limits.hold("amira", "d", "192.0.2.1") is not None
+    assert limits.hold("amira", "d", lambda: "192.0.2.1") is not None
 
 
 def test_nothing_is_counted_where_no_limit_is_set() -> None:
-    assert Limits(Settings(data=Path("x")), lambda: 0.0).hold("amira", "d", "192.0.2.1") is None
+    assert Limits(Settings(data=Path("x")), lambda: 0.0).hold("amira", "d", lambda: "192.0.2.1") is None
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from quart_trio import QuartTrio
 
 from storage.clock import SystemClock
 from web.edge import frames
-from web.edge.adoption import LeanWebsocket, NotAdoptable, adoption_of
+from web.edge.adoption import NotAdoptable, adoption_of
 from web.edge.channel import Channel, ChannelLimits
 from web.edge.connection import Patience
 from web.edge.hub import Hub, open_hub
+from web.edge.lean import LeanWebsocket
 from web.edge.poller import open_poller
 from web.edge.serving import Terms, serve
 

@@ -327,6 +327,15 @@ async def test_the_head_of_a_stream_is_sent_before_its_first_chunk() -> None:
         assert b"later" in await peer.end()
 
 
+async def test_a_client_that_ends_its_side_is_still_answered(server: Server) -> None:
+    for _ in range(20):
+        async with await connect(server.url) as peer:
+            await peer.send(request(b"/healthz") + request(b"/nothing"))
+            await peer.stream.send_eof()
+            assert [(await peer.answer()).status for _ in range(2)] == [200, 404]
+            assert await peer.end() == b""
+
+
 async def test_a_peer_that_accepts_no_byte_is_cut_and_its_request_ends() -> None:
     ended = trio.Event()
 

@@ -1,4 +1,4 @@
-"""What the edge relies on in Hypercorn and h11: if a newer release changes any of it, this says what."""
+"""What the edge relies on in Hypercorn, Quart and h11: if a newer release changes any of it, this says what."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr
 from quart import Quart
+from quart import Response as QuartResponse
+from quart.asgi import ASGIHTTPConnection, ASGIWebsocketConnection
+from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIWebsocketConnection
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 
 STREAM = ["app", "config", "context", "task_group", "ssl", "client", "server", "send", "stream_id"]
 SIGNATURES = {
@@ -60,11 +63,17 @@ CALLED = {
     Lifespan.handle_lifespan: ["task_status"],
     Lifespan.wait_for_startup: [],
     Lifespan.wait_for_shutdown: [],
+    TaskGroup.spawn_app: ["app", "config", "scope", "send"],
+    TaskGroup.spawn: ["func", "args"],
+    ASGIHTTPConnection._create_request_from_scope: ["send"],
+    ASGIHTTPConnection._send_response: ["send", "response"],
+    ASGIWebsocketConnection.handle_websocket: ["websocket", "send"],
+    TrioASGIHTTPConnection.__call__: ["receive", "send"],
     TrioASGIWebsocketConnection.__call__: ["receive", "send"],
-    TrioASGIWebsocketConnection.handle_messages: ["nursery", "receive"],
-    TrioASGIWebsocketConnection.handle_websocket: ["nursery", "websocket", "send"],
     TrioASGIWebsocketConnection._create_websocket_from_scope: ["send"],
     TrioASGIWebsocketConnection.accept_connection: ["send", "headers", "subprotocol"],
+    Quart.ensure_async: ["func"],
+    Quart.create_url_adapter: ["request"],
 }
 
 
@@ -109,9 +118,15 @@ async def test_the_parts_have_the_attributes_we_look_at() -> None:
         assert hasattr(config, name), name
 
 
-def test_the_websocket_class_of_an_application_is_an_attribute_of_it() -> None:
+def test_the_connection_classes_of_an_application_are_attributes_of_it() -> None:
+    assert QuartTrio.asgi_http_class is TrioASGIHTTPConnection
     assert QuartTrio.asgi_websocket_class is TrioASGIWebsocketConnection
-    assert Quart.asgi_websocket_class is not TrioASGIWebsocketConnection
+
+
+def test_an_answer_of_bytes_has_a_body_that_holds_them() -> None:
+    body = QuartResponse(b"abc").response
+    assert isinstance(body, DataBody)
+    assert body.data == b"abc"
 
 
 def test_an_address_on_a_unix_socket_is_none() -> None:

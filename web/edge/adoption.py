@@ -1,15 +1,11 @@
-"""Taking a WebSocket's socket out of Hypercorn: what the route is handed, and how lean it runs until then."""
+"""Taking a WebSocket's socket out of Hypercorn: what its route is handed."""
 
 from __future__ import annotations
 
 import socket
 from typing import Final, Protocol
 
-import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart.wrappers import Websocket
-from quart_trio.asgi import TrioASGIWebsocketConnection
-from werkzeug.datastructures import Headers
 
 HANDLE: Final = "avicenna.adoption"
 """Where `scope["state"]` of a WebSocket holds its `Adoption`."""
@@ -64,23 +60,3 @@ def adoption_of(websocket: Websocket) -> Adoption:
     found = websocket.scope["state"][HANDLE]
     assert isinstance(found, Adoption)
     return found
-
-
-class LeanWebsocket(TrioASGIWebsocketConnection):
-    """Runs a route in the task that called it, and starts a reader only if the route accepts.
-
-    A route that adopts never does. Reason: three tasks fewer for every connect.
-    """
-
-    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve one WebSocket."""
-        websocket = self._create_websocket_from_scope(send)
-        self._receive = receive
-        async with trio.open_nursery() as self._nursery:
-            await self.handle_websocket(self._nursery, websocket, send)
-
-    async def accept_connection(self, send: ASGISendCallable, headers: Headers, subprotocol: str | None) -> None:
-        """Answer over the ASGI channel, and read what comes over it from now on."""
-        if not self._accepted:
-            self._nursery.start_soon(self.handle_messages, self._nursery, self._receive)
-        await super().accept_connection(send, headers, subprotocol)

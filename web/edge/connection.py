@@ -11,7 +11,6 @@ from typing import Final, Protocol
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
@@ -19,6 +18,7 @@ from hypercorn.utils import parse_socket_addr
 from web.edge import answers
 from web.edge.adoption import Adoption
 from web.edge.http1 import Http1
+from web.edge.tasks import Tasks
 
 READ_BYTES_MAX: Final = answers.HEAD_BYTES_MAX
 """Read at once. Reason: a head that is too large is seen before much of it is in memory."""
@@ -84,7 +84,7 @@ class Connection:
             logger.error("a connection ended by an unexpected error", exc_info=failures)
         finally:
             self._place.left(self)
-            await trio.aclose_forcefully(self._stream)
+            self._stream.socket.close()
 
     def retire(self) -> None:
         """The server stops: an idle connection ends now, another one after its answer."""
@@ -105,7 +105,7 @@ class Connection:
         except OSError:
             return  # it is gone already
         place = self._place
-        async with TaskGroup() as tasks:
+        async with Tasks() as tasks:
             self._protocol = Http1(
                 place.app,
                 place.config,
@@ -120,10 +120,12 @@ class Connection:
             self._protocol.parent = self
             try:
                 await self._read()
+                if not self._is_broken:
+                    await self._protocol.finish()
                 await self._protocol.handle(Closed())
                 await self._linger()
                 # Now, whatever its requests still do: nothing they say can be heard any more.
-                await trio.aclose_forcefully(self._stream)
+                self._stream.socket.close()
             finally:
                 if self.adoption is not None:
                     self.adoption.expire()

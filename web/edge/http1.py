@@ -22,9 +22,6 @@ from web.errors import Problem
 
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
 
-TELLING_SECONDS_MAX: Final = 1.0
-"""Longest wait for a route that is told its request is over and does not listen."""
-
 logger = logging.getLogger("avicenna.access")
 
 
@@ -87,6 +84,8 @@ class Http1(H11Protocol):
     """Counts of bytes since the connection began."""
     _is_head = False
     _unsent_head = b""
+    _last_is_over: trio.Event | None = None
+    """Set once the request is over after which nothing more can come; `None`: more may come."""
 
     @property
     def is_within_head(self) -> bool:
@@ -98,6 +97,14 @@ class Http1(H11Protocol):
         if isinstance(event, RawData):
             self._received += len(event.data)
         await super().handle(event)
+
+    async def finish(self) -> None:
+        """The peer has ended its side: wait until what it asked for is answered. A streamed answer ends."""
+        stream = self.stream
+        if isinstance(stream, Exchange) and self.connection.their_state is h11.CLOSED:
+            self._last_is_over = trio.Event()
+            await stream.app_put({"type": "http.disconnect"})
+            await self._last_is_over.wait()
 
     async def refuse(self, problem: Problem) -> None:
         """Answer in place of a route, and end the connection."""
@@ -226,6 +233,7 @@ class Http1(H11Protocol):
         with trio.CancelScope(shield=True):
             await super()._maybe_recycle()
             self._head_begins = self._received - len(self.connection.trailing_data[0])
-            with trio.move_on_after(TELLING_SECONDS_MAX):
-                if stream is not None:
-                    await stream.handle(StreamClosed(stream_id=STREAM_ID))
+            if stream is not None:
+                await stream.handle(StreamClosed(stream_id=STREAM_ID))
+        if self._last_is_over is not None:
+            self._last_is_over.set()

@@ -1,0 +1,128 @@
+"""Quart-Trio's two kinds of ASGI connections without their extra tasks: a route runs in the task that called it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any, NoReturn, cast
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
+from quart.asgi import ASGIWebsocketConnection
+from quart.globals import request_ctx
+from quart.wrappers import Response
+from quart.wrappers.response import DataBody
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
+from quart_trio.wrappers.request import TrioRequest
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+
+class LeanRequest(TrioRequest):
+    """A request whose body is received by whoever asks for it, and by nobody else."""
+
+    receive: ASGIReceiveCallable
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.at_end = ExitStack()
+        """Undone when the request is over."""
+
+    @cached_property
+    def blueprints(self) -> list[str]:
+        """As Quart has it, found once: it asks four times, all after the route has been found."""
+        return super().blueprints
+
+    async def receive_body(self, bytes_max: int) -> bytes:
+        """The body, whole. Once.
+
+        Raises:
+            RequestEntityTooLarge: it has more bytes; the rest is not received.
+            ClientDisconnected: it will never be whole.
+        """
+        if (self.content_length or 0) > bytes_max:
+            raise RequestEntityTooLarge
+        data = bytearray()
+        while True:
+            message = await self.receive()
+            if message["type"] != "http.request":
+                raise ClientDisconnected
+            data += message["body"]
+            if len(data) > bytes_max:
+                raise RequestEntityTooLarge
+            if not message["more_body"]:
+                return bytes(data)
+
+
+def current_request() -> LeanRequest:
+    """The request whose route this is."""
+    found = request_ctx.request
+    assert isinstance(found, LeanRequest)
+    return found
+
+
+def at_end(undo: Callable[[], None]) -> None:
+    """Have something undone when the current request is over, however it ends.
+
+    A `finally` around a streamed answer would not do: its client may leave before the first step of it.
+    """
+    current_request().at_end.callback(undo)
+
+
+class LeanHttp(TrioASGIHTTPConnection):
+    """Serves one request.
+
+    A client that leaves is noticed while its body is received or an answer is streamed. Anything else is finished:
+    what a route has begun is done, whether or not somebody still waits for it.
+    """
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        request = self._create_request_from_scope(send)
+        assert isinstance(request, LeanRequest)
+        request.receive = receive
+        with request.at_end:
+            response = await self.app.handle_request(request)
+            if isinstance(response, Response) and isinstance(response.response, DataBody):
+                await self._send_whole(send, response, response.response.data)
+            else:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_watch, nursery, receive)
+                    await self._send_response(send, response)
+                    nursery.cancel_scope.cancel()
+
+    async def _send_whole(self, send: ASGISendCallable, response: Response, body: bytes) -> None:
+        headers = [(name.lower().encode(), value.encode()) for name, value in response.headers.items()]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _watch(nursery: trio.Nursery, receive: ASGIReceiveCallable) -> None:
+    """End a streamed answer once its client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    nursery.cancel_scope.cancel()
+
+
+class _Silence:
+    """In place of the channel a handler would read from."""
+
+    async def receive(self) -> NoReturn:
+        raise NotImplementedError("a WebSocket is adopted, or refused")
+
+
+class LeanWebsocket(TrioASGIWebsocketConnection):
+    """Serves the handshake of one WebSocket, which its route refuses or adopts (`web.edge.adoption`)."""
+
+    def __init__(self, app: QuartTrio, scope: WebsocketScope) -> None:
+        # Not the base class's, which opens a channel: nothing is ever received here.
+        self.app = app
+        self.scope = scope
+        self.receive_channel = cast("trio.MemoryReceiveChannel[bytes | str]", _Silence())
+        self._accepted = self._closed = False
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await ASGIWebsocketConnection.handle_websocket(self, self._create_websocket_from_scope(send), send)
+
+    async def accept_connection(self, *_: Any) -> NoReturn:
+        raise NotImplementedError("a WebSocket is adopted, or refused")

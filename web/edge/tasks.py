@@ -1,0 +1,71 @@
+"""The task of each request, and what it is still to be told. One task, no channel: a request costs little."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Scope
+
+MESSAGES_MAX: Final = 10
+"""Messages that wait for one application, of at most 16 KiB each. Beyond: its peer is not read from."""
+
+_DISCONNECTS: Final = frozenset({"http.disconnect", "websocket.disconnect"})
+
+logger = logging.getLogger("avicenna.http")
+
+
+class Inbox:
+    """What a connection has for the application that serves its request."""
+
+    __slots__ = ("_changed", "_messages")
+
+    def __init__(self) -> None:
+        self._messages: deque[ASGIReceiveEvent] = deque()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def put(self, message: ASGIReceiveEvent) -> None:
+        """Add a message; waits while too many are unread, but for the last one, the peer's end."""
+        while len(self._messages) >= MESSAGES_MAX and message["type"] not in _DISCONNECTS:
+            await self._changed.park()
+        self._messages.append(message)
+        self._changed.unpark_all()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next message. No checkpoint if there is one."""
+        while not self._messages:
+            await self._changed.park()
+        self._changed.unpark_all()
+        return self._messages.popleft()
+
+
+class Tasks(TaskGroup):
+    """The tasks of one connection."""
+
+    async def spawn_app(
+        self,
+        app: AppWrapper,
+        config: Config,
+        scope: Scope,
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        """Have the application serve one request; returns what tells it more."""
+        inbox = Inbox()
+        self.spawn(_serve, app, scope, inbox, send)
+        return inbox.put
+
+
+async def _serve(
+    app: AppWrapper, scope: Scope, inbox: Inbox, send: Callable[[ASGISendEvent | None], Awaitable[None]]
+) -> None:
+    """Cancellation: the connection is over, or the server is."""
+    try:
+        await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+    except Exception as error:
+        logger.error("the application failed over a request", exc_info=error)
+    await send(None)
