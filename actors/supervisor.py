@@ -298,7 +298,7 @@ class Supervisor:
 
 
 async def keep_up(name: str, service: Callable[[], Awaitable[None]], clock: Clock, jitter: Callable[[], float]) -> None:
-    """Run a service of this room until cancelled: one that crashes is logged, and started again after a backoff."""
+    """Run a service until cancelled: one that crashes is logged, and started again after a backoff."""
     crashes = Intensity(0, SERVICE_WINDOW_SECONDS)
     while True:
         try:

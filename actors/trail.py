@@ -58,12 +58,11 @@ class AccessTrail:
         self._hurry.set()
         await self._emptied.wait()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Store rows until cancelled.
 
         Cancellation: rows that were not stored are lost; `flush` first.
         """
-        task_status.started()
         while True:
             await self._marked.wait()
             with trio.move_on_after(LINGER_SECONDS):

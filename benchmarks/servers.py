@@ -19,7 +19,8 @@ from typing import Final
 from benchmarks.generator import Subscriber, Target
 from benchmarks.peers.listening import POST_PATH
 from benchmarks.processes import settle_on
-from web.tokens import issue, load_key
+from web.keyring import load_key
+from web.tokens import issue
 
 ROOT: Final = Path(__file__).parent.parent
 BUILT: Final = ROOT / "build" / "benchmarks"

@@ -15,21 +15,20 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from actors.registry import Registry
-from actors.supervisor import Limits
+from actors.supervisor import Limits, keep_up
 from actors.trail import AccessTrail
 from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
 from storage.store import Store
-from web import access, wire
+from web import access
 from web.app import create_app
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
@@ -42,13 +41,14 @@ from web.errors import ConnectionRefused
 from web.expiry import Expiry
 from web.housekeeping import Housekeeper
 from web.jwks import RemoteKeys
-from web.keys import Key, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
+from web.keyring import load_keys
+from web.keys import Key, KeyUnusable
 from web.limits import Limits as ClientLimits
 from web.logs import set_up_logging
 from web.revocations import expire_revocations, load_revoked
 from web.services import Services
 from web.settings import DATABASE_FILE, Settings
-from web.tokens import Principal, Verifier, load_key, load_or_create_key
+from web.tokens import Principal, Verifier
 from web.wire import render_event
 
 DRAIN_SECONDS_MAX: Final = 8.0
@@ -145,23 +145,35 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             escalation_seconds=settings.escalation_seconds,
         )
         trail = AccessTrail(store, clock) if settings.access_trail else None
-        if trail is not None:
-            await actors_nursery.start(trail.run)
         registry = Registry(
             store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits, trail=trail
         )
         await actors_nursery.start(registry.run)
-        await actors_nursery.start(Housekeeper(settings, store, registry, clock).run)
         services = await _services(settings, store, registry, hub, keys, clock, jitter, stopping)
         if services.remote_keys is not None:
-            await actors_nursery.start(services.remote_keys.run)
-        await actors_nursery.start(services.expiry.run)
-        lifetime = settings.token_lifetime_seconds_max
-        actors_nursery.start_soon(expire_revocations, store, services.revoked, clock, lifetime)
+            await services.remote_keys.fetch()
+        for name, service in _kept_up(services, trail).items():
+            actors_nursery.start_soon(keep_up, name, service, clock, jitter)
         deadline = await _serve_front_end(services, ready)
         with trio.move_on_at(deadline):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
+
+
+def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callable[[], Awaitable[None]]]:
+    """What runs beside the actors, by the name the log has for it."""
+    settings, store, clock = services.settings, services.store, services.clock
+    lifetime = settings.token_lifetime_seconds_max
+    kept_up: dict[str, Callable[[], Awaitable[None]]] = {
+        "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
+        "watch over expiring tokens": services.expiry.run,
+        "expiry of revocations": partial(expire_revocations, store, services.revoked, clock, lifetime),
+    }
+    if trail is not None:
+        kept_up["access trail"] = trail.run
+    if services.remote_keys is not None:
+        kept_up["fetching of keys"] = services.remote_keys.run
+    return kept_up
 
 
 def _new_id() -> str:
@@ -228,37 +240,6 @@ async def _services(
         started_at=clock.monotonic(),
     )
     return services
-
-
-def load_keys(settings: Settings) -> list[Key]:
-    """The keys that are there at start: files, and the local key, which is made if no other is configured.
-
-    Raises:
-        KeyUnusable: one of them cannot be used; the message names it.
-    """
-    keys = [load_key_file(spec) for spec in settings.token_keys]
-    if settings.jwks is not None and "://" not in settings.jwks:
-        keys += _jwks_file(Path(settings.jwks))
-    names = [(key.algorithm, key.kid) for key in keys if key.kid is not None]
-    if len(set(names)) < len(names):
-        raise KeyUnusable("two configured keys have the same algorithm and KID")
-    if settings.local_key:
-        is_only_one = not settings.token_keys and settings.jwks is None
-        secret, created = load_or_create_key(settings.data) if is_only_one else (load_key(settings.data), False)
-        if created:
-            logger.info("made a new token key in %s", settings.data)
-        if secret is not None:
-            keys.append(hmac_key(secret))
-    return keys
-
-
-def _jwks_file(path: Path) -> list[Key]:
-    try:
-        return keys_of_jwks(wire.decode_json(path.read_bytes()))
-    except OSError as error:
-        raise KeyUnusable(f"cannot read the JWKS file {path}: {error.strerror}") from None
-    except (KeyUnusable, ValueError) as refusal:
-        raise KeyUnusable(f"the JWKS file {path} cannot be used: {refusal}") from None
 
 
 async def _serve_front_end(services: Services, ready: Ready) -> float:

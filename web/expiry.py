@@ -93,11 +93,10 @@ class Expiry:
             raise wire.FrameError("rate_limited", "too many tokens are being verified; send it again") from None
         self._renewing[session] = None
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Watch until cancelled."""
         async with trio.open_nursery() as expiry_nursery:
             expiry_nursery.start_soon(self._renew_all)
-            task_status.started()
             while True:
                 self._earlier = trio.Event()
                 now = self._clock.wall()

@@ -30,9 +30,8 @@ class Housekeeper:
         self._audit_days = settings.audit_kept_days
         self._accesses_days = settings.access_trail_kept_days
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Tidy up every `INTERVAL_SECONDS` until cancelled."""
-        task_status.started()
         while True:
             try:
                 await self.tidy()

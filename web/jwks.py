@@ -54,7 +54,7 @@ class RemoteKeys:
     def __init__(
         self, url: str, verifier: Verifier, clock: Clock, *, refresh_seconds: float, fetch: Fetch | None = None
     ) -> None:
-        """Keys that are fetched by `run`.
+        """Keys that are fetched by `fetch` and `run`.
 
         Args:
             refresh_seconds: time between two fetches nobody asks for.
@@ -71,19 +71,21 @@ class RemoteKeys:
         self._asked = trio.Event()
         self._fetched = trio.Event()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Fetch until cancelled; started once the first try is over."""
+    async def run(self) -> None:
+        """Fetch again and again until cancelled, after a first `fetch`."""
         while True:
-            await self._try_to_fetch()
-            self._tried_at = self._clock.monotonic()
-            self._asked = trio.Event()
-            self._fetched.set()
-            self._fetched = trio.Event()
-            task_status.started()
-            task_status = trio.TASK_STATUS_IGNORED
             await trio.sleep(self._pause_seconds)
             with trio.move_on_after(self._refresh_seconds - self._pause_seconds if self._digest else 0):
                 await self._asked.wait()
+            await self.fetch()
+
+    async def fetch(self) -> None:
+        """Try once, and have those go on who wait for it."""
+        await self._try_to_fetch()
+        self._tried_at = self._clock.monotonic()
+        self._asked = trio.Event()
+        self._fetched.set()
+        self._fetched = trio.Event()
 
     async def ready_for(self, token: str) -> None:
         """Wait for the keys to be fetched if this token names an unknown one and a fetch is due."""

@@ -1,4 +1,4 @@
-"""Tokens: verifying JWTs and making them, and keeping the local key (RFC 7519, PROTOCOL section 9).
+"""Tokens: verifying JWTs and making them (RFC 7519, PROTOCOL section 9).
 
 No Trio; the time is an argument. The JSON inside a token is read here and not in `web.wire`: it is
 judged more strictly (a repeated name is refused, RFC 8725 section 2.4), and nobody else may look at it.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import jwt
 from jwt.utils import base64url_decode
 
-from web.keys import HMAC_BYTES_MIN, Key, KeySet
+from web.keys import Key, KeySet
 from web.revoked import Revoked
 
 TOKEN_BYTES_MAX: Final = 7 * 1024
@@ -39,9 +36,6 @@ VERIFIED_TOKENS_MAX: Final = 1024
 
 SCOPE_TEXTS_MAX: Final = 256
 """Texts of scopes whose sets are shared. Beyond: all are made anew."""
-
-KEY_FILE: Final = "jwt.key"
-"""Name of the local key within the data directory."""
 
 LOCAL_ALGORITHM: Final = "HS256"
 
@@ -280,26 +274,3 @@ def issue(
     issued_at = int(now)
     claims = {"sub": sub, "scope": scope, "iat": issued_at, "exp": issued_at + ttl_seconds, "jti": token_id}
     return jwt.encode(claims, key, algorithm=LOCAL_ALGORITHM, headers=None if kid is None else {"kid": kid})
-
-
-def load_key(directory: Path) -> bytes | None:
-    """The local key in a data directory, `None` if there is none yet."""
-    try:
-        return (directory / KEY_FILE).read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def load_or_create_key(directory: Path) -> tuple[bytes, bool]:
-    """The local key in a data directory, and whether it was made just now (0600, in a 0700 directory)."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(directory / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return (directory / KEY_FILE).read_bytes(), False
-    key = secrets.token_bytes(HMAC_BYTES_MIN)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
-    return key, True

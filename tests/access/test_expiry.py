@@ -74,7 +74,7 @@ async def watching() -> AsyncIterator[Expiry]:
     verifier = Verifier([hmac_key(KEY)], Revoked())
     expiry = Expiry(verifier, TrioClock(), may_follow=may_follow, prepare=prepare)
     async with trio.open_nursery() as nursery:
-        await nursery.start(expiry.run)
+        nursery.start_soon(expiry.run)
         yield expiry
         nursery.cancel_scope.cancel()
 

@@ -57,7 +57,8 @@ async def fetching(source: Source) -> AsyncIterator[tuple[RemoteKeys, Verifier]]
     verifier = Verifier([], Revoked(), awaits_keys=True)
     keys = RemoteKeys("https://idp.example/jwks", verifier, SystemClock(), refresh_seconds=3600, fetch=source.fetch)
     async with trio.open_nursery() as nursery:
-        await nursery.start(keys.run)
+        await keys.fetch()
+        nursery.start_soon(keys.run)
         yield keys, verifier
         nursery.cancel_scope.cancel()
 

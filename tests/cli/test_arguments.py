@@ -14,7 +14,7 @@ from web import cli
 from web.commands import publish
 from web.commands.client import Client, Credentials, client_of
 from web.commands.failures import UsageError
-from web.tokens import load_or_create_key
+from web.keyring import load_or_create_key
 
 
 @pytest.fixture(autouse=True)

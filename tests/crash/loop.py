@@ -21,7 +21,8 @@ import trio
 from tests.crash.connection import Connection, Cut, connected
 from tests.crash.ledger import RETAINED_MAX, Found, Ledger, fields_of
 from tests.logbook import LOGBOOK
-from web.tokens import issue, load_key
+from web.keyring import load_key
+from web.tokens import issue
 
 ROOT: Final = Path(__file__).parents[2]
 

@@ -20,8 +20,9 @@ from storage.clock import Clock
 from tests.contract import complaint, frame_complaint
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
 from web.composition import serve
+from web.keyring import load_key
 from web.settings import Settings
-from web.tokens import issue, load_key
+from web.tokens import issue
 
 Frame = dict[str, Any]
 

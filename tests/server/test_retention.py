@@ -90,7 +90,7 @@ async def room() -> AsyncIterator[Room]:
             store, nursery, render=render_event, clock=clock, jitter=lambda: 0.5, limits=Limits(), trail=trail
         )
         await nursery.start(registry.run)
-        await nursery.start(trail.run)
+        nursery.start_soon(trail.run)
         yield Room(store, registry, trail, clock)
         nursery.cancel_scope.cancel()
 
@@ -190,7 +190,7 @@ async def test_rows_that_wait_are_bounded() -> None:
         trail.note("connect", "d", subscriber)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            await nursery.start(trail.run)
+            nursery.start_soon(trail.run)
             await trail.flush()
             nursery.cancel_scope.cancel()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
-from web import settings, tokens
+from web import keyring, settings, tokens
 from web.commands.failures import CommandFailed, Refused, Unreachable, UsageError
 from web.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE
 
@@ -222,7 +222,7 @@ def _local_key(url: str, option: str | None) -> bytes | None:
     if directory == DATA_DEFAULT and option is None and not _is_loopback(url):
         return None
     try:
-        return tokens.load_key(directory)
+        return keyring.load_key(directory)
     except OSError as error:
         raise CommandFailed(f"cannot read the key in {directory}: {error.strerror}; give --token instead") from None
 

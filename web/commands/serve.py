@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from web import settings, tokens
+from web import keyring, settings
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.printing import say, say_aside
@@ -99,7 +99,7 @@ class Samples:
             self._thread.join(DEMO_SECONDS)
 
     def _run(self, url: str) -> None:
-        client = Client(url, Credentials(key=tokens.load_key(self._data)))
+        client = Client(url, Credentials(key=keyring.load_key(self._data)))
         try:
             client.request("PUT", "diagnoses", DEMO_ID, body={"owner": DEMO_OWNER, "viewers": []})
             say(demo_text(url, self._data))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from web import tokens
+from web import keyring, tokens
 from web.commands.arguments import whole
 from web.commands.client import local_settings
 from web.commands.failures import CommandFailed, UsageError
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _local_key(directory: Path) -> bytes:
     try:
-        key, created = tokens.load_or_create_key(directory)
+        key, created = keyring.load_or_create_key(directory)
     except OSError as error:
         raise CommandFailed(f"cannot use the key in {directory}: {error.strerror}") from None
     if created:
