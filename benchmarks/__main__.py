@@ -18,9 +18,9 @@ from pathlib import Path
 from benchmarks import measuring
 from benchmarks.generator import GeneratorError
 from benchmarks.results import Rounds, medians, table
-from benchmarks.servers import FASTAPI, FLOOR, OURS, QUART, WEBSOCKETS, ServerFailed
+from benchmarks.servers import FASTAPI, FLOOR, LOOP, OURS, QUART, WEBSOCKETS, ServerFailed
 
-SERVERS = (OURS, FASTAPI, WEBSOCKETS, QUART, FLOOR)
+SERVERS = (OURS, FASTAPI, WEBSOCKETS, QUART, LOOP, FLOOR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

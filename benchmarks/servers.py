@@ -30,6 +30,7 @@ OURS: Final = "avicenna"
 FASTAPI: Final = "fastapi"
 WEBSOCKETS: Final = "websockets"
 QUART: Final = "quart"
+LOOP: Final = "loop"
 FLOOR: Final = "floor"
 
 START_SECONDS_MAX: Final = 30.0
@@ -100,7 +101,12 @@ def running(name: str, core: int, our_command: str) -> Iterator[Running]:
 def _peer(name: str) -> list[str]:
     if name == FLOOR:
         return [str(BUILT / "floor")]
-    modules = {FASTAPI: "fastapi_manager", WEBSOCKETS: "websockets_broadcast", QUART: "quart_stock"}
+    modules = {
+        FASTAPI: "fastapi_manager",
+        WEBSOCKETS: "websockets_broadcast",
+        QUART: "quart_stock",
+        LOOP: "bare_loop",
+    }
     return [str(ROOT / ".venv-bench" / "bin" / "python"), "-m", f"benchmarks.peers.{modules[name]}"]
 
 
