@@ -5,7 +5,7 @@ Knows no socket: frames go out through `Speaker.say`. The transport that carries
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 from actors.registry import Registry
 from actors.ring import Gap
@@ -13,9 +13,14 @@ from actors.subscriber import Due, Ending, EventFrame, Live, Subscriber
 from storage.clock import Clock
 from storage.records import Seq
 from web import wire
+from web.edge.flood import FrameRate
 from web.expiry import Expiry
 from web.records import Ack, Auth, Ping
 from web.tokens import Principal
+
+REPEATS_PER_SECOND_MAX: Final = 1000
+"""Acknowledgements of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
+come only as often as events do; these might never end."""
 
 
 class Speaker(Protocol):
@@ -29,9 +34,11 @@ class Session:
     """The state of one admitted connection above its transport."""
 
     __slots__ = (
+        "_acknowledged",
         "_clock",
         "_expiry",
         "_registry",
+        "_repeats",
         "_speaker",
         "_subscriber",
         "acknowledges",
@@ -67,6 +74,10 @@ class Session:
         """Whether the replay is complete."""
         self.look_at: float | None = None
         """When `expiry` looks at the token next, on the wall clock."""
+        self._acknowledged = Seq(0)
+        """The highest number the client has acknowledged here."""
+        self._repeats: FrameRate | None = None
+        """How many acknowledgements of nothing new come; `None`: none has."""
         self._subscriber = subscriber
         self._speaker = speaker
         self._registry = registry
@@ -78,29 +89,39 @@ class Session:
         """Answer a message of the client; a wrong one gets an `error` frame and the connection stays.
 
         Returns:
-            Whether it counts towards the limit of frames a second: anything but an acknowledgement does.
+            Whether it counts towards the limit of frames a second: an acknowledgement does not, unless it is one of
+            very many that acknowledge nothing new.
         """
         try:
             if isinstance(message, bytes):
                 raise wire.FrameError("bad_frame", "a frame must be JSON text, not binary")
-            frame = wire.decode_client_frame(message)
-            self._act_on(frame)
+            return self._act_on(wire.decode_client_frame(message))
         except wire.FrameError as error:
             self.say("error", wire.error_data(error.code, error.detail))
             return True
-        return not isinstance(frame, Ack)
 
-    def _act_on(self, frame: Ping | Ack | Auth) -> None:
+    def _act_on(self, frame: Ping | Ack | Auth) -> bool:
         match frame:
             case Ping():
                 self.say("pong", frame.data)
             case Ack():
-                if not self._registry.acknowledge(self._subscriber, Seq(frame.seq), answer=True):
-                    raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
+                return self._take_ack(Seq(frame.seq))
             case Auth():
                 self._expiry.renew(self, frame.token)
             case _:
                 assert_never(frame)
+        return True
+
+    def _take_ack(self, seq: Seq) -> bool:
+        if not self._registry.acknowledge(self._subscriber, seq, answer=True):
+            raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
+        if seq > self._acknowledged:
+            self._acknowledged = seq
+            return False
+        now = self._clock.monotonic()
+        if self._repeats is None:
+            self._repeats = FrameRate(now)
+        return self._repeats.exceeded(now, REPEATS_PER_SECOND_MAX)
 
     def renewed(self, who: Principal) -> None:
         """A newer token of the same subject was accepted (PROTOCOL section 9)."""

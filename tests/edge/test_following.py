@@ -8,9 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from actors.messages import Purge
 from actors.resume import Wanted
 from actors.subscriber import Burst, Ending
-from storage.records import Seq
+from storage.records import NewAuditRow, Seq
+from tests.actors.world import DIAGNOSIS
 from tests.edge.pairs import connect_frame, edge
 from tests.edge.raw import BINARY, CLOSE, PING, PONG, TEXT, Got, RawClient, client_frame
 from web.edge.poller import SelectorPoller
@@ -149,6 +151,26 @@ async def test_a_replay_is_receipted_every_fifty_events_and_at_its_end(autojump_
             assert got is not None
             seen.append(f"ping {int(got.payload)}" if got.opcode == PING else got.json.get("seq", "live"))
         assert [one for one in seen if not isinstance(one, int)] == ["ping 50", "live", "ping 90"]
+
+
+async def test_a_gap_with_no_event_behind_it_is_receipted_too(autojump_clock: MockClock) -> None:
+    async with edge() as server:
+        await server.publish(3)
+        client, _ = await server.follow()
+        await numbers(client, 3)
+        await client.says("live")
+        await client.pong(await client.pinged())
+        await client.leave()
+        await trio.sleep(2)
+        await server.publish(5)
+        await server.world.registry.ask(DIAGNOSIS, Purge(NewAuditRow("", "outbox.purge", DIAGNOSIS)))
+        client, _ = await server.follow()
+        (gap, _) = await client.says("gap", "live")
+        assert (gap["data"]["from"], gap["data"]["to"]) == (4, 8)
+        assert await client.pinged() == b"8"
+        await client.pong(b"8")
+        await trio.sleep(2)
+        assert await server.cursor() == 8
 
 
 async def test_a_pong_above_the_position_or_with_other_content_moves_nothing(autojump_clock: MockClock) -> None:
@@ -531,3 +553,40 @@ async def test_another_poller_serves_as_well(autojump_clock: MockClock) -> None:
         assert got.json["data"]["code"] == "bad_frame"
         await client.leave()
         assert server.hub.connections == 0
+
+
+async def test_acks_of_nothing_new_without_end_are_too_many(autojump_clock: MockClock) -> None:
+    async with edge() as server:
+        await server.publish()
+        client, _ = await server.follow()
+        at = trio.current_time()
+        while server.world.registry.connections:
+            client._bytes.clear()
+            with trio.move_on_after(0.1) as patience:
+                await client.send(client_frame(TEXT, b'{"type":"ack","seq":1}') * 120)
+                await trio.sleep_until(patience.deadline)
+        assert 9 <= trio.current_time() - at <= 12
+        frames = await client.rest()
+        assert (frames[-1].code, frames[-1].reason) == (1008, "rate limited")
+
+
+async def test_nothing_is_read_from_who_floods_until_its_goodbye_is_out(autojump_clock: MockClock) -> None:
+    async with edge() as server:
+        client, follower = await server.follow()
+        await client.says("live")
+        while not follower.blocked:
+            await server.publish(1, size=20_000)
+        for _ in range(101):
+            await client.say(type="ping")
+        while server.world.registry.connections:
+            await trio.sleep(0.1)
+        sent = 0
+        with trio.move_on_after(1):
+            while sent < 1_000_000:
+                await client.send(client_frame(PING) * 1000)
+                sent += 1000
+        assert sent < 1_000_000, "the kernel takes no more once nobody reads"
+        at = trio.current_time()
+        while server.hub.connections:
+            await trio.sleep(0.1)
+        assert trio.current_time() - at <= 11, "and who never reads is cut off all the same"

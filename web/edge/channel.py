@@ -62,7 +62,8 @@ class State(IntEnum):
     ENDING = 2
     """A Close is on its way, or written; the client's own is awaited."""
     FAILED = 3
-    """The client broke the protocol: a Close is on its way; what it still sends is thrown away."""
+    """The client broke the protocol or sends too much: a Close is on its way. Until that is out, nothing more is read
+    from it; then what it still sends is thrown away."""
     CLOSED = 4
 
 
@@ -138,9 +139,9 @@ class Channel:
     def ask_receipt(self) -> None:
         """Ask the client how far it has received, if that is of use."""
 
-    def goodbye(self, code: CloseCode, reason: str) -> None:
-        """Close from this side."""
-        self.close(code, reason)
+    def goodbye(self, code: CloseCode, reason: str, *, deaf: bool = False) -> None:
+        """Close from this side, as `close` does."""
+        self.close(code, reason, deaf=deaf)
 
     def left(self) -> None:
         """The conversation is over, whoever ended it. Called once."""
@@ -190,9 +191,13 @@ class Channel:
         if not self.blocked:
             self.flush()
 
-    def close(self, code: int | None, reason: str = "", *, bye: bytes = b"") -> None:
-        """Send `bye` and a Close once what is unsent is out; the client has a while to answer, then it is cut off."""
-        self._end(State.ENDING, bye + frames.close(code, reason))
+    def close(self, code: int | None, reason: str = "", *, bye: bytes = b"", deaf: bool = False) -> None:
+        """Send `bye` and a Close once what is unsent is out; the client has a while to answer, then it is cut off.
+
+        Args:
+            deaf: whatever the client says from now on, nobody listens.
+        """
+        self._end(State.FAILED if deaf else State.ENDING, bye + frames.close(code, reason))
 
     def _fail(self, code: CloseCode) -> None:
         """The client broke the protocol (RFC 6455 section 7.1.7)."""
@@ -200,7 +205,7 @@ class Channel:
 
     def _flooded(self) -> None:
         """The client sends too much, or does not read what it asked for."""
-        self.goodbye(CloseCode.POLICY, "rate limited")
+        self.goodbye(CloseCode.POLICY, "rate limited", deaf=True)
 
     def break_off(self) -> None:
         """Something of ours failed over this client."""
@@ -220,6 +225,8 @@ class Channel:
         self.left()
         if not self.blocked:
             self.flush()
+        elif has_socket and state is State.FAILED:
+            self._hub.poller.watch(self.fd, read=False, write=True)
 
     def _close_within(self, seconds: float) -> None:
         self._closing_at = self.due_at = self._hub.clock.monotonic() + seconds
@@ -242,7 +249,7 @@ class Channel:
         self._tail = b""
         if self.blocked:
             # Only what was held is flushed while blocked.
-            self._hub.poller.want_write(self.fd, False)
+            self._hub.poller.watch(self.fd)
         self.blocked = self.state > State.OPEN
         if self.blocked:
             self._said_goodbye()
@@ -252,7 +259,7 @@ class Channel:
         self._tail = tail
         if not self.blocked:
             self.blocked = progressed = True
-            self._hub.poller.want_write(self.fd, True)
+            self._hub.poller.watch(self.fd, read=self.state is not State.FAILED, write=True)
         if progressed:
             self._stuck_since = self._hub.clock.monotonic()
             self._queued = -1

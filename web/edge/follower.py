@@ -124,6 +124,7 @@ class Follower(Channel):
 
     def compose_due(self) -> bytes:
         subscriber = self._subscriber
+        began_at = subscriber.position
         parts: list[bytes] = []
         size = events = 0
         while size < CATCH_UP_BYTES and events < RECEIPT_EVENTS_MAX:
@@ -138,18 +139,18 @@ class Follower(Channel):
                     frame = frames.text_frame(self._session.frame_of(item))
                 parts.append(frame)
                 size += len(frame)
-        if self._asks and (events or self._owes_receipt):
+        if self._asks and (subscriber.position > began_at or self._owes_receipt):
             parts.append(receipt_ping(subscriber.position))
             self._owes_receipt = False
         return b"".join(parts)
 
-    def goodbye(self, code: CloseCode, reason: str) -> None:
+    def goodbye(self, code: CloseCode, reason: str, *, deaf: bool = False) -> None:
         """Close from this side, after a `bye` (PROTOCOL section 4)."""
         if self.state > State.OPEN:
             return
         retry = round(self._hub.jitter() * RETRY_SPREAD_SECONDS * 1000) if code is CloseCode.RESTART else None
         bye = self._session.frame("bye", wire.bye_data(code, reason, retry))
-        self.close(code, reason, bye=frames.text_frame(bye))
+        self.close(code, reason, bye=frames.text_frame(bye), deaf=deaf)
 
     def left(self) -> None:
         subscriber = self._subscriber

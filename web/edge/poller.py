@@ -31,8 +31,8 @@ class Poller(Protocol):
     def add(self, fd: int) -> None:
         """Report when `fd` can be read."""
 
-    def want_write(self, fd: int, wanted: bool) -> None:
-        """Report when it can be written, too, or no longer."""
+    def watch(self, fd: int, *, read: bool = True, write: bool = False) -> None:
+        """Report from now on when it can be read, or written; its end is reported in any case where there is epoll."""
 
     def remove(self, fd: int) -> None:
         """Forget it; before it is closed."""
@@ -53,8 +53,8 @@ class EpollPoller:
     def add(self, fd: int) -> None:
         self._epoll.register(fd, READ)
 
-    def want_write(self, fd: int, wanted: bool) -> None:
-        self._epoll.modify(fd, READ | WRITE if wanted else READ)
+    def watch(self, fd: int, *, read: bool = True, write: bool = False) -> None:
+        self._epoll.modify(fd, (READ if read else 0) | (WRITE if write else 0))
 
     def remove(self, fd: int) -> None:
         self._epoll.unregister(fd)
@@ -76,8 +76,8 @@ class SelectorPoller:
     def add(self, fd: int) -> None:
         self._selector.register(fd, selectors.EVENT_READ)
 
-    def want_write(self, fd: int, wanted: bool) -> None:
-        self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0))
+    def watch(self, fd: int, *, read: bool = True, write: bool = False) -> None:
+        self._selector.modify(fd, (selectors.EVENT_READ if read else 0) | (selectors.EVENT_WRITE if write else 0))
 
     def remove(self, fd: int) -> None:
         self._selector.unregister(fd)
