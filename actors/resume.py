@@ -36,7 +36,7 @@ class Wanted:
     after: Seq | None = None
     """Its own last applied number; wins over the stored cursor."""
     epoch: Epoch | None = None
-    """The history `after` belongs to; `None`: the current one."""
+    """The history the client has seen, and `after` belongs to; `None`: the current one."""
     newest: int = OLDEST
     """Without any position: begin with the newest n events (0: none), `OLDEST`: with all retained."""
     acknowledges: bool = True
@@ -67,9 +67,10 @@ def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Pl
         stored: the subscriber's cursor and the epoch it belongs to, `None` if it is not known.
     """
     current = stored[1] if stored is not None and stored[0] == window.epoch else None
+    if wanted.epoch is not None and wanted.epoch != window.epoch:
+        return _reset(window, current)
     if wanted.after is not None:
-        foreign = wanted.epoch is not None and wanted.epoch != window.epoch
-        if foreign or wanted.after > window.head:
+        if wanted.after > window.head:
             return _reset(window, current)
         acknowledged = wanted.after if wanted.acknowledges or current is None else current
         return _continue(window, wanted.after, max(acknowledged, current or Seq(0)))

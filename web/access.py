@@ -14,6 +14,8 @@ from quart import request
 from quart.wrappers import Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 
+from actors.errors import Draining
+from actors.messages import Admission, Subscribe
 from actors.subscriber import Subscriber
 from storage.errors import NoSuchDiagnosis
 from storage.records import Diagnosis
@@ -33,6 +35,7 @@ from web.errors import (
     too_many,
 )
 from web.limits import TooMany
+from web.parameters import Parameters
 from web.peers import address_of, is_own_origin
 from web.services import Services
 from web.tokens import ANONYMOUS, KeysMissing, Principal, TokenError, TokenExpired, TokenRevoked
@@ -50,12 +53,13 @@ KEYS_RETRY_SECONDS: Final = 5
 """What a client is told to wait while the keys of a JWKS URL have not been fetched."""
 
 
-def bearer_token(header: str | None) -> str | None:
-    """The token of an `Authorization: Bearer` header (RFC 6750), `None` if there is none."""
-    if header is None:
+def bearer_token(channel: BaseRequestWebsocket) -> str | None:
+    """The token of an `Authorization: Bearer` header (RFC 6750), `None`: there is none. Two headers: a bad one."""
+    headers = channel.headers.getlist("Authorization")
+    if not headers:
         return None
-    scheme, _, token = header.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    scheme, _, token = headers[0].partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and len(headers) == 1 else ""
 
 
 def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
@@ -65,6 +69,17 @@ def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
     if origin is None or origin in settings.allowed_origins:
         return True
     return is_own_origin(origin, channel, settings.public_url, settings.trusted_proxies)
+
+
+def asked_by_a_foreign_page(services: Services) -> bool:
+    """Whether a page that may not talk to this server makes a browser send the current request.
+
+    What a page only embeds (an image, a script) is sent without `Origin`, but browsers say where they come from
+    (Fetch Metadata).
+    """
+    if "Origin" in request.headers:
+        return not origin_allowed(services, request)
+    return request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
 
 
 def carried_through() -> AbstractContextManager[trio.CancelScope]:
@@ -86,7 +101,7 @@ def authenticate(services: Services, *, anonymous_allowed: bool = False, query_a
     Raises:
         Problem: 401, the token is missing, invalid or expired.
     """
-    token = bearer_token(request.headers.get("Authorization"))
+    token = bearer_token(request)
     if token is None and query_allowed and services.settings.query_tokens:
         token = request.args.get("token") or None
     if token is None:
@@ -122,7 +137,7 @@ async def authorized_diagnosis(
     try:
         diagnosis = await services.store.get(diagnosis_id)
     except NoSuchDiagnosis:
-        if rights.may_know_absence(who):
+        if rights.may_know_absence(who, anonymous_allowed=services.settings.allow_anonymous):
             raise Problem("not_found", "this diagnosis is not registered") from None
         raise forbidden() from None
     if not may(who, diagnosis):
@@ -190,7 +205,7 @@ def _refusal_of_token(error: TokenError) -> Refusal:
 
 def socket_token(services: Services, websocket: Websocket) -> str | None:
     """The token of an upgrade: header before subprotocol before query; `None`: there is none."""
-    if (token := bearer_token(websocket.headers.get("Authorization"))) is not None:
+    if (token := bearer_token(websocket)) is not None:
         return token
     for offered in websocket.requested_subprotocols:
         if offered.startswith(BEARER_SUBPROTOCOL):
@@ -228,6 +243,30 @@ def hold_connection(
         raise ConnectionRefused(too_many(str(excess))) from None
 
 
+async def admit(services: Services, who: Principal, subscriber: Subscriber, parameters: Parameters) -> Admission:
+    """Have the actor attach a subscriber of somebody who may follow, and look again whether that still holds.
+
+    Raises:
+        ConnectionRefused: as `check_may_subscribe`.
+        ActorError, StorageError: see `Registry.ask`; `Draining` also if the server has begun to stop meanwhile.
+    """
+    try:
+        admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
+    except NoSuchDiagnosis:
+        raise _absent(who, anonymous_allowed=services.settings.allow_anonymous) from None
+    # Rights may have been taken away while the actor was asked; from here on the roster is told.
+    await check_may_subscribe(services, who, parameters.diagnosis_id)
+    if services.stopping.is_set():
+        raise Draining("the server is stopping")  # its goodbye may have been said already
+    return admission
+
+
+def _absent(who: Principal, *, anonymous_allowed: bool) -> ConnectionRefused:
+    """For whoever wants to follow a diagnosis that is not registered."""
+    may_know = rights.may_know_absence_connecting(who, anonymous_allowed=anonymous_allowed)
+    return ConnectionRefused(NOT_FOUND if may_know else ACCESS_DENIED)
+
+
 async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: str) -> None:
     """Let only those pass who may follow this diagnosis, and whose token is still accepted.
 
@@ -239,8 +278,7 @@ async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: 
     try:
         diagnosis = await services.store.get(diagnosis_id)
     except NoSuchDiagnosis:
-        may_know = rights.has_right(who, rights.KNOW_ABSENCE_CONNECTING, anonymous_allowed=anonymous_allowed)
-        raise ConnectionRefused(NOT_FOUND if may_know else ACCESS_DENIED) from None
+        raise _absent(who, anonymous_allowed=anonymous_allowed) from None
     if not rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed):
         raise ConnectionRefused(ACCESS_DENIED)
     try:

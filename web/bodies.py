@@ -45,6 +45,8 @@ def require_media_type(media_type: str) -> None:
     Raises:
         Problem: 415.
     """
+    if (request.content_encoding or "identity").lower() != "identity":
+        raise Problem("unsupported_media_type", "a body must not have a Content-Encoding")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != media_type or charset not in ("utf-8", "utf8"):
         raise Problem("unsupported_media_type", f"Content-Type must be {media_type}, in UTF-8")
@@ -79,12 +81,14 @@ def idempotency_key() -> str | None:
     """The Idempotency-Key of the current request.
 
     Raises:
-        Problem: it is not 1-128 printable ASCII characters.
+        Problem: it is not 1-128 printable ASCII characters, or given more than once.
     """
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not KEY.fullmatch(key):
-        raise Problem("invalid_field", f"Idempotency-Key {KEY_RULE}")
-    return key
+    keys = request.headers.getlist("Idempotency-Key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not KEY.fullmatch(keys[0]):
+        raise Problem("invalid_field", f"Idempotency-Key {KEY_RULE}, once")
+    return keys[0]
 
 
 def answer(value: object, status: int = 200) -> Response:

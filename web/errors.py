@@ -176,8 +176,6 @@ def refusal_of(error: Exception) -> Refusal | None:
             return Refusal("quarantined", "the diagnosis is not available right now", "try later", CloseCode.TRY_LATER)
         case DevicesExhausted():
             return invalid_parameter(f"device: {error}")
-        case NoSuchDiagnosis():
-            return ACCESS_DENIED
         case _:
             return None
 

@@ -9,7 +9,9 @@ from quart import Quart, Response, request, websocket
 from web.access import bearer_token, origin_allowed, socket_token
 from web.errors import Problem, retry_after
 from web.limits import TooMany
+from web.parameters import repeated_parameter
 from web.peers import address_of
+from web.request_log import REQUEST_ID_HEADER
 from web.services import Services
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -23,7 +25,7 @@ _PREFLIGHT_HEADERS: Final = {
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
     "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
 }
-_EXPOSED_HEADERS: Final = "Retry-After, WWW-Authenticate"
+_EXPOSED_HEADERS: Final = f"Retry-After, WWW-Authenticate, {REQUEST_ID_HEADER}"
 
 
 def put_up(app: Quart, services: Services) -> None:
@@ -41,6 +43,8 @@ def put_up(app: Quart, services: Services) -> None:
             raise Problem("origin_not_allowed", "pages of this origin may not do this")
         if is_preflight and settings.allowed_origins:
             return Response(b"", 204, _PREFLIGHT_HEADERS)
+        if (repeated := repeated_parameter(request.args)) is not None:
+            raise Problem("invalid_field", repeated)
         return None
 
     if settings.allowed_origins:
@@ -59,7 +63,7 @@ def put_up(app: Quart, services: Services) -> None:
 
         @app.before_request
         async def wait_for_keys() -> None:
-            token = bearer_token(request.headers.get("Authorization")) or request.args.get("token")
+            token = bearer_token(request) or request.args.get("token")
             if token:
                 await remote_keys.ready_for(token)
 

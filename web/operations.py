@@ -219,7 +219,7 @@ OPERATIONS: Final = (
                 "properties": {"id": TEXT, "data": TEXT | {"contentMediaType": JSON}},
             }
         },
-        ("forbidden", "not_found", "invalid_field", *ACTOR),
+        ("forbidden", "origin_not_allowed", "not_found", "invalid_field", *ACTOR),
         (
             ID,
             Parameter("token", "query", {"type": "string"}, "The token, where the operator allows it here."),

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from actors.resume import OLDEST, Wanted
 from storage.records import Epoch, Seq
 from web.errors import ConnectionRefused, Problem, invalid_parameter
 from web.records import DEVICE, DEVICE_RULE, diagnosis_id_of
 
+NAMES: Final = frozenset(
+    {"ack", "after", "device", "epoch", "forget", "limit", "owner", "seq", "start", "sub", "token"}
+)
+"""Parameters that some route looks at; others are ignored."""
+
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
 _EVENT_ID: Final = re.compile(r"([!-~]{1,64})\.([0-9]{1,15})")
 _EPOCH: Final = re.compile(r"[!-~]{1,64}")
+
+
+class Query(Protocol):
+    """A query as it came."""
+
+    def lists(self) -> Iterable[tuple[str, list[str]]]:
+        """Every name with all its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,14 @@ def parse(diagnosis_id: str, query: Mapping[str, str]) -> Parameters:
         raise _refused("ack must be transport or app")
     # Interned: all who follow a diagnosis share one text.
     return Parameters(sys.intern(checked_id), device, _wanted(query), acknowledges == "app")
+
+
+def repeated_parameter(query: Query) -> str | None:
+    """What is wrong with a query that names a parameter twice: whoever reads it would choose one of the two."""
+    for name, values in query.lists():
+        if len(values) > 1 and name in NAMES:
+            return f"{name} must be given once"
+    return None
 
 
 def parse_stream(diagnosis_id: str, query: Mapping[str, str], last_event_id: str | None) -> Parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Final
 
@@ -46,8 +47,9 @@ def positions(services: Services) -> Blueprint:
             raise Problem("invalid_field", f"seq must be an integer from 1 to the head, {window.head}")
         page = page_of(request.args)
         found = await services.registry.ask(diagnosis.diagnosis_id, Trace(Seq(int(text))))
-        later = sorted((one for one in found if _key(one) > page.after), key=_key)
-        return answer(page.of(later, _shown, _key))
+        after = _key_after(page.after)
+        later = sorted((one for one in found if _key(one) > after), key=_key)
+        return answer(page.of(later, _shown, lambda one: _bookmark(_key(one))))
 
     return blueprint
 
@@ -55,6 +57,18 @@ def positions(services: Services) -> Blueprint:
 def _key(delivery: Delivery) -> str:
     """Orders subscribers by name; neither name can hold the separator."""
     return f"{delivery.subscriber.sub or ''}\n{delivery.subscriber.device or ''}"
+
+
+def _bookmark(key: str) -> str:
+    """A key as it travels in a URL."""
+    return base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
+
+
+def _key_after(bookmark: str) -> str:
+    try:
+        return base64.b64decode(bookmark + "=" * (-len(bookmark) % 4), b"-_", validate=True).decode()
+    except ValueError:
+        raise Problem("invalid_field", "after must be the next of an earlier answer") from None
 
 
 def _shown(delivery: Delivery) -> dict[str, object]:

@@ -29,8 +29,9 @@ Rating = Annotated[int, Meta(ge=1, le=5)]
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Reference = int | str
 JsonObject = dict[str, Any]
-Sub = Annotated[str, Meta(min_length=1, max_length=SUB_CHARACTERS_MAX)]
+Sub = Annotated[str, Meta(min_length=1, max_length=SUB_CHARACTERS_MAX, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 
+SUB_RULE: Final = f"a string of 1-{SUB_CHARACTERS_MAX} characters without control characters"
 REFERENCE_RULE: Final = "must be an integer or a string"
 OBJECT_RULE: Final = "must be an object"
 TEXT_RULE: Final = "must be a string"
@@ -204,8 +205,8 @@ class Registration(Struct, forbid_unknown_fields=True):
     """Who owns and who may follow a diagnosis."""
 
     RULES: ClassVar[dict[str, str]] = {
-        "owner": f"must be a string of 1-{SUB_CHARACTERS_MAX} characters",
-        "viewers": f"must be a list of at most {VIEWERS_MAX} strings of 1-{SUB_CHARACTERS_MAX} characters",
+        "owner": f"must be {SUB_RULE}",
+        "viewers": f"must be a list of at most {VIEWERS_MAX}, each {SUB_RULE}",
     }
 
     owner: Sub
@@ -216,8 +217,8 @@ class Revoking(Struct, forbid_unknown_fields=True):
     """Which tokens an operator refuses from now on: a subject's, or a single one."""
 
     RULES: ClassVar[dict[str, str]] = {
-        "sub": f"must be a string of 1-{SUB_CHARACTERS_MAX} characters",
-        "jti": f"must be a string of 1-{SUB_CHARACTERS_MAX} characters",
+        "sub": f"must be {SUB_RULE}",
+        "jti": f"must be {SUB_RULE}",
     }
 
     sub: Sub | None = None
@@ -247,10 +248,11 @@ class Auth(Struct, tag_field="type", tag="auth", forbid_unknown_fields=True):
 
 
 CLIENT_FRAME_RULES: Final = {
-    "data": OBJECT_RULE,
-    "seq": "must be an integer >= 0",
-    "token": TEXT_RULE,
+    "ping": {"type": "is ping", "data": OBJECT_RULE},
+    "ack": {"type": "is ack", "seq": "must be an integer >= 0"},
+    "auth": {"type": "is auth", "token": TEXT_RULE},
 }
+"""What the fields of a client frame must be, by its type."""
 
 
 def _deeper_than(value: object, levels: int) -> bool:

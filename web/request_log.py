@@ -48,6 +48,6 @@ def log_requests(app: QuartTrio, services: Services) -> None:
 def path_of(asked: Request | Websocket) -> str:
     """The path of a request as it may be logged: a name in it (`/subjects/...`) stays out."""
     if asked.url_rule is None:
-        return asked.path[:PATH_CHARACTERS_MAX]
+        return "/subjects/..." if asked.path.startswith("/subjects/") else asked.path[:PATH_CHARACTERS_MAX]
     diagnosis_id = (asked.view_args or {}).get("diagnosis_id", "")
     return asked.url_rule.rule.replace("<diagnosis_id>", diagnosis_id)[:PATH_CHARACTERS_MAX]

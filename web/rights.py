@@ -28,7 +28,7 @@ BROADCAST: Final = Right(owner=True, scopes=("broadcast", "operate"))
 SEE_REGISTRATION: Final = Right(owner=True, scopes=("register", "operate"))
 REGISTER: Final = Right(scopes=("register", "operate"))
 OPERATE: Final = Right(scopes=("operate",))
-KNOW_ABSENCE: Final = Right(scopes=("monitor", "broadcast", "register", "operate"))
+KNOW_ABSENCE: Final = Right(anonymous=True, scopes=("monitor", "broadcast", "register", "operate"))
 """Is told that a diagnosis does not exist; others learn only that it is not theirs."""
 KNOW_ABSENCE_CONNECTING: Final = Right(anonymous=True, scopes=("monitor", "operate"))
 """The same, of somebody who wants to follow it."""
@@ -72,6 +72,11 @@ def may_operate(who: Principal) -> bool:
     return has_right(who, OPERATE)
 
 
-def may_know_absence(who: Principal) -> bool:
+def may_know_absence(who: Principal, *, anonymous_allowed: bool) -> bool:
     """`KNOW_ABSENCE`."""
-    return has_right(who, KNOW_ABSENCE)
+    return has_right(who, KNOW_ABSENCE, anonymous_allowed=anonymous_allowed)
+
+
+def may_know_absence_connecting(who: Principal, *, anonymous_allowed: bool) -> bool:
+    """`KNOW_ABSENCE_CONNECTING`."""
+    return has_right(who, KNOW_ABSENCE_CONNECTING, anonymous_allowed=anonymous_allowed)

@@ -10,20 +10,21 @@ import logging
 
 from quart import Blueprint, websocket
 
-from actors.errors import ActorError, Draining
-from actors.messages import Admission, Subscribe
+from actors.errors import ActorError
+from actors.messages import Admission
 from actors.subscriber import Subscriber
 from actors.supervisor import describe
 from storage.errors import StorageError
 from storage.records import SubscriberId
 from web import wire
-from web.access import authenticate_socket, check_may_subscribe, hold_connection, selected_subprotocol
+from web.access import admit, authenticate_socket, check_may_subscribe, hold_connection, selected_subprotocol
 from web.edge.adoption import Adoption, NotAdoptable, adoption_of
 from web.edge.channel import Channel
 from web.edge.follower import Follower
 from web.edge.frames import switching_protocols, text_frame
-from web.errors import CloseCode, ConnectionRefused, Refusal, refusal_of
-from web.parameters import Parameters, parse
+from web.errors import CloseCode, ConnectionRefused, Refusal, invalid_parameter, refusal_of
+from web.parameters import Parameters, parse, repeated_parameter
+from web.records import DIAGNOSIS_ID
 from web.services import Services
 from web.session import Session
 from web.tokens import Principal
@@ -65,6 +66,8 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
 
     Cancellation: it is gone, and is not attached any more.
     """
+    if (repeated := repeated_parameter(websocket.args)) is not None:
+        raise ConnectionRefused(invalid_parameter(repeated))
     parameters = parse(diagnosis_id, websocket.args)
     who = authenticate_socket(services, websocket)
     await check_may_subscribe(services, who, parameters.diagnosis_id)
@@ -72,11 +75,7 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
     session, subscriber = _begin(services, follower, parameters, who)
     try:
         hold_connection(services, subscriber, parameters.diagnosis_id, websocket)
-        admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
-        # Rights may have been taken away while the actor was asked; from here on the roster is told.
-        await check_may_subscribe(services, who, parameters.diagnosis_id)
-        if services.stopping.is_set():
-            raise Draining("the server is stopping")
+        admission = await admit(services, who, subscriber, parameters)
         # No checkpoint until the hub has the socket: nothing may come between the greeting and what follows it.
         greeting = _greeting(session, admission, parameters)
         follower.open(adoption.adopt(), head + text_frame(greeting))
@@ -110,7 +109,8 @@ def _greeting(session: Session, admission: Admission, parameters: Parameters) ->
 def _refuse(services: Services, adoption: Adoption, head: bytes, diagnosis_id: str, refusal: Refusal) -> None:
     """Answer the upgrade, say why, and close."""
     data = wire.error_data(refusal.code, refusal.detail)
-    error = wire.frame("error", diagnosis_id, services.clock.wall(), data)
+    shown = diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else ""
+    error = wire.frame("error", shown, services.clock.wall(), data)
     _close(services, adoption, head + text_frame(error), refusal.close_code, refusal.reason)
 
 

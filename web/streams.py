@@ -13,15 +13,14 @@ from typing import Final
 import trio
 from quart import Blueprint, Response, request
 
-from actors.errors import Draining
-from actors.messages import Admission, Subscribe
+from actors.messages import Admission
 from actors.ring import Gap
 from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
 from storage.records import Diagnosis, Epoch, Seq, SubscriberId
 from web import rights, wire
-from web.access import authenticate, authorized_diagnosis, check_may_subscribe, hold_connection
+from web.access import admit, asked_by_a_foreign_page, authenticate, authorized_diagnosis, hold_connection
 from web.edge.lean import at_end
-from web.errors import CloseCode, ConnectionRefused, close_of, problem_of_refusal
+from web.errors import CloseCode, ConnectionRefused, Problem, close_of, problem_of_refusal
 from web.parameters import Parameters, parse_stream
 from web.services import Services
 from web.session import Session
@@ -97,6 +96,9 @@ def streams(services: Services) -> Blueprint:
 
     @blueprint.get("/diagnoses/<diagnosis_id>/events")
     async def follow(diagnosis_id: str) -> Response:
+        if asked_by_a_foreign_page(services):
+            # Unlike other GETs this one changes something: it may take over a connection, and acknowledge.
+            raise Problem("origin_not_allowed", "pages of this origin may not do this")
         who = authenticate(services, anonymous_allowed=anonymous_allowed, query_allowed=True)
         parameters = parse_stream(diagnosis_id, request.args, request.headers.get("Last-Event-ID"))
         await authorized_diagnosis(services, who, parameters.diagnosis_id, may_subscribe)
@@ -107,11 +109,7 @@ def streams(services: Services) -> Blueprint:
         at_end(subscriber.detach)
         try:
             hold_connection(services, subscriber, parameters.diagnosis_id, request)
-            admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
-            # Rights may have been taken away while the actor was asked; from here on the roster is told.
-            await check_may_subscribe(services, who, parameters.diagnosis_id)
-            if services.stopping.is_set():
-                raise Draining("the server is stopping")  # its goodbye may have been said already
+            admission = await admit(services, who, subscriber, parameters)
         except ConnectionRefused as refused:
             raise problem_of_refusal(refused.refusal) from None
         return _response(_frames(services, parameters, transport, subscriber, who, admission))

@@ -213,7 +213,8 @@ def decode_client_frame(text: str) -> Ping | Ack | Auth:
             raise FrameError("unknown_type", "type must be one of ping, ack, auth") from None
         if "`$`" in message or message.startswith("Expected `object`"):
             raise FrameError("bad_frame", "a frame must be a JSON object") from None
-        raise FrameError("invalid_field", _explain(message, CLIENT_FRAME_RULES, "a frame")) from None
+        rules = CLIENT_FRAME_RULES[msgspec.json.decode(text)["type"]]
+        raise FrameError("invalid_field", _explain(message, rules, "a frame")) from None
     except (msgspec.DecodeError, RecursionError, ValueError):
         raise FrameError("bad_frame", "a frame must be JSON text") from None
 

@@ -133,6 +133,7 @@ async def test_pages_of_configured_origins_may_use_the_api_and_no_others(setting
         refusal = await server.http.get("/ws/status", headers={"Origin": PAGE})
         assert refusal.status_code == 401
         assert refusal.headers["Access-Control-Allow-Origin"] == PAGE
+        assert "X-Request-ID" in refusal.headers["Access-Control-Expose-Headers"]
         for origin in (EVIL, PAGE + ".evil.example", PAGE + ":8443", "http://page.example", "null"):
             answer = await preflight_of(server, origin)
             assert answer.status_code == 403

@@ -39,5 +39,6 @@ def test_anonymous_subscribers_may_follow_where_they_are_allowed_and_do_nothing_
     table = [one for one in vars(rights).values() if isinstance(one, Right)]
     assert [one for one in table if has_right(ANONYMOUS, one, DIAGNOSIS, anonymous_allowed=True)] == [
         rights.SUBSCRIBE,
+        rights.KNOW_ABSENCE,
         rights.KNOW_ABSENCE_CONNECTING,
     ]

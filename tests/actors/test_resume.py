@@ -44,6 +44,9 @@ def wanted(after: int | None = None, epoch: Epoch | None = None, newest: int = O
         # A position of another history, or one that does not exist.
         (180, 80, wanted(181), None, "reset", 80, 80, 0, 100),
         (180, 80, wanted(100, OTHER), None, "reset", 80, 80, 0, 100),
+        (180, 80, wanted(epoch=OTHER), None, "reset", 80, 80, 0, 100),
+        (180, 80, wanted(epoch=OTHER), (NOW, 150), "reset", 80, 150, 0, 100),
+        (180, 80, wanted(epoch=NOW), (NOW, 150), "exact", 150, 150, 0, 30),
         (180, 80, wanted(100, OTHER), (NOW, 150), "reset", 80, 150, 0, 100),
         (180, 80, wanted(181), (OTHER, 7), "reset", 80, 80, 0, 100),
         # An idle client is exact for ever.

@@ -91,6 +91,7 @@ async def test_the_limit_of_a_head_is_for_each_request_of_a_connection(server: S
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40, 400),
         (request(b"/", b"POST", Transfer_Encoding=b"gzip"), 501),
         (request(b"/", b"POST", Content_Length=b"many"), 400),
+        (request(b"/", b"POST", Content_Length=b"5", Transfer_Encoding=b"chunked") + b"0\r\n\r\n", 400),
         (upgrade(Sec_WebSocket_Version=b"12"), 426),
         (upgrade(without="Sec_WebSocket_Version"), 426),
         (upgrade(without="Sec_WebSocket_Key"), 400),

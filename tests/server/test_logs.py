@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.logbook import Logbook, LogbookHandler, found_in
@@ -120,3 +121,15 @@ def test_a_run_in_which_a_secret_was_logged_fails(tmp_path: Path, logged: str, e
     environment = {"PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "LEAKED a token" in done.stdout) == (exit_code, bool(exit_code)), done.stdout
+
+
+async def test_a_name_in_a_path_is_not_logged_whether_or_not_there_is_a_route(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = server.bearer("admin", "operate")
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        for path in ("/subjects/layla", "/subjects/layla%0d%0a"):
+            await http.delete(path, headers=headers)
+    lines = [record.getMessage() for record in caplog.records if record.name == "avicenna.access"]
+    assert len(lines) == 2
+    assert not [line for line in lines if "layla" in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -161,6 +162,26 @@ async def test_delivery_says_what_became_of_an_event_for_every_subscriber(server
         await server.publish(number)
     later = await server.http.get("/diagnoses/42/delivery?seq=1", headers=server.bearer("amira"))
     assert {item["user_id"]: item["state"] for item in later.json()["items"]}["bo"] == "lost"
+
+
+async def test_delivery_comes_in_pages_whose_next_travels_in_a_url(server: Server) -> None:
+    subs = ["amira", "bo", "zoë / 1"]
+    await server.register(42, *subs)
+    for sub in subs:
+        async with server.live(sub=sub, device="d.1"):
+            pass
+    await server.publish()
+    found, path, headers = [], "/diagnoses/42/delivery?seq=1&limit=1", server.bearer("amira")
+    answer = (await server.http.get(path, headers=headers)).json()
+    found += answer["items"]
+    while answer["next"] is not None:
+        assert re.fullmatch("[A-Za-z0-9_-]+", answer["next"])
+        answer = (await server.http.get(f"{path}&after={answer['next']}", headers=headers)).json()
+        found += answer["items"]
+    assert [one["user_id"] for one in found] == subs
+    for wrong in ("!", "a", "_w"):
+        refused = await server.http.get(f"{path}&after={wrong}", headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_field")
 
 
 async def test_delivery_of_a_number_that_was_not_given_is_refused(server: Server) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from actors.registry import Registry
+from storage.errors import NoSuchDiagnosis
 from tests.server.harness import Client, Server, open_socket, running_server
+from tests.server.test_broadcasts import assert_problem
 from web.settings import Settings
 
 
@@ -71,9 +74,36 @@ async def test_a_wrong_parameter_is_named_and_refused(server: Server, parameters
     assert next(iter(parameters)) in frames[0]["data"]["detail"]
 
 
-async def test_a_diagnosis_id_in_the_path_is_checked(server: Server) -> None:
+async def test_a_parameter_that_is_given_twice_is_refused(server: Server) -> None:
+    await server.register()
+    url = f"{server.url.replace('http://', 'ws://')}/ws/42?token={server.token('amira')}&after=1&after=2"
+    async with open_socket(url) as client:
+        (error,), code, reason = await client.close_frames()
+    assert (code, reason, error["data"]["detail"]) == (1008, "invalid field", "after must be given once")
+    headers = server.bearer("amira")
+    assert_problem(await server.http.get("/diagnoses?limit=1&limit=2", headers=headers), 422, "invalid_field", "limit")
+
+
+async def test_a_diagnosis_id_in_the_path_is_checked_and_never_echoed(server: Server) -> None:
     async with server.connect("a%20b") as client:
-        assert await refused(client) == ("invalid_field", 1008, "invalid field")
+        (error,), code, reason = await client.close_frames()
+    assert (error["data"]["code"], code, reason) == ("invalid_field", 1008, "invalid field")
+    assert error["diagnosis_id"] == ""
+
+
+@pytest.mark.parametrize(("scope", "reason"), [("", "access denied"), ("monitor", "diagnosis not found")])
+async def test_a_diagnosis_deleted_while_its_actor_is_asked_is_refused_as_any_other(
+    server: Server, monkeypatch: pytest.MonkeyPatch, scope: str, reason: str
+) -> None:
+    async def ask(registry: Registry, diagnosis_id: str, message: object) -> None:
+        raise NoSuchDiagnosis(diagnosis_id)
+
+    await server.register()
+    monkeypatch.setattr(Registry, "ask", ask)
+    async with server.connect(sub="amira", scope=scope) as client:
+        assert (await refused(client))[2] == reason
+    answer = await server.http.get("/diagnoses/42/events", headers=server.bearer("amira", scope))
+    assert answer.status_code == (404 if scope else 403)
 
 
 async def test_a_token_travels_as_header_subprotocol_or_query_and_the_header_wins(server: Server) -> None:
@@ -113,6 +143,8 @@ async def test_anonymous_subscribers_follow_where_the_operator_allows_it(setting
             assert (await client.until_live())[0]["data"]["user_id"] is None
         async with server.connect(43, sub=None) as client:
             assert await refused(client) == ("not_found", 1008, "diagnosis not found")
+        for path in ("events", "position"):
+            assert_problem(await server.http.get(f"/diagnoses/43/{path}"), 404, "not_found")
         totals = (await server.http.get("/ws/status")).json()
         assert totals["total_diagnoses"] == 1
         assert "connections_by_diagnosis" not in totals

@@ -131,7 +131,9 @@ async def test_a_stream_carries_the_frames_of_a_websocket_each_with_the_position
         assert (await server.publish(3)).json()["clients_notified"] == 2
         live = await stream.next()
         assert (live.number, live.frame) == (3, await client.next())
-    assert messages[0].frame["data"] | {"device": "phone"} == frames[0]["data"]
+    # Each has a token of its own.
+    own = {"device": "phone", "token_expires_at": frames[0]["data"]["token_expires_at"]}
+    assert messages[0].frame["data"] | own == frames[0]["data"]
     assert [one.frame for one in messages[1:3]] == frames[1:3]
     epoch = frames[0]["data"]["epoch"]
     assert {str(one.event_id).rpartition(".")[0] for one in messages} == {epoch}
@@ -291,6 +293,25 @@ async def test_the_anonymous_follow_where_the_operator_allows_it(settings: Setti
         await server.register()
         async with streamed(server, sub=None) as stream:
             assert (await stream.until_live())[0].frame["data"]["user_id"] is None
+
+
+async def test_a_foreign_page_takes_nothing_over(settings: Settings) -> None:
+    async with running_server(Settings(port=0, data=settings.data, allow_anonymous=True)) as server:
+        await server.register()
+        async with streamed(server, sub=None, device="kiosk") as stream:
+            await stream.until_live()
+            for headers in (
+                {"Origin": "https://evil.example"},
+                {"Sec-Fetch-Site": "cross-site"},
+                {"Sec-Fetch-Site": "same-site"},
+            ):
+                answer = await server.http.get("/diagnoses/42/events?device=kiosk", headers=headers)
+                assert_problem(answer, 403, "origin_not_allowed")
+            await server.publish(1)
+            assert (await stream.next()).number == 1
+        for headers in ({"Origin": server.url}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}):
+            answer = await server.http.head("/diagnoses/42/events", headers=headers)
+            assert answer.status_code == 200
 
 
 async def test_a_head_request_begins_no_stream(server: Server) -> None:

@@ -62,6 +62,30 @@ async def test_another_charset_is_refused(server: Server) -> None:
     assert_problem(answer, 415, "unsupported_media_type", "UTF-8")
 
 
+async def test_a_body_with_a_content_encoding_is_refused(server: Server) -> None:
+    headers = server.bearer("amira") | {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = await server.http.post("/ws/broadcast-feedback-update", content=feedback(), headers=headers)
+    assert_problem(answer, 415, "unsupported_media_type", "Content-Encoding")
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("Idempotency-Key", 422), ("Authorization", 401)], ids=["Idempotency-Key", "Authorization"]
+)
+async def test_a_header_that_decides_something_is_taken_once(server: Server, name: str, status: int) -> None:
+    await server.register()
+    given = server.bearer("amira") | {"Content-Type": "application/json", "Idempotency-Key": "k"}
+    answer = await server.http.post(
+        "/ws/broadcast-feedback-update", content=feedback(), headers=[*given.items(), (name, given[name])]
+    )
+    assert answer.status_code == status
+
+
+async def test_a_name_that_no_token_can_have_is_not_registered(server: Server) -> None:
+    for owner in ("a\nb", "a\x7f", "b\n"):
+        assert_problem(await server.register(42, owner), 422, "invalid_field", "owner must be")
+        assert_problem(await server.register(42, "amira", owner), 422, "invalid_field", "viewers must be")
+
+
 @pytest.mark.parametrize("path", ["/diagnoses/", "/diagnoses//42", "/%2e%2e/healthz"])
 async def test_a_path_that_only_looks_like_another_is_not_found(server: Server, path: str) -> None:
     answer = await server.http.get(server.url + path)

@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from wsproto.utilities import LocalProtocolError
 
 from web.commands.arguments import whole
 from web.commands.client import Client, add_client_options, client_of, unreachable
@@ -60,7 +61,12 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--after", type=whole(0, 10**15 - 1), metavar="N", help="resume after this number")
     parser.add_argument("--epoch", metavar="E", help="the numbering N belongs to; default: the current one")
     parser.add_argument("--start", metavar="S", help="without a position: oldest (default), new, or the newest n")
-    parser.add_argument("--ack", choices=("transport", "app"), help="who acknowledges: the connection, or each line")
+    parser.add_argument(
+        "--ack",
+        choices=("app", "transport"),
+        default="app",
+        help="what acknowledges an event: its line, once printed (app, the default), or the connection",
+    )
     parser.add_argument("--count", type=whole(1, 10**15), metavar="N", help="end after so many events")
     parser.add_argument("--no-reconnect", action="store_true", help="end when the connection does")
     add_client_options(parser)
@@ -180,6 +186,9 @@ class Tail:
                     with trio.move_on_after(CLOSE_SECONDS_MAX):
                         await connection.aclose()
                 connection_nursery.cancel_scope.cancel()
+        except* LocalProtocolError:
+            # trio-websocket answers a Ping that it reads while it closes, and may not.
+            pass
         except* ConnectionRejected as group:
             rejected = first_of(group)
             assert isinstance(rejected, ConnectionRejected)
@@ -215,6 +224,8 @@ class Tail:
             if not self._position.advance(frame):
                 return False
             kind, data = frame["type"], frame.get("data") or {}
+            if kind == "acked":
+                return False
             self._print(message if isinstance(message, str) else message.decode(), kind, frame, data)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise BadFrame from error
@@ -226,12 +237,12 @@ class Tail:
             self._bye = data
         elif kind == "auth_expiring" and self._client.credentials.renewable:
             await connection.send_message(json.dumps({"type": "auth", "token": self._client.credentials.token()}))
-        elif kind in EVENTS:
-            if self._ack == "app":
-                # Printed and flushed: only now may the server forget it.
-                await connection.send_message(json.dumps({"type": "ack", "seq": frame["seq"]}))
-            if self._events_left is not None:
-                self._events_left -= 1
+        if self._ack == "app" and (kind in EVENTS or kind == "gap"):
+            # Printed and flushed: only now may the server forget it.
+            reached = frame["seq"] if kind in EVENTS else data["to"]
+            await connection.send_message(json.dumps({"type": "ack", "seq": reached}))
+        if kind in EVENTS and self._events_left is not None:
+            self._events_left -= 1
         return self._events_left == 0
 
     def _print(self, message: str, kind: str, frame: dict[str, Any], data: dict[str, Any]) -> None:

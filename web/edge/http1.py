@@ -154,6 +154,9 @@ class Http1(H11Protocol):
         behind = len(self.connection.trailing_data[0])
         if self._received - behind - self._head_begins > answers.HEAD_BYTES_MAX:
             await self.refuse(answers.head_too_large())
+        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+            # What a proxy in front takes for the body may be another one (RFC 9112 section 6.3).
+            await self.refuse(answers.malformed("a request has Content-Length or Transfer-Encoding, not both"))
         elif request.http_version not in HTTP_VERSIONS:
             await self.refuse(answers.wrong_http_version())
         elif not request.target.startswith(b"/") or request.target.startswith(b"//"):
