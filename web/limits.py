@@ -65,7 +65,7 @@ class Limits:
         Raises:
             TooMany: there are as many as there may be; this one is not counted.
         """
-        names = (lambda: sub, lambda: diagnosis_id, address)
+        names: tuple[Callable[[], str | None], ...] = (lambda: sub, lambda: diagnosis_id, address)
         held = [
             (table, name)
             for table, of_table in zip(self._connections, names, strict=True)
