@@ -41,10 +41,10 @@ from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
 from storage.records import (
     OUTBOX_EVENTS_MAX,
     Appended,
+    Audit,
     Cursor,
     CursorMove,
     Event,
-    NewAuditRow,
     NewEvent,
     Seq,
     SubscriberId,
@@ -306,7 +306,7 @@ class DiagnosisActor:
             known.epoch, known.seen_at = epoch, now
         return known
 
-    async def _drop_known(self, subscribers: Sequence[SubscriberId], audit: NewAuditRow | None = None) -> int:
+    async def _drop_known(self, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:
         """Forget known subscribers, here and in the store; how many there were."""
         for subscriber_id in subscribers:
             if (known := self._everyone_known.pop(subscriber_id, None)) is not None:
@@ -317,11 +317,11 @@ class DiagnosisActor:
 
     async def _purge(self, envelope: Envelope, message: Purge) -> None:
         try:
-            window = await self._store.purge(self._diagnosis_id, message.audit)
+            purged = await self._store.purge(self._diagnosis_id, message.audit)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return
-        self._ring.raise_floor(window)
+        self._ring.raise_floor(purged.after)
         self._roster.wake_all()
         self._answer(envelope, self._ring.window)
 

@@ -12,7 +12,7 @@ import trio
 from actors.resume import Plan, Wanted
 from actors.subscriber import Subscriber
 from storage.errors import StorageError
-from storage.records import Appended, Epoch, NewAuditRow, NewEvent, Seq, SubscriberId, Window
+from storage.records import Appended, Audit, Epoch, NewEvent, Purged, Seq, SubscriberId, Window
 from storage.store import PendingAppend
 
 Answer = TypeVar("Answer")
@@ -104,7 +104,7 @@ class Trace(Asks[tuple[Delivery, ...]]):
 class Purge(Asks[Window]):
     """Drop the retained events."""
 
-    audit: NewAuditRow
+    audit: Audit[Purged]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Forget(Asks[int]):
     """Drop the cursors of known subscribers that are not connected; how many there were."""
 
     which: Callable[[SubscriberId], bool]
-    audit: NewAuditRow
+    audit: Audit[int]
 
 
 Message = Publish | Subscribe | Inspect | Trace | Purge | Evict | Forget

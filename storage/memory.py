@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -19,6 +20,7 @@ from storage.records import (
     OUTBOX_EVENTS_MAX,
     AccessRow,
     Appended,
+    Audit,
     AuditRow,
     Backup,
     Cursor,
@@ -33,14 +35,18 @@ from storage.records import (
     NewAuditRow,
     NewEvent,
     Outbox,
+    Purged,
     Registered,
     Revocation,
+    RevocationMade,
     Seq,
     Slice,
     StoreStatistics,
     SubscriberId,
     Window,
 )
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
@@ -124,19 +130,21 @@ class MemoryStore:
         return Slice(stream.window, tuple(event for event in stream.events if event.seq > seq)[:limit])
 
     async def register(
-        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: NewAuditRow | None = None
+        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
     ) -> Registered:
         await trio.lowlevel.checkpoint()
-        storable.check(diagnosis_id, owner, tuple(viewers), audit)
+        storable.check(diagnosis_id, owner, tuple(viewers))
         self._changing()
         stream = self._streams.get(diagnosis_id)
-        before = None if stream is None else stream.diagnosis
         if stream is None:
             made = Diagnosis(diagnosis_id, owner, tuple(viewers), Epoch(self._new_epoch()), self._clock.wall())
-            stream = self._streams[diagnosis_id] = _Stream(made)
-        stream.diagnosis = replace(stream.diagnosis, owner=owner, viewers=tuple(viewers))
-        self._record(audit)
-        return Registered(stream.diagnosis, created=before is None, before=before)
+            registered = self._recorded(Registered(made, created=True, before=None), audit)
+            self._streams[diagnosis_id] = _Stream(made)
+        else:
+            new = replace(stream.diagnosis, owner=owner, viewers=tuple(viewers))
+            registered = self._recorded(Registered(new, created=False, before=stream.diagnosis), audit)
+            stream.diagnosis = new
+        return registered
 
     async def get(self, diagnosis_id: str) -> Diagnosis:
         return self._stream(diagnosis_id).diagnosis
@@ -153,13 +161,13 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return len(self._page(owner, ""))
 
-    async def delete(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Diagnosis:
+    async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
         await trio.lowlevel.checkpoint()
         stream = self._stream(diagnosis_id)
         self._changing()
+        deleted = self._recorded(stream.diagnosis, audit)
         del self._streams[diagnosis_id]
-        self._record(audit)
-        return stream.diagnosis
+        return deleted
 
     async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
         await trio.lowlevel.checkpoint()
@@ -192,48 +200,55 @@ class MemoryStore:
         return sorted(found, key=lambda one: (one.subscriber.sub or "", one.subscriber.device or ""))
 
     async def forget(
-        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: NewAuditRow | None = None
+        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
     ) -> int:
         await trio.lowlevel.checkpoint()
         stream = self._stream(diagnosis_id)
-        storable.check(tuple(subscribers), audit)
+        storable.check(tuple(subscribers))
         self._changing()
-        self._record(audit)
-        return sum(stream.cursors.pop(one, None) is not None for one in subscribers)
+        found = set(subscribers) & stream.cursors.keys()
+        dropped = self._recorded(len(found), audit)
+        for one in found:
+            del stream.cursors[one]
+        return dropped
 
-    async def purge(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Window:
+    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
         await trio.lowlevel.checkpoint()
         stream = self._stream(diagnosis_id)
         self._changing()
+        before, head = stream.window, Seq(stream.head)
+        purged = self._recorded(Purged(before, after=replace(before, floor=head, purged=head)), audit)
         stream.events.clear()
-        stream.floor = stream.purged = stream.head
-        self._record(audit)
-        return stream.window
+        stream.floor = stream.purged = head
+        return purged
 
     async def revoke(
-        self, *, sub: str | None = None, token_id: str | None = None, audit: NewAuditRow | None = None
-    ) -> Revocation:
+        self, *, sub: str | None = None, token_id: str | None = None, audit: Audit[RevocationMade] | None = None
+    ) -> RevocationMade:
         await trio.lowlevel.checkpoint()
-        storable.check(sub, token_id, audit)
+        storable.check(sub, token_id)
         self._changing()
-        self._record(audit)
+        new = Revocation(self._revocations_made + 1, sub, token_id, self._clock.wall())
+        earlier = [one for one in self._revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
+        made = self._recorded(RevocationMade(new, before=earlier[0] if earlier else None), audit)
         self._revocations_made += 1
-        made = Revocation(self._revocations_made, sub, token_id, self._clock.wall())
-        others = {n: one for n, one in self._revocations.items() if (one.sub, one.token_id) != (sub, token_id)}
-        self._revocations = others | {made.number: made}
+        for one in earlier:
+            del self._revocations[one.number]
+        self._revocations[new.number] = new
         return made
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
         await trio.lowlevel.checkpoint()
         return [one for number, one in self._revocations.items() if number > after][:limit]
 
-    async def lift_revocation(self, number: int, audit: NewAuditRow | None = None) -> Revocation:
+    async def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
         await trio.lowlevel.checkpoint()
         if number not in self._revocations:
             raise NoSuchRevocation(str(number))
         self._changing()
-        self._record(audit)
-        return self._revocations.pop(number)
+        lifted = self._recorded(self._revocations[number], audit)
+        del self._revocations[number]
+        return lifted
 
     async def expire_revocations(self, until: float) -> int:
         await trio.lowlevel.checkpoint()
@@ -296,7 +311,7 @@ class MemoryStore:
             self._accesses = kept + self._accesses[limit:]
         return len(expired) + rows - len(self._audit) - len(self._accesses)
 
-    async def erase(self, erasure: Erasure, audit: NewAuditRow) -> Erased:
+    async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
         await trio.lowlevel.checkpoint()
         self._changing()
         sub, cursors, viewers, owned = erasure.sub, 0, 0, []
@@ -319,8 +334,7 @@ class MemoryStore:
         after = [*self._audit, *self._accesses]
         changed = [old != new for old, new in zip(before, after, strict=True)]
         audit_rows = sum(changed[: len(self._audit)])
-        self._record(audit)
-        return Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, tuple(owned))
+        return self._recorded(Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, tuple(owned)), audit)
 
     async def backup(self, path: Path) -> Backup:
         raise CannotCopy("a store in memory has nothing to copy")
@@ -349,11 +363,16 @@ class MemoryStore:
         self.before_change()
         self._operations += 1
 
-    def _record(self, row: NewAuditRow | None) -> None:
-        if row is not None:
-            self._audit_rows_made += 1
-            number, at = self._audit_rows_made, self._clock.wall()
-            self._audit.append(AuditRow(number, at, row.who, row.what, row.target, row.before, row.after))
+    def _recorded(self, answer: Answer, audit: Audit[Answer] | None) -> Answer:
+        """The answer of an operation, once its audit row is stored. To be called before anything is changed."""
+        if audit is not None:
+            self._record(audit(answer))
+        return answer
+
+    def _record(self, row: NewAuditRow) -> None:
+        self._audit_rows_made += 1
+        number, at = self._audit_rows_made, self._clock.wall()
+        self._audit.append(AuditRow(number, at, row.who, row.what, row.target, row.before, row.after))
 
 
 def _lowest(stream: _Stream) -> Seq | None:

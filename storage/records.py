@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NewType
+from typing import Final, Literal, NewType, TypeVar
+
+Answer = TypeVar("Answer")
 
 Seq = NewType("Seq", int)
 """The number of an event: from 1, +1 for each event of its diagnosis; 0 means "before the first"."""
@@ -103,6 +105,15 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Purged:
+    """The answer to a purge."""
+
+    before: Window
+    after: Window
+    """With `floor` and `purged` at `head`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """The retained events after a number, and the window they were read from."""
 
@@ -177,6 +188,11 @@ class NewAuditRow:
     """State after, as text; opaque here."""
 
 
+Audit = Callable[[Answer], NewAuditRow]
+"""Makes the audit row of an act out of the operation's answer, within its transaction: only there is it known what
+was before, and only who asks knows how to say it."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditRow:
     """A stored audit row."""
@@ -203,6 +219,15 @@ class Revocation:
     """Refuses the token with this `jti`; `None`: it is about a subject."""
     at: float
     """When it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationMade:
+    """The answer to a revocation."""
+
+    revocation: Revocation
+    before: Revocation | None
+    """The earlier one of the same subject or token, which is gone now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from storage.records import (
-    AuditRow,
-    Epoch,
-    Erased,
-    Erasure,
-    Evicted,
-    NewAuditRow,
-    Seq,
-    Window,
-)
-from storage.trails import record
+from storage.records import AuditRow, Epoch, Erased, Erasure, Evicted, Seq, Window
 
 
 def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) -> Evicted:
@@ -60,7 +50,7 @@ def expire(
 # Erasure
 
 
-def erase(db: sqlite3.Connection, erasure: Erasure, audit: NewAuditRow, now: float) -> Erased:
+def erase(db: sqlite3.Connection, erasure: Erasure) -> Erased:
     """Remove a person: cursors and viewer entries go, a stand-in takes the place of the name where a row must stay."""
     sub, stand_in = erasure.sub, erasure.stand_in
     cursors = db.execute("DELETE FROM cursor WHERE sub = ?", (sub,)).rowcount
@@ -71,7 +61,6 @@ def erase(db: sqlite3.Connection, erasure: Erasure, audit: NewAuditRow, now: flo
     owned = db.execute(
         "SELECT public_id FROM diagnosis WHERE owner = ? AND deleted_at IS NULL ORDER BY public_id", (sub,)
     ).fetchall()
-    record(db, audit, now)
     return Erased(cursors, viewers, audit_rows, access_rows, tuple(public_id for (public_id,) in owned))
 
 

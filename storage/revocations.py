@@ -5,19 +5,19 @@ from __future__ import annotations
 import sqlite3
 
 from storage.errors import NoSuchRevocation
-from storage.records import NewAuditRow, Revocation
-from storage.trails import record_if
+from storage.records import Revocation, RevocationMade
 
 
-def revoke(
-    db: sqlite3.Connection, sub: str | None, token_id: str | None, audit: NewAuditRow | None, now: float
-) -> Revocation:
+def revoke(db: sqlite3.Connection, sub: str | None, token_id: str | None, now: float) -> RevocationMade:
     """Revoke a subject's tokens or one token."""
-    # REPLACE removes the earlier revocation of the same subject or token: both columns are unique.
-    made = db.execute("INSERT OR REPLACE INTO revocation (sub, token_id, at) VALUES (?, ?, ?)", (sub, token_id, now))
+    # Both columns are unique, and what is NULL equals nothing: at most one row.
+    row = db.execute(
+        "DELETE FROM revocation WHERE sub = ? OR token_id = ? RETURNING number, sub, token_id, at", (sub, token_id)
+    ).fetchone()
+    made = db.execute("INSERT INTO revocation (sub, token_id, at) VALUES (?, ?, ?)", (sub, token_id, now))
     assert made.lastrowid is not None, "an insert has a row id"
-    record_if(db, audit, now)
-    return Revocation(made.lastrowid, sub, token_id, now)
+    before = None if row is None else Revocation(*row)
+    return RevocationMade(Revocation(made.lastrowid, sub, token_id, now), before)
 
 
 def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocation]:
@@ -28,14 +28,13 @@ def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocati
     return [Revocation(*row) for row in rows]
 
 
-def lift_revocation(db: sqlite3.Connection, number: int, audit: NewAuditRow | None, now: float) -> Revocation:
+def lift_revocation(db: sqlite3.Connection, number: int) -> Revocation:
     """Drop a revocation; what it was."""
     row = db.execute(
         "DELETE FROM revocation WHERE number = ? RETURNING number, sub, token_id, at", (number,)
     ).fetchone()
     if row is None:
         raise NoSuchRevocation(str(number))
-    record_if(db, audit, now)
     return Revocation(*row)
 
 

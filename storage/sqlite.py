@@ -26,6 +26,7 @@ from storage.history import end_run
 from storage.records import (
     AccessRow,
     Appended,
+    Audit,
     AuditRow,
     Backup,
     Cursor,
@@ -40,13 +41,14 @@ from storage.records import (
     NewAuditRow,
     NewEvent,
     Outbox,
+    Purged,
     Registered,
     Revocation,
+    RevocationMade,
     Seq,
     Slice,
     StoreStatistics,
     SubscriberId,
-    Window,
 )
 from storage.schema import Opened, Opening, prepare
 
@@ -251,12 +253,13 @@ class SqliteStore:
         return await self._read(transactions.read_after, diagnosis_id, seq, limit)
 
     async def register(
-        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: NewAuditRow | None = None
+        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
     ) -> Registered:
         given, epoch = tuple(viewers), Epoch(self._new_epoch())
-        storable.check(diagnosis_id, owner, given, audit)
+        storable.check(diagnosis_id, owner, given)
         return await self._change(
-            lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, audit, now),
+            lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, now),
+            audit,
             lambda registered: self._remember(registered.diagnosis),
         )
 
@@ -280,10 +283,11 @@ class SqliteStore:
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
         return await self._read(transactions.count_diagnoses, owner)
 
-    async def delete(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Diagnosis:
-        storable.check(diagnosis_id, audit)
+    async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
+        storable.check(diagnosis_id)
         return await self._change(
-            lambda db, now: transactions.delete(db, diagnosis_id, audit, now),
+            lambda db, now: transactions.delete(db, diagnosis_id, now),
+            audit,
             lambda deleted: self._forget_cached(diagnosis_id),
         )
 
@@ -296,28 +300,28 @@ class SqliteStore:
         return await self._read(transactions.cursors, diagnosis_id)
 
     async def forget(
-        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: NewAuditRow | None = None
+        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
     ) -> int:
         given = tuple(subscribers)
-        storable.check(diagnosis_id, given, audit)
-        return await self._change(lambda db, now: transactions.forget(db, diagnosis_id, given, audit, now))
+        storable.check(diagnosis_id, given)
+        return await self._change(lambda db, now: transactions.forget(db, diagnosis_id, given), audit)
 
-    async def purge(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Window:
-        storable.check(diagnosis_id, audit)
-        return await self._change(lambda db, now: transactions.purge(db, diagnosis_id, audit, now))
+    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+        storable.check(diagnosis_id)
+        return await self._change(lambda db, now: transactions.purge(db, diagnosis_id), audit)
 
     async def revoke(
-        self, *, sub: str | None = None, token_id: str | None = None, audit: NewAuditRow | None = None
-    ) -> Revocation:
-        storable.check(sub, token_id, audit)
-        return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, audit, now))
+        self, *, sub: str | None = None, token_id: str | None = None, audit: Audit[RevocationMade] | None = None
+    ) -> RevocationMade:
+        storable.check(sub, token_id)
+        return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, now), audit)
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
         return await self._read(revocations.revocations, after, limit)
 
-    async def lift_revocation(self, number: int, audit: NewAuditRow | None = None) -> Revocation:
-        storable.check(number, audit)
-        return await self._change(lambda db, now: revocations.lift_revocation(db, number, audit, now))
+    async def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
+        storable.check(number)
+        return await self._change(lambda db, now: revocations.lift_revocation(db, number), audit)
 
     async def expire_revocations(self, until: float) -> int:
         return await self._change(lambda db, now: revocations.expire_revocations(db, until))
@@ -342,9 +346,9 @@ class SqliteStore:
     async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
         return await self._change(lambda db, now: retention.expire(db, audit_before, accesses_before, limit, now))
 
-    async def erase(self, erasure: Erasure, audit: NewAuditRow) -> Erased:
+    async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
         return await self._change(
-            lambda db, now: retention.erase(db, erasure, audit, now), lambda erased: self._forget_all_cached()
+            lambda db, now: retention.erase(db, erasure), audit, lambda erased: self._forget_all_cached()
         )
 
     async def backup(self, path: Path) -> Backup:
@@ -378,8 +382,12 @@ class SqliteStore:
         storable.check(args)
         return await self._committer.read(function, *args, **kwargs)
 
-    async def _change(self, work: Work[Answer], after: Callable[[Answer], None] | None = None) -> Answer:
+    async def _change(
+        self, work: Work[Answer], audit: Audit[Answer] | None = None, after: Callable[[Answer], None] | None = None
+    ) -> Answer:
         await trio.lowlevel.checkpoint_if_cancelled()
+        if audit is not None:
+            work = trails.recording(work, audit)
         return await self._committer.submit(work, after).wait()
 
     def _remember(self, diagnosis: Diagnosis) -> None:

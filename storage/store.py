@@ -15,6 +15,7 @@ from storage.errors import StorageError
 from storage.records import (
     AccessRow,
     Appended,
+    Audit,
     AuditRow,
     Backup,
     Cursor,
@@ -27,13 +28,14 @@ from storage.records import (
     NewAuditRow,
     NewEvent,
     Outbox,
+    Purged,
     Registered,
     Revocation,
+    RevocationMade,
     Seq,
     Slice,
     StoreStatistics,
     SubscriberId,
-    Window,
 )
 
 
@@ -54,7 +56,8 @@ class Store(Protocol):
 
     Every method that changes something returns after its commit, is atomic, and is either still
     carried out or never queued when its caller is cancelled. Each may raise `Busy` (certainly not
-    stored), `Failed` (unknown) or `Unstorable`. An audit row given with an operation is in the same transaction.
+    stored), `Failed` (unknown) or `Unstorable`. The audit row that `audit` makes of an answer is stored in the same
+    transaction; if it cannot be made or stored, neither is the operation.
     """
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
@@ -76,7 +79,7 @@ class Store(Protocol):
         """
 
     async def register(
-        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: NewAuditRow | None = None
+        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
     ) -> Registered:
         """Register a diagnosis (new epoch), or replace owner and viewers of a registered one (same epoch)."""
 
@@ -96,7 +99,7 @@ class Store(Protocol):
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
         """How many diagnoses are registered; only those of `owner` if given."""
 
-    async def delete(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Diagnosis:
+    async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
         """Delete a diagnosis with its events, cursors and keys; what it was.
 
         Registering the id again later starts a new epoch at number 1.
@@ -120,20 +123,20 @@ class Store(Protocol):
         """
 
     async def forget(
-        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: NewAuditRow | None = None
+        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
     ) -> int:
         """Drop cursors; how many there were."""
 
-    async def purge(self, diagnosis_id: str, audit: NewAuditRow | None = None) -> Window:
-        """Drop all retained events, keep numbers, keys and cursors; the window afterwards (floor = head = purged).
+    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+        """Drop all retained events, keep numbers, keys and cursors (afterwards floor = head = purged).
 
         Raises:
             NoSuchDiagnosis: it is not registered.
         """
 
     async def revoke(
-        self, *, sub: str | None = None, token_id: str | None = None, audit: NewAuditRow | None = None
-    ) -> Revocation:
+        self, *, sub: str | None = None, token_id: str | None = None, audit: Audit[RevocationMade] | None = None
+    ) -> RevocationMade:
         """Revoke a subject's tokens issued until now, or one token (give exactly one of both).
 
         Takes the place of an earlier revocation of the same subject or token, which it covers.
@@ -142,7 +145,7 @@ class Store(Protocol):
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
         """Revocations with a higher number than `after`, lowest first."""
 
-    async def lift_revocation(self, number: int, audit: NewAuditRow | None = None) -> Revocation:
+    async def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
         """Drop a revocation; what it was.
 
         Raises:
@@ -173,7 +176,7 @@ class Store(Protocol):
     async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
         """Drop expired keys, and rows of both trails older than given; how many, at most `limit` of each kind."""
 
-    async def erase(self, erasure: Erasure, audit: NewAuditRow) -> Erased:
+    async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
         """Remove a person from cursors and viewers, and its name from both trails and from deleted diagnoses.
 
         Diagnoses it owns keep their owner until they are registered with another one, or deleted.

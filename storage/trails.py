@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import TypeVar
 
-from storage.records import AccessRow, AuditRow, NewAccessRow, NewAuditRow, SubscriberId
+from storage.committer import Work
+from storage.records import AccessRow, Audit, AuditRow, NewAccessRow, NewAuditRow, SubscriberId
+
+Answer = TypeVar("Answer")
 
 
 def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> None:
@@ -19,10 +23,18 @@ def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> None:
     )
 
 
-def record_if(db: sqlite3.Connection, row: NewAuditRow | None, now: float) -> None:
-    """Store an audit row, if there is one."""
-    if row is not None:
-        record(db, row, now)
+def recording(work: Work[Answer], audit: Audit[Answer]) -> Work[Answer]:
+    """An operation that leaves an audit row made of its answer.
+
+    A row that cannot be made or stored is no refusal: it spoils the operation, which is rolled back with it.
+    """
+
+    def recorded(db: sqlite3.Connection, now: float) -> Answer:
+        answer = work(db, now)
+        record(db, audit(answer), now)
+        return answer
+
+    return recorded
 
 
 def audit(db: sqlite3.Connection, before: int | None, limit: int) -> list[AuditRow]:

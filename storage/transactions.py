@@ -21,16 +21,15 @@ from storage.records import (
     Diagnosis,
     Epoch,
     Event,
-    NewAuditRow,
     NewEvent,
     Outbox,
+    Purged,
     Registered,
     Seq,
     Slice,
     SubscriberId,
     Window,
 )
-from storage.trails import record_if
 
 RESTORE: Final = "the disk has changed what was stored: restore a backup with `avicenna-live restore FILE`"
 
@@ -62,7 +61,6 @@ def register(
     owner: str,
     viewers: Sequence[str],
     new_epoch: Epoch,
-    audit: NewAuditRow | None,
     now: float,
 ) -> Registered:
     """Register a diagnosis, or replace owner and viewers of a registered one."""
@@ -81,18 +79,16 @@ def register(
         db.execute("UPDATE diagnosis SET owner = ? WHERE dx = ?", (owner, dx))
         db.execute("DELETE FROM viewer WHERE dx = ?", (dx,))
     db.executemany("INSERT INTO viewer VALUES (?, ?, ?)", [(dx, place, sub) for place, sub in enumerate(viewers)])
-    record_if(db, audit, now)
     after = find(db, diagnosis_id)[1]
     return Registered(after, created=before is None, before=before)
 
 
-def delete(db: sqlite3.Connection, diagnosis_id: str, audit: NewAuditRow | None, now: float) -> Diagnosis:
+def delete(db: sqlite3.Connection, diagnosis_id: str, now: float) -> Diagnosis:
     """Delete a diagnosis: a tombstone and its numbers stay, everything else goes."""
     dx, diagnosis = find(db, diagnosis_id)
     db.execute("UPDATE diagnosis SET deleted_at = ? WHERE dx = ?", (now, dx))
     for table in ("viewer", "entry", "cursor", "idem"):
         db.execute(f"DELETE FROM {table} WHERE dx = ?", (dx,))  # noqa: S608 - the names stand above
-    record_if(db, audit, now)
     return diagnosis
 
 
@@ -216,13 +212,13 @@ def _window(db: sqlite3.Connection, dx: int, epoch: Epoch) -> Window:
     return Window(epoch, Seq(last_seq), Seq(floor), Seq(purged))
 
 
-def purge(db: sqlite3.Connection, diagnosis_id: str, audit: NewAuditRow | None, now: float) -> Window:
+def purge(db: sqlite3.Connection, diagnosis_id: str) -> Purged:
     """Drop all retained events of a diagnosis."""
     dx, diagnosis = find(db, diagnosis_id)
+    before = _window(db, dx, diagnosis.epoch)
     db.execute("DELETE FROM entry WHERE dx = ?", (dx,))
     db.execute("UPDATE head SET floor = last_seq, purged = last_seq WHERE dx = ?", (dx,))
-    record_if(db, audit, now)
-    return _window(db, dx, diagnosis.epoch)
+    return Purged(before, after=_window(db, dx, diagnosis.epoch))
 
 
 # Cursors
@@ -275,13 +271,7 @@ def cursors(db: sqlite3.Connection, diagnosis_id: str) -> list[Cursor]:
     ]
 
 
-def forget(
-    db: sqlite3.Connection,
-    diagnosis_id: str,
-    subscribers: Sequence[SubscriberId],
-    audit: NewAuditRow | None,
-    now: float,
-) -> int:
+def forget(db: sqlite3.Connection, diagnosis_id: str, subscribers: Sequence[SubscriberId]) -> int:
     """Drop cursors; how many there were."""
     dx, _ = find(db, diagnosis_id)
     dropped = 0
@@ -289,5 +279,4 @@ def forget(
         dropped += db.execute(
             "DELETE FROM cursor WHERE dx = ? AND sub = ? AND device = ?", (dx, one.sub or "", one.device or "")
         ).rowcount
-    record_if(db, audit, now)
     return dropped

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from quart import Blueprint, Response, request
 
 from actors.subscriber import Ending, Subscriber
-from storage.records import Diagnosis, NewAuditRow
+from storage.records import Diagnosis, NewAuditRow, Registered
 from web import rights, wire
 from web.access import authenticate, authorized_diagnosis, carried_through, require_scope
 from web.bodies import answer, read_json_body
@@ -36,9 +37,8 @@ def diagnoses(services: Services) -> Blueprint:
         checked_id = diagnosis_id_of(diagnosis_id)
         wanted = wire.decode_registration(await read_json_body())
         viewers = tuple(dict.fromkeys(wanted.viewers))
-        audit = NewAuditRow(who.sub or "", "diagnosis.register", checked_id, after=_as_text(wanted.owner, viewers))
         with carried_through():
-            registered = await services.store.register(checked_id, wanted.owner, viewers, audit)
+            registered = await services.store.register(checked_id, wanted.owner, viewers, partial(_registering, who))
             lost = _lost_the_right(services, registered.diagnosis)
             services.registry.end_where(checked_id, lost, Ending.VIEWER_REMOVED)
         return answer(_registration(registered.diagnosis), 201 if registered.created else 200)
@@ -56,15 +56,21 @@ def diagnoses(services: Services) -> Blueprint:
         require_scope(who, *rights.REGISTER.scopes)
         checked_id = diagnosis_id_of(diagnosis_id)
         with carried_through():
-            deleted = await services.store.delete(checked_id, _deletion(who, checked_id))
+            deleted = await services.store.delete(checked_id, partial(_deleting, who))
             services.registry.retire(checked_id)
         return answer(_registration(deleted))
 
     return blueprint
 
 
-def _deletion(who: Principal, diagnosis_id: str) -> NewAuditRow:
-    return NewAuditRow(who.sub or "", "diagnosis.delete", diagnosis_id)
+def _registering(who: Principal, registered: Registered) -> NewAuditRow:
+    before, after = registered.before, registered.diagnosis
+    was = None if before is None else _rights(before)
+    return NewAuditRow(who.sub or "", "diagnosis.register", after.diagnosis_id, was, _rights(after))
+
+
+def _deleting(who: Principal, deleted: Diagnosis) -> NewAuditRow:
+    return NewAuditRow(who.sub or "", "diagnosis.delete", deleted.diagnosis_id, before=_rights(deleted))
 
 
 def _lost_the_right(services: Services, diagnosis: Diagnosis) -> Callable[[Subscriber], bool]:
@@ -89,5 +95,6 @@ def _registration(diagnosis: Diagnosis) -> dict[str, object]:
     }
 
 
-def _as_text(owner: str, viewers: tuple[str, ...]) -> str:
-    return wire.encode({"owner": owner, "viewers": list(viewers)}).decode()
+def _rights(diagnosis: Diagnosis) -> str:
+    """Who may follow it, as an audit row tells it."""
+    return wire.encode({"owner": diagnosis.owner, "viewers": list(diagnosis.viewers)}).decode()

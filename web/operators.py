@@ -1,20 +1,22 @@
 """`/actors`: look at diagnosis actors, restart and stop them, look after their outboxes and subscribers.
 
-Everything here needs the scope `operate`, and every act writes an audit row (PROTOCOL section 8).
+Everything here needs the scope `operate`, and every act writes one audit row (PROTOCOL section 8).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from quart import Blueprint, Response, request
 
+from actors.errors import ActorError
 from actors.messages import Forget, Inspect, Purge
 from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.subscriber import Ending, Subscriber
 from storage.errors import NoSuchDiagnosis
-from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Seq, SubscriberId, Window
+from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Purged, Seq, SubscriberId, Window
 from web import rights, wire
 from web.access import authenticate, require_scope
 from web.bodies import answer
@@ -88,8 +90,8 @@ def operators(services: Services) -> Blueprint:
     async def purge(diagnosis_id: str) -> Response:
         who = _operator(services)
         diagnosis = await _registered(services, diagnosis_id)
-        row = NewAuditRow(who.sub or "", "outbox.purge", diagnosis.diagnosis_id)
-        window = await services.registry.ask(diagnosis.diagnosis_id, Purge(row))
+        audit = partial(_purging, who, diagnosis.diagnosis_id)
+        window = await services.registry.ask(diagnosis.diagnosis_id, Purge(audit))
         return answer(_window(diagnosis.diagnosis_id, window))
 
     @blueprint.delete("/actors/<diagnosis_id>/subscribers")
@@ -129,14 +131,29 @@ async def _disconnect(
         return meant(subscriber.id)
 
     disconnected = services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
-    named = wire.encode({"sub": sub, "device": device}).decode()
-    row = NewAuditRow(who.sub or "", "subscriber.disconnect", diagnosis_id, before=named, after=str(disconnected))
-    await services.store.record(row)
+
+    def act(forgotten: int | None) -> NewAuditRow:
+        named = wire.encode({"sub": sub, "device": device}).decode()
+        done = wire.encode({"disconnected": disconnected, "forgotten": forgotten}).decode()
+        return NewAuditRow(who.sub or "", "subscriber.disconnect", diagnosis_id, named, done)
+
     forgotten = 0
-    if forget:
-        forgetting = NewAuditRow(who.sub or "", "subscriber.forget", diagnosis_id, before=named)
-        forgotten = await services.registry.ask(diagnosis_id, Forget(meant, forgetting))
+    if not forget:
+        await services.store.record(act(0))
+    else:
+        try:
+            forgotten = await services.registry.ask(diagnosis_id, Forget(meant, act))
+        except ActorError:
+            # Half of it is done, and is not taken back.
+            if disconnected:
+                await services.store.record(act(None))
+            raise
     return answer({"disconnected": disconnected, "forgotten": forgotten})
+
+
+def _purging(who: Principal, diagnosis_id: str, purged: Purged) -> NewAuditRow:
+    before, after = (wire.encode(_positions(window)).decode() for window in (purged.before, purged.after))
+    return NewAuditRow(who.sub or "", "outbox.purge", diagnosis_id, before, after)
 
 
 async def _audit_change(services: Services, who: Principal, act: str, before: ActorStatistics) -> None:
@@ -191,9 +208,8 @@ def _lag_of(cursors: Sequence[Cursor], window: Window) -> tuple[Lag, ...]:
 
 
 def _window(diagnosis_id: str, window: Window) -> dict[str, object]:
-    return {
-        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
-        "epoch": window.epoch,
-        "head": window.head,
-        "floor": window.floor,
-    }
+    return {"diagnosis_id": diagnosis_id_as_json(diagnosis_id), **_positions(window)}
+
+
+def _positions(window: Window) -> dict[str, object]:
+    return {"epoch": window.epoch, "head": window.head, "floor": window.floor}

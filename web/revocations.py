@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -12,14 +13,13 @@ from quart import Blueprint, Response, request
 from actors.subscriber import Ending, Subscriber
 from storage.clock import Clock
 from storage.errors import StorageError
-from storage.records import NewAuditRow, Revocation
+from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import Store
 from web import rights, wire
 from web.access import authenticate, carried_through, require_scope
 from web.bodies import answer, read_json_body
 from web.errors import Problem
 from web.paging import page_of
-from web.records import Revoking
 from web.revoked import Revoked
 from web.services import Services
 from web.tokens import LEEWAY_SECONDS, Principal
@@ -41,12 +41,11 @@ def revocations(services: Services) -> Blueprint:
     async def revoke() -> Response:
         who = _operator(services)
         wanted = wire.decode_revocation(await read_json_body())
-        audit = NewAuditRow(who.sub or "", "revocation.add", _target(wanted))
         with carried_through():
-            made = await services.store.revoke(sub=wanted.sub, token_id=wanted.jti, audit=audit)
-            services.revoked.add(made)
+            made = await services.store.revoke(sub=wanted.sub, token_id=wanted.jti, audit=partial(_adding, who))
+            services.revoked.add(made.revocation)
             services.registry.end_everywhere(_is_covered(services.revoked), Ending.REVOKED)
-        return answer(_shown(made), 201)
+        return answer(_shown(made.revocation), 201)
 
     @blueprint.get("/revocations")
     async def list_revocations() -> Response:
@@ -62,9 +61,8 @@ def revocations(services: Services) -> Blueprint:
         who = _operator(services)
         if not _NUMBER.fullmatch(number):
             raise Problem("not_found", "there is no revocation with this id")
-        audit = NewAuditRow(who.sub or "", "revocation.lift", number)
         with carried_through():
-            lifted = await services.store.lift_revocation(int(number), audit)
+            lifted = await services.store.lift_revocation(int(number), partial(_lifting, who))
             services.revoked.lift(lifted)
         return answer(_shown(lifted))
 
@@ -111,10 +109,23 @@ def _is_covered(revoked: Revoked) -> Callable[[Subscriber], bool]:
     return covered
 
 
-def _target(wanted: Revoking) -> str:
-    return wire.encode({"jti": wanted.jti} if wanted.sub is None else {"sub": wanted.sub}).decode()
+def _adding(who: Principal, made: RevocationMade) -> NewAuditRow:
+    target = wire.encode(_named(made.revocation)).decode()
+    before = None if made.before is None else _as_text(made.before)
+    return NewAuditRow(who.sub or "", "revocation.add", target, before, _as_text(made.revocation))
+
+
+def _lifting(who: Principal, lifted: Revocation) -> NewAuditRow:
+    return NewAuditRow(who.sub or "", "revocation.lift", str(lifted.number), before=_as_text(lifted))
+
+
+def _as_text(one: Revocation) -> str:
+    return wire.encode(_shown(one)).decode()
 
 
 def _shown(one: Revocation) -> dict[str, object]:
-    named = {"jti": one.token_id} if one.sub is None else {"sub": one.sub}
-    return {"id": one.number, **named, "at": wire.timestamp(one.at)}
+    return {"id": one.number, **_named(one), "at": wire.timestamp(one.at)}
+
+
+def _named(one: Revocation) -> dict[str, object]:
+    return {"jti": one.token_id} if one.sub is None else {"sub": one.sub}

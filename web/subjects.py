@@ -11,7 +11,7 @@ from typing import Final
 
 from quart import Blueprint, Response
 
-from storage.records import AuditRow, Erasure, NewAuditRow
+from storage.records import AuditRow, Erased, Erasure, NewAuditRow
 from web import wire
 from web.access import authenticate, carried_through, require_scope
 from web.bodies import answer
@@ -24,8 +24,8 @@ ERASED: Final = "[erased]"
 OWNED_SHOWN_MAX: Final = 1000
 """Diagnoses named in the answer; `owned_total` counts all."""
 
-DIAGNOSIS_ACTS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.")
-"""Acts whose target is a diagnosis, even where a person has the same name."""
+NAMELESS_TARGETS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.", "database.", "revocation.lift")
+"""Acts whose target is a diagnosis, a file or a number, even where a person has the same name."""
 
 
 def subjects(services: Services) -> Blueprint:
@@ -36,24 +36,34 @@ def subjects(services: Services) -> Blueprint:
     async def erase(sub: str) -> Response:
         who = authenticate(services)
         require_scope(who, "operate")
-        act = NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED)
         erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
         with carried_through():
             connections = await services.registry.forget_subject(sub)
+
+            def act(erased: Erased) -> NewAuditRow:
+                after = wire.encode(_changed(connections, erased)).decode()
+                return NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED, after=after)
+
             erased = await services.store.erase(erasure, act)
         return answer(
             {
-                "connections": connections,
-                "cursors": erased.cursors,
-                "viewer_entries": erased.viewers,
-                "audit_rows": erased.audit_rows,
-                "access_rows": erased.access_rows,
+                **_changed(connections, erased),
                 "owned": [diagnosis_id_as_json(one) for one in erased.owned[:OWNED_SHOWN_MAX]],
                 "owned_total": len(erased.owned),
             }
         )
 
     return blueprint
+
+
+def _changed(connections: int, erased: Erased) -> dict[str, object]:
+    return {
+        "connections": connections,
+        "cursors": erased.cursors,
+        "viewer_entries": erased.viewers,
+        "audit_rows": erased.audit_rows,
+        "access_rows": erased.access_rows,
+    }
 
 
 def spellings_of(sub: str) -> list[str]:
@@ -63,24 +73,17 @@ def spellings_of(sub: str) -> list[str]:
 
 def without_name(row: AuditRow, sub: str) -> AuditRow:
     """The row with the stand-in wherever the whole name stands."""
-    about_diagnosis = row.what.startswith(DIAGNOSIS_ACTS)
     return replace(
         row,
         who=ERASED if row.who == sub else row.who,
-        target=row.target if about_diagnosis else _target_without(row.target, sub),
-        before=_text_without(row.before, sub),
-        after=_text_without(row.after, sub),
+        target=row.target if row.what.startswith(NAMELESS_TARGETS) else _text_without(row.target, sub),
+        before=row.before and _text_without(row.before, sub),
+        after=row.after and _text_without(row.after, sub),
     )
 
 
-def _target_without(target: str, sub: str) -> str:
-    """A target is a name, or a JSON object of names."""
-    if target.startswith("{"):
-        return _text_without(target, sub) or target
-    return ERASED if target == sub else target
-
-
-def _text_without(text: str | None, sub: str) -> str | None:
-    if text is None:
-        return None
-    return wire.rewritten(text, lambda value: ERASED if value == sub else value)
+def _text_without(text: str, sub: str) -> str:
+    """A text is a JSON object, or plain words."""
+    if text.startswith("{"):
+        return wire.rewritten(text, lambda value: ERASED if value == sub else value)
+    return ERASED if text == sub else text

@@ -155,7 +155,7 @@ def test_a_session_has_all_the_watch_asks_for() -> None:
 async def test_revocations_go_once_no_token_they_refuse_can_live(autojump_clock: trio.testing.MockClock) -> None:
     clock = TrioClock()
     store = MemoryStore(clock=clock, new_epoch=lambda: "e")
-    made: Revocation = await store.revoke(sub="amira")
+    made: Revocation = (await store.revoke(sub="amira")).revocation
     revoked = Revoked([made])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expire_revocations, store, revoked, clock, 86_400)

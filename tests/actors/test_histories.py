@@ -187,7 +187,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        self.thread.run(lambda: self.world.registry.ask("d", Purge(NewAuditRow("op", "outbox.purge", "d"))))
+        row = NewAuditRow("op", "outbox.purge", "d")
+        self.thread.run(lambda: self.world.registry.ask("d", Purge(lambda _: row)))
 
     def _forget_ended(self) -> None:
         """A named device that came again has taken over."""

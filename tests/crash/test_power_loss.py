@@ -99,7 +99,7 @@ def record(path: Path, durability: Durability, chance: random.Random) -> Recordi
 
 
 def _register(name: str, db: sqlite3.Connection, now: float) -> object:
-    return transactions.register(db, name, "amira", ["bo"], Epoch(f"first-{name}"), None, now)
+    return transactions.register(db, name, "amira", ["bo"], Epoch(f"first-{name}"), now)
 
 
 def _append(name: str, first: int, last: int, db: sqlite3.Connection, now: float) -> object:

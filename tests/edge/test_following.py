@@ -163,7 +163,7 @@ async def test_a_gap_with_no_event_behind_it_is_receipted_too(autojump_clock: Mo
         await client.leave()
         await trio.sleep(2)
         await server.publish(5)
-        await server.world.registry.ask(DIAGNOSIS, Purge(NewAuditRow("", "outbox.purge", DIAGNOSIS)))
+        await server.world.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("", "outbox.purge", DIAGNOSIS)))
         client, _ = await server.follow()
         (gap, _) = await client.says("gap", "live")
         assert (gap["data"]["from"], gap["data"]["to"]) == (4, 8)

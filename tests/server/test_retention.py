@@ -282,6 +282,9 @@ def test_an_audit_row_loses_a_name_only_where_it_is_the_name() -> None:
     acted = without_name(row("actor.restart", "bo", '{"state":"bo","bo":"bob"}'), "bo")
     assert (acted.who, acted.target, acted.before) == (ERASED, "bo", f'{{"state":"{ERASED}","bo":"bob"}}')
     assert without_name(row("revocation.add", '{"sub":"bo"}', None), "bo").target == f'{{"sub":"{ERASED}"}}'
+    assert without_name(row("revocation.lift", "7", None), "7").target == "7"
     assert without_name(row("database.backup", "bo.db", None), "bo").target == "bo.db"
+    words = row("epochs.renew", "", "the database was restored from a backup")
+    assert without_name(words, "database") == words
     assert spellings_of("bo") == ["bo"]
     assert spellings_of('b"o') == ['b"o', 'b\\"o']

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from storage.records import AuditRow, Erasure, NewAccessRow, NewAuditRow, Seq, SubscriberId
+from storage.records import AuditRow, Erased, Erasure, NewAccessRow, NewAuditRow, Seq, SubscriberId
 from storage.store import Store
 from tests.storage.conftest import ManualClock
 from tests.storage.test_contract import ANONYMOUS, PHONE, UNNAMED, append, append_numbers, event, move, retained
@@ -117,10 +117,10 @@ def without_bo(row: AuditRow) -> AuditRow:
 
 
 async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> None:
-    await store.register("a", "bo", [], NewAuditRow("registrar", "diagnosis.register", "a", after="owner bo"))
+    await store.register("a", "bo", [], lambda _: NewAuditRow("registrar", "diagnosis.register", "a", after="owner bo"))
     await store.register("b", "amira", ["cyrus", "bo", "dora"])
     await store.register("c", "bo", [])
-    await store.delete("c", NewAuditRow("bo", "diagnosis.delete", "c", before="owner bo"))
+    await store.delete("c", lambda _: NewAuditRow("bo", "diagnosis.delete", "c", before="owner bo"))
     await store.register("d", "amira", ["bo"])
     await append_numbers(store, 3)
     for subscriber in (BO, SubscriberId("bo", "phone"), PHONE, UNNAMED):
@@ -129,7 +129,10 @@ async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> No
         [NewAccessRow(1.0, "connect", "d", SubscriberId("bo", "bos-phone")), NewAccessRow(1.0, "connect", "d", PHONE)]
     )
     assert (await store.get("d")).viewers == ("bo",)
-    act = NewAuditRow("op", "subject.erase", "[erased]")
+
+    def act(erased: Erased) -> NewAuditRow:
+        return NewAuditRow("op", "subject.erase", "[erased]", after=str(erased.cursors))
+
     erased = await store.erase(Erasure("bo", "[erased]", ["bo"], without_bo), act)
     assert (erased.cursors, erased.viewers, erased.audit_rows, erased.access_rows) == (2, 2, 2, 1)
     assert erased.owned == ("a",)
@@ -137,10 +140,10 @@ async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> No
     assert (await store.get("b")).viewers == ("cyrus", "dora")
     assert (await store.get("d")).viewers == ()
     rows = await store.audit()
-    assert [(row.who, row.what) for row in rows] == [
-        ("op", "subject.erase"),
-        ("[erased]", "diagnosis.delete"),
-        ("registrar", "diagnosis.register"),
+    assert [(row.who, row.what, row.after) for row in rows] == [
+        ("op", "subject.erase", "2"),
+        ("[erased]", "diagnosis.delete", None),
+        ("registrar", "diagnosis.register", "owner [erased]"),
     ]
     assert "bo" not in str(list(rows)).replace("[erased]", "")
     assert [row.subscriber for row in await store.accesses()] == [PHONE, SubscriberId("[erased]", None)]

@@ -1,0 +1,157 @@
+"""The audit trail: every act of an operator or a registrar leaves one row that says what was and what is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import pytest
+
+from actors.errors import MailboxFull
+from actors.registry import Registry
+from storage.clock import SystemClock
+from storage.records import AuditRow
+from storage.sqlite import open_store
+from tests.server.harness import Server, running_server
+from web.settings import DATABASE_FILE, Settings
+from web.subjects import ERASED, spellings_of
+
+
+class Trail(list[AuditRow]):
+    """The audit rows of a server that has ended, oldest first."""
+
+    def states(self, what: str) -> list[tuple[object, object]]:
+        """What the rows of this act say about before and after."""
+        return [(_read(row.before), _read(row.after)) for row in self if row.what == what]
+
+
+def _read(text: str | None) -> object:
+    return None if text is None else json.loads(text)
+
+
+@asynccontextmanager
+async def trailing(settings: Settings) -> AsyncIterator[tuple[Server, Trail]]:
+    """A server, and the rows it leaves, once it has ended."""
+    trail = Trail()
+    async with running_server(settings) as server:
+        yield server, trail
+    async with open_store(settings.data / DATABASE_FILE, clock=SystemClock(), new_epoch=str) as store:
+        trail += reversed(await store.audit())
+
+
+async def act(server: Server, method: str, path: str, body: object = None) -> dict[str, object]:
+    """What an operator is answered."""
+    answer = await server.http.request(method, path, json=body, headers=server.bearer("op", "operate"))
+    assert answer.is_success, answer.text
+    shown: dict[str, object] = answer.json()
+    return shown
+
+
+async def test_rights_are_told_as_they_were_and_as_they_are(settings: Settings) -> None:
+    async with trailing(settings) as (server, trail):
+        await server.register(42, "amira", "bo", "cyrus")
+        await server.register("42", "bo", "dora", "dora")
+        await act(server, "DELETE", "/diagnoses/42")
+    first = {"owner": "amira", "viewers": ["bo", "cyrus"]}
+    second = {"owner": "bo", "viewers": ["dora"]}
+    assert trail.states("diagnosis.register") == [(None, first), (first, second)]
+    assert trail.states("diagnosis.delete") == [(second, None)]
+    assert [(row.who, row.target) for row in trail] == [("registrar", "42"), ("registrar", "42"), ("op", "42")]
+
+
+async def test_a_refused_act_leaves_no_row(settings: Settings) -> None:
+    async with trailing(settings) as (server, trail):
+        for method, path in (
+            ("DELETE", "/diagnoses/42"),
+            ("DELETE", "/actors/42/outbox"),
+            ("DELETE", "/actors/42/subscribers?forget=1"),
+            ("DELETE", "/revocations/7"),
+        ):
+            answer = await server.http.request(method, path, headers=server.bearer("op", "operate"))
+            assert answer.status_code == 404
+    assert trail == []
+
+
+async def test_a_purge_is_told_by_its_numbers(settings: Settings) -> None:
+    async with trailing(settings) as (server, trail):
+        await server.register()
+        for number in range(3):
+            epoch = (await server.publish(number)).json()["epoch"]
+        await act(server, "DELETE", "/actors/42/outbox")
+    before, after = {"epoch": epoch, "head": 3, "floor": 0}, {"epoch": epoch, "head": 3, "floor": 3}
+    assert trail.states("outbox.purge") == [(before, after)]
+
+
+@pytest.mark.parametrize(("query", "forgotten"), [("", 0), ("&forget=1", 2)])
+async def test_a_disconnect_leaves_one_row_whether_it_forgets_or_not(
+    settings: Settings, query: str, forgotten: int
+) -> None:
+    async with trailing(settings) as (server, trail):
+        await server.register(42, "amira", "bo")
+        async with server.live(sub="bo", device="desk", ack="app"):
+            pass
+        async with server.live(sub="bo", device="phone"):
+            done = await act(server, "DELETE", f"/actors/42/subscribers?sub=bo{query}")
+    assert done == {"disconnected": 1, "forgotten": forgotten}
+    assert [row.what for row in trail] == ["diagnosis.register", "subscriber.disconnect"]
+    assert trail.states("subscriber.disconnect") == [({"sub": "bo", "device": None}, done)]
+
+
+async def test_a_disconnect_leaves_its_row_even_if_nothing_can_be_forgotten(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(registry: Registry, diagnosis_id: str, message: object) -> object:
+        raise MailboxFull("1000 messages wait already")
+
+    async with trailing(settings) as (server, trail):
+        await server.register()
+        async with server.live():
+            monkeypatch.setattr(Registry, "ask", refuse)
+            for _ in range(2):
+                answer = await server.http.delete(
+                    "/actors/42/subscribers?sub=amira&forget=1", headers=server.bearer("op", "operate")
+                )
+                assert answer.status_code == 429
+            monkeypatch.undo()
+    # The second one has changed nothing.
+    assert trail.states("subscriber.disconnect") == [
+        ({"sub": "amira", "device": None}, {"disconnected": 1, "forgotten": None})
+    ]
+
+
+async def test_a_revocation_is_told_whole_when_it_is_made_replaced_and_lifted(settings: Settings) -> None:
+    async with trailing(settings) as (server, trail):
+        first = await act(server, "POST", "/revocations", {"sub": "bo"})
+        second = await act(server, "POST", "/revocations", {"sub": "bo"})
+        third = await act(server, "POST", "/revocations", {"jti": "bo"})
+        await act(server, "DELETE", f"/revocations/{second['id']}")
+    assert trail.states("revocation.add") == [(None, first), (first, second), (None, third)]
+    assert trail.states("revocation.lift") == [(second, None)]
+    assert (second["sub"], third["jti"]) == ("bo", "bo")
+
+
+@pytest.mark.parametrize("sub", ["bogdana", 'bo"o\\', "بو علی"])
+async def test_an_erased_name_is_in_no_state_of_any_act(settings: Settings, sub: str) -> None:
+    async with trailing(settings) as (server, trail):
+        for others in (["amira", sub], [sub, "amira"], ["amira"]):
+            await server.register(42, *others)
+        async with server.live(device="phone"):
+            await server.http.delete(
+                "/actors/42/subscribers", params={"sub": sub, "forget": "1"}, headers=server.bearer("op", "operate")
+            )
+        made = await act(server, "POST", "/revocations", {"sub": sub})
+        await act(server, "DELETE", f"/revocations/{made['id']}")
+        await server.register("its", sub)
+        await act(server, "DELETE", "/diagnoses/its")
+        erased = await act(server, "DELETE", f"/subjects/{quote(sub, safe='')}")
+    texts = [text for row in trail for text in (row.who, row.target, row.before or "", row.after or "")]
+    assert not any(spelling in text for text in texts for spelling in spellings_of(sub))
+    names = {"owner": ERASED, "viewers": ["amira"]}
+    assert (names, {"owner": "amira", "viewers": []}) in trail.states("diagnosis.register")
+    assert trail.states("revocation.lift") == [({**made, "sub": ERASED}, None)]
+    assert trail.states("subscriber.disconnect")[0][0] == {"sub": ERASED, "device": None}
+    told = {name: erased[name] for name in ("connections", "cursors", "viewer_entries", "audit_rows", "access_rows")}
+    assert trail.states("subject.erase") == [(None, told)]
+    assert told["audit_rows"] == 8
