@@ -317,7 +317,8 @@ class DiagnosisActor:
 
     async def _purge(self, envelope: Envelope, message: Purge) -> None:
         try:
-            purged = await self._store.purge(self._diagnosis_id, message.audit)
+            with _carried_out():
+                purged = await self._store.purge(self._diagnosis_id, message.audit)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return
@@ -328,7 +329,8 @@ class DiagnosisActor:
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
         away = [one.id for one in self._everyone_known.values() if message.which(one.id) and not one.connections]
         try:
-            dropped = await self._drop_known(away, message.audit)
+            with _carried_out():
+                dropped = await self._drop_known(away, message.audit)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return
@@ -367,6 +369,14 @@ class DiagnosisActor:
     def _refuse(self, envelope: Envelope, refusal: Exception) -> None:
         self._hands.holding.remove(envelope)
         envelope.reply.refuse(refusal)
+
+
+def _carried_out() -> trio.CancelScope:
+    """Around an operator's act that the store has begun: cut off here, it would be done, and recorded, once more.
+
+    Without a deadline: the store ends every operation, and one that it has taken cannot be called back.
+    """
+    return trio.CancelScope(shield=True)
 
 
 def _event_in(envelope: Envelope) -> NewEvent:

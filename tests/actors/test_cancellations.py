@@ -6,16 +6,19 @@ interruption comes. Afterwards nothing may have leaked, be lost, or have come tw
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from actors.errors import Draining
+from actors.messages import Forget, Purge
 from actors.supervisor import ActorState
 from storage.errors import Failed
-from tests.actors.world import Reader, World, world
+from storage.memory import MemoryStore
+from storage.records import Audit, NewAuditRow, Purged, SubscriberId
+from tests.actors.world import Reader, World, WorldClock, world
 
 BODIES = (b"one", b"two", b"three")
 STEPS_MAX = 500
@@ -105,6 +108,51 @@ async def test_an_operator_may_interrupt_an_actor_at_any_await(autojump_clock: M
 
     await at_every_step(scenario)
     assert max(incarnations) > 1
+
+
+class LateStore(MemoryStore):
+    """Carries out an operator's act some steps before it answers, as one does that waits for the disk."""
+
+    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+        purged = await super().purge(diagnosis_id, audit)
+        await trio.sleep(1)
+        return purged
+
+    async def forget(
+        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
+    ) -> int:
+        forgotten = await super().forget(diagnosis_id, subscribers, audit)
+        await trio.sleep(1)
+        return forgotten
+
+
+def purging(purged: Purged) -> NewAuditRow:
+    return NewAuditRow("op", "purge", "d", f"{purged.before.floor}", f"{purged.after.floor}")
+
+
+def forgetting(forgotten: int) -> NewAuditRow:
+    return NewAuditRow("op", "forget", "d", after=f"{forgotten}")
+
+
+async def test_an_act_is_done_and_recorded_once_whenever_its_actor_is_restarted(autojump_clock: MockClock) -> None:
+    async def scenario(step: int) -> bool:
+        late = LateStore(clock=WorldClock(), new_epoch=lambda: "e")
+        async with world(store=late) as here, trio.open_nursery() as operators:
+            reader = Reader()
+            await here.connect(reader)
+            reader.leave()
+            await here.publish()
+            interrupt = AtStep(step, is_actor, lambda: operators.start_soon(here.registry.restart, "d"))
+            trio.lowlevel.add_instrument(interrupt)
+            assert (await here.registry.ask("d", Purge(purging))).floor == 1
+            assert await here.registry.ask("d", Forget(lambda one: True, forgetting)) == 1
+            await here.settled()
+            trio.lowlevel.remove_instrument(interrupt)
+            rows = [(row.what, row.before, row.after) for row in await late.audit()]
+            assert rows == [("forget", None, "1"), ("purge", "0", "1")]
+        return interrupt.came
+
+    await at_every_step(scenario)
 
 
 async def test_a_server_may_be_cancelled_at_any_await_and_lies_to_nobody(autojump_clock: MockClock) -> None:
