@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -24,6 +25,7 @@ import trio
 from actors.registry import Registry
 from actors.supervisor import Limits, keep_up
 from actors.trail import AccessTrail
+from storage import files
 from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
@@ -41,7 +43,7 @@ from web.errors import ConnectionRefused
 from web.expiry import Expiry
 from web.housekeeping import Housekeeper
 from web.jwks import RemoteKeys
-from web.keyring import load_keys
+from web.keyring import KEY_FILE, load_keys
 from web.keys import Key, KeyUnusable
 from web.limits import Limits as ClientLimits
 from web.logs import set_up_logging
@@ -123,6 +125,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
     """
     clock = clock or SystemClock()
     jitter = random.SystemRandom().random
+    is_database_missing = _lacks_its_database(settings.data)
     keys = load_keys(settings)
     async with (
         open_store(
@@ -135,6 +138,8 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         trio.open_nursery() as actors_nursery,
         open_hub(open_poller(), clock=clock, jitter=jitter) as hub,
     ):
+        if is_database_missing:
+            logger.warning("no database in %s, though its key is there: a new, empty one was made", settings.data)
         limits = Limits(
             passivate_after_seconds=settings.passivate_after_seconds,
             mailbox_publishes_max=settings.mailbox_messages_max,
@@ -158,6 +163,11 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         with trio.move_on_at(deadline):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
+
+
+def _lacks_its_database(data: Path) -> bool:
+    """Whether a data directory holds a key and no database: it was taken away, or the first start was cut off."""
+    return (data / KEY_FILE).exists() and not files.size_of(data / DATABASE_FILE)
 
 
 def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callable[[], Awaitable[None]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ def load_keys(settings: Settings) -> list[Key]:
         KeyUnusable: one of them cannot be used; the message names it.
     """
     keys = [load_key_file(spec) for spec in settings.token_keys]
+    secret_files = [spec.path for spec in settings.token_keys if spec.algorithm == "HS256"]
     if settings.jwks is not None and "://" not in settings.jwks:
         keys += _jwks_file(Path(settings.jwks))
     names = [(key.algorithm, key.kid) for key in keys if key.kid is not None]
@@ -37,7 +39,17 @@ def load_keys(settings: Settings) -> list[Key]:
             logger.info("made a new token key in %s", settings.data)
         if secret is not None:
             keys.append(hmac_key(secret))
+            secret_files.append(settings.data / KEY_FILE)
+    for path in secret_files:
+        _warn_unless_private(path)
     return keys
+
+
+def _warn_unless_private(path: Path) -> None:
+    """Whoever can read a secret can make tokens for anybody."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        logger.warning("the secret key %s can be read by others than its owner (mode %04o): make it 0600", path, mode)
 
 
 def _jwks_file(path: Path) -> list[Key]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import time
 from pathlib import Path
@@ -19,9 +20,10 @@ from storage.records import Revocation
 from tests.access.conftest import PrivateKey, pem_of
 from tests.server.process import COMMAND
 from web import cli
+from web.keyring import load_keys
 from web.keys import Key, KeySpec, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
 from web.revoked import Revoked
-from web.settings import SettingsError, load
+from web.settings import Settings, SettingsError, load
 from web.tokens import VERIFIED_TOKENS_MAX, KeysMissing, TokenError, TokenExpired, TokenRevoked, Verifier, issue
 
 NOW = 1_800_000_000.0
@@ -251,3 +253,27 @@ def test_a_token_made_here_says_when_it_was_issued_and_which_key_made_it() -> No
     payload = token.split(".")[1]
     decoded = jwt.utils.base64url_decode(payload)
     assert json.loads(decoded)["iat"] == NOW
+
+
+@pytest.mark.parametrize(("mode", "is_private"), [(0o600, True), (0o400, True), (0o640, False), (0o604, False)])
+def test_a_secret_that_others_can_read_is_warned_about_by_its_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rsa_key: rsa.RSAPrivateKey, mode: int, is_private: bool
+) -> None:
+    local, secret, public = tmp_path / "jwt.key", tmp_path / "secret", tmp_path / "public"
+    configured = (spec(secret, b"t" * 32, "HS256", "a"), spec(public, pem_of(rsa_key), "RS256", "b"))
+    local.write_bytes(SECRET)
+    for file in (local, secret, public):
+        file.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        assert len(load_keys(Settings(data=tmp_path, token_keys=configured))) == 3
+    warned = [(record.levelname, record.getMessage()) for record in caplog.records]
+    advice = f"can be read by others than its owner (mode {mode:04o}): make it 0600"
+    expected = [("WARNING", f"the secret key {file} {advice}") for file in (secret, local)]
+    assert warned == ([] if is_private else expected)
+
+
+def test_a_key_that_was_just_made_is_private(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_keys(Settings(data=tmp_path / "data"))
+        load_keys(Settings(data=tmp_path / "data"))
+    assert caplog.records == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.server.harness import Server
+from tests.server.harness import Server, running_server
 from tests.server.process import run, served
+from web.settings import Settings
 
 
 async def test_backup_and_check_answer_and_leave_a_row_each(server: Server) -> None:
@@ -94,3 +96,24 @@ async def test_a_server_whose_files_are_taken_away_ends_with_exit_code_1(tmp_pat
         (data / file).rename(tmp_path / "elsewhere")
         with trio.fail_after(30):
             assert await process.process.wait() == 1
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+async def test_a_database_that_is_missing_beside_its_key_is_begun_anew_with_a_warning(
+    settings: Settings, caplog: pytest.LogCaptureFixture, is_empty: bool
+) -> None:
+    said = f"no database in {settings.data}, though its key is there: a new, empty one was made"
+
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+    for _ in range(2):
+        async with running_server(settings) as server:
+            assert (await server.register()).status_code in (200, 201)
+    assert warnings() == []
+    (settings.data / "avicenna.db").unlink()
+    if is_empty:
+        (settings.data / "avicenna.db").touch(mode=0o600)
+    async with running_server(settings) as server:
+        assert (await server.status())["total_diagnoses"] == 0
+    assert warnings() == [said]
