@@ -16,6 +16,7 @@ import trio
 from storage.bridge import Database
 from storage.clock import Clock
 from storage.errors import Busy, Failed, Refused, StorageError, StoreBroken
+from storage.outage import Outage
 from storage.records import StoreStatistics
 
 QUEUE_OPERATIONS_MAX: Final = 4096
@@ -104,6 +105,7 @@ class Committer:
         self._changed = trio.Event()
         """Set when an empty queue gets its first operation, or is closed."""
         self._broken: StoreBroken | None = None
+        self._outage = Outage()
         self._queue_peak = self._commits = self._operations = self._batch_peak = 0
         self._seconds_last = self._seconds_peak = self._seconds_total = 0.0
 
@@ -199,13 +201,22 @@ class Committer:
                     return
                 outcomes = [self._translate(spoiled.cause)]
             except TransactionFailed as failed:
-                outcomes = [self._translate(failed.cause, in_commit=failed.in_commit)] * len(batch)
+                outcomes = [self._refused(failed)] * len(batch)
             except StoreBroken as broken:
                 self.break_down(str(broken))
                 outcomes = [Failed(str(broken))] * len(batch)
+            else:
+                self._outage.is_over(self._clock.monotonic())
             self._count(len(batch), self._clock.monotonic() - began)
         for one, outcome in zip(batch, outcomes, strict=True):
             one.settle(outcome)
+
+    def _refused(self, failed: TransactionFailed) -> StorageError:
+        """What the waiters of a transaction are told that the disk refused; told to the log as well."""
+        refusal = self._translate(failed.cause, in_commit=failed.in_commit)
+        if self._broken is None:
+            self._outage.goes_on(refusal, self._clock.monotonic())
+        return refusal
 
     def _translate(self, error: Exception, *, in_commit: bool = False) -> StorageError:
         """What a waiter is told about a database error; one that says the disk or the file is bad ends everything."""
