@@ -111,7 +111,7 @@ def create_app(services: Services) -> QuartTrio:
     @app.errorhandler(ActorError)
     @app.errorhandler(StorageError)
     async def answered(error: Exception) -> Response:
-        problem = problem_of(error)
+        problem = problem_of(error, is_read=request.method in ("GET", "HEAD"))
         return await unexpected(error) if problem is None else problem_response(problem)
 
     @app.errorhandler(HTTPException)

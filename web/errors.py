@@ -133,9 +133,17 @@ def close_of(ending: Ending) -> tuple[CloseCode, str]:
             return CloseCode.POLICY, ending.value
 
 
-def problem_of(error: Exception) -> Problem | None:
-    """What an answer of the rooms below means to an HTTP client; `None`: not an expected one."""
+def problem_of(error: Exception, *, is_read: bool = False) -> Problem | None:
+    """What an answer of the rooms below means to an HTTP client; `None`: not an expected one.
+
+    Args:
+        is_read: the request was to change nothing: there is nothing whose fate could be told.
+    """
     match error:
+        case Busy() | Failed() if is_read:
+            return Problem("storage_unavailable", "this cannot be read right now", retry_after(RETRY_AFTER_SECONDS))
+        case Crashed() if is_read:
+            return Problem("internal_error", "the request failed twice")
         case MailboxFull():
             return Problem("mailbox_full", f"{error}; nothing was stored", retry_after(RETRY_AFTER_SECONDS))
         case Quarantined():

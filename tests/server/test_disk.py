@@ -16,6 +16,8 @@ import pytest
 import trio
 import trio.testing
 
+from storage.errors import Busy, Failed, StorageError
+from storage.sqlite import SqliteStore
 from tests.logbook import PAYLOAD_MARKER, Logbook
 from tests.mounts import read_only, small_disk
 from tests.server.harness import Server
@@ -216,7 +218,8 @@ async def test_a_full_disk_is_answered_503_until_there_is_room_and_loses_nothing
     with small_disk(tmp_path / "disk", size_kib=4096) as disk:
         data, filler = disk / "data", disk / "filler"
         accepted: list[int] = []
-        async with served(data) as (process, server):
+        logbook = Logbook()
+        async with served(data, logbook=logbook) as (process, server):
             await server.register()
 
             async def publish(number: int) -> int:
@@ -238,9 +241,34 @@ async def test_a_full_disk_is_answered_503_until_there_is_room_and_loses_nothing
             assert {await publish(number) for number in range(36, 41)} == {200}
             assert await retained(server) == accepted
             await process.kill()
+        began, ended = ("".join(logbook.lines).count(said) for said in ("nothing is stored until", "is stored again"))
+        assert began == ended
+        assert 1 <= began < 5, "a line for each outage, not for each request"
         async with served(data) as (process, server):
             assert await retained(server) == accepted
             await process.kill()
+
+
+@pytest.mark.parametrize("failure", [Failed("why"), Busy("why")])
+async def test_what_cannot_be_read_right_now_is_not_said_to_be_perhaps_stored(
+    server: Server, monkeypatch: pytest.MonkeyPatch, failure: StorageError
+) -> None:
+    async def fail(*_: object, **__: object) -> object:
+        raise failure
+
+    await server.register()
+    for method in ("diagnoses", "read_after", "register"):
+        monkeypatch.setattr(SqliteStore, method, fail)
+    operator = server.bearer("op", "operate")
+    for method, path in (("GET", "/diagnoses"), ("GET", "/actors/42/outbox"), ("HEAD", "/diagnoses")):
+        answer = await server.http.request(method, path, headers=operator)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        if method == "GET":
+            assert (answer.json()["code"], answer.json()["detail"]) == (
+                "storage_unavailable",
+                "this cannot be read right now",
+            )
+    assert "stored" in (await server.register()).json()["detail"]
 
 
 def _fill_up(path: Path) -> None:
