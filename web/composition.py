@@ -7,6 +7,7 @@ Only here is a store opened.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import logging
@@ -15,7 +16,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -291,17 +292,26 @@ def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[t
     listeners: list[trio.SocketListener] = []
     urls: list[str] = []
     if settings.tcp:
-        try:
+        with _naming(f"{settings.host}:{settings.port}"):
             listener = listen_on_tcp(settings.host, settings.port)
-        except OSError as error:
-            raise OSError(error.errno, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
         listening.callback(listener.socket.close)
         listeners.append(listener)
         urls.append(url_of(listener))
     if settings.unix_socket is not None:
-        listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
+        with _naming(str(settings.unix_socket)):
+            listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
         urls.append(f"unix:{settings.unix_socket}")
     return listeners, urls
+
+
+@contextlib.contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Have an error say where it could not be listened."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error  # what Python itself finds wrong, a path that is too long, has no number
+        raise OSError(error.errno or errno.EINVAL, f"cannot listen on {place}: {why}") from None
 
 
 def _settle_memory() -> None:

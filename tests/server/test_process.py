@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.server.process import COMMAND, served
+from tests.server.process import COMMAND, run, served
 
 
 @pytest.mark.guarantee(1)
@@ -117,3 +117,18 @@ async def test_a_wrong_setting_is_one_clear_line_and_exit_2(tmp_path: Path) -> N
     done = await trio.run_process(command, check=False, capture_stderr=True, stdout=subprocess.DEVNULL)
     assert done.returncode == 2
     assert "65535" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("place", "why"), [("absent/proxy.sock", "No such file"), ("file/proxy.sock", "Not a directory")]
+)
+async def test_a_unix_socket_that_cannot_be_made_is_named_in_one_line(tmp_path: Path, place: str, why: str) -> None:
+    path = tmp_path / place
+    (tmp_path / "file").touch()
+    at = ("--port", "0", "--data", tmp_path / "data")
+    code, _, said = await run("serve", *at, AVICENNA_UNIX_SOCKET=str(path))
+    assert code == 2
+    (line,) = [one for one in said.splitlines() if "cannot start" in one]
+    assert f"cannot listen on {path}: " in line
+    assert why in line
+    assert "Traceback" not in said
