@@ -105,7 +105,8 @@ async def open_store(
                 logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
                 database = await stack.enter_async_context(open_it())
             presence = files.Presence(path)
-            committer = Committer(database, clock, partial(files.size_of, files.wal_of(path)), presence.lost)
+            wal_bytes = partial(files.size_of, files.wal_of(path))
+            committer = Committer(database, clock, wal_bytes, presence.lost_at_a_glance)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
                     committer_nursery.start_soon(_run_shielded, committer)

@@ -165,6 +165,16 @@ async def test_an_event_with_a_flipped_byte_is_never_delivered_and_ends_the_stor
             pass
 
 
+@pytest.mark.parametrize("file", ["avicenna.db", "avicenna.db-wal"])
+async def test_a_file_that_is_replaced_is_noticed(path: Path, new_epoch: Callable[[], str], file: str) -> None:
+    with pytest.raises(StoreBroken, match="was replaced"), trio.fail_after(20):
+        async with opened(path, new_epoch) as store:
+            await fill(store)
+            (path.parent / "other").write_bytes(b"")
+            (path.parent / "other").rename(path.parent / file)
+            await trio.sleep_forever()
+
+
 async def test_an_event_that_is_missing_is_found_by_a_check(path: Path, new_epoch: Callable[[], str]) -> None:
     async with opened(path, new_epoch) as store:
         await fill(store)
