@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from storage.transactions import checksum
+from storage.transactions import is_whole
 
 PROBLEMS_MAX: Final = 100
 """Problems named at once. Beyond: left out; one is enough to act."""
@@ -39,10 +39,10 @@ def contents(db: sqlite3.Connection, after: int, limit: int = DIAGNOSES_PER_STEP
         return [], None
     found: list[str] = []
     span = (keys[0], keys[-1])
-    for diagnosis_id, *entry, crc in db.execute(
+    for diagnosis_id, *entry in db.execute(
         "SELECT public_id, seq, at, kind, body, crc FROM entry JOIN diagnosis USING (dx) WHERE dx BETWEEN ? AND ?", span
     ):
-        if checksum(*entry) != crc:
+        if not is_whole(*entry):
             found.append(f"diagnosis {diagnosis_id}: event {entry[0]} fails its checksum")
     found += [
         f"diagnosis {diagnosis_id}: its events are not {floor + 1} to {head} without a hole"

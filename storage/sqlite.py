@@ -240,12 +240,10 @@ class SqliteStore:
         self._cache_version = 0
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
-        storable.check(diagnosis_id)
-        refused: Sequence[Refused | None] = [storable.refusal_of(event) for event in events]
-        if any(refused):
+        storable.check_text(diagnosis_id)
+        refused = storable.refusals_of(events)
+        if refused:
             events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
-        else:
-            refused = ()
         given = tuple(events)
         pending = self._committer.submit(lambda db, now: transactions.append(db, diagnosis_id, given, now))
         return PendingAppend(pending, len(given), refused)

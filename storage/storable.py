@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Final
 
@@ -20,7 +21,7 @@ def check(*values: object) -> None:
     """
     for value in values:
         if isinstance(value, str):
-            _check_text(value)
+            check_text(value)
         elif isinstance(value, int):
             if not -INTEGER_MAX <= value <= INTEGER_MAX:
                 raise Unstorable("an integer must fit in 64 bits")
@@ -41,7 +42,16 @@ def refusal_of(event: NewEvent) -> Unstorable | None:
     return None
 
 
-def _check_text(text: str) -> None:
+def refusals_of(events: Sequence[NewEvent]) -> Sequence[Unstorable | None]:
+    """`refusal_of` each event; empty where all can be stored."""
+    for event in events:
+        if refusal_of(event) is not None:
+            return [refusal_of(one) for one in events]
+    return ()
+
+
+def check_text(text: str) -> None:
+    """As `check`, of one text."""
     if not text.isascii():
         try:
             text.encode()

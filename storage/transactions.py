@@ -7,6 +7,7 @@ Each does one operation of `storage.store.Store` and returns its answer. Expecte
 from __future__ import annotations
 
 import sqlite3
+import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -32,6 +33,8 @@ from storage.records import (
 )
 
 RESTORE: Final = "the disk has changed what was stored: restore a backup with `avicenna-live restore FILE`"
+
+_SEQ_AND_TIME: Final = struct.Struct("<qd")
 
 # Diagnoses
 
@@ -143,14 +146,14 @@ def append(
     head = last_seq
     for event in events:
         known = None if event.key is None else _known_key(db, dx, event, now)
-        if isinstance(known, KeyReused):
-            outcomes.append(known)
-        elif known is not None:
-            outcomes.append(Appended(Seq(known[0]), known[1], Epoch(epoch), replayed=True))
-        else:
+        if known is None:
             head += 1
             _store(db, dx, head, event, now)
-            outcomes.append(Appended(Seq(head), now, Epoch(epoch), replayed=False))
+            outcomes.append(Appended(Seq(head), now, epoch, replayed=False))
+        elif isinstance(known, KeyReused):
+            outcomes.append(known)
+        else:
+            outcomes.append(Appended(Seq(known[0]), known[1], epoch, replayed=True))
     if head > last_seq:
         db.execute(
             "UPDATE head SET last_seq = ?, floor = ? WHERE dx = ?", (head, max(floor, head - OUTBOX_EVENTS_MAX), dx)
@@ -183,7 +186,15 @@ def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: floa
 
 def checksum(seq: int, at: float, kind: str, body: bytes) -> int:
     """Over everything of an entry: SQLite has no page checksums, and its integrity check passes a flipped body."""
-    return zlib.crc32(body, zlib.crc32(f"{seq} {at!r} {kind}".encode()))
+    return zlib.crc32(body, zlib.crc32(kind.encode(), zlib.crc32(_SEQ_AND_TIME.pack(seq, at))))
+
+
+def is_whole(seq: int, at: float, kind: str, body: bytes, crc: int) -> bool:
+    """Whether an entry that was read is what was stored; damage can change even the types of its columns."""
+    try:
+        return checksum(seq, at, kind, body) == crc
+    except (TypeError, AttributeError, struct.error):
+        return False
 
 
 def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int) -> Slice:
@@ -199,7 +210,7 @@ def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int) 
     for number, at, kind, body, crc in db.execute(
         "SELECT seq, at, kind, body, crc FROM entry WHERE dx = ? AND seq > ? ORDER BY seq LIMIT ?", (dx, after, limit)
     ):
-        if checksum(number, at, kind, body) != crc:
+        if not is_whole(number, at, kind, body, crc):
             raise StoreBroken(f"diagnosis {diagnosis_id}: event {number} fails its checksum; {RESTORE}")
         events.append(Event(Seq(number), at, kind, body))
     if len(events) != min(limit, max(0, window.head - after)):

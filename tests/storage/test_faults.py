@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from storage import copies
 from storage.errors import Busy, CannotCopy, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
 from storage.records import Appended, Durability, NewEvent, Seq
 from storage.sqlite import DamagePolicy, SqliteStore, open_store
+from storage.transactions import checksum, is_whole
 from tests.storage.conftest import ManualClock
 
 
@@ -163,6 +165,25 @@ async def test_an_event_with_a_flipped_byte_is_never_delivered_and_ends_the_stor
     with pytest.raises(Damaged, match=r"event 3 fails its checksum.*avicenna-live restore FILE --data"):
         async with opened(path, new_epoch):
             pass
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        (2, 5.0, "k", b"body"),
+        (1, 5.5, "k", b"body"),
+        (1, 5.0, "x", b"body"),
+        (1, 5.0, "k", b"bodx"),
+        (None, 5.0, "k", b"body"),
+        (1, "5.0", "k", b"body"),
+        (1, 5.0, b"k", b"body"),
+        (1, 5.0, "k", "body"),
+    ],
+)
+def test_an_entry_with_another_number_time_kind_body_or_type_is_not_whole(damaged: tuple[Any, Any, Any, Any]) -> None:
+    crc = checksum(1, 5.0, "k", b"body")
+    assert is_whole(1, 5.0, "k", b"body", crc)
+    assert not is_whole(*damaged, crc)
 
 
 @pytest.mark.parametrize("file", ["avicenna.db", "avicenna.db-wal"])
