@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import Context
 from pathlib import Path
@@ -34,6 +34,8 @@ class _Loop(asyncio.AbstractEventLoop):
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
+        self._handle = asyncio.Handle(lambda: None, (), self)
+        """The answer to a call, to cancel it with. Nobody does, and one for each call costs a switch of threads."""
 
     def get_debug(self) -> bool:
         return False
@@ -52,7 +54,7 @@ class _Loop(asyncio.AbstractEventLoop):
     ) -> asyncio.Handle:
         """Futures announce their result through this, on Trio's thread only: at once is soon enough."""
         callback(*args)
-        return asyncio.Handle(callback, args, self, context)
+        return self._handle
 
     def call_soon_threadsafe(
         self, callback: Callable[[Unpack[Args]], object], *args: *Args, context: Context | None = None
@@ -61,40 +63,53 @@ class _Loop(asyncio.AbstractEventLoop):
         # If Trio's run is over nobody is left to tell; raising would end the thread with its connection open.
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(callback, *args)
-        return asyncio.Handle(callback, args, self, context)
+        return self._handle
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         raise RuntimeError(context.get("message", "asyncio failed"))
 
 
-async def _drive(loop: _Loop, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run an asyncio coroutine to its end.
+def _step(loop: _Loop, work: Coroutine[Any, Any, object]) -> asyncio.Future[Any]:
+    """Run an asyncio coroutine up to the next future it waits for.
 
-    Cancellation: before the first step nothing has happened; after it, this waits the result out, so that
-    the answer to "did it commit?" is never thrown away.
+    Raises:
+        StopIteration: it has ended, with this value.
     """
+    before = asyncio._get_running_loop()
+    asyncio._set_running_loop(loop)
     try:
-        await trio.lowlevel.checkpoint_if_cancelled()
-    except BaseException:
-        work.close()
-        raise
+        future = work.send(None)
+    finally:
+        asyncio._set_running_loop(before)
+    if not isinstance(future, asyncio.Future) or future.get_loop() is not loop:
+        raise RuntimeError("aiosqlite awaited something that is not a future of its loop")
+    future._asyncio_future_blocking = False
+    return future
+
+
+async def _wait(future: asyncio.Future[Result], tell: Callable[[Result], object] = lambda _: None) -> None:
+    """Wait until a future is done, whatever is cancelled meanwhile; `tell` gets its result at that moment."""
+    task = trio.lowlevel.current_task()
+
+    def arrive(_: object) -> None:
+        if future.exception() is None:
+            tell(future.result())
+        trio.lowlevel.reschedule(task)
+
+    future.add_done_callback(arrive)
+    await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+
+
+async def _drive(loop: _Loop, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run an asyncio coroutine to its end, whatever is cancelled meanwhile."""
     while True:
-        before = asyncio._get_running_loop()
-        asyncio._set_running_loop(loop)
         try:
-            future = work.send(None)
-        except StopIteration as done:
-            result: Result = done.value
+            future = _step(loop, work)
+        except StopIteration as end:
+            result: Result = end.value
             return result
-        finally:
-            asyncio._set_running_loop(before)
-        if not isinstance(future, asyncio.Future) or future.get_loop() is not loop:
-            raise RuntimeError("aiosqlite awaited something that is not a future of its loop")
-        future._asyncio_future_blocking = False
         if not future.done():
-            task = trio.lowlevel.current_task()
-            future.add_done_callback(lambda _, task=task: trio.lowlevel.reschedule(task))  # type: ignore[misc]
-            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+            await _wait(future)
 
 
 class Database:
@@ -111,17 +126,29 @@ class Database:
 
         Raises: what `function` raises.
 
-        Cancellation: before it is queued nothing happens; once queued it runs, and its result is waited for.
+        Cancellation: before it is queued nothing happens; once queued it runs, and its result is waited for,
+        so that the answer to "did it commit?" is never thrown away.
         """
+        return await self.run_and_tell(lambda _: None, function, *args, **kwargs)
+
+    async def run_and_tell(
+        self,
+        tell: Callable[[Result], object],
+        function: Callable[Concatenate[sqlite3.Connection, P], Result],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Result:
+        """As `run`; and the moment there is a result, before this task runs again, `tell` is called with it.
+
+        `tell` must not raise: like all that `TrioToken.run_sync_soon` calls, it would end the whole run.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
         connection = self._connection
-
-        async def hop() -> Result:
-            result: Awaitable[Result] = connection._execute(  # type: ignore[no-untyped-call]
-                function, connection._conn, *args, **kwargs
-            )
-            return await result
-
-        return await _drive(self._loop, hop())
+        work: Coroutine[Any, Any, Result] = connection._execute(  # type: ignore[no-untyped-call]
+            function, connection._conn, *args, **kwargs
+        )
+        await _wait(_step(self._loop, work), tell)
+        return await _drive(self._loop, work)
 
 
 @asynccontextmanager

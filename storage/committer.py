@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Concatenate, Final, Generic, ParamSpec, TypeVar, cast
 
 import trio
@@ -186,30 +187,33 @@ class Committer:
 
     async def _commit(self, batch: Sequence[Pending[object]]) -> None:
         """Carry out a batch in one transaction, or, if one operation spoils it, each in its own."""
-        outcomes: Sequence[object]
         if self._broken is not None:
-            outcomes = [Failed(str(self._broken))] * len(batch)
+            _settle(batch, [Failed(str(self._broken))] * len(batch))
+            return
+        tell = partial(self._committed, batch, self._clock.monotonic())
+        works = [one.work for one in batch]
+        try:
+            await self._database.run_and_tell(tell, run_transaction, works, self._clock.wall(), self._lost)
+        except Spoiled as spoiled:
+            if len(batch) > 1:
+                for one in batch:
+                    await self._commit([one])
+                return
+            failure = self._translate(spoiled.cause)
+        except TransactionFailed as failed:
+            failure = self._refused(failed)
+        except StoreBroken as broken:
+            self.break_down(str(broken))
+            failure = Failed(str(broken))
         else:
-            began = self._clock.monotonic()
-            works = [one.work for one in batch]
-            try:
-                outcomes = await self._database.run(run_transaction, works, self._clock.wall(), self._lost)
-            except Spoiled as spoiled:
-                if len(batch) > 1:
-                    for one in batch:
-                        await self._commit([one])
-                    return
-                outcomes = [self._translate(spoiled.cause)]
-            except TransactionFailed as failed:
-                outcomes = [self._refused(failed)] * len(batch)
-            except StoreBroken as broken:
-                self.break_down(str(broken))
-                outcomes = [Failed(str(broken))] * len(batch)
-            else:
-                self._outage.is_over(self._clock.monotonic())
-            self._count(len(batch), self._clock.monotonic() - began)
-        for one, outcome in zip(batch, outcomes, strict=True):
-            one.settle(outcome)
+            self._outage.is_over(self._clock.monotonic())
+            return
+        tell([failure] * len(batch))
+
+    def _committed(self, batch: Sequence[Pending[object]], began: float, outcomes: Sequence[object]) -> None:
+        """Wake everybody who waits for a batch; in the moment its answer is there, a turn before `run` goes on."""
+        self._count(len(batch), self._clock.monotonic() - began)
+        _settle(batch, outcomes)
 
     def _refused(self, failed: TransactionFailed) -> StorageError:
         """What the waiters of a transaction are told that the disk refused; told to the log as well."""
@@ -260,6 +264,11 @@ class Committer:
             wal_bytes=self._wal_bytes(),
             broken=None if self._broken is None else str(self._broken),
         )
+
+
+def _settle(batch: Sequence[Pending[object]], outcomes: Sequence[object]) -> None:
+    for one, outcome in zip(batch, outcomes, strict=True):
+        one.settle(outcome)
 
 
 class Spoiled(Exception):

@@ -90,6 +90,16 @@ async def test_a_caller_that_is_cancelled_while_it_runs_gets_the_result(tmp_path
         assert await database.run(count) == 1
 
 
+async def test_a_result_is_told_before_any_other_task_runs_and_an_error_is_not_told(tmp_path: Path) -> None:
+    told: list[int] = []
+    async with open_database(tmp_path / "d.db") as database:
+        assert await database.run_and_tell(told.append, insert, 7) == 7
+        assert told == [7]
+        with pytest.raises(sqlite3.OperationalError):
+            await database.run_and_tell(told.append, lambda db: db.execute("NONSENSE").rowcount)
+    assert told == [7]
+
+
 async def test_calls_run_in_the_order_they_were_made(tmp_path: Path) -> None:
     order: list[int] = []
 
