@@ -237,18 +237,22 @@ def purge(db: sqlite3.Connection, diagnosis_id: str) -> Purged:
 
 def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Seq | None]:
     """Store cursors; the cursor now stored for each move."""
-    return [_move_cursor(db, move) for move in moves]
+    heads: dict[tuple[str, Epoch], tuple[int, int] | None] = {}
+    stored: list[Seq | None] = []
+    for move in moves:
+        where = (move.diagnosis_id, move.epoch)
+        if where not in heads:  # the same for all who follow a diagnosis
+            heads[where] = db.execute(
+                "SELECT dx, last_seq FROM diagnosis JOIN head USING (dx)"
+                " WHERE public_id = ? AND deleted_at IS NULL AND epoch = ?",
+                where,
+            ).fetchone()
+        found = heads[where]
+        stored.append(None if found is None else _move_cursor(db, move, *found))
+    return stored
 
 
-def _move_cursor(db: sqlite3.Connection, move: CursorMove) -> Seq | None:
-    row = db.execute(
-        "SELECT dx, last_seq FROM diagnosis JOIN head USING (dx)"
-        " WHERE public_id = ? AND deleted_at IS NULL AND epoch = ?",
-        (move.diagnosis_id, move.epoch),
-    ).fetchone()
-    if row is None:
-        return None
-    dx, head = row
+def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -> Seq:
     (stored,) = db.execute(
         "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :at, NULL)"
         " ON CONFLICT DO UPDATE SET"
