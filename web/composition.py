@@ -62,9 +62,6 @@ CONNECTIONS_SECONDS_MAX: Final = 5.0
 
 assert CONNECTIONS_SECONDS_MAX < DRAIN_SECONDS_MAX, "the registry drains after the connections"
 
-FRAME_BYTES_MAX: Final = 8 * 1024
-"""Largest message of a client. Beyond: close 1009."""
-
 GIL_SWITCH_SECONDS: Final = 0.0002
 """Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
 
@@ -263,7 +260,6 @@ async def _serve_front_end(services: Services, ready: Ready) -> float:
 
     terms = Terms(
         connections_max=connections_possible(settings.max_connections),
-        message_bytes_max=FRAME_BYTES_MAX,
         drain_seconds_max=CONNECTIONS_SECONDS_MAX,
         patience=Patience(idle_seconds=settings.keep_alive_seconds),
         elsewhere=lambda: hub.connections,

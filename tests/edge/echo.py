@@ -60,7 +60,6 @@ async def echo_server(port: int = 0, limits: ChannelLimits = LIMITS) -> AsyncIte
     async with open_hub(open_poller(), clock=SystemClock(), jitter=lambda: 0.5, limits=limits) as hub:
         terms = Terms(
             connections_max=10_000,
-            message_bytes_max=1024,
             drain_seconds_max=5,
             patience=Patience(),
             elsewhere=lambda: hub.connections,

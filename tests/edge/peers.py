@@ -139,7 +139,6 @@ async def running_edge(
     patience = Patience(idle_seconds=terms.pop("idle_seconds", 10.0), **terms.pop("patience", {}))
     defaults: dict[str, Any] = {
         "connections_max": 1000,
-        "message_bytes_max": 8192,
         "drain_seconds_max": 5.0,
         "patience": patience,
     }

@@ -97,7 +97,7 @@ class Broken:
 async def test_an_unexpected_error_of_a_connection_is_logged_without_its_text_and_ends_that_connection_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    edge = Edge(short, Terms(connections_max=1, message_bytes_max=1, drain_seconds_max=1.0, patience=Patience()))
+    edge = Edge(short, Terms(connections_max=1, drain_seconds_max=1.0, patience=Patience()))
     server_end, client_end = trio.socket.socketpair()
     await edge.accept(cast("trio.SocketStream", Broken(server_end)))
     assert await client_end.recv(1) == b""

@@ -72,7 +72,7 @@ async def test_nothing_new_is_accepted_while_the_rest_drains() -> None:
 
 async def test_a_connection_accepted_just_before_the_stop_ends_at_once() -> None:
     patience = Patience(idle_seconds=60)
-    edge = Edge(short, Terms(connections_max=1, message_bytes_max=1, drain_seconds_max=1.0, patience=patience))
+    edge = Edge(short, Terms(connections_max=1, drain_seconds_max=1.0, patience=patience))
     await edge.retire()
     server_end, client_end = trio.socket.socketpair()
     with trio.fail_after(10):

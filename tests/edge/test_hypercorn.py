@@ -112,7 +112,6 @@ async def test_the_parts_have_the_attributes_we_look_at() -> None:
         "h11_max_incomplete_size",
         "include_server_header",
         "keep_alive_max_requests",
-        "websocket_max_message_size",
         "shutdown_timeout",
     ):
         assert hasattr(config, name), name

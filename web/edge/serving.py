@@ -40,8 +40,6 @@ class Terms:
 
     connections_max: int
     """Open at once, those given away included. Beyond: 503."""
-    message_bytes_max: int
-    """Largest WebSocket message on the ASGI channel."""
     drain_seconds_max: float
     """From the request to stop until what is still open is cut."""
     patience: Patience
@@ -56,7 +54,7 @@ class Edge:
 
     def __init__(self, app: ASGIFramework, terms: Terms) -> None:
         self.app: AppWrapper = ASGIWrapper(app)
-        self.config = _config(terms)
+        self.config = _config()
         self.context = WorkerContext(None)
         self.state: LifespanState = {}
         self.patience = terms.patience
@@ -160,7 +158,7 @@ async def _drain(edge: Edge, terms: Terms) -> None:
         edge.cut()
 
 
-def _config(terms: Terms) -> Config:
+def _config() -> Config:
     """What Hypercorn's parts look at."""
     config = Config()
     config.accesslog = None
@@ -168,5 +166,4 @@ def _config(terms: Terms) -> Config:
     config.h11_max_incomplete_size = answers.HEAD_BYTES_MAX
     config.include_server_header = False
     config.keep_alive_max_requests = REQUESTS_MAX
-    config.websocket_max_message_size = terms.message_bytes_max
     return config
