@@ -77,6 +77,16 @@ static void send_all(struct clients *all, struct connection *one, const void *by
         client_close(all, one);
 }
 
+/* Who answers is taken for interactive by the kernel, and its TCP acknowledgements are delayed from then on, by timers.
+ * Over loopback these run on the core of the server, and only a server that asks for answers would pay for them. */
+static void answer_ping(struct clients *all, struct connection *one, const struct frame *ping) {
+    unsigned char answer[FRAME_CONTROL_MAX];
+    int yes = 1;
+    send_all(all, one, answer, frame_write(answer, FRAME_PONG, ping->payload, ping->payload_bytes));
+    if (one->fd >= 0)
+        setsockopt(one->fd, IPPROTO_TCP, TCP_QUICKACK, &yes, sizeof yes);
+}
+
 static void say_refused(const char *what, const unsigned char *answer, size_t bytes) {
     static bool said;
     const unsigned char *end = memchr(answer, '\r', bytes);
@@ -199,7 +209,7 @@ static size_t take_frames(struct clients *all, struct connection *one, unsigned 
         switch (frame.opcode) {
         case FRAME_PING:
             all->counters.pings++;
-            send_all(all, one, answer, frame_write(answer, FRAME_PONG, frame.payload, frame.payload_bytes));
+            answer_ping(all, one, &frame);
             break;
         case FRAME_CLOSE:
             send_all(all, one, answer, frame_write(answer, FRAME_CLOSE, frame.payload, frame.payload_bytes));
