@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final
 
 import trio
@@ -150,14 +151,24 @@ def forbidden() -> Problem:
     return Problem("forbidden", "you may not do this with this diagnosis")
 
 
-def require_scope(who: Principal, *scopes: str) -> None:
-    """Let only tokens with one of these scopes pass.
+def authenticate_for(services: Services, right: rights.Right) -> Principal:
+    """Who sent the current request, if one of its scopes gives it this right.
 
     Raises:
-        Problem: 403.
+        Problem: 401 as `authenticate`, or 403.
     """
-    if not who.has(*scopes):
-        raise Problem("forbidden", f"this needs the scope {' or '.join(scopes)}")
+    who = authenticate(services)
+    if not who.has(*right.scopes):
+        raise Problem("forbidden", f"this needs the scope {' or '.join(right.scopes)}")
+    return who
+
+
+async def authorized_to_follow(services: Services, who: Principal, diagnosis_id: str) -> Diagnosis:
+    """The diagnosis, if `who` may follow it. Raises as `authorized_diagnosis`."""
+    allowed = services.settings.allow_anonymous
+    return await authorized_diagnosis(
+        services, who, diagnosis_id, partial(rights.may_subscribe, anonymous_allowed=allowed)
+    )
 
 
 # WebSocket

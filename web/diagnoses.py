@@ -10,7 +10,7 @@ from quart import Blueprint, Response, request
 from actors.subscriber import Ending, Subscriber
 from storage.records import Diagnosis, NewAuditRow, Registered
 from web import rights, wire
-from web.access import authenticate, authorized_diagnosis, carried_through, require_scope
+from web.access import authenticate, authenticate_for, authorized_diagnosis, carried_through
 from web.bodies import answer, read_json_body
 from web.paging import page_of
 from web.records import diagnosis_id_as_json, diagnosis_id_of
@@ -32,8 +32,7 @@ def diagnoses(services: Services) -> Blueprint:
 
     @blueprint.put("/diagnoses/<diagnosis_id>")
     async def register(diagnosis_id: str) -> Response:
-        who = authenticate(services)
-        require_scope(who, *rights.REGISTER.scopes)
+        who = authenticate_for(services, rights.REGISTER)
         checked_id = diagnosis_id_of(diagnosis_id)
         wanted = wire.decode_registration(await read_json_body())
         viewers = tuple(dict.fromkeys(wanted.viewers))
@@ -52,8 +51,7 @@ def diagnoses(services: Services) -> Blueprint:
 
     @blueprint.delete("/diagnoses/<diagnosis_id>")
     async def delete(diagnosis_id: str) -> Response:
-        who = authenticate(services)
-        require_scope(who, *rights.REGISTER.scopes)
+        who = authenticate_for(services, rights.REGISTER)
         checked_id = diagnosis_id_of(diagnosis_id)
         with carried_through():
             deleted = await services.store.delete(checked_id, partial(_deleting, who))

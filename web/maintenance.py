@@ -9,11 +9,10 @@ from typing import Final
 from quart import Blueprint, Response
 
 from storage.records import NewAuditRow
-from web import wire
-from web.access import authenticate, require_scope
+from web import rights, wire
+from web.access import authenticate_for
 from web.bodies import answer
 from web.services import Services
-from web.tokens import Principal
 
 BACKUPS_DIRECTORY: Final = "backups"
 """Name of the directory of backups within the data directory (0700)."""
@@ -25,7 +24,7 @@ def maintenance(services: Services) -> Blueprint:
 
     @blueprint.post("/backup")
     async def backup() -> Response:
-        who = _operator(services)
+        who = authenticate_for(services, rights.OPERATE)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(services.clock.wall()))
         # The random part keeps two backups of one second apart.
         name = f"avicenna-{stamp}-{secrets.token_hex(4)}.db"
@@ -38,16 +37,10 @@ def maintenance(services: Services) -> Blueprint:
 
     @blueprint.post("/check")
     async def check() -> Response:
-        who = _operator(services)
+        who = authenticate_for(services, rights.OPERATE)
         problems = list(await services.store.check())
         shown = {"status": "damaged" if problems else "ok", "problems": problems}
         await services.store.record(NewAuditRow(who.sub or "", "database.check", "", after=wire.encode(shown).decode()))
         return answer(shown)
 
     return blueprint
-
-
-def _operator(services: Services) -> Principal:
-    who = authenticate(services)
-    require_scope(who, "operate")
-    return who

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
 
 from quart import Blueprint, Response, request
 
@@ -15,18 +14,15 @@ from actors.errors import ActorError
 from actors.messages import Forget, Inspect, Purge
 from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.subscriber import Ending, Subscriber
-from storage.errors import NoSuchDiagnosis
 from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Purged, Seq, SubscriberId, Window
 from web import rights, wire
-from web.access import authenticate, require_scope
+from web.access import authenticate_for
 from web.bodies import answer
 from web.errors import Problem
 from web.paging import page_of
 from web.records import DEVICE, DEVICE_RULE, diagnosis_id_as_json, diagnosis_id_of
 from web.services import Services
 from web.tokens import Principal
-
-OUTBOX_DIGITS_MAX: Final = 15
 
 
 def operators(services: Services) -> Blueprint:
@@ -35,7 +31,7 @@ def operators(services: Services) -> Blueprint:
 
     @blueprint.get("/actors")
     async def list_actors() -> Response:
-        _operator(services)
+        authenticate_for(services, rights.OPERATE)
         page = page_of(request.args)
         outboxes = await services.store.outboxes(after=page.after, limit=page.limit + 1)
         shown = {one.diagnosis.diagnosis_id: await _actor(services, one) for one in outboxes[: page.limit]}
@@ -45,14 +41,14 @@ def operators(services: Services) -> Blueprint:
 
     @blueprint.get("/actors/<diagnosis_id>")
     async def show_actor(diagnosis_id: str) -> Response:
-        _operator(services)
-        diagnosis = await _registered(services, diagnosis_id)
+        authenticate_for(services, rights.OPERATE)
+        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         return await _answer_with_actor(services, diagnosis)
 
     @blueprint.post("/actors/<diagnosis_id>/restart")
     async def restart(diagnosis_id: str) -> Response:
-        who = _operator(services)
-        diagnosis = await _registered(services, diagnosis_id)
+        who = authenticate_for(services, rights.OPERATE)
+        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         before = services.registry.statistics_of(diagnosis.diagnosis_id)
         await services.registry.restart(diagnosis.diagnosis_id)
         await _audit_change(services, who, "actor.restart", before)
@@ -62,8 +58,8 @@ def operators(services: Services) -> Blueprint:
 
     @blueprint.post("/actors/<diagnosis_id>/stop")
     async def stop(diagnosis_id: str) -> Response:
-        who = _operator(services)
-        diagnosis = await _registered(services, diagnosis_id)
+        who = authenticate_for(services, rights.OPERATE)
+        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         before = services.registry.statistics_of(diagnosis.diagnosis_id)
         await services.registry.stop(diagnosis.diagnosis_id)
         await _audit_change(services, who, "actor.stop", before)
@@ -71,13 +67,10 @@ def operators(services: Services) -> Blueprint:
 
     @blueprint.get("/actors/<diagnosis_id>/outbox")
     async def show_outbox(diagnosis_id: str) -> Response:
-        _operator(services)
-        diagnosis = await _registered(services, diagnosis_id)
+        authenticate_for(services, rights.OPERATE)
+        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         page = page_of(request.args)
-        after = page.after or "0"
-        if not after.isascii() or not after.isdigit() or len(after) > OUTBOX_DIGITS_MAX:
-            raise Problem("invalid_field", f"after must be an integer >= 0 of at most {OUTBOX_DIGITS_MAX} digits")
-        found = await services.store.read_after(diagnosis.diagnosis_id, Seq(int(after)), page.limit + 1)
+        found = await services.store.read_after(diagnosis.diagnosis_id, Seq(page.after_number), page.limit + 1)
         return answer(
             page.of(
                 found.events,
@@ -88,16 +81,16 @@ def operators(services: Services) -> Blueprint:
 
     @blueprint.delete("/actors/<diagnosis_id>/outbox")
     async def purge(diagnosis_id: str) -> Response:
-        who = _operator(services)
-        diagnosis = await _registered(services, diagnosis_id)
+        who = authenticate_for(services, rights.OPERATE)
+        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         audit = partial(_purging, who, diagnosis.diagnosis_id)
         window = await services.registry.ask(diagnosis.diagnosis_id, Purge(audit))
         return answer(_window(diagnosis.diagnosis_id, window))
 
     @blueprint.delete("/actors/<diagnosis_id>/subscribers")
     async def disconnect(diagnosis_id: str) -> Response:
-        who = _operator(services)
-        diagnosis = await _registered(services, diagnosis_id)
+        who = authenticate_for(services, rights.OPERATE)
+        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         sub, device, forget = request.args.get("sub"), request.args.get("device"), request.args.get("forget", "0")
         if device is not None and not DEVICE.fullmatch(device):
             raise Problem("invalid_field", f"device {DEVICE_RULE}")
@@ -106,19 +99,6 @@ def operators(services: Services) -> Blueprint:
         return await _disconnect(services, who, diagnosis.diagnosis_id, sub, device, forget=forget == "1")
 
     return blueprint
-
-
-def _operator(services: Services) -> Principal:
-    who = authenticate(services)
-    require_scope(who, *rights.OPERATE.scopes)
-    return who
-
-
-async def _registered(services: Services, diagnosis_id: str) -> Diagnosis:
-    try:
-        return await services.store.get(diagnosis_id_of(diagnosis_id))
-    except NoSuchDiagnosis:
-        raise Problem("not_found", "this diagnosis is not registered") from None
 
 
 async def _disconnect(

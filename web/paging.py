@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from web.errors import Problem
+from web.records import NUMBER
 
 PAGE_ITEMS_MAX: Final = 1000
 PAGE_ITEMS_DEFAULT: Final = 100
 
-_NUMBER: Final = re.compile(r"[0-9]{1,9}")
+_LIMIT: Final = re.compile(r"[0-9]{1,9}")
 
 Item = TypeVar("Item")
 
@@ -24,6 +25,17 @@ class Page:
     limit: int
     after: str
     """The `next` of the page before; empty: from the start."""
+
+    @property
+    def after_number(self) -> int:
+        """`after` in a list that numbers order; 0: from the start.
+
+        Raises:
+            Problem: it is no number.
+        """
+        if not NUMBER.fullmatch(self.after or "0"):
+            raise Problem("invalid_field", "after must be an integer >= 0 of at most 15 digits")
+        return int(self.after or "0")
 
     def of(
         self, found: Sequence[Item], show: Callable[[Item], object], key: Callable[[Item], str]
@@ -41,6 +53,6 @@ def page_of(query: Mapping[str, str]) -> Page:
         Problem: `limit` is out of range.
     """
     text = query.get("limit", str(PAGE_ITEMS_DEFAULT))
-    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= PAGE_ITEMS_MAX:
+    if not _LIMIT.fullmatch(text) or not 1 <= int(text) <= PAGE_ITEMS_MAX:
         raise Problem("invalid_field", f"limit must be an integer 1-{PAGE_ITEMS_MAX}")
     return Page(int(text), query.get("after", ""))

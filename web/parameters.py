@@ -11,14 +11,13 @@ from typing import Final, Protocol
 from actors.resume import OLDEST, Wanted
 from storage.records import Epoch, Seq
 from web.errors import ConnectionRefused, Problem, invalid_parameter
-from web.records import DEVICE, DEVICE_RULE, diagnosis_id_of
+from web.records import DEVICE, DEVICE_RULE, NUMBER, diagnosis_id_of
 
 NAMES: Final = frozenset(
     {"ack", "after", "device", "epoch", "forget", "limit", "owner", "seq", "start", "sub", "token"}
 )
 """Parameters that some route looks at; others are ignored."""
 
-_NUMBER: Final = re.compile(r"[0-9]{1,15}")
 _EVENT_ID: Final = re.compile(r"([!-~]{1,64})\.([0-9]{1,15})")
 _EPOCH: Final = re.compile(r"[!-~]{1,64}")
 
@@ -93,11 +92,11 @@ def parse_stream(diagnosis_id: str, query: Mapping[str, str], last_event_id: str
 
 def _wanted(query: Mapping[str, str]) -> Wanted:
     after, epoch, start = query.get("after"), query.get("epoch"), query.get("start", "oldest")
-    if after is not None and not _NUMBER.fullmatch(after):
+    if after is not None and not NUMBER.fullmatch(after):
         raise _refused("after must be an integer >= 0 of at most 15 digits")
     if epoch is not None and not _EPOCH.fullmatch(epoch):
         raise _refused("epoch must be 1-64 printable characters")
-    if start not in ("oldest", "new") and not _NUMBER.fullmatch(start):
+    if start not in ("oldest", "new") and not NUMBER.fullmatch(start):
         raise _refused("start must be oldest, new, or an integer >= 0")
     newest = OLDEST if start == "oldest" else 0 if start == "new" else int(start)
     return Wanted(None if after is None else Seq(int(after)), None if epoch is None else Epoch(epoch), newest)

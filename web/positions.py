@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import base64
-import re
-from typing import Final
 
 from quart import Blueprint, Response, request
 
 from actors.messages import Delivery, Inspect, Trace
-from storage.records import Diagnosis, Seq
+from storage.records import Seq
 from web import rights, wire
-from web.access import authenticate, authorized_diagnosis
+from web.access import authenticate, authorized_diagnosis, authorized_to_follow
 from web.bodies import answer
 from web.errors import Problem
 from web.paging import page_of
-from web.records import diagnosis_id_of
+from web.records import NUMBER, diagnosis_id_of
 from web.services import Services
-from web.tokens import Principal
-
-_NUMBER: Final = re.compile(r"[0-9]{1,15}")
 
 
 def positions(services: Services) -> Blueprint:
@@ -27,13 +22,10 @@ def positions(services: Services) -> Blueprint:
     blueprint = Blueprint("positions", __name__)
     anonymous_allowed = services.settings.allow_anonymous
 
-    def may_subscribe(who: Principal, diagnosis: Diagnosis) -> bool:
-        return rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed)
-
     @blueprint.get("/diagnoses/<diagnosis_id>/position")
     async def position(diagnosis_id: str) -> Response:
         who = authenticate(services, anonymous_allowed=anonymous_allowed)
-        diagnosis = await authorized_diagnosis(services, who, diagnosis_id_of(diagnosis_id), may_subscribe)
+        diagnosis = await authorized_to_follow(services, who, diagnosis_id_of(diagnosis_id))
         window = await services.registry.ask(diagnosis.diagnosis_id, Inspect())
         return answer({"epoch": window.epoch, "head": window.head, "floor": window.floor})
 
@@ -43,7 +35,7 @@ def positions(services: Services) -> Blueprint:
         diagnosis = await authorized_diagnosis(services, who, diagnosis_id_of(diagnosis_id), rights.may_broadcast)
         window = await services.registry.ask(diagnosis.diagnosis_id, Inspect())
         text = request.args.get("seq", "")
-        if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= window.head:
+        if not NUMBER.fullmatch(text) or not 1 <= int(text) <= window.head:
             raise Problem("invalid_field", f"seq must be an integer from 1 to the head, {window.head}")
         page = page_of(request.args)
         found = await services.registry.ask(diagnosis.diagnosis_id, Trace(Seq(int(text))))

@@ -18,6 +18,9 @@ DEVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DEVICE_RULE: Final = "must be 1-64 characters of A-Z a-z 0-9 _ . -"
 NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 
+NUMBER: Final = re.compile(r"[0-9]{1,15}")
+"""A number in a URL."""
+
 FRACTION_RULE: Final = "must be 0-1"
 DEPTH_MAX: Final = 64
 """Levels of objects and lists within an object. Reason: every client must be able to decode it. Beyond: 422."""

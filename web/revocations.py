@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -16,10 +15,11 @@ from storage.errors import StorageError
 from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import Store
 from web import rights, wire
-from web.access import authenticate, carried_through, require_scope
+from web.access import authenticate_for, carried_through
 from web.bodies import answer, read_json_body
 from web.errors import Problem
 from web.paging import page_of
+from web.records import NUMBER
 from web.revoked import Revoked
 from web.services import Services
 from web.tokens import LEEWAY_SECONDS, Principal
@@ -30,8 +30,6 @@ EXPIRE_EVERY_SECONDS: Final = 3600.0
 PAGE_REVOCATIONS: Final = 1000
 """Revocations read from the store at once."""
 
-_NUMBER: Final = re.compile(r"[0-9]{1,15}")
-
 
 def revocations(services: Services) -> Blueprint:
     """The three routes."""
@@ -39,7 +37,7 @@ def revocations(services: Services) -> Blueprint:
 
     @blueprint.post("/revocations")
     async def revoke() -> Response:
-        who = _operator(services)
+        who = authenticate_for(services, rights.OPERATE)
         wanted = wire.decode_revocation(await read_json_body())
         with carried_through():
             made = await services.store.revoke(sub=wanted.sub, token_id=wanted.jti, audit=partial(_adding, who))
@@ -49,17 +47,15 @@ def revocations(services: Services) -> Blueprint:
 
     @blueprint.get("/revocations")
     async def list_revocations() -> Response:
-        _operator(services)
+        authenticate_for(services, rights.OPERATE)
         page = page_of(request.args)
-        if not _NUMBER.fullmatch(page.after or "0"):
-            raise Problem("invalid_field", "after must be an integer >= 0 of at most 15 digits")
-        found = await services.store.revocations(after=int(page.after or "0"), limit=page.limit + 1)
+        found = await services.store.revocations(after=page.after_number, limit=page.limit + 1)
         return answer(page.of(found, _shown, lambda one: str(one.number)))
 
     @blueprint.delete("/revocations/<number>")
     async def lift(number: str) -> Response:
-        who = _operator(services)
-        if not _NUMBER.fullmatch(number):
+        who = authenticate_for(services, rights.OPERATE)
+        if not NUMBER.fullmatch(number):
             raise Problem("not_found", "there is no revocation with this id")
         with carried_through():
             lifted = await services.store.lift_revocation(int(number), partial(_lifting, who))
@@ -92,12 +88,6 @@ async def expire_revocations(store: Store, revoked: Revoked, clock: Clock, lifet
         else:
             revoked.expire(until)
         await trio.sleep(EXPIRE_EVERY_SECONDS)
-
-
-def _operator(services: Services) -> Principal:
-    who = authenticate(services)
-    require_scope(who, *rights.OPERATE.scopes)
-    return who
 
 
 def _is_covered(revoked: Revoked) -> Callable[[Subscriber], bool]:

@@ -5,6 +5,7 @@ Knows no socket: frames go out through `Speaker.say`. The transport that carries
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol, assert_never
 
 from actors.registry import Registry
@@ -14,6 +15,7 @@ from storage.clock import Clock
 from storage.records import Seq
 from web import wire
 from web.edge.flood import FrameRate
+from web.errors import CloseCode
 from web.expiry import Expiry
 from web.records import Ack, Auth, Ping
 from web.tokens import Principal
@@ -21,6 +23,10 @@ from web.tokens import Principal
 REPEATS_PER_SECOND_MAX: Final = 1000
 """Acknowledgements of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
 come only as often as events do; these might never end."""
+
+
+RETRY_SPREAD_SECONDS: Final = 5.0
+"""Clients of a server that stops are told to come back at random within this time."""
 
 
 class Speaker(Protocol):
@@ -160,6 +166,11 @@ class Session:
                 return self.frame("live", wire.seq_data(due.seq))
             case _:
                 assert_never(due)
+
+    def goodbye(self, code: CloseCode, reason: str, jitter: Callable[[], float]) -> tuple[bytes, int | None]:
+        """The `bye` frame before a close, and when the client is told to come back, in milliseconds; `None`: not."""
+        retry = round(jitter() * RETRY_SPREAD_SECONDS * 1000) if code is CloseCode.RESTART else None
+        return self.frame("bye", wire.bye_data(code, reason, retry)), retry
 
     def say(self, kind: str, data: object) -> None:
         """Queue a server frame that is no event."""

@@ -16,11 +16,11 @@ from quart import Blueprint, Response, request
 from actors.messages import Admission
 from actors.ring import Gap
 from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
-from storage.records import Diagnosis, Epoch, Seq, SubscriberId
-from web import rights, wire
-from web.access import admit, asked_by_a_foreign_page, authenticate, authorized_diagnosis, hold_connection
+from storage.records import Epoch, Seq, SubscriberId
+from web import wire
+from web.access import admit, asked_by_a_foreign_page, authenticate, authorized_to_follow, hold_connection
 from web.edge.lean import at_end
-from web.errors import CloseCode, ConnectionRefused, Problem, close_of, problem_of_refusal
+from web.errors import ConnectionRefused, Problem, close_of, problem_of_refusal
 from web.parameters import Parameters, parse_stream
 from web.services import Services
 from web.session import Session
@@ -33,9 +33,6 @@ EVENTS_AT_ONCE: Final = 50
 
 REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and its stream ends."""
-
-RETRY_SPREAD_SECONDS: Final = 5.0
-"""Clients of a server that stops are told to come back at random within this time."""
 
 HEARTBEAT: Final = b":\n\n"
 """A comment: keeps proxies and the client's own timer from giving up a silent stream."""
@@ -91,9 +88,6 @@ def streams(services: Services) -> Blueprint:
     blueprint = Blueprint("streams", __name__)
     anonymous_allowed = services.settings.allow_anonymous
 
-    def may_subscribe(who: Principal, diagnosis: Diagnosis) -> bool:
-        return rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed)
-
     @blueprint.get("/diagnoses/<diagnosis_id>/events")
     async def follow(diagnosis_id: str) -> Response:
         if asked_by_a_foreign_page(services):
@@ -101,7 +95,7 @@ def streams(services: Services) -> Blueprint:
             raise Problem("origin_not_allowed", "pages of this origin may not do this")
         who = authenticate(services, anonymous_allowed=anonymous_allowed, query_allowed=True)
         parameters = parse_stream(diagnosis_id, request.args, request.headers.get("Last-Event-ID"))
-        await authorized_diagnosis(services, who, parameters.diagnosis_id, may_subscribe)
+        await authorized_to_follow(services, who, parameters.diagnosis_id)
         if request.method == "HEAD":
             return _response(b"")
         transport = StreamTransport()
@@ -164,9 +158,7 @@ def _due_message(session: Session, epoch: Epoch, due: Due) -> bytes:
 
 
 def _goodbye(services: Services, session: Session, ending: Ending) -> bytes:
-    code, reason = close_of(ending)
-    retry = round(services.jitter() * RETRY_SPREAD_SECONDS * 1000) if code is CloseCode.RESTART else None
-    frame = session.frame("bye", wire.bye_data(code, reason, retry))
+    frame, retry = session.goodbye(*close_of(ending), services.jitter)
     return message(frame) if retry is None else b"retry: %d\n%b" % (retry, message(frame))
 
 

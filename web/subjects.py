@@ -12,8 +12,8 @@ from typing import Final
 from quart import Blueprint, Response
 
 from storage.records import AuditRow, Erased, Erasure, NewAuditRow
-from web import wire
-from web.access import authenticate, carried_through, require_scope
+from web import rights, wire
+from web.access import authenticate_for, carried_through
 from web.bodies import answer
 from web.records import diagnosis_id_as_json
 from web.services import Services
@@ -34,8 +34,7 @@ def subjects(services: Services) -> Blueprint:
 
     @blueprint.delete("/subjects/<path:sub>")
     async def erase(sub: str) -> Response:
-        who = authenticate(services)
-        require_scope(who, "operate")
+        who = authenticate_for(services, rights.OPERATE)
         erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
         with carried_through():
             connections = await services.registry.forget_subject(sub)

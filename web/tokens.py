@@ -18,6 +18,7 @@ import jwt
 from jwt.utils import base64url_decode
 
 from web.keys import Key, KeySet
+from web.records import SUB_CHARACTERS_MAX
 from web.revoked import Revoked
 
 TOKEN_BYTES_MAX: Final = 7 * 1024
@@ -28,8 +29,6 @@ LEEWAY_SECONDS: Final = 10
 
 LIFETIME_SECONDS_MAX: Final = 30 * 86_400
 """Default of the longest life of a token. Beyond: invalid. Reason: a revocation must be kept for as long."""
-
-SUB_CHARACTERS_MAX: Final = 256
 
 VERIFIED_TOKENS_MAX: Final = 1024
 """Verified tokens whose claims are remembered, the ones seen last. Beyond: verified again, 30 us each."""

@@ -85,6 +85,11 @@ class Edge:
         for _ in range(count):
             await self.world.publish(b'{"x":"%b"}' % (b"x" * size))
 
+    async def fill(self, follower: Follower) -> None:
+        """Publish until a client that does not read takes no more."""
+        while not follower.blocked:
+            await self.publish(1, size=20_000)
+
     async def cursor(self, sub: str = "amira", device: str | None = None) -> int | None:
         """The stored cursor of a subscriber."""
         cursors = await self.world.store.inner.cursors(DIAGNOSIS)

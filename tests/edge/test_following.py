@@ -222,8 +222,7 @@ async def test_a_receipt_that_fell_due_while_the_socket_was_full_follows_when_it
     async with edge() as server:
         client, follower = await server.follow()
         await client.says("live")
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         position = follower._subscriber.position
         await trio.sleep(2)
         asked = 0
@@ -266,8 +265,7 @@ async def test_replies_and_pongs_wait_for_the_frame_that_is_half_written(autojum
     async with edge() as server:
         client, follower = await server.follow()
         await client.says("live")
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         await client.say(type="ping", data={"n": 1})
         await client.send(client_frame(PING, b"hello"))
         await trio.sleep(1)
@@ -286,8 +284,7 @@ async def test_who_accepts_no_byte_for_ten_seconds_is_aborted_and_its_cursor_kep
         await server.publish()
         await client.says("feedback_update")
         await client.pong(await client.pinged())
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         at = trio.current_time()
         while server.hub.connections:
             await trio.sleep(0.1)
@@ -299,8 +296,7 @@ async def test_who_takes_a_little_now_and_then_is_not_aborted(autojump_clock: Mo
     async with edge() as server:
         client, follower = await server.follow()
         await client.says("live")
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         await server.publish(60, size=20_000)
         for _ in range(12):
             await trio.sleep(4)
@@ -411,8 +407,7 @@ async def test_the_goodbye_comes_after_the_frame_that_is_half_written(autojump_c
     async with edge() as server:
         client, follower = await server.follow()
         await client.says("live")
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         follower.end(Ending.DISCONNECTED)
         *_, bye, close = await client.rest()
         assert bye.json["type"] == "bye"
@@ -440,8 +435,7 @@ async def test_a_client_that_answers_and_reads_too_little_cannot_pile_up_replies
     async with edge() as server:
         client, follower = await server.follow()
         await client.says("live")
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         for _ in range(101):
             await client.say(type="ping")
         with trio.fail_after(20):
@@ -543,8 +537,7 @@ async def test_another_poller_serves_as_well(autojump_clock: MockClock) -> None:
     async with edge(poller=SelectorPoller(selectors.SelectSelector())) as server:
         client, follower = await server.follow(wanted=Wanted(newest=0))
         await client.says("live")
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         assert await numbers(client, follower._subscriber.position) == list(range(1, follower._subscriber.position + 1))
         await client.send(client_frame(BINARY, b"x"))
         while (got := await client.next()) is not None and got.opcode == PING:
@@ -574,8 +567,7 @@ async def test_nothing_is_read_from_who_floods_until_its_goodbye_is_out(autojump
     async with edge() as server:
         client, follower = await server.follow()
         await client.says("live")
-        while not follower.blocked:
-            await server.publish(1, size=20_000)
+        await server.fill(follower)
         for _ in range(101):
             await client.say(type="ping")
         while server.world.registry.connections:

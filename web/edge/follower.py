@@ -10,7 +10,6 @@ from typing import Final
 
 from actors.subscriber import Burst, Ending, EventFrame, Subscriber
 from storage.records import Seq
-from web import wire
 from web.edge import frames
 from web.edge.channel import Channel, State
 from web.edge.hub import Hub
@@ -23,9 +22,6 @@ CATCH_UP_EVENTS: Final = 5
 
 CATCH_UP_BYTES: Final = 64 * 1024
 """After so many bytes, no more is taken for now. Reason: what is composed lies in memory until the client reads."""
-
-RETRY_SPREAD_SECONDS: Final = 5.0
-"""Clients of a server that stops are told to come back at random within this time."""
 
 assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
 
@@ -148,8 +144,7 @@ class Follower(Channel):
         """Close from this side, after a `bye` (PROTOCOL section 4)."""
         if self.state > State.OPEN:
             return
-        retry = round(self._hub.jitter() * RETRY_SPREAD_SECONDS * 1000) if code is CloseCode.RESTART else None
-        bye = self._session.frame("bye", wire.bye_data(code, reason, retry))
+        bye, _ = self._session.goodbye(code, reason, self._hub.jitter)
         self.close(code, reason, bye=frames.text_frame(bye), deaf=deaf)
 
     def left(self) -> None:

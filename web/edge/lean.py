@@ -11,6 +11,7 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
 from quart.asgi import ASGIWebsocketConnection
 from quart.globals import request_ctx
+from quart.utils import encode_headers
 from quart.wrappers import Response
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
@@ -92,7 +93,7 @@ class LeanHttp(TrioASGIHTTPConnection):
                     nursery.cancel_scope.cancel()
 
     async def _send_whole(self, send: ASGISendCallable, response: Response, body: bytes) -> None:
-        headers = [(name.lower().encode(), value.encode()) for name, value in response.headers.items()]
+        headers = encode_headers(response.headers)
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
