@@ -22,7 +22,7 @@ from web.broadcasts import broadcasts
 from web.bulk import bulk
 from web.diagnoses import diagnoses
 from web.edge.answers import websocket_wanted
-from web.edge.lean import LeanHttp, LeanRequest, LeanWebsocket
+from web.edge.lean import LeanHandshake, LeanHttp, LeanRequest, LeanWebsocket
 from web.errors import Problem, problem_of
 from web.maintenance import maintenance
 from web.openapi import openapi
@@ -49,6 +49,7 @@ class Application(QuartTrio):
     """Quart-Trio, but for what it says about methods: a WebSocket's route takes part in no `Allow`."""
 
     request_class = LeanRequest
+    websocket_class = LeanHandshake
     asgi_http_class = LeanHttp
     asgi_websocket_class = LeanWebsocket
 

@@ -15,6 +15,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -279,18 +280,18 @@ async def _serve_front_end(services: Services, ready: Ready) -> float:
     return deadline
 
 
-def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[trio.SocketListener], list[str]]:
+def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[socket.socket], list[str]]:
     """The listeners, closed with `listening`, and how each is found.
 
     Raises:
         OSError: one of them cannot be had; the message says which.
     """
-    listeners: list[trio.SocketListener] = []
+    listeners: list[socket.socket] = []
     urls: list[str] = []
     if settings.tcp:
         with _naming(f"{settings.host}:{settings.port}"):
             listener = listen_on_tcp(settings.host, settings.port)
-        listening.callback(listener.socket.close)
+        listening.callback(listener.close)
         listeners.append(listener)
         urls.append(url_of(listener))
     if settings.unix_socket is not None:

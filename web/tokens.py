@@ -231,7 +231,7 @@ def _header_of(token: str) -> tuple[str, str | None]:
 def _object_of(text: bytes) -> dict[str, Any]:
     """A JSON object whose names occur once each, at every level, and whose numbers are finite."""
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse)
+        value = _STRICT.decode(text.decode())
     except (ValueError, RecursionError):
         raise TokenInvalid("the token holds no proper JSON") from None
     if not isinstance(value, dict):
@@ -248,6 +248,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(constant)
+
+
+_STRICT: Final = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse)
 
 
 def _is_name(sub: object) -> bool:

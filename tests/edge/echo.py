@@ -17,6 +17,7 @@ from web.edge.channel import Channel, ChannelLimits
 from web.edge.connection import Patience
 from web.edge.hub import Hub, open_hub
 from web.edge.lean import LeanWebsocket
+from web.edge.listening import listen_on_tcp
 from web.edge.poller import open_poller
 from web.edge.serving import Terms, serve
 
@@ -56,7 +57,7 @@ def echo_app(hub: Hub) -> QuartTrio:
 @asynccontextmanager
 async def echo_server(port: int = 0, limits: ChannelLimits = LIMITS) -> AsyncIterator[tuple[int, Hub]]:
     """A running echo server: its port, and its hub."""
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    listener = listen_on_tcp("127.0.0.1", port)
     async with open_hub(open_poller(), clock=SystemClock(), jitter=lambda: 0.5, limits=limits) as hub:
         terms = Terms(
             connections_max=10_000,
@@ -66,7 +67,7 @@ async def echo_server(port: int = 0, limits: ChannelLimits = LIMITS) -> AsyncIte
             drain=hub.drain,
         )
         async with trio.open_nursery() as serving_nursery:
-            serve_echo = partial(serve, echo_app(hub), listeners, terms, stop=trio.sleep_forever)
+            serve_echo = partial(serve, echo_app(hub), [listener], terms, stop=trio.sleep_forever)
             await serving_nursery.start(serve_echo)
-            yield listeners[0].socket.getsockname()[1], hub
+            yield listener.getsockname()[1], hub
             serving_nursery.cancel_scope.cancel()

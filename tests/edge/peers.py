@@ -144,8 +144,8 @@ async def running_edge(
     }
     listener = listen_on_tcp("127.0.0.1", 0)
     if send_buffer_bytes is not None:
-        listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-    edge = EdgeUnderTest(f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    edge = EdgeUnderTest(f"http://127.0.0.1:{listener.getsockname()[1]}")
     async with trio.open_nursery() as edge_nursery:
 
         async def run(task_status: trio.TaskStatus[None]) -> None:

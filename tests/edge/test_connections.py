@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import resource
 import socket
 import stat
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from tests.edge.peers import Peer, connect, open_descriptors, request, running_edge, upgrade
 from tests.edge.test_http1 import short
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import running_server
+from web.edge.accepting import Address, accept_from
 from web.edge.connection import Patience
 from web.edge.descriptors import RESERVED, connections_possible
 from web.edge.listening import TCP_USER_TIMEOUT_MS, listen_on_tcp, listening_on_unix, url_of
@@ -81,27 +84,21 @@ async def test_a_flood_of_connections_beyond_the_limit_takes_no_more_descriptors
         assert (await first.answer()).status == 200
 
 
-class Broken:
-    """A stream with a fault nobody has thought of."""
+class Broken(socket.socket):
+    """A socket with a fault nobody has thought of."""
 
-    def __init__(self, held: trio.socket.SocketType) -> None:
-        self.socket = held
-
-    async def receive_some(self, bytes_max: int) -> bytes:
+    def recv(self, bytes_max: int, flags: int = 0) -> bytes:
         raise ValueError(PAYLOAD_MARKER)
-
-    async def aclose(self) -> None:
-        self.socket.close()
 
 
 async def test_an_unexpected_error_of_a_connection_is_logged_without_its_text_and_ends_that_connection_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     edge = Edge(short, Terms(connections_max=1, drain_seconds_max=1.0, patience=Patience()))
-    server_end, client_end = trio.socket.socketpair()
-    await edge.accept(cast("trio.SocketStream", Broken(server_end)))
-    assert await client_end.recv(1) == b""
-    client_end.close()
+    server_end, client_end = socket.socketpair()
+    await edge.accept(Broken(fileno=server_end.detach()), None)
+    with client_end:
+        assert client_end.recv(1) == b""
     assert edge.connections == {}
     said = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert [record.name for record in said] == ["avicenna.http"]
@@ -216,13 +213,44 @@ async def test_a_server_on_every_interface_is_reached_by_ipv4_and_ipv6(settings:
 
 
 async def test_accepted_sockets_have_no_delay_and_a_user_timeout() -> None:
-    listener = listen_on_tcp("127.0.0.1", 0)
-    try:
+    with listen_on_tcp("127.0.0.1", 0) as listener:
         async with await connect(url_of(listener)):
-            accepted = await listener.accept()
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == TCP_USER_TIMEOUT_MS
-            await accepted.aclose()
-    finally:
-        listener.socket.close()
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                if hasattr(socket, "TCP_USER_TIMEOUT"):
+                    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == TCP_USER_TIMEOUT_MS
+
+
+class Reluctant(socket.socket):
+    """A listener that cannot give a connection at first."""
+
+    errors: list[int]
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.errors:
+            raise OSError(self.errors.pop(0), "no")
+        return super().accept()
+
+
+async def test_what_the_kernel_cannot_accept_now_is_accepted_later(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = Reluctant(fileno=listen_on_tcp("127.0.0.1", 0).detach())
+    listener.setblocking(False)
+    listener.errors = [errno.ECONNABORTED, errno.EMFILE, errno.ENOBUFS]
+    accepted = trio.Event()
+
+    async def handler(sock: socket.socket, address: Address | None) -> None:
+        with sock:
+            assert address is not None
+            assert address[0] == "127.0.0.1"
+        accepted.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept_from, listener, handler, nursery)
+        with socket.create_connection(listener.getsockname()):
+            await accepted.wait()
+        nursery.cancel_scope.cancel()
+    assert listener.fileno() == -1
+    assert [record.levelname for record in caplog.records if record.name == "avicenna.http"] == ["ERROR", "ERROR"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,10 @@ async def test_a_connection_accepted_just_before_the_stop_ends_at_once() -> None
     patience = Patience(idle_seconds=60)
     edge = Edge(short, Terms(connections_max=1, drain_seconds_max=1.0, patience=patience))
     await edge.retire()
-    server_end, client_end = trio.socket.socketpair()
-    with trio.fail_after(10):
-        await edge.accept(trio.SocketStream(server_end))
-    client_end.close()
+    server_end, client_end = socket.socketpair()
+    server_end.setblocking(False)
+    with client_end, trio.fail_after(10):
+        await edge.accept(server_end, None)
 
 
 async def test_what_was_given_away_is_drained_after_the_last_accept_and_before_the_end() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Protocol
@@ -13,11 +14,12 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
-from hypercorn.utils import parse_socket_addr
 
 from web.edge import answers
+from web.edge.accepting import Address
 from web.edge.adoption import Adoption
 from web.edge.http1 import Http1
+from web.edge.nonblocking import Gone, close, receive, send_some
 from web.edge.tasks import Tasks
 
 READ_BYTES_MAX: Final = answers.HEAD_BYTES_MAX
@@ -63,11 +65,17 @@ class Place(Protocol):
 class Connection:
     """Reads for one peer, and writes what its requests are answered."""
 
-    def __init__(self, place: Place, stream: trio.SocketStream) -> None:
-        """Ownership: `stream` is the connection's, closed when `run` returns, unless its socket is adopted."""
+    def __init__(self, place: Place, sock: socket.socket, client: Address | None) -> None:
+        """Serve `client` on a socket that does not block.
+
+        Ownership: the socket is the connection's, closed when `run` returns, unless it is adopted.
+        """
         self.adoption: Adoption | None = None
         self._place = place
-        self._stream = stream
+        self._sock = sock
+        self._is_given_away = False
+        """The socket is somebody else's: not to be touched any more."""
+        self._client = client
         self._reading = trio.CancelScope()
         self._writing = trio.Lock()
         self._is_idle = True
@@ -87,7 +95,7 @@ class Connection:
             logger.error("a connection ended by an unexpected error", exc_info=failures)
         finally:
             self._place.left(self)
-            self._stream.socket.close()
+            self._close()
 
     def retire(self) -> None:
         """The server stops: an idle connection ends now, another one after its answer."""
@@ -97,16 +105,10 @@ class Connection:
     def cut(self) -> None:
         """End the connection now, also if it is writing: that is shielded from everything but the socket's end."""
         self._is_broken = True
-        self._stream.socket.close()
+        self._close()
         self._reading.cancel()
 
     async def _serve(self) -> None:
-        held = self._stream.socket
-        try:
-            client = parse_socket_addr(held.family, held.getpeername())
-            server = parse_socket_addr(held.family, held.getsockname())
-        except OSError:
-            return  # it is gone already
         place = self._place
         async with Tasks() as tasks:
             self._protocol = Http1(
@@ -116,8 +118,8 @@ class Connection:
                 tasks,
                 ConnectionState(place.state),
                 False,  # TLS ends at a proxy
-                client,
-                server,
+                self._client,
+                None,  # our own address: nobody asks
                 self._protocol_send,
             )
             self._protocol.parent = self
@@ -128,7 +130,7 @@ class Connection:
                 await self._protocol.handle(Closed())
                 await self._linger()
                 # Now, whatever its requests still do: nothing they say can be heard any more.
-                self._stream.socket.close()
+                self._close()
             finally:
                 if self.adoption is not None:
                     self.adoption.expire()
@@ -150,11 +152,12 @@ class Connection:
 
     async def _receive(self) -> bytes:
         """What came; nothing: the peer has ended, or is gone, or the socket has been given away."""
-        try:
-            return bytes(await self._stream.receive_some(HEAD_BYTES_USUAL if self._is_idle else READ_BYTES_MAX))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._is_broken = True
-            return b""
+        if not self._is_broken:
+            try:
+                return await receive(self._sock, HEAD_BYTES_USUAL if self._is_idle else READ_BYTES_MAX)
+            except Gone:
+                self._is_broken = True
+        return b""
 
     def _set_idle(self, *, is_idle: bool) -> None:
         self._is_idle = is_idle
@@ -195,8 +198,8 @@ class Connection:
                 try:
                     while rest and not self._is_broken:
                         waiting.deadline = trio.current_time() + seconds
-                        rest = rest[await self._stream.socket.send(rest) :]
-                except (OSError, trio.ClosedResourceError):
+                        rest = rest[await send_some(self._sock, rest) :]
+                except Gone:
                     self._is_broken = True
                 if not self._is_broken:
                     return True
@@ -209,7 +212,7 @@ class Connection:
         """Have the peer read our last answer before the connection goes: what is unread at the end resets it away."""
         if not self._was_answered or self._is_broken:
             return
-        await linger(self._stream, self._place.patience.linger_seconds)
+        await linger(self._sock, self._place.patience.linger_seconds)
 
     # Adoption
 
@@ -222,22 +225,21 @@ class Connection:
         self._protocol.check_adoptable()
         # No checkpoint until the end: nobody may write to or read from a socket that is in between.
         self._protocol.give_up_stream()
-        held = self._stream.socket
-        trio.lowlevel.notify_closing(held)
-        taken = socket.socket(held.family, held.type, held.proto, fileno=held.detach())
-        taken.setblocking(False)
-        self._is_broken = True
+        trio.lowlevel.notify_closing(self._sock)
+        self._is_given_away = self._is_broken = True
         self._place.left(self)
-        return taken
+        return self._sock
+
+    def _close(self) -> None:
+        if not self._is_given_away:
+            close(self._sock)
 
 
-async def linger(stream: trio.SocketStream, seconds: float) -> None:
+async def linger(sock: socket.socket, seconds: float) -> None:
     """Say that nothing more comes, and throw away what still arrives, for so long."""
     rest = LINGER_BYTES_MAX
-    with trio.move_on_after(seconds):
-        try:
-            await stream.send_eof()
-            while rest > 0 and (data := await stream.receive_some(READ_BYTES_MAX)):
-                rest -= len(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return
+    with trio.move_on_after(seconds), suppress(OSError, Gone):
+        sock.shutdown(socket.SHUT_WR)
+        while rest > 0 and (data := await receive(sock, READ_BYTES_MAX)):
+            rest -= len(data)
+            await trio.lowlevel.checkpoint()  # a peer that never stops sending leaves the others their turn

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Sequence
 from typing import Final
 
 VERSION: Final = b"13"
@@ -21,7 +20,7 @@ _HANDSHAKE_HEADERS: Final = frozenset(
     }
 )
 
-Headers = Sequence[tuple[bytes, bytes]]
+Headers = list[tuple[bytes, bytes]]
 """Names in lower case, as h11 gives them."""
 
 

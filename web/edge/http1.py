@@ -17,7 +17,7 @@ from hypercorn.typing import ASGISendEvent, ConnectionState, H11SendableEvent
 
 from web.edge import answers
 from web.edge.adoption import HANDLE, Adoption, NotAdoptable, Owner
-from web.edge.handshake import BadHandshake, WrongVersion, is_upgrade, key_of
+from web.edge.handshake import BadHandshake, Headers, WrongVersion, is_upgrade, key_of
 from web.errors import Problem
 
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
@@ -151,10 +151,11 @@ class Http1(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         self._is_head = request.method == b"HEAD"
+        headers = list(request.headers)  # h11 makes each of them anew whenever it is asked
         behind = len(self.connection.trailing_data[0])
         if self._received - behind - self._head_begins > answers.HEAD_BYTES_MAX:
             await self.refuse(answers.head_too_large())
-        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
             # What a proxy in front takes for the body may be another one (RFC 9112 section 6.3).
             await self.refuse(answers.malformed("a request has Content-Length or Transfer-Encoding, not both"))
         elif request.http_version not in HTTP_VERSIONS:
@@ -162,13 +163,12 @@ class Http1(H11Protocol):
         elif not request.target.startswith(b"/") or request.target.startswith(b"//"):
             # Quart would read `//actors` as `/actors`, which a proxy may have meant to keep from the world.
             await self.refuse(answers.malformed("the target of a request must begin with one /"))
-        elif is_upgrade(request.method, list(request.headers)):
-            await self._begin_upgrade(request, behind)
+        elif is_upgrade(request.method, headers):
+            await self._begin_upgrade(request, headers, behind)
         else:
-            await self._begin(Exchange, request, self.connection_state)
+            await self._begin(Exchange, request, headers, self.connection_state)
 
-    async def _begin_upgrade(self, request: h11.Request, behind: int) -> None:
-        headers = list(request.headers)
+    async def _begin_upgrade(self, request: h11.Request, headers: Headers, behind: int) -> None:
         try:
             key = key_of(request.http_version, headers)
         except WrongVersion:
@@ -183,9 +183,13 @@ class Http1(H11Protocol):
         adoption = self.parent.adoption = Adoption(self.parent, key)
         state = ConnectionState({**self.connection_state, HANDLE: adoption})
         self.connection = H11WSConnection(cast("h11.Connection", self.connection))
-        await self._begin(Upgrade, request, state)
+        # permessage-deflate is never negotiated: one frame is shared by all, and cannot be for one zlib context each.
+        headers = [header for header in headers if header[0] != b"sec-websocket-extensions"]
+        await self._begin(Upgrade, request, headers, state)
 
-    async def _begin(self, kind: type[Exchange | Upgrade], request: h11.Request, state: ConnectionState) -> None:
+    async def _begin(
+        self, kind: type[Exchange | Upgrade], request: h11.Request, headers: Headers, state: ConnectionState
+    ) -> None:
         stream = self.stream = kind(
             self.app,
             self.config,
@@ -197,8 +201,6 @@ class Http1(H11Protocol):
             self.stream_send,
             STREAM_ID,
         )
-        # permessage-deflate is never negotiated: one frame is shared by all, and cannot be for one zlib context each.
-        headers = [header for header in request.headers if header[0] != b"sec-websocket-extensions"]
         await stream.handle(
             Request(
                 stream_id=STREAM_ID,

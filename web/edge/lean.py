@@ -13,14 +13,24 @@ from quart.asgi import ASGIWebsocketConnection
 from quart.globals import request_ctx
 from quart.utils import encode_headers
 from quart.wrappers import Response
+from quart.wrappers.base import BaseRequestWebsocket
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
-from quart_trio.wrappers.request import TrioRequest
+from quart_trio.wrappers import TrioRequest, TrioWebsocket
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 
-class LeanRequest(TrioRequest):
+class _Routed(BaseRequestWebsocket):
+    """What Quart asks of every request."""
+
+    @cached_property
+    def blueprints(self) -> list[str]:
+        """As Quart has it, found once: it asks again and again, always after the route has been found."""
+        return super().blueprints
+
+
+class LeanRequest(_Routed, TrioRequest):
     """A request whose body is received by whoever asks for it, and by nobody else."""
 
     receive: ASGIReceiveCallable
@@ -29,11 +39,6 @@ class LeanRequest(TrioRequest):
         super().__init__(*args, **options)
         self.at_end = ExitStack()
         """Undone when the request is over."""
-
-    @cached_property
-    def blueprints(self) -> list[str]:
-        """As Quart has it, found once: it asks four times, all after the route has been found."""
-        return super().blueprints
 
     async def receive_body(self, bytes_max: int) -> bytes:
         """The body, whole. Once.
@@ -69,6 +74,10 @@ def at_end(undo: Callable[[], None]) -> None:
     A `finally` around a streamed answer would not do: its client may leave before the first step of it.
     """
     current_request().at_end.callback(undo)
+
+
+class LeanHandshake(_Routed, TrioWebsocket):
+    """The request of a WebSocket."""
 
 
 class LeanHttp(TrioASGIHTTPConnection):

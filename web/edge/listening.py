@@ -11,19 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import trio
-
 BACKLOG: Final = 1024
 """Connections the kernel holds for us until they are accepted."""
 
 TCP_USER_TIMEOUT_MS: Final = 20_000
 """Unacknowledged for so long, a connection is dead (RFC 5482); where the platform has it."""
 
+TCP_NOTSENT_BYTES: Final = 16 * 1024
+"""A socket is said to take bytes once so few wait to be sent (`TCP_NOTSENT_LOWAT`); where the platform has it. Reason:
+what is composed late is composed from what is newest."""
+
 UNIX_MODE: Final = 0o660
 """Who may connect: the server's user and group. The directory decides about everybody else."""
 
 
-def listen_on_tcp(host: str, port: int) -> trio.SocketListener:
+def listen_on_tcp(host: str, port: int) -> socket.socket:
     """Listen on an address; `::` is every interface, IPv4 included where the system can.
 
     Ownership: the caller's.
@@ -37,15 +39,17 @@ def listen_on_tcp(host: str, port: int) -> trio.SocketListener:
     held = socket.create_server(
         (str(address[0]), int(address[1])), family=family, backlog=BACKLOG, dualstack_ipv6=is_every_one
     )
-    # Accepted sockets inherit both.
+    # Accepted sockets inherit all of them.
     held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if (user_timeout := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
-        held.setsockopt(socket.IPPROTO_TCP, user_timeout, TCP_USER_TIMEOUT_MS)
-    return _listener(held)
+    for name, value in (("TCP_USER_TIMEOUT", TCP_USER_TIMEOUT_MS), ("TCP_NOTSENT_LOWAT", TCP_NOTSENT_BYTES)):
+        if (option := getattr(socket, name, None)) is not None:
+            held.setsockopt(socket.IPPROTO_TCP, option, value)
+    held.setblocking(False)
+    return held
 
 
 @contextlib.contextmanager
-def listening_on_unix(path: Path) -> Iterator[trio.SocketListener]:
+def listening_on_unix(path: Path) -> Iterator[socket.socket]:
     """Listen on a Unix socket, and remove it at the end.
 
     It appears at `path` with its mode, in place of one that a server which is gone has left.
@@ -68,26 +72,20 @@ def listening_on_unix(path: Path) -> Iterator[trio.SocketListener]:
         made = made_at.stat()
         made_at.rename(path)
         undoing.pop_all()
-    listener = _listener(held)
+    held.setblocking(False)
     try:
-        yield listener
+        yield held
     finally:
-        listener.socket.close()
+        held.close()
         _remove(path, made)
 
 
-def url_of(listener: trio.SocketListener) -> str:
+def url_of(listener: socket.socket) -> str:
     """Where clients find it."""
-    held = listener.socket
-    name = held.getsockname()
-    if held.family == socket.AF_INET6:
+    name = listener.getsockname()
+    if listener.family == socket.AF_INET6:
         return f"http://[{name[0]}]:{name[1]}"
     return f"http://{name[0]}:{name[1]}"
-
-
-def _listener(held: socket.socket) -> trio.SocketListener:
-    held.setblocking(False)
-    return trio.SocketListener(trio.socket.from_stdlib_socket(held))
 
 
 def _check_free(path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import trio
@@ -16,7 +16,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
 
 from web.edge import answers
+from web.edge.accepting import Address, accept_from
 from web.edge.connection import Connection, Patience, linger
+from web.edge.nonblocking import Gone, close, send_some
 
 REFUSED_AT_ONCE_MAX: Final = 100
 """Connections beyond the limit that are told so and waited for. Beyond: closed without a word."""
@@ -64,13 +66,16 @@ class Edge:
         self._refused = 0
         self._is_full = False
 
-    async def accept(self, stream: trio.SocketStream) -> None:
-        """Serve one more connection, until its end."""
+    async def accept(self, sock: socket.socket, client: Address | None) -> None:
+        """Serve one more connection, until its end.
+
+        Ownership: takes the socket.
+        """
         if len(self.connections) + self._terms.elsewhere() >= self._terms.connections_max:
-            await self._refuse(stream)
+            await self._refuse(sock)
             return
         self._is_full = False
-        connection = Connection(self, stream)
+        connection = Connection(self, sock, client)
         self.connections[connection] = None
         await connection.run()
 
@@ -97,26 +102,26 @@ class Edge:
         for connection in list(self.connections):
             connection.cut()
 
-    async def _refuse(self, stream: trio.SocketStream) -> None:
+    async def _refuse(self, sock: socket.socket) -> None:
         if not self._is_full:
             self._is_full = True
             logger.warning("refusing connections: all %d are taken", self._terms.connections_max)
-        if self._refused >= REFUSED_AT_ONCE_MAX:
-            return  # its listener closes the stream
         self._refused += 1
         try:
-            with trio.move_on_after(ANSWERED_SECONDS_MAX):
-                await stream.send_all(answers.bytes_of(answers.server_full()))
-                await linger(stream, ANSWERED_SECONDS_MAX)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._refused <= REFUSED_AT_ONCE_MAX:
+                with trio.move_on_after(ANSWERED_SECONDS_MAX):
+                    await send_some(sock, answers.bytes_of(answers.server_full()))  # an empty queue has room for it
+                    await linger(sock, ANSWERED_SECONDS_MAX)
+        except Gone:
             return
         finally:
             self._refused -= 1
+            close(sock)
 
 
 async def serve(
     app: ASGIFramework,
-    listeners: list[trio.SocketListener],
+    listeners: list[socket.socket],
     terms: Terms,
     *,
     stop: Callable[[], Awaitable[None]],
@@ -135,9 +140,8 @@ async def serve(
         await lifespan.wait_for_startup()
         async with trio.open_nursery() as connections_nursery:
             async with trio.open_nursery() as accepting_nursery:
-                accepting_nursery.start_soon(
-                    partial(trio.serve_listeners, edge.accept, listeners, handler_nursery=connections_nursery)
-                )
+                for listener in listeners:
+                    accepting_nursery.start_soon(accept_from, listener, edge.accept, connections_nursery)
                 task_status.started()
                 await stop()
                 accepting_nursery.cancel_scope.cancel()

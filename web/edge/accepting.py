@@ -1,0 +1,61 @@
+"""Accepting connections, whatever the kernel says about it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+import trio
+from hypercorn.utils import parse_socket_addr
+
+from web.edge.nonblocking import close
+
+Address = tuple[str, int]
+
+ACCEPTED_AT_ONCE_MAX: Final = 32
+"""Connections taken from one listener before others get their turn. Beyond: the next time."""
+
+PAUSE_SECONDS: Final = 0.1
+"""Wait after the kernel had no room for a connection before the next try."""
+
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+logger = logging.getLogger("avicenna.http")
+
+
+Handler = Callable[[socket.socket, Address | None], Awaitable[None]]
+"""Serves a connection: a socket that does not block, which is the handler's from now on, and its peer's address
+(`None`: a Unix socket has none)."""
+
+
+async def accept_from(listener: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> NoReturn:
+    """Start a handler for every connection of a listener.
+
+    Cancellation: closes the listener.
+    """
+    try:
+        while True:
+            await _accept_some(listener, handler, handler_nursery)
+    finally:
+        close(listener)
+
+
+async def _accept_some(listener: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> None:
+    await trio.lowlevel.wait_readable(listener)
+    for _ in range(ACCEPTED_AT_ONCE_MAX):
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Anything else is wrong with that one connection, not with the listener (accept(2)).
+            if error.errno in _NO_ROOM:
+                logger.error("no room for connections: %s", os.strerror(error.errno))
+                await trio.sleep(PAUSE_SECONDS)
+            return
+        sock.setblocking(False)
+        handler_nursery.start_soon(handler, sock, parse_socket_addr(sock.family, address))
