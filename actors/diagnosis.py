@@ -8,7 +8,6 @@ started by the supervisor, finishes it. Expected refusals of the store are answe
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -72,7 +71,7 @@ class Hands:
 
     holding: list[Envelope] = field(default_factory=list)
     """Taken from the mailbox, not answered yet."""
-    retries: deque[Envelope] = field(default_factory=deque)
+    retries: list[Envelope] = field(default_factory=list)
     """Were in hand at a crash and never reached the store: done again, one by one, before the mailbox."""
 
 
@@ -120,7 +119,7 @@ class DiagnosisActor:
         self._roster.wake_all()
         while True:
             while self._hands.retries:
-                envelope = self._hands.retries.popleft()
+                envelope = self._hands.retries.pop(0)
                 self._hands.holding.append(envelope)
                 await self._handle(envelope)
             if (next_one := await self._next()) is None:

@@ -36,7 +36,8 @@ class Ring:
         self.floor: Seq = window.floor
         self.head: Seq = window.floor
         self.purged: Seq = window.purged
-        self._frames: list[bytes | None] = [None] * OUTBOX_EVENTS_MAX
+        self._frames: list[bytes] = []
+        """Those of `floor + 1` to `head`."""
 
     def append(self, seq: Seq, frame: bytes) -> None:
         """Add the next event; at the cap the oldest goes.
@@ -46,18 +47,19 @@ class Ring:
         """
         if seq != self.head + 1:
             raise ValueError(f"event {seq} cannot follow {self.head}")
-        self._frames[seq % OUTBOX_EVENTS_MAX] = frame
+        self._frames.append(frame)
         self.head = seq
-        if seq - self.floor > OUTBOX_EVENTS_MAX:
-            self.floor = Seq(seq - OUTBOX_EVENTS_MAX)
+        if len(self._frames) > OUTBOX_EVENTS_MAX:
+            del self._frames[0]
+            self.floor = Seq(self.floor + 1)
 
     def raise_floor(self, window: Window) -> None:
         """Let go of what `window` no longer retains (a purge, events that were too old, or lost in the store)."""
         self.purged = max(self.purged, window.purged)
-        for seq in range(self.floor + 1, min(window.floor, self.head) + 1):
-            self._frames[seq % OUTBOX_EVENTS_MAX] = None
-        self.floor = max(self.floor, window.floor)
-        self.head = max(self.head, self.floor)
+        if window.floor > self.floor:
+            del self._frames[: window.floor - self.floor]
+            self.floor = window.floor
+            self.head = max(self.head, self.floor)
 
     def gap_after(self, position: Seq) -> Gap | None:
         """The hole between `position` and the oldest retained event, `None` if there is none."""
@@ -71,10 +73,9 @@ class Ring:
         Ownership: read it out before the next checkpoint; the ring moves on.
         """
         first = max(position, self.floor) + 1
-        for number in range(first, min(self.head, first + limit - 1) + 1):
-            frame = self._frames[number % OUTBOX_EVENTS_MAX]
-            assert frame is not None, "a retained number without its event"
-            yield Seq(number), frame
+        begin = first - self.floor - 1
+        for seq, frame in enumerate(self._frames[begin : begin + limit], start=first):
+            yield Seq(seq), frame
 
     @property
     def window(self) -> Window:

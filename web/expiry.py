@@ -1,15 +1,12 @@
 """The tokens of live connections: warned about in time, renewed in band, and ended when they expire (PROTOCOL 9).
 
-One task for all connections, and one heap entry for each. Knows no transport: frames go out through
+One task for all connections, which looks at each of them twice a second. Knows no transport: frames go out through
 `Session.say`, and a connection is ended through its roster, whatever carries it.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +24,11 @@ if TYPE_CHECKING:
 WARNING_SECONDS: Final = 60
 """`auth_expiring` is sent so long before a token expires."""
 
-LOOK_AGAIN_SECONDS: Final = 1.0
-"""Longest sleep while a connection is watched. Reason: tokens follow the wall clock, which may be set anew."""
+LOOK_SECONDS: Final = 0.5
+"""How often the connections are looked at. Reason: tokens end at whole seconds, and nobody counts on tenths."""
 
-COMPACT_AT: Final = 1024
-"""Heap entries from which on those of closed connections are looked for, each time their number has doubled."""
+LOOK_CHUNK: Final = 1024
+"""Connections looked at between two checkpoints."""
 
 RENEWALS_MAX: Final = 1000
 """Tokens being verified for `auth` frames. Beyond: refused, the client may send it again."""
@@ -58,26 +55,27 @@ class Expiry:
         self._clock = clock
         self._may_follow = may_follow
         self._prepare = prepare
-        self._heap: list[tuple[float, int, Session]] = []
-        self._numbers = itertools.count()
-        self._compact_at = COMPACT_AT
-        self._earlier = trio.Event()
+        self._sessions: list[Session] = []
+        """All that are watched, and those that have ended since the last look."""
+        self._at_once: list[Session] = []
+        """Those for which a warning has been due for long."""
+        self._hurry = trio.Event()
         self._renewing: dict[Session, None] = {}
         self._send, self._receive = trio.open_memory_channel[tuple["Session", str]](RENEWALS_MAX)
 
     # Called by sessions; nothing here waits.
 
     def watch(self, session: Session) -> None:
-        """Look at this connection when its token is about to expire."""
-        expires_at = session.who.expires_at
-        if expires_at is not None:
-            self._look_at(session, expires_at - WARNING_SECONDS)
+        """Look after the token of this connection from now on, until the connection ends."""
+        if session.who.expires_at is not None:
+            self._sessions.append(session)
 
-    def live(self, session: Session) -> None:
-        """The replay is complete: a warning that was held back for it can follow."""
+    def changed(self, session: Session) -> None:
+        """The replay is complete, or there is a newer token: a warning may have been due for long."""
         expires_at = session.who.expires_at
-        if expires_at is not None and session.look_at is not None and session.look_at > expires_at:
-            self._look_at(session, expires_at - WARNING_SECONDS)
+        if expires_at is not None and self._clock.wall() >= expires_at - WARNING_SECONDS:
+            self._at_once.append(session)
+            self._hurry.set()
 
     def renew(self, session: Session, token: str) -> None:
         """Judge a newer token; the session is told (`renewed` or an `error` frame) when that is done.
@@ -98,43 +96,38 @@ class Expiry:
         async with trio.open_nursery() as expiry_nursery:
             expiry_nursery.start_soon(self._renew_all)
             while True:
-                self._earlier = trio.Event()
-                now = self._clock.wall()
-                while self._heap and self._heap[0][0] <= now:
-                    at, _, session = heapq.heappop(self._heap)
-                    if session.look_at == at and not session.is_gone:
-                        self._judge_one(session, now)
-                wait = min(self._heap[0][0] - now, LOOK_AGAIN_SECONDS) if self._heap else math.inf
-                with trio.move_on_after(wait):
-                    await self._earlier.wait()
+                with trio.move_on_after(LOOK_SECONDS):
+                    while True:
+                        await self._hurry.wait()
+                        self._hurry = trio.Event()
+                        hurried, self._at_once = self._at_once, []
+                        await self._look_at(hurried)
+                watched, self._sessions = self._sessions, []
+                await self._look_at(watched)
+                self._sessions += [session for session in watched if not session.is_gone]
 
-    def _judge_one(self, session: Session, now: float) -> None:
-        try:
-            self._judge(session, now)
-        except Exception as error:  # noqa: BLE001  # here the failure of one connection stays its own
-            logger.error("a connection with an expiring token failed: %s", type(error).__name__)
+    async def _look_at(self, sessions: list[Session]) -> None:
+        now = self._clock.wall()
+        for index, session in enumerate(sessions, start=1):
+            try:
+                self._judge(session, now)
+            except Exception as error:  # noqa: BLE001  # here the failure of one connection stays its own
+                logger.error("a connection with an expiring token failed: %s", type(error).__name__)
+            if index % LOOK_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
 
     def _judge(self, session: Session, now: float) -> None:
         """Warn or end a connection whose time for it has come."""
         expires_at = session.who.expires_at
         assert expires_at is not None, "only connections with a token are watched"
+        if now < expires_at - WARNING_SECONDS or session.is_gone:
+            return
         if now >= expires_at + LEEWAY_SECONDS:
             session.end(Ending.TOKEN_EXPIRED)
-            return
-        if session.is_live:
+        elif session.is_live and not session.is_warned:
+            session.is_warned = True
             left = max(0, round(expires_at - now))
             session.say("auth_expiring", {"expires_at": wire.timestamp(expires_at), "seconds_left": left})
-        self._look_at(session, expires_at + LEEWAY_SECONDS)
-
-    def _look_at(self, session: Session, at: float) -> None:
-        session.look_at = at
-        heapq.heappush(self._heap, (at, next(self._numbers), session))
-        if self._heap[0][2] is session:
-            self._earlier.set()
-        if len(self._heap) >= self._compact_at:
-            self._heap = [entry for entry in self._heap if entry[2].look_at == entry[0] and not entry[2].is_gone]
-            heapq.heapify(self._heap)
-            self._compact_at = max(COMPACT_AT, 2 * len(self._heap))
 
     async def _renew_all(self) -> None:
         # One after the other: verifying takes microseconds, and a key is fetched at most once a minute.
@@ -155,7 +148,7 @@ class Expiry:
             # No checkpoint since the right was checked: what is taken away later ends the connection itself.
             if not session.is_gone:
                 session.renewed(who)
-                self.watch(session)
+                self.changed(session)
 
     async def _newer(self, session: Session, token: str) -> Principal:
         await self._prepare(token)

@@ -50,7 +50,7 @@ class Session:
         "acknowledges",
         "diagnosis_id",
         "is_live",
-        "look_at",
+        "is_warned",
         "who",
     )
 
@@ -78,8 +78,8 @@ class Session:
         self.diagnosis_id = diagnosis_id
         self.is_live = False
         """Whether the replay is complete."""
-        self.look_at: float | None = None
-        """When `expiry` looks at the token next, on the wall clock."""
+        self.is_warned = False
+        """Whether the client was told that its token is about to expire."""
         self._acknowledged = Seq(0)
         """The highest number the client has acknowledged here."""
         self._repeats: FrameRate | None = None
@@ -133,6 +133,7 @@ class Session:
         """A newer token of the same subject was accepted (PROTOCOL section 9)."""
         assert who.expires_at is not None, "every token has an end"
         self.who = self._subscriber.principal = who
+        self.is_warned = False
         self.say("auth_ok", {"expires_at": wire.timestamp(who.expires_at)})
 
     @property
@@ -162,7 +163,7 @@ class Session:
                 return self.frame("gap", wire.gap_data(due))
             case Live():
                 self.is_live = True
-                self._expiry.live(self)
+                self._expiry.changed(self)
                 return self.frame("live", wire.seq_data(due.seq))
             case _:
                 assert_never(due)

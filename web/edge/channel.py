@@ -88,7 +88,6 @@ class Channel:
         "_stuck_since",
         "_tail",
         "blocked",
-        "due_at",
         "fd",
         "heard_at",
         "state",
@@ -102,10 +101,8 @@ class Channel:
         self.state = State.OPENING
         self.blocked = True
         """Something is unsent, or nothing may be sent any more: do not write."""
-        self.due_at = inf
-        """When `on_time` must be called next, and from then on whenever deadlines are looked at."""
         self.heard_at = 0.0
-        """When something last came from the client."""
+        """When something last came from the client. Most share it with the others that were heard in the same turn."""
         self._tail: bytes | memoryview = b""
         self._replies: list[bytes] | None = None
         self._pong: bytes | None = None
@@ -153,10 +150,8 @@ class Channel:
 
         If it was told to end before, it says so and goes.
         """
-        now = self._hub.clock.monotonic()
         self._sock, self.fd = sock, sock.fileno()
-        self.heard_at = now
-        self.due_at = now + self._hub.limits.silence_seconds
+        self.heard_at = self._hub.now
         if self._hub.limits.send_buffer_bytes is not None:
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._hub.limits.send_buffer_bytes)
@@ -229,7 +224,7 @@ class Channel:
             self._hub.poller.watch(self.fd, read=False, write=True)
 
     def _close_within(self, seconds: float) -> None:
-        self._closing_at = self.due_at = self._hub.clock.monotonic() + seconds
+        self._closing_at = self._hub.clock.monotonic() + seconds
 
     def flush(self) -> None:
         """Write what is unsent and what is due, until the socket is full or nothing is left."""
@@ -263,7 +258,6 @@ class Channel:
         if progressed:
             self._stuck_since = self._hub.clock.monotonic()
             self._queued = -1
-            self.due_at = min(self.due_at, self._stuck_since)
 
     def _compose(self) -> bytes:
         """What comes next on the wire; empty: nothing."""
@@ -305,7 +299,7 @@ class Channel:
         if not data:
             self._let_go()
             return
-        self.heard_at = self._hub.clock.monotonic()
+        self.heard_at = self._hub.now
         self._pinged = False
         if self.state is State.FAILED or self._peer_closed:
             return
@@ -373,23 +367,19 @@ class Channel:
     # Time
 
     def on_time(self, now: float) -> None:
-        """Look after a connection whose time has come."""
-        limits = self._hub.limits
+        """Look after a connection that is blocked, or silent for long."""
         if self.state > State.OPEN:
             if now < self._closing_at:
-                self.due_at = self._closing_at
-            elif self._tail or self._goodbye is not None:
+                return
+            if self._tail or self._goodbye is not None:
                 self.abort()
             else:
                 self._let_go()
         elif self.blocked or self._pinged:
             self._watch_progress(now)
-        elif now - self.heard_at >= limits.silence_seconds:
-            self._pinged, self._queued = True, -1
-            self.due_at = now
-            self._reply(frames.ping(b""))
         else:
-            self.due_at = self.heard_at + limits.silence_seconds
+            self._pinged, self._queued = True, -1
+            self._reply(frames.ping(b""))
 
     def _watch_progress(self, now: float) -> None:
         """The client must keep taking bytes; the time for its Pong runs only once the Ping has left."""

@@ -64,6 +64,8 @@ class Hub:
         self.jitter = jitter
         self.limits = limits or ChannelLimits()
         self.unsent = unsent
+        self.now = clock.monotonic()
+        """When this turn began: a tenth of a second ago at most, while there is time for turns."""
         self._channels: dict[int, Channel] = {}
         self._receipts = Receipts()
         self._spare: Inbound | None = None
@@ -126,7 +128,7 @@ class Hub:
         receipts_at = deadlines_at = self.clock.monotonic()
         while True:
             await self._serve_ready(min(receipts_at, deadlines_at))
-            now = self.clock.monotonic()
+            now = self.now = self.clock.monotonic()
             if now >= receipts_at:
                 receipts_at = now + RECEIPTS_LOOK_SECONDS
                 await self._ask_for_receipts(now)
@@ -136,7 +138,9 @@ class Hub:
 
     async def _serve_ready(self, until: float) -> None:
         with trio.move_on_at(until):
-            for fd, events in await self.poller.wait():
+            ready = await self.poller.wait()
+            self.now = self.clock.monotonic()
+            for fd, events in ready:
                 # Closed since it was found ready, or its number given to a newer one: no harm is done.
                 channel = self._channels.get(fd)
                 if channel is None:
@@ -163,8 +167,9 @@ class Hub:
 
     async def _look_at_deadlines(self, now: float) -> None:
         self._receipts.forget_deserted()
+        silent = now - self.limits.silence_seconds
         for index, channel in enumerate(list(self._channels.values()), start=1):
-            if channel.due_at <= now and channel.state is not State.CLOSED:
+            if (channel.blocked or channel.heard_at <= silent) and channel.state is not State.CLOSED:
                 try:
                     channel.on_time(now)
                 except Exception as error:  # noqa: BLE001 - the boundary of a connection
