@@ -55,7 +55,8 @@ class CursorKeeper:
             return False
         known.seen_at = self._clock.wall()
         if seq > known.seq_in(roster.ring.epoch):
-            known.epoch, known.seq, known.acknowledged_at = roster.ring.epoch, seq, known.seen_at
+            roster.advance(known, roster.ring.epoch, seq)
+            known.acknowledged_at = known.seen_at
             self.mark(known)
         if answer:
             known.waiting = (known.waiting or {}) | {subscriber: None}

@@ -144,8 +144,10 @@ class DiagnosisActor:
         if self._roster.known is None:
             await self._flush_cursors()
             cursors = await self._store.cursors(self._diagnosis_id)
-            self._roster.known = {one.subscriber: Known(self._diagnosis_id, one) for one in cursors}
-        self._roster.ring = ring
+            known = {one.subscriber: Known(self._diagnosis_id, one) for one in cursors}
+        else:
+            known = self._roster.known
+        self._roster.begin(ring, known)
         if unseen := self._roster.unseen(self._clock.wall()):
             # A full disk is no reason not to start: the next incarnation forgets them as well.
             with contextlib.suppress(Busy, Failed):
@@ -282,8 +284,7 @@ class DiagnosisActor:
             return
         if not subscriber.gone:
             # It may have been forgotten while its start was stored: then it is known anew.
-            known = self._everyone_known.setdefault(known.id, known)
-            self._roster.attach(subscriber, known, decided.position)
+            self._roster.attach(subscriber, self._roster.learn(known), decided.position)
         self._answer(envelope, Admission(ring.window, decided))
 
     async def _store_start(self, subscriber_id: SubscriberId, cursor: Seq, now: float) -> Known:
@@ -299,16 +300,15 @@ class DiagnosisActor:
         known = self._everyone_known.get(subscriber_id)
         if known is None:
             first = Cursor(subscriber_id, epoch, stored, seen_at=now, acknowledged_at=None)
-            known = self._everyone_known[subscriber_id] = Known(self._diagnosis_id, first)
-        else:
-            known.seq = max(known.seq_in(epoch), stored)
-            known.epoch, known.seen_at = epoch, now
+            return self._roster.learn(Known(self._diagnosis_id, first))
+        self._roster.advance(known, epoch, max(known.seq_in(epoch), stored))
+        known.seen_at = now
         return known
 
     async def _drop_known(self, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:
         """Forget known subscribers, here and in the store; how many there were."""
         for subscriber_id in subscribers:
-            if (known := self._everyone_known.pop(subscriber_id, None)) is not None:
+            if (known := self._roster.forget(subscriber_id)) is not None:
                 self._keeper.discard(known)
         return await self._store.forget(self._diagnosis_id, subscribers, audit)
 

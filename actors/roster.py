@@ -61,13 +61,42 @@ class Roster:
         self.subscribers: dict[Subscriber, None] = {}
         """Attached connections, oldest first."""
         self.known: dict[SubscriberId, Known] | None = None
-        """All known subscribers; `None` until the first incarnation has loaded them."""
+        """All known subscribers; `None` until the first incarnation has loaded them. Changed by methods here alone."""
+        self._online = 0
+        """Known subscribers with a connection."""
+        self._at_risk: int | None = None
+        """How many were at risk when they were last counted; `None`: that may have changed."""
+        self._safe_until = Seq(0)
+        """As long as the head is not above this number, nobody else has come to be at risk."""
         self.emptied: Callable[[], None] = lambda: None
         """Called when the last connection has left."""
         self.joined: Callable[[Subscriber], None] = lambda _: None
         """Called when a connection was attached."""
         self.left: Callable[[Subscriber], None] = lambda _: None
         """Called when a connection has left, for whatever reason."""
+
+    def begin(self, ring: Ring, known: dict[SubscriberId, Known]) -> None:
+        """A new incarnation has loaded its ring."""
+        self.ring, self.known = ring, known
+        self._at_risk = None
+
+    def learn(self, known: Known) -> Known:
+        """Know a subscriber from now on; the one that is known by this name already comes first."""
+        assert self.known is not None, "nobody becomes known before the others are loaded"
+        self._at_risk = None
+        return self.known.setdefault(known.id, known)
+
+    def forget(self, subscriber_id: SubscriberId) -> Known | None:
+        """Do not know a subscriber any more, who has no connection; `None`: it was not known."""
+        assert self.known is not None, "nobody is forgotten before the others are loaded"
+        self._at_risk = None
+        return self.known.pop(subscriber_id, None)
+
+    def advance(self, known: Known, epoch: Epoch, seq: Seq) -> None:
+        """Move the cursor of a known subscriber."""
+        if self._is_at_risk(known):
+            self._at_risk = None
+        known.epoch, known.seq = epoch, seq
 
     def attach(self, subscriber: Subscriber, known: Known, position: Seq) -> None:
         """Let a connection follow from `position`; a named subscriber's older connection is replaced."""
@@ -76,6 +105,8 @@ class Roster:
             for older in known.connections:
                 self.end(older, Ending.REPLACED)
         self.subscribers[subscriber] = None
+        if not known.connections:
+            self._online += 1
         known.connections += (subscriber,)
         subscriber.begin(self, known, position, self.ring.head)
         self.joined(subscriber)
@@ -85,10 +116,13 @@ class Roster:
         if subscriber not in self.subscribers:
             return
         del self.subscribers[subscriber]
-        assert subscriber.known is not None, "an attached connection has a known subscriber"
-        subscriber.known.left(subscriber)
-        if subscriber.known.waiting is not None:
-            subscriber.known.waiting.pop(subscriber, None)
+        known = subscriber.known
+        assert known is not None, "an attached connection has a known subscriber"
+        known.left(subscriber)
+        if not known.connections:
+            self._online -= 1
+        if known.waiting is not None:
+            known.waiting.pop(subscriber, None)
         self.left(subscriber)
         if not self.subscribers:
             self.emptied()
@@ -114,14 +148,20 @@ class Roster:
 
     def counts(self) -> tuple[int, int, int]:
         """Known subscribers: how many are online, how many there are, how many are at risk."""
-        # Once for every event: lists, as nothing counts faster.
-        everybody = (self.known or {}).values()
-        online = len([one for one in everybody if one.connections])
-        at_risk = 0
-        if self.ring is not None and (limit := self.ring.head - AT_RISK_LAG) > 0:
-            epoch = self.ring.epoch
-            at_risk = len([one for one in everybody if one.seq < limit or one.epoch != epoch])
-        return online, len(everybody), at_risk
+        return self._online, len(self.known or ()), self._count_at_risk()
+
+    def _count_at_risk(self) -> int:
+        # Asked for with every event: the known subscribers, who may be thousands, are counted only now and then.
+        if self.ring is None or self.known is None:
+            return 0
+        if self._at_risk is None or self.ring.head > self._safe_until:
+            safe = [one.seq_in(self.ring.epoch) for one in self.known.values() if not self._is_at_risk(one)]
+            self._at_risk = len(self.known) - len(safe)
+            self._safe_until = Seq(min(safe, default=self.ring.head) + AT_RISK_LAG)
+        return self._at_risk
+
+    def _is_at_risk(self, known: Known) -> bool:
+        return self.ring is not None and self.ring.head - known.seq_in(self.ring.epoch) > AT_RISK_LAG
 
     def unacknowledged(self) -> int:
         """Retained events that some known subscriber has not acknowledged; all of them while nobody is known."""
