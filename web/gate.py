@@ -43,7 +43,7 @@ def put_up(app: Quart, services: Services) -> None:
             raise Problem("origin_not_allowed", "pages of this origin may not do this")
         if is_preflight and settings.allowed_origins:
             return Response(b"", 204, _PREFLIGHT_HEADERS)
-        if (repeated := repeated_parameter(request.args)) is not None:
+        if request.query_string and (repeated := repeated_parameter(request.args)) is not None:
             raise Problem("invalid_field", repeated)
         return None
 

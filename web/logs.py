@@ -124,6 +124,7 @@ def set_up_logging(settings: Settings) -> None:
     """Send every log line of this process to stderr in the format the operator chose."""
     # Nothing of this is in a line: it need not be found out (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # where a line was logged, says the same page
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(json=settings.log_format == "json"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)

@@ -176,12 +176,22 @@ def _refuse_repeated_fields(text: bytes, what: str) -> None:
 
     msgspec takes the last one without a word, so the text is read again by the standard library.
     """
+    try:
+        _once_only.decode(text.decode())
+    except _NamedTwice:
+        raise Problem("bad_json", f"{what} has an object that names a field twice") from None
 
-    def checked(pairs: list[tuple[str, object]]) -> None:
-        if len(dict(pairs)) != len(pairs):
-            raise Problem("bad_json", f"{what} has an object that names a field twice")
 
-    json.loads(text.decode(), object_pairs_hook=checked)
+class _NamedTwice(Exception):
+    """An object names a field twice."""
+
+
+def _check_names(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise _NamedTwice
+
+
+_once_only: Final = json.JSONDecoder(object_pairs_hook=_check_names)
 
 
 def _explain(message: str, rules: dict[str, str], what: str) -> str:

@@ -189,11 +189,26 @@ class Connection:
         self._reading.cancel()
 
     async def _write(self, data: bytes) -> bool:
-        """Write all of it; False: the peer is gone, or has accepted no byte for too long."""
+        """Write all of it; False: the peer is gone, or has accepted no byte for too long. No checkpoint if it fits."""
+        if self._is_broken:
+            return False
+        if not self._writing.locked():
+            try:
+                data = data[self._sock.send(data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._is_broken = True
+                return False
+            if not data:
+                return True
+        return await self._write_patiently(data)
+
+    async def _write_patiently(self, data: bytes) -> bool:
         seconds = self._place.patience.stall_seconds
-        async with self._writing:
-            # Shielded, as part of a message may be out already. `cut` ends it all the same.
-            with trio.CancelScope(shield=True) as waiting:
+        # Shielded, as part of a message may be out already. `cut` ends it all the same.
+        with trio.CancelScope(shield=True) as waiting:
+            async with self._writing:
                 rest = memoryview(data)
                 try:
                     while rest and not self._is_broken:
@@ -201,11 +216,9 @@ class Connection:
                         rest = rest[await send_some(self._sock, rest) :]
                 except Gone:
                     self._is_broken = True
-                if not self._is_broken:
-                    return True
-            if not self._is_broken:
-                logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
-                self.cut()
+            return not self._is_broken
+        logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
+        self.cut()
         return False
 
     async def _linger(self) -> None:

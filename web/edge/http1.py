@@ -34,6 +34,13 @@ class Parent(Owner, Protocol):
 class Exchange(HTTPStream):
     """One request and its answer."""
 
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """Take one event of the application."""
+        await super().app_send(message)
+        if message is not None and message.get("more_body"):
+            # A streamed answer leaves others their turn, whether its peer reads all of it at once or has left.
+            await trio.lowlevel.checkpoint()
+
     async def _send_error_response(self, status_code: int) -> None:
         has_body = self.scope["method"] != "HEAD"
         await _answer(self.send, answers.problem_of_status(status_code), has_body=has_body)

@@ -18,6 +18,7 @@ from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioRequest, TrioWebsocket
+from quart_trio.wrappers.request import TrioBody
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 
@@ -30,9 +31,17 @@ class _Routed(BaseRequestWebsocket):
         return super().blueprints
 
 
+class _NoBody:
+    """In place of the body that Quart would collect: `LeanRequest.receive_body` is how it is had here."""
+
+    def __init__(self, *_: object) -> None:
+        """Quart says how long it will be, and may be."""
+
+
 class LeanRequest(_Routed, TrioRequest):
     """A request whose body is received by whoever asks for it, and by nobody else."""
 
+    body_class = cast("type[TrioBody]", _NoBody)
     receive: ASGIReceiveCallable
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -34,14 +34,18 @@ class Inbox:
         while len(self._messages) >= MESSAGES_MAX and message["type"] not in _DISCONNECTS:
             await self._changed.park()
         self._messages.append(message)
-        self._changed.unpark_all()
+        self._tell()
 
     async def receive(self) -> ASGIReceiveEvent:
         """The next message. No checkpoint if there is one."""
         while not self._messages:
             await self._changed.park()
-        self._changed.unpark_all()
+        self._tell()
         return self._messages.popleft()
+
+    def _tell(self) -> None:
+        if self._changed:  # nobody waits, nearly always, and to find that out here costs a quarter
+            self._changed.unpark_all()
 
 
 class Tasks(TaskGroup):
