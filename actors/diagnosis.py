@@ -167,13 +167,18 @@ class DiagnosisActor:
     async def _next(self) -> Envelope | None:
         """The next message, now in hand; `None`: passivate."""
         while True:
+            # With subscribers it stays, and needs no timer: whoever leaves last sends a message (`Registry`).
+            if self._roster.subscribers:
+                return self._take_in_hand(await self._mailbox.receive())
             with trio.move_on_after(self._passivate_after_seconds):
-                envelope = await self._mailbox.receive()
-                self._hands.holding.append(envelope)
-                return envelope
+                return self._take_in_hand(await self._mailbox.receive())
             # No checkpoint until the caller has taken this actor off the registry: it must be as idle as it looks now.
             if not self._mailbox and not self._roster.subscribers and not self._keeper.is_dirty(self._diagnosis_id):
                 return None
+
+    def _take_in_hand(self, envelope: Envelope) -> Envelope:
+        self._hands.holding.append(envelope)
+        return envelope
 
     async def _handle(self, envelope: Envelope) -> None:
         match envelope.message:

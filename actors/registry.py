@@ -15,12 +15,12 @@ import trio
 
 from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
-from actors.errors import ActorError, Draining, Quarantined
+from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
 from actors.messages import Asks, Envelope, Evict, Inspect, Message
 from actors.ring import Ring
-from actors.roster import Roster
+from actors.roster import Known, Roster, Watcher
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
 from actors.trail import AccessTrail
@@ -66,7 +66,7 @@ class ActorStatistics:
     """The subscribers furthest behind, at most `LAG_SHOWN`; `None`: not loaded."""
 
 
-class Registry:
+class Registry(Watcher):
     """All diagnosis actors of this server, by diagnosis id."""
 
     def __init__(
@@ -275,24 +275,37 @@ class Registry:
         cell = self._cells.get(diagnosis_id)
         if cell is None:
             cell = self._cells[diagnosis_id] = self._new_cell(diagnosis_id)
-            cell.roster.emptied = lambda: self._drop_if_idle(cell)
-            cell.roster.left = self._left
-            if (trail := self._trail) is not None:
-                cell.roster.joined = lambda subscriber: trail.note("connect", diagnosis_id, subscriber)
         return cell
 
-    def _left(self, subscriber: Subscriber) -> None:
-        assert subscriber.known is not None, "an attached connection has a known subscriber"
-        self._keeper.left(subscriber.known)
+    # For rosters
+
+    def joined(self, subscriber: Subscriber) -> None:
         if self._trail is not None:
-            self._trail.note("disconnect", subscriber.known.diagnosis_id, subscriber)
+            self._trail.note("connect", _known(subscriber).diagnosis_id, subscriber)
+
+    def left(self, subscriber: Subscriber) -> None:
+        known = _known(subscriber)
+        self._keeper.left(known)
+        if self._trail is not None:
+            self._trail.note("disconnect", known.diagnosis_id, subscriber)
+
+    def deserted(self, roster: Roster) -> None:
+        cell = self._cells.get(roster.diagnosis_id)
+        if cell is None or cell.roster is not roster:
+            return
+        if cell.state is ActorState.RUNNING:
+            # Now it begins to count for how long nobody needs it.
+            with contextlib.suppress(MailboxFull, Draining):
+                cell.mailbox.tell_nowait(Envelope(Inspect()))
+        else:
+            self._drop_if_idle(cell)
 
     def _new_cell(self, diagnosis_id: str) -> Cell:
         limits = self._limits
         return Cell(
             diagnosis_id,
             Mailbox(limits.mailbox_publishes_max),
-            Roster(diagnosis_id),
+            Roster(diagnosis_id, self),
             Intensity(limits.restart_intensity_max, limits.restart_intensity_seconds),
             self._histories.get(diagnosis_id) or History(),
         )
@@ -328,3 +341,8 @@ class Registry:
 def _lag(roster: Roster, ring: Ring) -> tuple[Lag, ...]:
     behind = [(one, one.seq_in(ring.epoch)) for one in roster.lagging(LAG_SHOWN)]
     return tuple(Lag(one.id, bool(one.connections), cursor, ring.head - cursor) for one, cursor in behind)
+
+
+def _known(subscriber: Subscriber) -> Known:
+    assert subscriber.known is not None, "an attached connection has a known subscriber"
+    return subscriber.known

@@ -51,11 +51,25 @@ class Known:
         return self.seq if self.epoch == epoch else Seq(0)
 
 
+class Watcher:
+    """Is told who comes and goes; here, nobody is."""
+
+    def joined(self, subscriber: Subscriber) -> None:
+        """A connection was attached."""
+
+    def left(self, subscriber: Subscriber) -> None:
+        """A connection has left, for whatever reason."""
+
+    def deserted(self, roster: Roster) -> None:
+        """The last connection has left."""
+
+
 class Roster:
     """The subscribers of one diagnosis, and the ring they read."""
 
-    def __init__(self, diagnosis_id: str) -> None:
+    def __init__(self, diagnosis_id: str, watcher: Watcher) -> None:
         self.diagnosis_id = diagnosis_id
+        self._watcher = watcher
         self.ring: Ring | None = None
         """The newest incarnation's ring; stays readable while the actor restarts or rests."""
         self.subscribers: dict[Subscriber, None] = {}
@@ -68,12 +82,6 @@ class Roster:
         """How many were at risk when they were last counted; `None`: that may have changed."""
         self._safe_until = Seq(0)
         """As long as the head is not above this number, nobody else has come to be at risk."""
-        self.emptied: Callable[[], None] = lambda: None
-        """Called when the last connection has left."""
-        self.joined: Callable[[Subscriber], None] = lambda _: None
-        """Called when a connection was attached."""
-        self.left: Callable[[Subscriber], None] = lambda _: None
-        """Called when a connection has left, for whatever reason."""
 
     def begin(self, ring: Ring, known: dict[SubscriberId, Known]) -> None:
         """A new incarnation has loaded its ring."""
@@ -109,7 +117,7 @@ class Roster:
             self._online += 1
         known.connections += (subscriber,)
         subscriber.begin(self, known, position, self.ring.head)
-        self.joined(subscriber)
+        self._watcher.joined(subscriber)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Forget a connection. Idempotent."""
@@ -123,9 +131,9 @@ class Roster:
             self._online -= 1
         if known.waiting is not None:
             known.waiting.pop(subscriber, None)
-        self.left(subscriber)
+        self._watcher.left(subscriber)
         if not self.subscribers:
-            self.emptied()
+            self._watcher.deserted(self)
 
     def end(self, subscriber: Subscriber, ending: Ending) -> None:
         """Detach a connection for good and have its transport say why."""
