@@ -6,8 +6,13 @@ One task at a time reads a socket, and one writes it. `close` wakes them.
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 import trio
+
+Done = TypeVar("Done")
 
 
 class Gone(Exception):
@@ -22,18 +27,7 @@ async def receive(sock: socket.socket, bytes_max: int) -> bytes:
 
     Cancellation: nothing is lost.
     """
-    await trio.lowlevel.checkpoint_if_cancelled()
-    while True:
-        try:
-            return sock.recv(bytes_max)
-        except BlockingIOError:
-            pass
-        except OSError:
-            raise Gone from None
-        try:
-            await trio.lowlevel.wait_readable(sock)
-        except trio.ClosedResourceError:
-            raise Gone from None
+    return await _when_ready(sock, partial(sock.recv, bytes_max), trio.lowlevel.wait_readable)
 
 
 async def send_some(sock: socket.socket, data: bytes | memoryview) -> int:
@@ -44,16 +38,22 @@ async def send_some(sock: socket.socket, data: bytes | memoryview) -> int:
 
     Cancellation: nothing has been sent.
     """
+    return await _when_ready(sock, partial(sock.send, data), trio.lowlevel.wait_writable)
+
+
+async def _when_ready(
+    sock: socket.socket, attempt: Callable[[], Done], ready: Callable[[socket.socket], Awaitable[None]]
+) -> Done:
     await trio.lowlevel.checkpoint_if_cancelled()
     while True:
         try:
-            return sock.send(data)
+            return attempt()
         except BlockingIOError:
             pass
         except OSError:
             raise Gone from None
         try:
-            await trio.lowlevel.wait_writable(sock)
+            await ready(sock)
         except trio.ClosedResourceError:
             raise Gone from None
 
