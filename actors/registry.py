@@ -279,12 +279,11 @@ class Registry(Watcher):
 
     # For rosters
 
-    def joined(self, subscriber: Subscriber) -> None:
+    def joined(self, subscriber: Subscriber, known: Known) -> None:
         if self._trail is not None:
-            self._trail.note("connect", _known(subscriber).diagnosis_id, subscriber)
+            self._trail.note("connect", known.diagnosis_id, subscriber)
 
-    def left(self, subscriber: Subscriber) -> None:
-        known = _known(subscriber)
+    def left(self, subscriber: Subscriber, known: Known) -> None:
         self._keeper.left(known)
         if self._trail is not None:
             self._trail.note("disconnect", known.diagnosis_id, subscriber)
@@ -341,8 +340,3 @@ class Registry(Watcher):
 def _lag(roster: Roster, ring: Ring) -> tuple[Lag, ...]:
     behind = [(one, one.seq_in(ring.epoch)) for one in roster.lagging(LAG_SHOWN)]
     return tuple(Lag(one.id, bool(one.connections), cursor, ring.head - cursor) for one, cursor in behind)
-
-
-def _known(subscriber: Subscriber) -> Known:
-    assert subscriber.known is not None, "an attached connection has a known subscriber"
-    return subscriber.known

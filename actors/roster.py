@@ -54,11 +54,11 @@ class Known:
 class Watcher:
     """Is told who comes and goes; here, nobody is."""
 
-    def joined(self, subscriber: Subscriber) -> None:
-        """A connection was attached."""
+    def joined(self, subscriber: Subscriber, known: Known) -> None:
+        """A connection of a known subscriber was attached."""
 
-    def left(self, subscriber: Subscriber) -> None:
-        """A connection has left, for whatever reason."""
+    def left(self, subscriber: Subscriber, known: Known) -> None:
+        """A connection of a known subscriber has left, for whatever reason."""
 
     def deserted(self, roster: Roster) -> None:
         """The last connection has left."""
@@ -117,7 +117,7 @@ class Roster:
             self._online += 1
         known.connections += (subscriber,)
         subscriber.begin(self, known, position, self.ring.head)
-        self._watcher.joined(subscriber)
+        self._watcher.joined(subscriber, known)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Forget a connection. Idempotent."""
@@ -131,7 +131,7 @@ class Roster:
             self._online -= 1
         if known.waiting is not None:
             known.waiting.pop(subscriber, None)
-        self._watcher.left(subscriber)
+        self._watcher.left(subscriber, known)
         if not self.subscribers:
             self._watcher.deserted(self)
 

@@ -44,10 +44,8 @@ def refusal_of(event: NewEvent) -> Unstorable | None:
 
 def refusals_of(events: Sequence[NewEvent]) -> Sequence[Unstorable | None]:
     """`refusal_of` each event; empty where all can be stored."""
-    for event in events:
-        if refusal_of(event) is not None:
-            return [refusal_of(one) for one in events]
-    return ()
+    refusals = [refusal_of(event) for event in events]
+    return refusals if any(refusals) else ()
 
 
 def check_text(text: str) -> None:

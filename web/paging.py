@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from web.errors import Problem
-from web.records import NUMBER
+from web.records import NUMBER, NUMBER_RULE
 
 PAGE_ITEMS_MAX: Final = 1000
 PAGE_ITEMS_DEFAULT: Final = 100
@@ -34,7 +34,7 @@ class Page:
             Problem: it is no number.
         """
         if not NUMBER.fullmatch(self.after or "0"):
-            raise Problem("invalid_field", "after must be an integer >= 0 of at most 15 digits")
+            raise Problem("invalid_field", f"after {NUMBER_RULE}")
         return int(self.after or "0")
 
     def of(

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from actors.resume import OLDEST, Wanted
 from storage.records import Epoch, Seq
 from web.errors import ConnectionRefused, Problem, invalid_parameter
-from web.records import DEVICE, DEVICE_RULE, NUMBER, diagnosis_id_of
+from web.records import DEVICE, DEVICE_RULE, NUMBER, NUMBER_RULE, diagnosis_id_of
 
 NAMES: Final = frozenset(
     {"ack", "after", "device", "epoch", "forget", "limit", "owner", "seq", "start", "sub", "token"}
@@ -93,7 +93,7 @@ def parse_stream(diagnosis_id: str, query: Mapping[str, str], last_event_id: str
 def _wanted(query: Mapping[str, str]) -> Wanted:
     after, epoch, start = query.get("after"), query.get("epoch"), query.get("start", "oldest")
     if after is not None and not NUMBER.fullmatch(after):
-        raise _refused("after must be an integer >= 0 of at most 15 digits")
+        raise _refused(f"after {NUMBER_RULE}")
     if epoch is not None and not _EPOCH.fullmatch(epoch):
         raise _refused("epoch must be 1-64 printable characters")
     if start not in ("oldest", "new") and not NUMBER.fullmatch(start):

@@ -20,6 +20,7 @@ NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 
 NUMBER: Final = re.compile(r"[0-9]{1,15}")
 """A number in a URL."""
+NUMBER_RULE: Final = "must be an integer >= 0 of at most 15 digits"
 
 FRACTION_RULE: Final = "must be 0-1"
 DEPTH_MAX: Final = 64

@@ -24,7 +24,6 @@ REPEATS_PER_SECOND_MAX: Final = 1000
 """Acknowledgements of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
 come only as often as events do; these might never end."""
 
-
 RETRY_SPREAD_SECONDS: Final = 5.0
 """Clients of a server that stops are told to come back at random within this time."""
 

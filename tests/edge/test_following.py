@@ -13,7 +13,7 @@ from actors.resume import Wanted
 from actors.subscriber import Burst, Ending
 from storage.records import NewAuditRow, Seq
 from tests.actors.world import DIAGNOSIS
-from tests.edge.pairs import connect_frame, edge
+from tests.edge.pairs import Edge, connect_frame, edge
 from tests.edge.raw import BINARY, CLOSE, PING, PONG, TEXT, Got, RawClient, client_frame
 from web.edge.poller import SelectorPoller
 
@@ -431,16 +431,22 @@ async def test_a_drain_cuts_off_who_does_not_take_its_goodbye(autojump_clock: Mo
         assert frames[-1].code == 1012
 
 
+async def follow_and_ask_without_reading(server: Edge) -> RawClient:
+    """A client that reads nothing and asks so much that the server is done with it."""
+    client, follower = await server.follow()
+    await client.says("live")
+    await server.fill(follower)
+    for _ in range(101):
+        await client.say(type="ping")
+    with trio.fail_after(20):
+        while server.world.registry.connections:
+            await trio.sleep(0.1)
+    return client
+
+
 async def test_a_client_that_answers_and_reads_too_little_cannot_pile_up_replies(autojump_clock: MockClock) -> None:
     async with edge() as server:
-        client, follower = await server.follow()
-        await client.says("live")
-        await server.fill(follower)
-        for _ in range(101):
-            await client.say(type="ping")
-        with trio.fail_after(20):
-            while server.world.registry.connections:
-                await trio.sleep(0.1)
+        client = await follow_and_ask_without_reading(server)
         frames = await client.rest()
         assert (frames[-1].code, frames[-1].reason) == (1008, "rate limited")
 
@@ -565,13 +571,7 @@ async def test_acks_of_nothing_new_without_end_are_too_many(autojump_clock: Mock
 
 async def test_nothing_is_read_from_who_floods_until_its_goodbye_is_out(autojump_clock: MockClock) -> None:
     async with edge() as server:
-        client, follower = await server.follow()
-        await client.says("live")
-        await server.fill(follower)
-        for _ in range(101):
-            await client.say(type="ping")
-        while server.world.registry.connections:
-            await trio.sleep(0.1)
+        client = await follow_and_ask_without_reading(server)
         sent = 0
         with trio.move_on_after(1):
             while sent < 1_000_000:

@@ -193,16 +193,9 @@ class Connection:
         if self._is_broken:
             return False
         if not self._writing.locked():
-            try:
+            with suppress(OSError):  # if more is wrong than that it is full, that is found again
                 data = data[self._sock.send(data) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._is_broken = True
-                return False
-            if not data:
-                return True
-        return await self._write_patiently(data)
+        return not data or await self._write_patiently(data)
 
     async def _write_patiently(self, data: bytes) -> bool:
         seconds = self._place.patience.stall_seconds
