@@ -9,12 +9,13 @@
 #   make bench-storage                the store beside raw sqlite3
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
+#   make node-packages                what some tests want beside Node: the official parsers of the documents
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation load-generator lock settings clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation load-generator lock settings node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.up-to-date
 NATIVE := build/benchmarks
+NODE := build/node
 ROOMS := actors storage web
 CHECKED := $(ROOMS) tests benchmarks
 
@@ -120,6 +122,15 @@ autobahn: setup
 
 settings: setup
 	$(BIN)/python -m web.settings > docs/SETTINGS.md
+
+node-packages: $(NODE)/.up-to-date
+
+$(NODE)/.up-to-date: tests/documents/package.json tests/documents/package-lock.json
+	@command -v npm >/dev/null || { echo "make: these packages are npm's: install Node.js with npm" >&2; exit 1; }
+	@mkdir -p $(NODE)
+	@cp $^ $(NODE)
+	@cd $(NODE) && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

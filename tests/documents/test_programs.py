@@ -1,0 +1,124 @@
+"""A test that wants a program skips where it is missing, and fails where `.ci/run` says that it is there."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import programs
+from tests.programs import REQUIRED, ROOT
+
+
+def test_a_program_that_is_there_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chromium = tmp_path / "chromium-browser"
+    chromium.write_text("#!/bin/sh\n")
+    chromium.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert programs.program("chromium") == str(chromium)
+
+
+def test_a_missing_program_skips_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(REQUIRED, "npm nginx")
+    with pytest.raises(pytest.skip.Exception, match=r"^node is not installed"):
+        programs.program("node")
+
+
+def test_a_missing_program_that_ci_has_installed_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(REQUIRED, "npm node")
+    with pytest.raises(pytest.fail.Exception, match="node is not installed"):
+        programs.program("node")
+
+
+def test_missing_npm_packages_skip_or_fail_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REQUIRED, "npm")
+    with pytest.raises(pytest.skip.Exception, match="make node-packages"):
+        programs.node_package("no-such-package")
+    monkeypatch.setenv(REQUIRED, "npm npm-packages")
+    with pytest.raises(pytest.fail.Exception, match="make node-packages"):
+        programs.node_package("no-such-package")
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> Path:
+    """A directory whose programs say what they were asked for, in `said`, and do nothing."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for name in ("bash", "cat", "dirname", "mkdir", "timeout", "rm", "chmod", "sh", "env"):
+        found = next(Path(place, name) for place in ("/bin", "/usr/bin") if Path(place, name).exists())
+        (directory / name).symlink_to(found)
+    return directory
+
+
+def stand_in(directory: Path, name: str, does: str = "") -> None:
+    (directory / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"{directory}/said"\n{does}\n')
+    (directory / name).chmod(0o755)
+
+
+def ci(stand_ins: Path) -> tuple[str, str]:
+    """What `.ci/run` prints with nothing but these programs, and what it asked them for."""
+    root = stand_ins.parent / "clone"
+    (root / ".ci").mkdir(parents=True)
+    (root / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text().replace("/usr/sbin", str(stand_ins)))
+    done = subprocess.run(
+        [str(stand_ins / "bash"), str(root / ".ci" / "run")],
+        env={"PATH": str(stand_ins)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.stderr == ""
+    return done.stdout, (stand_ins / "said").read_text()
+
+
+def test_ci_with_every_program_allows_no_skip(stand_ins: Path) -> None:
+    for name in ("node", "npm", "chromium", "nginx"):
+        stand_in(stand_ins, name)
+    stand_in(stand_ins, "make", 'echo "required: $REQUIRED_PROGRAMS"')
+    printed, said = ci(stand_ins)
+    assert said.splitlines() == ["make -s node-packages", "make check"]
+    assert set(printed.split()) == {"required:", "node", "npm", "chromium", "nginx", "npm-packages"}
+
+
+def test_ci_as_root_installs_what_is_missing_and_starts_nothing(stand_ins: Path) -> None:
+    stand_in(stand_ins, "id", "echo 0")
+    stand_in(stand_ins, "make", 'echo "required: $REQUIRED_PROGRAMS"')
+    installs = f'for name in node npm chromium nginx; do cp "{stand_ins}/id" "{stand_ins}/$name"; done'
+    stand_in(
+        stand_ins,
+        "apt-get",
+        f'[ "$2" = update ] || {{ cat "{stand_ins}/policy-rc.d" >>"{stand_ins}/said"; {installs}; }}',
+    )
+    (stand_ins / "cp").symlink_to("/bin/cp")
+    printed, said = ci(stand_ins)
+    assert "exit 101" in said, "services may start as they are installed"
+    assert not (stand_ins / "policy-rc.d").exists()
+    assert set(printed.split()) == {"required:", "node", "npm", "chromium", "nginx", "npm-packages"}
+
+
+@pytest.mark.parametrize(("user", "reason"), [("0", "apt-get failed"), ("1000", "needs root")])
+def test_ci_that_cannot_install_says_so_in_one_line_and_goes_on(stand_ins: Path, user: str, reason: str) -> None:
+    stand_in(stand_ins, "id", f"echo {user}")
+    stand_in(stand_ins, "apt-get", "exit 100")
+    stand_in(stand_ins, "make", 'echo "required: $REQUIRED_PROGRAMS"')
+    printed, _ = ci(stand_ins)
+    line, required = printed.splitlines()
+    assert reason in line
+    assert {"nodejs", "npm", "chromium", "nginx"} < set(line.split())
+    assert required == "required: "
+    assert not (stand_ins / "policy-rc.d").exists()
+
+
+def test_ci_without_the_npm_registry_says_so_in_one_line_and_goes_on(stand_ins: Path) -> None:
+    for name in ("node", "npm", "chromium", "nginx"):
+        stand_in(stand_ins, name)
+    stand_in(stand_ins, "make", '[ "$1" = check ] && echo "required: $REQUIRED_PROGRAMS"')
+    printed, _ = ci(stand_ins)
+    line, required = printed.splitlines()
+    assert "npm failed" in line
+    assert set(required.split()) == {"required:", "node", "npm", "chromium", "nginx"}
