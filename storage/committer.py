@@ -66,6 +66,10 @@ class Pending(Generic[Answer]):
                 self.after(outcome)
         self._done.set()
 
+    async def settled(self) -> None:
+        """Return once there is an outcome, whatever it is."""
+        await self._done.wait()
+
     async def wait(self) -> Answer:
         """The answer, after its commit.
 
@@ -74,7 +78,7 @@ class Pending(Generic[Answer]):
 
         Cancellation: stops waiting; the operation goes on.
         """
-        await self._done.wait()
+        await self.settled()
         if self._error is not None:
             raise self._error
         return cast(Answer, self._answer)
@@ -105,6 +109,8 @@ class Committer:
         self._is_closed = False
         self._changed = trio.Event()
         """Set when an empty queue gets its first operation, or is closed."""
+        self._last: Pending[object] | None = None
+        """What was submitted last; operations are settled in the order in which they were submitted."""
         self._broken: StoreBroken | None = None
         self._outage = Outage()
         self._queue_peak = self._commits = self._operations = self._batch_peak = 0
@@ -124,9 +130,15 @@ class Committer:
             raise Busy("the store is closing")
         if len(self._queue) == QUEUE_OPERATIONS_MAX:
             raise Busy(f"{QUEUE_OPERATIONS_MAX} operations wait for the disk already")
-        self._queue.append(cast("Pending[object]", pending))
+        self._last = cast("Pending[object]", pending)
+        self._queue.append(self._last)
         self._changed.set()
         return pending
+
+    async def settle(self) -> None:
+        """Wait until everything submitted so far has its outcome."""
+        if self._last is not None:
+            await self._last.settled()
 
     async def read(
         self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs

@@ -5,10 +5,11 @@ Deterministic, without threads, so that Trio's autojump clock can be used. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
@@ -16,6 +17,7 @@ from storage import storable
 from storage.clock import Clock
 from storage.errors import CannotCopy, KeyReused, NoSuchDiagnosis, NoSuchRevocation, StorageError
 from storage.records import (
+    EVERY_ROW,
     IDEMPOTENCY_KEY_SECONDS,
     OUTBOX_EVENTS_MAX,
     AccessRow,
@@ -43,10 +45,12 @@ from storage.records import (
     Slice,
     StoreStatistics,
     SubscriberId,
+    TrailFilter,
     Window,
 )
 
 Answer = TypeVar("Answer")
+P = ParamSpec("P")
 
 
 @dataclass(slots=True)
@@ -78,6 +82,22 @@ class PendingAppend:
     async def wait(self) -> Sequence[Appended | StorageError]:
         await trio.lowlevel.checkpoint()
         return self._outcomes
+
+
+def _change(
+    method: Callable[Concatenate[MemoryStore, P], Answer],
+) -> Callable[Concatenate[MemoryStore, P], Coroutine[Any, Any, Answer]]:
+    """A method that changes something: handed over before its first checkpoint, and waited for like a disk."""
+
+    @wraps(method)
+    async def changed(store: MemoryStore, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            return method(store, *args, **kwargs)
+        finally:
+            await trio.lowlevel.checkpoint()
+
+    return changed
 
 
 class MemoryStore:
@@ -129,10 +149,10 @@ class MemoryStore:
         stream = self._stream(diagnosis_id)
         return Slice(stream.window, tuple(event for event in stream.events if event.seq > seq)[:limit])
 
-    async def register(
+    @_change
+    def register(
         self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
     ) -> Registered:
-        await trio.lowlevel.checkpoint()
         storable.check(diagnosis_id, owner, tuple(viewers))
         self._changing()
         stream = self._streams.get(diagnosis_id)
@@ -149,6 +169,14 @@ class MemoryStore:
     async def get(self, diagnosis_id: str) -> Diagnosis:
         return self._stream(diagnosis_id).diagnosis
 
+    def known(self, diagnosis_id: str) -> Diagnosis | None:
+        stream = self._streams.get(diagnosis_id)
+        return None if stream is None else stream.diagnosis
+
+    async def look_up(self, diagnosis_id: str) -> Diagnosis:
+        await trio.lowlevel.checkpoint()
+        return self._stream(diagnosis_id).diagnosis
+
     async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
         await trio.lowlevel.checkpoint()
         return [stream.diagnosis for stream in self._page(owner, after)[:limit]]
@@ -161,16 +189,16 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return len(self._page(owner, ""))
 
-    async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
         stream = self._stream(diagnosis_id)
         self._changing()
         deleted = self._recorded(stream.diagnosis, audit)
         del self._streams[diagnosis_id]
         return deleted
 
-    async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
         storable.check(tuple(moves))
         self._changing()
         return [self._move_cursor(move) for move in moves]
@@ -187,10 +215,9 @@ class MemoryStore:
             new = Cursor(move.subscriber, move.epoch, seq, max(old.seen_at, move.at), None)
         else:
             grown = seq > old.seq
-            acknowledged_at = move.at if grown else old.acknowledged_at
-            new = replace(
-                old, seq=max(old.seq, seq), seen_at=max(old.seen_at, move.at), acknowledged_at=acknowledged_at
-            )
+            new = replace(old, seq=max(old.seq, seq), seen_at=max(old.seen_at, move.at))
+            if grown:
+                new = replace(new, acknowledged_at=move.at, acknowledged_by=move.acknowledged_by)
         stream.cursors[move.subscriber] = new
         return new.seq
 
@@ -199,10 +226,8 @@ class MemoryStore:
         found = self._stream(diagnosis_id).cursors.values()
         return sorted(found, key=lambda one: (one.subscriber.sub or "", one.subscriber.device or ""))
 
-    async def forget(
-        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
-    ) -> int:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def forget(self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:
         stream = self._stream(diagnosis_id)
         storable.check(tuple(subscribers))
         self._changing()
@@ -212,8 +237,8 @@ class MemoryStore:
             del stream.cursors[one]
         return dropped
 
-    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
         stream = self._stream(diagnosis_id)
         self._changing()
         before, head = stream.window, Seq(stream.head)
@@ -222,13 +247,19 @@ class MemoryStore:
         stream.floor = stream.purged = head
         return purged
 
-    async def revoke(
-        self, *, sub: str | None = None, token_id: str | None = None, audit: Audit[RevocationMade] | None = None
+    @_change
+    def revoke(
+        self,
+        *,
+        sub: str | None = None,
+        token_id: str | None = None,
+        leeway_seconds: float = 0.0,
+        audit: Audit[RevocationMade] | None = None,
     ) -> RevocationMade:
-        await trio.lowlevel.checkpoint()
         storable.check(sub, token_id)
         self._changing()
-        new = Revocation(self._revocations_made + 1, sub, token_id, self._clock.wall())
+        now = self._clock.wall()
+        new = Revocation(self._revocations_made + 1, sub, token_id, now, covers_until=now + leeway_seconds)
         earlier = [one for one in self._revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
         made = self._recorded(RevocationMade(new, before=earlier[0] if earlier else None), audit)
         self._revocations_made += 1
@@ -241,8 +272,8 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [one for number, one in self._revocations.items() if number > after][:limit]
 
-    async def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
         if number not in self._revocations:
             raise NoSuchRevocation(str(number))
         self._changing()
@@ -250,37 +281,43 @@ class MemoryStore:
         del self._revocations[number]
         return lifted
 
-    async def expire_revocations(self, until: float) -> int:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def expire_revocations(self, until: float) -> int:
         self._changing()
         before = len(self._revocations)
-        self._revocations = {number: one for number, one in self._revocations.items() if one.at > until}
+        self._revocations = {number: one for number, one in self._revocations.items() if one.covers_until > until}
         return before - len(self._revocations)
 
-    async def record(self, row: NewAuditRow) -> None:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def record(self, row: NewAuditRow) -> None:
         storable.check(row)
         self._changing()
         self._record(row)
 
-    async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
+    async def audit(
+        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+    ) -> Sequence[AuditRow]:
         await trio.lowlevel.checkpoint()
-        return [row for row in reversed(self._audit) if before is None or row.number < before][:limit]
+        rows = [row for row in reversed(self._audit) if before is None or row.number < before]
+        return [row for row in rows if _fits(wanted, row.who, row.what, row.diagnosis_id, row.at)][:limit]
 
-    async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
         self._changing()
         for row in rows:
             self._access_rows_made += 1
             number = self._access_rows_made
             self._accesses.append(AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
 
-    async def accesses(self, *, before: int | None = None, limit: int = 100) -> Sequence[AccessRow]:
+    async def accesses(
+        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+    ) -> Sequence[AccessRow]:
         await trio.lowlevel.checkpoint()
-        return [row for row in reversed(self._accesses) if before is None or row.number < before][:limit]
+        rows = [row for row in reversed(self._accesses) if before is None or row.number < before]
+        return [row for row in rows if _fits(wanted, row.subscriber.sub, row.what, row.diagnosis_id, row.at)][:limit]
 
-    async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
         self._changing()
         page = self._page(None, after)[:diagnoses]
         windows = {}
@@ -292,8 +329,8 @@ class MemoryStore:
                 windows[stream.diagnosis.diagnosis_id] = stream.window
         return Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
 
-    async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
         self._changing()
         now, rows = self._clock.wall(), len(self._audit) + len(self._accesses)
         expired = [
@@ -311,8 +348,8 @@ class MemoryStore:
             self._accesses = kept + self._accesses[limit:]
         return len(expired) + rows - len(self._audit) - len(self._accesses)
 
-    async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
-        await trio.lowlevel.checkpoint()
+    @_change
+    def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
         self._changing()
         sub, cursors, viewers, owned = erasure.sub, 0, 0, []
         for diagnosis_id, stream in sorted(self._streams.items()):
@@ -343,6 +380,9 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return []
 
+    async def barrier(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(0, 0, 0, self._operations, self._operations, 1, 0.0, 0.0, 0.0, 0)
 
@@ -372,9 +412,16 @@ class MemoryStore:
     def _record(self, row: NewAuditRow) -> None:
         self._audit_rows_made += 1
         number, at = self._audit_rows_made, self._clock.wall()
-        self._audit.append(AuditRow(number, at, row.who, row.what, row.target, row.before, row.after))
+        self._audit.append(AuditRow(number, at, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id))
 
 
 def _lowest(stream: _Stream) -> Seq | None:
     epoch = stream.diagnosis.epoch
     return min((one.seq if one.epoch == epoch else Seq(0) for one in stream.cursors.values()), default=None)
+
+
+def _fits(wanted: TrailFilter, who: str | None, what: str, diagnosis_id: str | None, at: float) -> bool:
+    pairs = ((wanted.who, who), (wanted.what, what), (wanted.diagnosis_id, diagnosis_id))
+    if any(given is not None and given != found for given, found in pairs):
+        return False
+    return (wanted.since is None or at >= wanted.since) and (wanted.until is None or at < wanted.until)

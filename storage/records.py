@@ -132,6 +132,10 @@ class SubscriberId:
     """The name the client chose; `None`: all its unnamed connections together."""
 
 
+AcknowledgedBy = Literal["transport", "app"]
+"""What acknowledged: a client's WebSocket library (Pong, Close), or the application above it (`ack`, a position)."""
+
+
 @dataclass(frozen=True, slots=True)
 class CursorMove:
     """A cursor to store: the first of a subscriber, or a later one.
@@ -146,6 +150,8 @@ class CursorMove:
     seq: Seq
     at: float
     """When the subscriber was seen; the time of acknowledgement where the cursor grows."""
+    acknowledged_by: AcknowledgedBy | None = None
+    """What acknowledged, where the cursor grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +165,8 @@ class Cursor:
     """Last admission or acknowledgement."""
     acknowledged_at: float | None
     """When the cursor last grew; `None`: never since the subscriber became known in this epoch."""
+    acknowledged_by: AcknowledgedBy | None = None
+    """What made it grow then; `None` also of a cursor that grew before this was kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,8 @@ class NewAuditRow:
     """State before, as text; opaque here."""
     after: str | None = None
     """State after, as text; opaque here."""
+    diagnosis_id: str | None = None
+    """The diagnosis it concerns; `None`: none in particular."""
 
 
 Audit = Callable[[Answer], NewAuditRow]
@@ -205,6 +215,26 @@ class AuditRow:
     target: str
     before: str | None
     after: str | None
+    diagnosis_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrailFilter:
+    """Which rows of a trail are wanted: those that fit all that is given; `None` fits every row."""
+
+    who: str | None = None
+    """Of the audit trail the one who acted, of the access trail the one who followed, exactly."""
+    what: str | None = None
+    """The act, exactly."""
+    diagnosis_id: str | None = None
+    """The diagnosis, exactly."""
+    since: float | None = None
+    """The row was made at this time or later."""
+    until: float | None = None
+    """The row was made before this time."""
+
+
+EVERY_ROW: Final = TrailFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +244,13 @@ class Revocation:
     number: int
     """Grows with each revocation; never reused."""
     sub: str | None
-    """Refuses this subject's tokens that were issued until `at`; `None`: it is about a token."""
+    """Refuses this subject's tokens that were issued until `covers_until`; `None`: it is about a token."""
     token_id: str | None
     """Refuses the token with this `jti`; `None`: it is about a subject."""
     at: float
     """When it was made."""
+    covers_until: float
+    """Tokens of the subject with an `iat` up to this time are refused: `at`, and the leeway between two clocks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def _erase_from_audit(db: sqlite3.Connection, erasure: Erasure) -> int:
     changed = 0
     for spelling in erasure.spellings:
         rows = db.execute(
-            "SELECT number, at, who, what, target, before, after FROM audit"
+            "SELECT number, at, who, what, target, before, after, diagnosis FROM audit"
             " WHERE instr(who, :it) OR instr(target, :it) OR instr(before, :it) OR instr(after, :it)",
             {"it": spelling},
         ).fetchall()

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Final
 
 from storage.errors import NoSuchRevocation
 from storage.records import Revocation, RevocationMade
 
+_COLUMNS: Final = "number, sub, token_id, at, covers_until"
 
-def revoke(db: sqlite3.Connection, sub: str | None, token_id: str | None, now: float) -> RevocationMade:
+
+def revoke(
+    db: sqlite3.Connection, sub: str | None, token_id: str | None, leeway_seconds: float, now: float
+) -> RevocationMade:
     """Revoke a subject's tokens or one token."""
     # Both columns are unique, and what is NULL equals nothing: at most one row.
     row = db.execute(
-        "DELETE FROM revocation WHERE sub = ? OR token_id = ? RETURNING number, sub, token_id, at", (sub, token_id)
+        f"DELETE FROM revocation WHERE sub = ? OR token_id = ? RETURNING {_COLUMNS}",  # noqa: S608 - see above
+        (sub, token_id),
     ).fetchone()
-    made = db.execute("INSERT INTO revocation (sub, token_id, at) VALUES (?, ?, ?)", (sub, token_id, now))
+    covers_until = now + leeway_seconds
+    made = db.execute(
+        "INSERT INTO revocation (sub, token_id, at, covers_until) VALUES (?, ?, ?, ?)",
+        (sub, token_id, now, covers_until),
+    )
     assert made.lastrowid is not None, "an insert has a row id"
     before = None if row is None else Revocation(*row)
-    return RevocationMade(Revocation(made.lastrowid, sub, token_id, now), before)
+    return RevocationMade(Revocation(made.lastrowid, sub, token_id, now, covers_until), before)
 
 
 def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocation]:
     """A page of revocations, by number."""
     rows = db.execute(
-        "SELECT number, sub, token_id, at FROM revocation WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
+        f"SELECT {_COLUMNS} FROM revocation WHERE number > ? ORDER BY number LIMIT ?",  # noqa: S608 - see above
+        (after, limit),
     )
     return [Revocation(*row) for row in rows]
 
@@ -31,7 +42,8 @@ def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocati
 def lift_revocation(db: sqlite3.Connection, number: int) -> Revocation:
     """Drop a revocation; what it was."""
     row = db.execute(
-        "DELETE FROM revocation WHERE number = ? RETURNING number, sub, token_id, at", (number,)
+        f"DELETE FROM revocation WHERE number = ? RETURNING {_COLUMNS}",  # noqa: S608 - see above
+        (number,),
     ).fetchone()
     if row is None:
         raise NoSuchRevocation(str(number))
@@ -40,4 +52,4 @@ def lift_revocation(db: sqlite3.Connection, number: int) -> Revocation:
 
 def expire_revocations(db: sqlite3.Connection, until: float) -> int:
     """Drop old revocations; how many there were."""
-    return db.execute("DELETE FROM revocation WHERE at <= ?", (until,)).rowcount
+    return db.execute("DELETE FROM revocation WHERE covers_until <= ?", (until,)).rowcount

@@ -116,7 +116,24 @@ CREATE TABLE access (
 CREATE INDEX access_by_sub ON access (sub);
 """
 
-MIGRATIONS: Final = (_VERSION_1,)
+_VERSION_2: Final = """
+ALTER TABLE revocation ADD COLUMN covers_until REAL NOT NULL DEFAULT 0;
+UPDATE revocation SET covers_until = at + 10;
+ALTER TABLE cursor ADD COLUMN acknowledged_by TEXT CHECK (acknowledged_by IN ('transport', 'app'));
+ALTER TABLE audit ADD COLUMN diagnosis TEXT;
+UPDATE audit SET diagnosis = target WHERE what IN (
+    'diagnosis.register', 'diagnosis.delete', 'actor.restart', 'actor.stop', 'outbox.purge', 'subscriber.disconnect'
+);
+CREATE INDEX audit_by_who ON audit (who);
+CREATE INDEX audit_by_what ON audit (what);
+CREATE INDEX audit_by_diagnosis ON audit (diagnosis) WHERE diagnosis IS NOT NULL;
+CREATE INDEX audit_by_time ON audit (at);
+CREATE INDEX access_by_what ON access (what);
+CREATE INDEX access_by_diagnosis ON access (diagnosis);
+CREATE INDEX access_by_time ON access (at);
+"""
+
+MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
 """Step n brings a database of version n to version n + 1. A step is never edited once released."""
 
 

@@ -24,6 +24,7 @@ from storage.committer import Committer, Pending, Work
 from storage.errors import CannotCopy, CannotOpen, Damaged, NotADatabase, Refused, StorageError, StoreBroken
 from storage.history import end_run
 from storage.records import (
+    EVERY_ROW,
     AccessRow,
     Appended,
     Audit,
@@ -49,6 +50,7 @@ from storage.records import (
     Slice,
     StoreStatistics,
     SubscriberId,
+    TrailFilter,
 )
 from storage.schema import Opened, Opening, prepare
 
@@ -238,6 +240,7 @@ class SqliteStore:
         self._new_epoch = new_epoch
         self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
         self._cache_version = 0
+        """Counts changes: what was read before one is not remembered after it."""
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         storable.check_text(diagnosis_id)
@@ -259,14 +262,19 @@ class SqliteStore:
         return await self._change(
             lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, now),
             audit,
-            lambda registered: self._remember(registered.diagnosis),
+            self._registered,
         )
 
-    async def get(self, diagnosis_id: str) -> Diagnosis:
+    def known(self, diagnosis_id: str) -> Diagnosis | None:
         cached = self._cache.get(diagnosis_id)
         if cached is not None:
             self._cache.move_to_end(diagnosis_id)
-            return cached
+        return cached
+
+    async def get(self, diagnosis_id: str) -> Diagnosis:
+        return self.known(diagnosis_id) or await self.look_up(diagnosis_id)
+
+    async def look_up(self, diagnosis_id: str) -> Diagnosis:
         version = self._cache_version
         _, found = await self._read(transactions.find, diagnosis_id)
         if version == self._cache_version:
@@ -310,10 +318,15 @@ class SqliteStore:
         return await self._change(lambda db, now: transactions.purge(db, diagnosis_id), audit)
 
     async def revoke(
-        self, *, sub: str | None = None, token_id: str | None = None, audit: Audit[RevocationMade] | None = None
+        self,
+        *,
+        sub: str | None = None,
+        token_id: str | None = None,
+        leeway_seconds: float = 0.0,
+        audit: Audit[RevocationMade] | None = None,
     ) -> RevocationMade:
         storable.check(sub, token_id)
-        return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, now), audit)
+        return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, leeway_seconds, now), audit)
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
         return await self._read(revocations.revocations, after, limit)
@@ -329,15 +342,19 @@ class SqliteStore:
         storable.check(row)
         await self._change(lambda db, now: trails.record(db, row, now))
 
-    async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
-        return await self._read(trails.audit, before, limit)
+    async def audit(
+        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+    ) -> Sequence[AuditRow]:
+        return await self._read(trails.audit, before, limit, wanted)
 
     async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
         given = tuple(rows)
         await self._change(lambda db, now: trails.record_accesses(db, given))
 
-    async def accesses(self, *, before: int | None = None, limit: int = 100) -> Sequence[AccessRow]:
-        return await self._read(trails.accesses, before, limit)
+    async def accesses(
+        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+    ) -> Sequence[AccessRow]:
+        return await self._read(trails.accesses, before, limit, wanted)
 
     async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
         return await self._change(lambda db, now: retention.evict_before(db, at, after, diagnoses))
@@ -372,6 +389,9 @@ class SqliteStore:
             found += problems
         return found[: integrity.PROBLEMS_MAX]
 
+    async def barrier(self) -> None:
+        await self._committer.settle()
+
     def statistics(self) -> StoreStatistics:
         return self._committer.statistics()
 
@@ -389,8 +409,11 @@ class SqliteStore:
             work = trails.recording(work, audit)
         return await self._committer.submit(work, after).wait()
 
-    def _remember(self, diagnosis: Diagnosis) -> None:
+    def _registered(self, registered: Registered) -> None:
         self._cache_version += 1
+        self._remember(registered.diagnosis)
+
+    def _remember(self, diagnosis: Diagnosis) -> None:
         self._cache[diagnosis.diagnosis_id] = diagnosis
         self._cache.move_to_end(diagnosis.diagnosis_id)
         if len(self._cache) > DIAGNOSES_CACHED_MAX:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from storage.errors import StorageError
 from storage.records import (
+    EVERY_ROW,
     AccessRow,
     Appended,
     Audit,
@@ -36,6 +37,7 @@ from storage.records import (
     Slice,
     StoreStatistics,
     SubscriberId,
+    TrailFilter,
 )
 
 
@@ -90,6 +92,12 @@ class Store(Protocol):
             NoSuchDiagnosis: it is not registered.
         """
 
+    def known(self, diagnosis_id: str) -> Diagnosis | None:
+        """The registered diagnosis as of the last commit, if it is in memory; never waits. `None`: ask with `get`."""
+
+    async def look_up(self, diagnosis_id: str) -> Diagnosis:
+        """As `get`, but always read from what is stored: it takes as long whether or not it is in memory."""
+
     async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
         """Registered diagnoses with an id above `after`, by id; only those of `owner` if given."""
 
@@ -135,9 +143,14 @@ class Store(Protocol):
         """
 
     async def revoke(
-        self, *, sub: str | None = None, token_id: str | None = None, audit: Audit[RevocationMade] | None = None
+        self,
+        *,
+        sub: str | None = None,
+        token_id: str | None = None,
+        leeway_seconds: float = 0.0,
+        audit: Audit[RevocationMade] | None = None,
     ) -> RevocationMade:
-        """Revoke a subject's tokens issued until now, or one token (give exactly one of both).
+        """Revoke a subject's tokens issued until now and `leeway_seconds`, or one token (give exactly one of both).
 
         Takes the place of an earlier revocation of the same subject or token, which it covers.
         """
@@ -153,19 +166,23 @@ class Store(Protocol):
         """
 
     async def expire_revocations(self, until: float) -> int:
-        """Drop the revocations made until this time; how many there were."""
+        """Drop the revocations that cover tokens until this time at most; how many there were."""
 
     async def record(self, row: NewAuditRow) -> None:
         """Store an audit row of its own."""
 
-    async def audit(self, *, before: int | None = None, limit: int = 100) -> Sequence[AuditRow]:
-        """Audit rows with a lower number than `before`, newest first."""
+    async def audit(
+        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+    ) -> Sequence[AuditRow]:
+        """The wanted audit rows with a lower number than `before`, newest first."""
 
     async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
         """Store rows of the access trail."""
 
-    async def accesses(self, *, before: int | None = None, limit: int = 100) -> Sequence[AccessRow]:
-        """Rows of the access trail with a lower number than `before`, newest first."""
+    async def accesses(
+        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+    ) -> Sequence[AccessRow]:
+        """The wanted rows of the access trail with a lower number than `before`, newest first."""
 
     async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
         """Drop the events committed before `at` of the next diagnoses above `after`, by id; numbers and keys stay.
@@ -195,6 +212,13 @@ class Store(Protocol):
         """The problems an integrity check finds, in words, the first 100; empty: none.
 
         Looks at the whole store, and lets others go on in between.
+        """
+
+    async def barrier(self) -> None:
+        """Wait until every change that was handed over before this call is committed or refused.
+
+        A change is handed over when its method is called, before the first checkpoint; changes are committed in that
+        order.
         """
 
     def statistics(self) -> StoreStatistics:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from storage.committer import Work
-from storage.records import AccessRow, Audit, AuditRow, NewAccessRow, NewAuditRow, SubscriberId
+from storage.records import AccessRow, Audit, AuditRow, NewAccessRow, NewAuditRow, SubscriberId, TrailFilter
 
 Answer = TypeVar("Answer")
 
@@ -18,8 +18,8 @@ Answer = TypeVar("Answer")
 def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> None:
     """Store an audit row."""
     db.execute(
-        "INSERT INTO audit (at, who, what, target, before, after) VALUES (?, ?, ?, ?, ?, ?)",
-        (now, row.who, row.what, row.target, row.before, row.after),
+        "INSERT INTO audit (at, who, what, target, before, after, diagnosis) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (now, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id),
     )
 
 
@@ -37,14 +37,29 @@ def recording(work: Work[Answer], audit: Audit[Answer]) -> Work[Answer]:
     return recorded
 
 
-def audit(db: sqlite3.Connection, before: int | None, limit: int) -> list[AuditRow]:
+def audit(db: sqlite3.Connection, before: int | None, limit: int, wanted: TrailFilter) -> list[AuditRow]:
     """Audit rows, newest first."""
+    where, values = _where(wanted, before, who="who")
     rows = db.execute(
-        "SELECT number, at, who, what, target, before, after FROM audit"
-        " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?",
-        (before, before, limit),
+        "SELECT number, at, who, what, target, before, after, diagnosis FROM audit"  # noqa: S608 - see `_where`
+        f" WHERE {where} ORDER BY number DESC LIMIT ?",
+        (*values, limit),
     )
     return [AuditRow(*row) for row in rows]
+
+
+def _where(wanted: TrailFilter, before: int | None, *, who: str) -> tuple[str, list[str | float | int]]:
+    """The condition that picks rows of a trail, and its values; `who` is the column of people."""
+    conditions = (
+        ("number < ?", before),
+        (f"{who} = ?", wanted.who),
+        ("what = ?", wanted.what),
+        ("diagnosis = ?", wanted.diagnosis_id),
+        ("at >= ?", wanted.since),
+        ("at < ?", wanted.until),
+    )
+    given = [(condition, value) for condition, value in conditions if value is not None]
+    return " AND ".join(["TRUE", *(condition for condition, _ in given)]), [value for _, value in given]
 
 
 def record_accesses(db: sqlite3.Connection, rows: Sequence[NewAccessRow]) -> None:
@@ -55,12 +70,12 @@ def record_accesses(db: sqlite3.Connection, rows: Sequence[NewAccessRow]) -> Non
     )
 
 
-def accesses(db: sqlite3.Connection, before: int | None, limit: int) -> list[AccessRow]:
+def accesses(db: sqlite3.Connection, before: int | None, limit: int, wanted: TrailFilter) -> list[AccessRow]:
     """Rows of the access trail, newest first."""
+    where, values = _where(wanted, before, who="sub")
     rows = db.execute(
-        "SELECT number, at, what, diagnosis, sub, device FROM access"
-        " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?",
-        (before, before, limit),
+        f"SELECT number, at, what, diagnosis, sub, device FROM access WHERE {where} ORDER BY number DESC LIMIT ?",  # noqa: S608 - see `_where`
+        (*values, limit),
     )
     return [
         AccessRow(number, at, what, diagnosis_id, SubscriberId(sub, device))

@@ -254,10 +254,12 @@ def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Se
 
 def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -> Seq:
     (stored,) = db.execute(
-        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :at, NULL)"
+        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :at, NULL, NULL)"
         " ON CONFLICT DO UPDATE SET"
         " acknowledged_at = CASE WHEN cursor.epoch <> excluded.epoch THEN NULL"
         "   WHEN excluded.seq > cursor.seq THEN excluded.seen_at ELSE cursor.acknowledged_at END,"
+        " acknowledged_by = CASE WHEN cursor.epoch <> excluded.epoch THEN NULL"
+        "   WHEN excluded.seq > cursor.seq THEN :by ELSE cursor.acknowledged_by END,"
         " seq = iif(cursor.epoch = excluded.epoch, max(cursor.seq, excluded.seq), excluded.seq),"
         " epoch = excluded.epoch,"
         " seen_at = max(cursor.seen_at, excluded.seen_at)"
@@ -269,6 +271,7 @@ def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -
             "epoch": move.epoch,
             "seq": min(move.seq, head),
             "at": move.at,
+            "by": move.acknowledged_by,
         },
     ).fetchone()
     return Seq(stored)
@@ -278,9 +281,10 @@ def cursors(db: sqlite3.Connection, diagnosis_id: str) -> list[Cursor]:
     """All cursors of a diagnosis."""
     dx, _ = find(db, diagnosis_id)
     return [
-        Cursor(SubscriberId(sub or None, device or None), Epoch(epoch), Seq(seq), seen_at, acknowledged_at)
-        for sub, device, epoch, seq, seen_at, acknowledged_at in db.execute(
-            "SELECT sub, device, epoch, seq, seen_at, acknowledged_at FROM cursor WHERE dx = ? ORDER BY sub, device",
+        Cursor(SubscriberId(sub or None, device or None), Epoch(epoch), Seq(seq), *rest)
+        for sub, device, epoch, seq, *rest in db.execute(
+            "SELECT sub, device, epoch, seq, seen_at, acknowledged_at, acknowledged_by FROM cursor"
+            " WHERE dx = ? ORDER BY sub, device",
             (dx,),
         )
     ]

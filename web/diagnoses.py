@@ -64,11 +64,13 @@ def diagnoses(services: Services) -> Blueprint:
 def _registering(who: Principal, registered: Registered) -> NewAuditRow:
     before, after = registered.before, registered.diagnosis
     was = None if before is None else _rights(before)
-    return NewAuditRow(who.sub or "", "diagnosis.register", after.diagnosis_id, was, _rights(after))
+    named = after.diagnosis_id
+    return NewAuditRow(who.sub or "", "diagnosis.register", named, was, _rights(after), diagnosis_id=named)
 
 
 def _deleting(who: Principal, deleted: Diagnosis) -> NewAuditRow:
-    return NewAuditRow(who.sub or "", "diagnosis.delete", deleted.diagnosis_id, before=_rights(deleted))
+    named = deleted.diagnosis_id
+    return NewAuditRow(who.sub or "", "diagnosis.delete", named, before=_rights(deleted), diagnosis_id=named)
 
 
 def _lost_the_right(services: Services, diagnosis: Diagnosis) -> Callable[[Subscriber], bool]:

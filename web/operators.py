@@ -115,7 +115,7 @@ async def _disconnect(
     def act(forgotten: int | None) -> NewAuditRow:
         named = wire.encode({"sub": sub, "device": device}).decode()
         done = wire.encode({"disconnected": disconnected, "forgotten": forgotten}).decode()
-        return NewAuditRow(who.sub or "", "subscriber.disconnect", diagnosis_id, named, done)
+        return NewAuditRow(who.sub or "", "subscriber.disconnect", diagnosis_id, named, done, diagnosis_id)
 
     forgotten = 0
     if not forget:
@@ -133,12 +133,13 @@ async def _disconnect(
 
 def _purging(who: Principal, diagnosis_id: str, purged: Purged) -> NewAuditRow:
     before, after = (wire.encode(_positions(window)).decode() for window in (purged.before, purged.after))
-    return NewAuditRow(who.sub or "", "outbox.purge", diagnosis_id, before, after)
+    return NewAuditRow(who.sub or "", "outbox.purge", diagnosis_id, before, after, diagnosis_id)
 
 
 async def _audit_change(services: Services, who: Principal, act: str, before: ActorStatistics) -> None:
     after = services.registry.statistics_of(before.diagnosis_id)
-    row = NewAuditRow(who.sub or "", act, before.diagnosis_id, before=_in_short(before), after=_in_short(after))
+    named = before.diagnosis_id
+    row = NewAuditRow(who.sub or "", act, named, _in_short(before), _in_short(after), diagnosis_id=named)
     await services.store.record(row)
 
 

@@ -195,13 +195,13 @@ def test_a_token_that_is_remembered_still_expires_and_can_be_revoked() -> None:
     assert verifier.verify(token, NOW) is verifier.verify(token, NOW)
     with pytest.raises(TokenExpired):
         verifier.verify(token, NOW + 610)
-    revocation = Revocation(1, None, "t", NOW)
+    revocation = Revocation(1, None, "t", NOW, covers_until=NOW)
     revoked.add(revocation)
     with pytest.raises(TokenRevoked):
         verifier.verify(token, NOW)
     revoked.lift(revocation)
     assert verifier.verify(token, NOW).sub == "amira"
-    revoked.add(Revocation(2, "amira", None, NOW))
+    revoked.add(Revocation(2, "amira", None, NOW, covers_until=NOW))
     with pytest.raises(TokenRevoked):
         verifier.verify(token, NOW)
     revoked.expire(NOW)
@@ -209,7 +209,8 @@ def test_a_token_that_is_remembered_still_expires_and_can_be_revoked() -> None:
 
 
 def test_a_lifted_revocation_does_not_lift_the_one_that_took_its_place() -> None:
-    first, second = Revocation(1, "amira", None, NOW), Revocation(2, "amira", None, NOW + 1)
+    first = Revocation(1, "amira", None, NOW, covers_until=NOW)
+    second = Revocation(2, "amira", None, NOW + 1, covers_until=NOW + 1)
     revoked = Revoked([first, second])
     revoked.lift(first)
     assert revoked.covers("amira", None, NOW)

@@ -8,7 +8,19 @@ import pytest
 import trio
 
 from storage.errors import Failed, KeyReused, NoSuchDiagnosis, NoSuchRevocation, StorageError, Unstorable
-from storage.records import Appended, CursorMove, Epoch, Erasure, NewAuditRow, NewEvent, Seq, SubscriberId
+from storage.records import (
+    AcknowledgedBy,
+    Appended,
+    CursorMove,
+    Epoch,
+    Erasure,
+    NewAccessRow,
+    NewAuditRow,
+    NewEvent,
+    Seq,
+    SubscriberId,
+    TrailFilter,
+)
 from storage.store import Store
 from tests.storage.conftest import ManualClock
 
@@ -463,3 +475,98 @@ async def test_revocations_come_in_pages_and_expire_by_age(store: Store, clock: 
     assert await store.expire_revocations(made[2].at) == 3
     assert await store.revocations() == made[3:]
     assert (await store.revoke(sub="amira")).revocation.number > made[4].number
+
+
+async def test_a_revocation_covers_tokens_up_to_the_leeway_and_stays_for_as_long(
+    store: Store, clock: ManualClock
+) -> None:
+    made = (await store.revoke(sub="amira", leeway_seconds=10)).revocation
+    assert made.covers_until == clock.now + 10
+    assert await store.expire_revocations(made.at + 9) == 0
+    assert await store.revocations() == [made]
+    assert await store.expire_revocations(made.covers_until) == 1
+
+
+async def test_a_cursor_tells_what_made_it_grow(store: Store) -> None:
+    epoch = (await store.register("d", "amira", [])).diagnosis.epoch
+    await append_numbers(store, 9)
+
+    async def after(seq: int, by: AcknowledgedBy | None, epoch: Epoch = epoch) -> AcknowledgedBy | None:
+        await store.move_cursors([CursorMove("d", PHONE, epoch, Seq(seq), 5.0, by)])
+        (cursor,) = await store.cursors("d")
+        return cursor.acknowledged_by
+
+    assert await after(0, None) is None
+    assert await after(3, "transport") == "transport"
+    assert await after(3, "app") == "transport", "it has not grown"
+    assert await after(5, "app") == "app"
+    assert await after(4, "transport") == "app"
+
+
+async def test_a_diagnosis_in_memory_is_as_the_last_change_left_it(store: Store) -> None:
+    assert store.known("d") is None
+    made = (await store.register("d", "amira", [])).diagnosis
+    assert store.known("d") == made == await store.look_up("d")
+    changed = (await store.register("d", "bo", [])).diagnosis
+    assert store.known("d") == changed
+    await store.delete("d")
+    assert store.known("d") is None
+    with pytest.raises(NoSuchDiagnosis):
+        await store.look_up("d")
+
+
+async def test_a_barrier_returns_when_all_that_was_handed_over_before_it_has_an_outcome(store: Store) -> None:
+    await store.register("d", "amira", [])
+    pending = [store.append_nowait("d", [event(number)]) for number in range(600)]
+    await store.barrier()
+    assert (await store.read_after("d", Seq(0))).window.head == 600
+    assert len([await one.wait() for one in pending]) == 600
+
+
+async def test_a_change_is_handed_over_before_its_first_checkpoint(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append(store, event(1))
+    begun = trio.Event()
+
+    async def purge() -> None:
+        begun.set()
+        await store.purge("d")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(purge)
+        await begun.wait()
+        await append(store, event(2))
+    assert await retained(store) == [2]
+
+
+async def test_audit_rows_are_found_by_who_what_diagnosis_and_time(store: Store, clock: ManualClock) -> None:
+    for number, (who, what, diagnosis_id) in enumerate(
+        [("op", "actor.restart", "a"), ("op", "actor.stop", "b"), ("bo", "actor.restart", "b"), ("bo", "check", None)]
+    ):
+        clock.now = 1_000_000.0 + number
+        await store.record(NewAuditRow(who, what, diagnosis_id or "", diagnosis_id=diagnosis_id))
+
+    async def found(wanted: TrailFilter, before: int | None = None) -> list[tuple[str, str]]:
+        return [(row.who, row.what) for row in await store.audit(wanted=wanted, before=before)]
+
+    assert await found(TrailFilter(who="op")) == [("op", "actor.stop"), ("op", "actor.restart")]
+    assert await found(TrailFilter(what="actor.restart")) == [("bo", "actor.restart"), ("op", "actor.restart")]
+    assert await found(TrailFilter(diagnosis_id="b", who="bo")) == [("bo", "actor.restart")]
+    assert await found(TrailFilter(since=1_000_001, until=1_000_003)) == [("bo", "actor.restart"), ("op", "actor.stop")]
+    newest = (await store.audit(limit=1))[0]
+    assert newest.diagnosis_id is None
+    assert await found(TrailFilter(who="bo"), before=newest.number) == [("bo", "actor.restart")]
+    assert await found(TrailFilter(who="o")) == []
+
+
+async def test_rows_of_the_access_trail_are_found_by_who_what_diagnosis_and_time(store: Store) -> None:
+    rows = [NewAccessRow(1.0, "connect", "a", PHONE), NewAccessRow(2.0, "disconnect", "a", PHONE)]
+    await store.record_accesses([*rows, NewAccessRow(3.0, "connect", "b", ANONYMOUS)])
+
+    async def found(wanted: TrailFilter) -> list[float]:
+        return [row.at for row in await store.accesses(wanted=wanted)]
+
+    assert await found(TrailFilter(who="amira")) == [2.0, 1.0]
+    assert await found(TrailFilter(what="connect")) == [3.0, 1.0]
+    assert await found(TrailFilter(diagnosis_id="b")) == [3.0]
+    assert await found(TrailFilter(since=2.0, until=3.0)) == [2.0]

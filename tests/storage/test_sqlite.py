@@ -126,3 +126,31 @@ async def test_the_database_refuses_to_take_a_number_back(path: Path, clock: Man
     with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
         connection.execute("UPDATE entry SET slot = 5")
     connection.close()
+
+
+async def test_whatever_is_looked_up_at_once_is_remembered(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    names = [f"d-{number}" for number in range(200)]
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        for name in names:
+            await store.register(name, "amira", [])
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(store.get, name)
+        assert all(store.known(name) is not None for name in names)
+
+
+async def test_what_was_read_before_a_change_is_not_remembered_after_it(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch
+) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await store.register("d", "amira", [])
+    for _ in range(20):
+        async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+            async with trio.open_nursery() as nursery:
+                for number in range(8):
+                    nursery.start_soon(store.get, "d")
+                    nursery.start_soon(store.register, "d", f"owner-{number}", [])
+            known = store.known("d")
+            assert known is not None
+            assert known == await store.look_up("d")
