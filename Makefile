@@ -9,13 +9,14 @@
 #   make bench-storage                the store beside raw sqlite3
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
+#   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: the official parsers of the documents
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation load-generator lock settings node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -122,6 +123,9 @@ autobahn: setup
 
 settings: setup
 	$(BIN)/python -m web.settings > docs/SETTINGS.md
+
+guarantees: setup
+	$(BIN)/python -m tests.documents.guarantees
 
 node-packages: $(NODE)/.up-to-date
 
