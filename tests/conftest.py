@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 
-from tests.logbook import LOGBOOK, LogbookHandler
+from tests.logbook import LOGBOOK, Logbook, LogbookHandler
+
+
+@pytest.fixture
+def logbook() -> Iterator[Logbook]:
+    """What this test alone makes the server log."""
+    mine = Logbook()
+    handler = LogbookHandler(mine)
+    logging.getLogger().addHandler(handler)
+    yield mine
+    logging.getLogger().removeHandler(handler)
 
 
 def pytest_configure() -> None:

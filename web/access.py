@@ -5,6 +5,7 @@ The one place where a missing right is told apart from a missing diagnosis, and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -54,6 +55,9 @@ KEYS_RETRY_SECONDS: Final = 5
 """What a client is told to wait while the keys of a JWKS URL have not been fetched."""
 
 
+logger = logging.getLogger("avicenna.access")
+
+
 def bearer_token(channel: BaseRequestWebsocket) -> str | None:
     """The token of an `Authorization: Bearer` header (RFC 6750), `None`: there is none. Two headers: a bad one."""
     headers = channel.headers.getlist("Authorization")
@@ -61,6 +65,20 @@ def bearer_token(channel: BaseRequestWebsocket) -> str | None:
         return None
     scheme, _, token = headers[0].partition(" ")
     return token.strip() if scheme.lower() == "bearer" and len(headers) == 1 else ""
+
+
+def verified(services: Services, token: str) -> Principal:
+    """Whose token this is; of one that is not accepted the log has the reason. Raises as `Verifier.verify`."""
+    try:
+        return services.verifier.verify(token, services.clock.wall())
+    except TokenError as error:
+        _say_not_accepted(error)
+        raise
+
+
+def _say_not_accepted(why: object) -> None:
+    """One line for the operator: clients are told less."""
+    logger.info("a token was not accepted: %s", why)
 
 
 def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
@@ -108,10 +126,11 @@ def authenticate(services: Services, *, anonymous_allowed: bool = False, query_a
     if token is None:
         if anonymous_allowed:
             return ANONYMOUS
+        _say_not_accepted("there is none")
         raise Problem("unauthenticated", "a bearer token is required", {"WWW-Authenticate": "Bearer"})
     challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     try:
-        who = services.verifier.verify(token, services.clock.wall())
+        who = verified(services, token)
         services.limits.request_of(who.sub)
     except TokenExpired:
         raise Problem("token_expired", "the token has expired", challenge) from None
@@ -192,8 +211,9 @@ def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
         if token is None:
             if services.settings.allow_anonymous:
                 return ANONYMOUS
+            _say_not_accepted("there is none")
             raise ConnectionRefused(INVALID_TOKEN)
-        who = services.verifier.verify(token, services.clock.wall())
+        who = verified(services, token)
         services.limits.connect_of(who.sub)
     except TokenError as error:
         raise ConnectionRefused(_refusal_of_token(error)) from None
@@ -295,4 +315,5 @@ async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: 
     try:
         services.verifier.check(who, services.clock.wall())
     except TokenError as error:
+        _say_not_accepted(error)
         raise ConnectionRefused(_refusal_of_token(error)) from None

@@ -158,7 +158,8 @@ class Expiry:
                 raise wire.FrameError("invalid_token", "the token must be of the same subject")
             may_follow = await self._may_follow(who, session.diagnosis_id)
             self._verifier.check(who, self._clock.wall())
-        except TokenError:
+        except TokenError as error:
+            logger.info("a newer token was not accepted on a connection of %s: %s", session.diagnosis_id, error)
             raise wire.FrameError("invalid_token", "the token is not valid") from None
         except StorageError:
             raise wire.FrameError("quarantined", "the token cannot be checked right now; send it again") from None

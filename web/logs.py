@@ -30,7 +30,14 @@ EXCEPTIONS_MAX: Final = 16
 """Exceptions shown of a group and its causes. Beyond: left out."""
 
 _SECRETS: Final = (
-    # A JWT (RFC 7519): its header is a JSON object, so its base64 begins with `eyJ`.
+    # Three parts as a signed token has them (RFC 7515), whatever JSON its header is; two more has an encrypted one.
+    (
+        re.compile(
+            r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{40,}(\.[A-Za-z0-9_-]*){0,2}"
+        ),
+        "[token]",
+    ),
+    # A piece of a JWT (RFC 7519): its header nearly always begins with `{"`, so its base64 with `eyJ`.
     (re.compile(r"eyJ[A-Za-z0-9_-]{4,}(\.[A-Za-z0-9_-]*){0,4}"), "[token]"),
     # What follows the scheme in `Authorization: Bearer ...`, or the prefix in our subprotocol.
     (re.compile(r"(?i)\b(bearer[ .]+)(?!error=)[^\s,;\"'\]\)]{8,}"), r"\1[token]"),
@@ -38,22 +45,24 @@ _SECRETS: Final = (
     (re.compile(r"(?<=[\w/.%~-])\?[^\s\"'<>]*=[^\s\"'<>]*"), "?[query]"),
 )
 
-_SUSPECT: Final = re.compile(r"eyJ|\?|[Bb][Ee][Aa][Rr][Ee][Rr]")
+_SUSPECT: Final = re.compile(r"\.[A-Za-z0-9_-]{40}|eyJ|\?|[Bb][Ee][Aa][Rr][Ee][Rr]")
 """Found in every text in which one of those is. Reason: most lines have none, and one look tells."""
-
-_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
-"""Characters that would end the line, or move a terminal's cursor."""
 
 
 def redacted(text: str) -> str:
-    """The text without tokens and query strings, on one line."""
+    """The text without tokens and query strings, on one line, and what it shows is what it says."""
     if _SUSPECT.search(text):
         for pattern, stand_in in _SECRETS:
             text = pattern.sub(stand_in, text)
-    return text if text.isprintable() else text.translate(_CONTROLS)
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    """The character; its number if it ends a line, moves a cursor, turns the direction of text, or cannot be seen."""
+    if character.isprintable():
+        return character
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def describe(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -56,8 +55,7 @@ def parse(diagnosis_id: str, query: Mapping[str, str]) -> Parameters:
     acknowledges = query.get("ack", "transport")
     if acknowledges not in ("transport", "app"):
         raise _refused("ack must be transport or app")
-    # Interned: all who follow a diagnosis share one text.
-    return Parameters(sys.intern(checked_id), device, _wanted(query), acknowledges == "app")
+    return Parameters(checked_id, device, _wanted(query), acknowledges == "app")
 
 
 def repeated_parameter(query: Query) -> str | None:

@@ -7,6 +7,8 @@ after the upgrade, so that a browser sees it: an `error` frame, then the close.
 from __future__ import annotations
 
 import logging
+import sys
+from dataclasses import replace
 
 from quart import Blueprint, websocket
 
@@ -71,6 +73,9 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
     parameters = parse(diagnosis_id, websocket.args)
     who = authenticate_socket(services, websocket)
     await check_may_subscribe(services, who, parameters.diagnosis_id)
+    # Interned: all who follow a diagnosis share one text. Not before it is known to be registered: Python 3.12 never
+    # frees what was interned, and anybody can name anything.
+    parameters = replace(parameters, diagnosis_id=sys.intern(parameters.diagnosis_id))
     follower = Follower(services.hub)
     session, subscriber = _begin(services, follower, parameters, who)
     try:

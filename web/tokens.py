@@ -42,7 +42,7 @@ _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]
 
 
 class TokenError(Exception):
-    """A token that is not accepted; its text never holds any of it."""
+    """A token that is not accepted; its text says why, is for the log, and never holds any of it."""
 
 
 class TokenInvalid(TokenError):
@@ -177,28 +177,32 @@ class Verifier:
             except (jwt.PyJWTError, ValueError):
                 continue
             return self._principal(_object_of(payload), now)
-        raise TokenInvalid("the token was not made with a key known here")
+        raise TokenInvalid(
+            "its signature does not fit its key" if candidates else "no key known here has its kid and alg"
+        )
 
     def _principal(self, claims: dict[str, Any], now: float) -> Principal:
         sub, scope, token_id = claims.get("sub"), claims.get("scope", ""), claims.get("jti")
-        if not _is_name(sub) or not isinstance(scope, str) or not isinstance(token_id, str | None):
-            raise TokenInvalid("a claim of the token has the wrong type")
+        if not _is_name(sub):
+            raise TokenInvalid(f"sub must be a text of 1-{SUB_CHARACTERS_MAX} characters, none a control character")
+        if not isinstance(scope, str) or not isinstance(token_id, str | None):
+            raise TokenInvalid("scope and jti must be texts")
         if self._issuer is not None and claims.get("iss") != self._issuer:
-            raise TokenInvalid("the token is another issuer's")
+            raise TokenInvalid("iss is another issuer's")
         audiences = claims.get("aud")
         if self._audience is not None and self._audience not in (
             audiences if isinstance(audiences, list) else [audiences]
         ):
-            raise TokenInvalid("the token is meant for somebody else")
+            raise TokenInvalid("aud names somebody else")
         expires_at, issued_at, not_before = (_time(claims, name) for name in ("exp", "iat", "nbf"))
         if expires_at is None:
-            raise TokenInvalid("the token has no end")
+            raise TokenInvalid("exp is missing")
         # A token from the future could outlive both the cap and a revocation of its subject.
         if any(begin is not None and begin > now + LEEWAY_SECONDS for begin in (not_before, issued_at)):
-            raise TokenInvalid("the token is not valid yet")
+            raise TokenInvalid("nbf or iat is in the future")
         begins_at = now + LEEWAY_SECONDS if issued_at is None else issued_at
         if expires_at - begins_at > self._lifetime_seconds_max:
-            raise TokenInvalid("the token lives too long")
+            raise TokenInvalid(f"it lives for more than {self._lifetime_seconds_max} s")
         return Principal(sub, self._scopes_of(scope), expires_at, token_id, issued_at)
 
     def _scopes_of(self, scope: str) -> frozenset[str]:
@@ -216,15 +220,19 @@ def _digest(token: str) -> bytes:
 
 def _header_of(token: str) -> tuple[str, str | None]:
     """Algorithm and key id a token names; neither is trusted: they only choose among the keys known here."""
-    if len(token) > TOKEN_BYTES_MAX or (parts := _COMPACT.fullmatch(token)) is None:
-        raise TokenInvalid("this is not a token")
+    if len(token) > TOKEN_BYTES_MAX:
+        raise TokenInvalid(f"it has more than {TOKEN_BYTES_MAX} bytes")
+    if (parts := _COMPACT.fullmatch(token)) is None:
+        raise TokenInvalid("it is not three parts of base64url")
     try:
         header = _object_of(base64url_decode(parts[1]))
     except ValueError:
-        raise TokenInvalid("the header of the token cannot be read") from None
+        raise TokenInvalid("its header cannot be read") from None
     algorithm, kid = header.get("alg"), header.get("kid")
-    if not isinstance(algorithm, str) or not isinstance(kid, str | None) or "crit" in header or "b64" in header:
-        raise TokenInvalid("the header of the token asks for something that is not done here")
+    if not isinstance(algorithm, str) or not isinstance(kid, str | None):
+        raise TokenInvalid("alg and kid of its header must be texts")
+    if "crit" in header or "b64" in header:
+        raise TokenInvalid("its header has crit or b64, which are not understood here")
     return algorithm, kid
 
 
@@ -233,9 +241,9 @@ def _object_of(text: bytes) -> dict[str, Any]:
     try:
         value = _STRICT.decode(text.decode())
     except (ValueError, RecursionError):
-        raise TokenInvalid("the token holds no proper JSON") from None
+        raise TokenInvalid("it holds no proper JSON, or a name twice") from None
     if not isinstance(value, dict):
-        raise TokenInvalid("the token holds no JSON object")
+        raise TokenInvalid("it holds no JSON object")
     return value
 
 

@@ -12,9 +12,11 @@ from typing import Any, Final
 
 import jwt
 import pytest
+import trio
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from tests.access.conftest import pem_of
+from tests.logbook import Logbook
 from tests.server.harness import Server, open_socket, running_server
 from web.settings import Settings
 
@@ -211,8 +213,9 @@ async def test_forged_and_odd_tokens_are_refused_everywhere(server: Server, rsa_
     forge = Forge(server, rsa_key)
     transports: list[Callable[[Server, str], Awaitable[tuple[Any, ...]]]] = [over_http, over_sse, over_websocket]
     wrong: list[object] = []
-    for name, make, (problem_code, frame_code, reason) in CASES:
-        token = make(forge)
+
+    async def check(name: str, token: str, codes: tuple[str, str, str]) -> None:
+        problem_code, frame_code, reason = codes
         for transport in transports:
             if not token.isascii() and transport is over_websocket:
                 continue  # no header can carry it
@@ -220,7 +223,49 @@ async def test_forged_and_odd_tokens_are_refused_everywhere(server: Server, rsa_
             wanted = (frame_code, 1008, reason) if transport is over_websocket else (problem_code, 401)
             if got != wanted:
                 wrong.append((name, transport.__name__, got))
+
+    async with trio.open_nursery() as nursery:
+        for name, make, codes in CASES:
+            nursery.start_soon(check, name, make(forge), codes)
     assert wrong == []
+
+
+WHY: Final = {
+    "nonsense": "it is not three parts of base64url",
+    "more than 7 KiB": "it has more than 7168 bytes",
+    "crit": "its header has crit or b64",
+    "RS256 without its kid": "no key known here has its kid and alg",
+    "a changed signature": "its signature does not fit its key",
+    "no exp": "exp is missing",
+    "expired": "the token has expired",
+    "iat in the future": "nbf or iat is in the future",
+    "a life above the cap": "it lives for more than 2592000 s",
+    "another issuer": "iss is another issuer's",
+    "another audience": "aud names somebody else",
+    "sub a number": "sub must be a text",
+    "exp a string": "exp must be whole seconds",
+    "a claim twice": "a name twice",
+}
+"""What the operator reads."""
+
+
+async def test_the_log_says_why_a_token_was_not_accepted_with_the_id_of_the_request(
+    server: Server, rsa_key: rsa.RSAPrivateKey, logbook: Logbook
+) -> None:
+    forge = Forge(server, rsa_key)
+    for name, why in WHY.items():
+        token = (ODD | LATE)[name](forge)
+        answer = await server.http.get("/diagnoses/42/position", headers={"Authorization": f"Bearer {token}"})
+        (line,) = [one for one in logbook.lines if "a token was not accepted" in one]
+        assert f"not accepted: {why}" in line or why in line
+        assert f"[{answer.headers['X-Request-ID']}]" in line
+        assert " INFO " in line
+        assert token not in "".join(logbook.lines)
+        logbook.lines.clear()
+    await over_websocket(server, forge.good(iss=...))
+    (line,) = [one for one in logbook.lines if "a token was not accepted" in one]
+    (opened,) = [one for one in logbook.lines if "GET /ws/42 WebSocket" in one]
+    assert line.rpartition("[")[2] == opened.rpartition("[")[2]
 
 
 async def test_a_token_of_60_kb_is_refused(server: Server, rsa_key: rsa.RSAPrivateKey) -> None:

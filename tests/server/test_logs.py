@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.logbook import Logbook, LogbookHandler, found_in
+from tests.logbook import Logbook, found_in
 from tests.server.harness import Server
 from tests.server.process import served
 from web.logs import Formatter, describe, redacted
-
-
-@pytest.fixture
-def logbook() -> Iterator[Logbook]:
-    """What this test alone makes the server log."""
-    mine = Logbook()
-    handler = LogbookHandler(mine)
-    logging.getLogger().addHandler(handler)
-    yield mine
-    logging.getLogger().removeHandler(handler)
 
 
 def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
@@ -39,10 +30,24 @@ def record(message: str, *args: object, error: BaseException | None = None) -> l
         ("Authorization: Bearer abcdefgh12345678", "Authorization: Bearer [token]"),
         ("bearer.eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln", "bearer.[token]"),
         ("got eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln here", "got [token] here"),
+        (f"got {'ey' + 'A' * 8}.{'b' * 10}.{'c' * 40} here", "got [token] here"),
+        (f"got {'ewog' * 9}.{'-_' * 9}.{'s' * 43}", "got [token]"),
+        (f"bearer.{'ewog' * 9}.{'-_' * 9}.{'s' * 43},", "bearer.[token],"),
+        (f"{'a' * 12}.{'b' * 12}.{'c' * 12}.{'d' * 40}.{'e' * 12}", f"{'a' * 12}.[token]"),
+        (f"{'a' * 9}.{'b' * 10}.{'c' * 40}", None),
+        (f"{'a' * 10}.{'b' * 9}.{'c' * 40}", None),
+        (f"{'a' * 10}.{'b' * 10}.{'c' * 39}", None),
+        ("eyJhbGciOiJIUzI1NiJ9 alone", "[token] alone"),
         ("GET /ws/42?token=abc&device=phone 101", "GET /ws/42?[query] 101"),
         ("http://h/diagnoses/42/events?after=3", "http://h/diagnoses/42/events?[query]"),
         ("AVICENNA_PROT is not a setting; is AVICENNA_PORT meant?", None),
         ("one\ntwo\x1b[31m\u2028three", "one\\x0atwo\\x1b[31m\\u2028three"),
+        *((f"a{chr(code)}b", f"a\\u{code:04x}b") for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))),
+        (
+            "zero\u200bwidth\ufeff, a tag \U000e0041, half \ud800",
+            r"zero\u200bwidth\ufeff, a tag \U000e0041, half \ud800",
+        ),
+        ("Ünïcödé 漢字 مرحبا", None),
     ],
 )
 @pytest.mark.guarantee(14)
@@ -88,6 +93,16 @@ async def test_a_request_has_an_id_in_its_answer_and_in_its_line(server: Server,
         (found,) = found_in(logbook.lines, {request_id: "id"})
         assert line in found
     assert not found_in(logbook.lines, {"chosen-by-the-client": "", "device": ""})
+
+
+async def test_the_ids_of_requests_do_not_tell_how_many_there_were(server: Server) -> None:
+    ids = [(await server.http.get("/healthz")).headers["x-request-id"] for _ in range(300)]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[0-9a-f]{16}", one) for one in ids)
+    steps = [abs(int(after, 16) - int(before, 16)) for before, after in pairwise(ids)]
+    assert min(steps) > 2**32, "neighbours are far apart, in both halves"
+    low = [int(one[8:], 16) for one in ids]
+    assert sum(after > before for before, after in pairwise(low)) < 220, "and in no order"
 
 
 async def test_a_server_can_write_json_lines(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from actors.registry import Registry
@@ -41,6 +43,24 @@ async def test_a_foreign_and_an_unknown_diagnosis_are_both_access_denied(server:
     for diagnosis_id in (42, 43):
         async with server.connect(diagnosis_id, sub="mallory") as client:
             assert await refused(client) == ("access_denied", 1008, "access denied")
+
+
+async def test_only_what_is_registered_is_interned(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    await server.register("ward-7")
+    interned: list[str] = []
+    intern = sys.intern
+
+    def noted(text: str) -> str:
+        interned.append(text)
+        return intern(text)
+
+    monkeypatch.setattr(sys, "intern", noted)
+    async with server.connect("ward-8", sub="watcher", scope="monitor") as client:
+        assert await refused(client) == ("not_found", 1008, "diagnosis not found")
+    assert (await server.http.get("/diagnoses/ward-9/events", headers=server.bearer("amira"))).status_code == 403
+    async with server.connect("ward-7") as client:
+        await client.until_live()
+    assert [one for one in interned if one.startswith("ward-")] == ["ward-7"]
 
 
 @pytest.mark.parametrize("scope", ["monitor", "operate"])
