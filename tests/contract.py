@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ def operation_of(method: str, path: str) -> Schema | None:
     return None
 
 
+def complaint_of_headers(method: str, path: str, status: int, headers: Mapping[str, str]) -> str | None:
+    """What is wrong with the headers of an answer, `None` if those are there that are documented, and as they are."""
+    operation = operation_of(method, path)
+    if operation is None or str(status) not in operation["responses"]:
+        return None
+    for name, header in operation["responses"][str(status)]["headers"].items():
+        documented = openapi()["components"]["headers"][header["$ref"].rpartition("/")[2]]
+        if name not in headers and documented.get("required"):
+            return f"{method} {path} answered {status} without {name}"
+        is_text = name in headers and documented["schema"]["type"] == "string"
+        if is_text and (wrong := mismatch(Draft202012Validator(documented["schema"]), headers[name])):
+            return f"{method} {path} answered {status} with a wrong {name}: {wrong}"
+    return None
+
+
 def complaint(method: str, path: str, status: int, media_type: str, body: bytes) -> str | None:
     """What is wrong with an answer, `None` if it is as documented, or there is no such operation."""
     operation = operation_of(method, path)
@@ -53,6 +69,8 @@ def complaint(method: str, path: str, status: int, media_type: str, body: bytes)
     documented = operation["responses"].get(str(status))
     if documented is None:
         return f"{method} {path} answered {status}, which is not documented: {body[:200]!r}"
+    if "content" not in documented:
+        return f"{method} {path} answered {status} with a body: {body[:200]!r}" if body or media_type else None
     content = documented["content"].get(media_type)
     if content is None:
         return f"{method} {path} answered {status} with {media_type}, which is not documented"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Final
 
 import trio
 from quart import Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_etags
 
 from web import wire
 from web.edge.lean import current_request
@@ -27,6 +29,9 @@ BODY_SECONDS_MAX: Final = 10
 JSON_MEDIA_TYPE: Final = "application/json"
 NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+
+TAG_CHARACTERS: Final = 32
+"""Of a digest, as an `ETag`: 128 bits, which two contents never share."""
 
 
 async def read_json_body() -> bytes:
@@ -93,16 +98,40 @@ def idempotency_key() -> str | None:
 
 def answer(value: object, status: int = 200) -> Response:
     """A JSON response."""
-    return Response(wire.encode(value), status, content_type=JSON_MEDIA_TYPE)
+    return Response(wire.encode(value), status, wire.ANSWER_HEADERS, content_type=JSON_MEDIA_TYPE)
 
 
 def answer_lines(values: Iterable[object]) -> Response:
     """A response of one JSON text a line."""
-    return Response(b"".join(wire.encode(one) + b"\n" for one in values), content_type=NDJSON_MEDIA_TYPE)
+    body = b"".join(wire.encode(one) + b"\n" for one in values)
+    return Response(body, headers=wire.ANSWER_HEADERS, content_type=NDJSON_MEDIA_TYPE)
 
 
 def problem_response(problem: Problem) -> Response:
     """A problem document (RFC 9457)."""
-    response = Response(wire.encode(wire.problem_object(problem)), problem.status, content_type=PROBLEM_MEDIA_TYPE)
-    response.headers.update(problem.headers)
-    return response
+    body = wire.encode(wire.problem_object(problem))
+    headers = wire.ANSWER_HEADERS | problem.headers
+    return Response(body, problem.status, headers, content_type=PROBLEM_MEDIA_TYPE)
+
+
+class StaticContent:
+    """Content that stays as it is while the server runs: a cache may keep it and asks each time whether it still holds.
+
+    It is named by a digest of itself, so an equal document of another server or another start is the same.
+    """
+
+    def __init__(self, content: bytes, content_type: str) -> None:
+        self._content = content
+        self._content_type = content_type
+        self._tag = hashlib.sha256(content).hexdigest()[:TAG_CHARACTERS]
+        self._headers = wire.ANSWER_HEADERS | {"Cache-Control": "no-cache", "ETag": f'"{self._tag}"'}
+
+    def answer(self) -> Response:
+        """The answer to the current request: 304 for a client that has this content (RFC 9110 section 13.1.2)."""
+        if parse_etags(", ".join(request.headers.getlist("If-None-Match"))).contains_weak(self._tag):
+            unchanged = Response(b"", 304, self._headers)
+            # They would be those of an empty page, not of the content (RFC 9110 section 15.4.5).
+            unchanged.headers.remove("Content-Type")
+            unchanged.headers.remove("Content-Length")
+            return unchanged
+        return Response(self._content, 200, self._headers, content_type=self._content_type)

@@ -9,10 +9,9 @@ from typing import Final
 from quart import Blueprint, Response
 
 from web import wire
-from web.bodies import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
+from web.bodies import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, StaticContent
 from web.errors import STATUS_OF_CODE
-from web.operations import OPERATIONS, Operation
-from web.request_log import REQUEST_ID_HEADER
+from web.operations import EVENT_STREAM, OPERATIONS, TAGS, Operation, Parameter
 from web.schemas import TEXT, Schema, components, ref, words
 
 ANY_OPERATION: Final = ("internal_error", "method_not_allowed", "rate_limited")
@@ -32,24 +31,31 @@ OF_ACCESS: Final = {
 
 SECURITY: Final[dict[str, list[Schema]]] = {"token": [{"token": []}], "maybe": [{"token": []}, {}], "nobody": []}
 
-_HEADERS: Final[dict[int, dict[str, Schema]]] = {
-    401: {"WWW-Authenticate": {"required": True, "schema": TEXT, "description": "RFC 6750."}},
-    405: {"Allow": {"required": True, "schema": TEXT}},
-    429: {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}},
-    503: {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}},
+_HEADERS: Final[dict[str, Schema]] = {
+    "X-Request-ID": {"schema": TEXT, "description": "Names this request in the log."},
+    "X-Content-Type-Options": {"required": True, "schema": {"type": "string", "const": "nosniff"}},
+    "Cache-Control": {"required": True, "schema": words("no-store", "no-cache")},
+    "ETag": {"required": True, "schema": TEXT, "description": "Names the content."},
+    "WWW-Authenticate": {"required": True, "schema": TEXT, "description": "RFC 6750."},
+    "Allow": {"required": True, "schema": TEXT, "description": "The methods this path takes."},
+    "Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."},
 }
+"""Headers of answers that mean something."""
 
-_REQUEST_ID: Final[Schema] = {REQUEST_ID_HEADER: {"schema": TEXT, "description": "Names this request in the log."}}
+_OF_STATUS: Final = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: ("Retry-After",), 503: ("Retry-After",)}
+"""Those of problems."""
+
+_IF_NONE_MATCH: Final = Parameter("If-None-Match", "header", TEXT, "The `ETag` of the content that is there already.")
 
 
 def openapi() -> Blueprint:
     """The route."""
     blueprint = Blueprint("openapi", __name__)
-    content = wire.encode(document())
+    content = StaticContent(wire.encode(document()), JSON_MEDIA_TYPE)
 
     @blueprint.get("/openapi.json")
     async def show() -> Response:
-        return Response(content, content_type=JSON_MEDIA_TYPE)
+        return content.answer()
 
     return blueprint
 
@@ -67,9 +73,12 @@ def document() -> Schema:
             "summary": "Live updates of medical recommendations, numbered, stored and delivered in order.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "servers": [{"url": "/", "description": "The server this document comes from."}],
+        "tags": [{"name": name, "description": doc} for name, doc in TAGS.items()],
         "paths": paths,
         "components": {
             "schemas": components(),
+            "headers": _HEADERS,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -82,27 +91,43 @@ def codes_of(operation: Operation) -> list[str]:
 
 
 def _shown(operation: Operation) -> Schema:
-    answers = {
+    answers: dict[str, Schema] = {
         str(status): {
             "description": operation.doc,
-            "headers": _REQUEST_ID,
+            "headers": _headers("X-Request-ID", *_of_content(operation)),
             "content": {operation.answer_type: {"schema": schema}},
             **({"links": operation.links} if operation.links else {}),
         }
         for status, schema in operation.answers.items()
     }
+    if operation.is_static:
+        unchanged = _headers("X-Request-ID", "Cache-Control", "ETag")
+        answers["304"] = {"description": "The content is that of `If-None-Match`.", "headers": unchanged}
+    parameters = (*operation.parameters, *([_IF_NONE_MATCH] if operation.is_static else []))
     shown: Schema = {
         "operationId": operation.name,
         "summary": operation.doc,
         "tags": [operation.tag],
         "security": SECURITY[operation.access],
-        "parameters": [one.shown() for one in operation.parameters],
+        "parameters": [one.shown() for one in parameters],
         "responses": answers | _problems(codes_of(operation)),
     }
     if operation.body is not None:
         content = {"schema": operation.body} | ({} if operation.example is None else {"example": operation.example})
         shown["requestBody"] = {"required": True, "content": {operation.body_type: content}}
     return shown
+
+
+def _of_content(operation: Operation) -> tuple[str, ...]:
+    if operation.is_static:
+        return "X-Content-Type-Options", "Cache-Control", "ETag"
+    if operation.answer_type == EVENT_STREAM:
+        return ("Cache-Control",)
+    return "X-Content-Type-Options", "Cache-Control"
+
+
+def _headers(*names: str) -> dict[str, Schema]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _problems(codes: Iterable[str]) -> dict[str, Schema]:
@@ -114,7 +139,7 @@ def _problems(codes: Iterable[str]) -> dict[str, Schema]:
     return {
         str(status): {
             "description": " or ".join(of_status),
-            "headers": _REQUEST_ID | _HEADERS.get(status, {}),
+            "headers": _headers("X-Request-ID", "X-Content-Type-Options", "Cache-Control", *_OF_STATUS.get(status, ())),
             "content": {
                 PROBLEM_MEDIA_TYPE: {
                     "schema": {"allOf": [ref("Problem"), {"properties": {"code": words(*of_status)}}]},

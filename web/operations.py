@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from web.schemas import DIAGNOSIS_ID_TEXT, REF, TEXT, Schema, ref
+from web.schemas import DIAGNOSIS_ID_TEXT, TEXT, Schema, lines_of, ref
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -64,6 +64,8 @@ class Operation:
     answer_type: str = JSON
     access: Access = "token"
     tag: str = ""
+    is_static: bool = False
+    """The good answer stays as it is while the server runs: a cache may keep it and asks whether it still holds."""
     links: Mapping[str, Schema] = field(default_factory=dict)
     """Where a good answer leads, by name (OpenAPI "Link Object")."""
 
@@ -121,9 +123,9 @@ OPERATIONS: Final = (
         "/ws/broadcast",
         "broadcastMany",
         "Publish up to 1000 updates, one a line; line n of the answer is the result of line n.",
-        {200: {"type": "string", "description": f"NDJSON; each line {REF}StoredLine or {REF}RefusedLine."}},
+        {200: lines_of("StoredLine", "RefusedLine")},
         ("length_required", "too_large", "unsupported_media_type", "bad_json", "invalid_field", "rate_limited"),
-        body={"type": "string", "description": f"NDJSON; each line {REF}RecommendationLine or another ...Line."},
+        body=lines_of("RecommendationLine", "EffectivenessLine", "FeedbackLine"),
         body_type=NDJSON,
         answer_type=NDJSON,
         tag="publishing",
@@ -415,5 +417,15 @@ OPERATIONS: Final = (
         {200: {"type": "object"}},
         access="nobody",
         tag="looking",
+        is_static=True,
     ),
 )
+
+TAGS: Final = {
+    "publishing": "Updates go in, and what became of them comes out.",
+    "following": "Where a diagnosis stands, and its events as they come. The WebSocket is in `docs/asyncapi.yaml`.",
+    "registry": "Which diagnoses there are, who owns and who may follow them.",
+    "operating": "Actors, outboxes, connections, persons, revocations and the database.",
+    "looking": "How the server is.",
+}
+"""What the operations of each tag are about."""

@@ -66,6 +66,12 @@ def words(*allowed: str) -> Schema:
     return {"type": "string", "enum": list(allowed)}
 
 
+def lines_of(*names: str) -> Schema:
+    """NDJSON whose lines are each one of these components; a program that splits it has the list."""
+    one = {"oneOf": [ref(name) for name in names]}
+    return {"type": "string", "contentMediaType": "application/x-ndjson", "contentSchema": items(one, 1000)}
+
+
 def or_null(schema: Schema) -> Schema:
     """The same, or null."""
     return {"anyOf": [schema, {"type": "null"}]}
@@ -202,10 +208,26 @@ def components() -> dict[str, Schema]:
             # The records take any integer or text; the rule is checked after decoding.
             body["properties"]["diagnosis_id"] = ref("DiagnosisId")
         if "new_effectiveness" in body["properties"]:
-            body["oneOf"] = [{"required": ["new_effectiveness"]}, {"required": ["effectiveness"]}]
+            names = ("new_effectiveness", "effectiveness")
+            body["oneOf"] = [{"required": [name], "properties": {name: {}}} for name in names]
         if "jti" in body["properties"]:
             one_text = {"type": "string", "minLength": 1, "maxLength": SUB_CHARACTERS_MAX}
             body["oneOf"] = [{"required": [name], "properties": {name: one_text}} for name in ("sub", "jti")]
         if "idempotency_key" in body["properties"]:
             body["properties"]["idempotency_key"] = or_null({"type": "string", "pattern": "^[ -~]{1,128}$"})
-    return {**bodies, **_ANSWERS}
+    return {**{name: _in_ecma(body) for name, body in bodies.items()}, **_ANSWERS}
+
+
+def _in_ecma(schema: Any) -> Any:
+    """The same schema for readers of ECMA-262, as JSON Schema has it; the records keep Python's patterns.
+
+    Their ends differ: `$` of ECMA-262 is Python's `\\Z`, while Python's `$` also stands before a last line feed.
+    """
+    if isinstance(schema, list):
+        return [_in_ecma(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _in_ecma(value) for name, value in schema.items()}
+    if isinstance(pattern := found.get("pattern"), str):
+        found["pattern"] = pattern.replace(r"\A", "^").replace(r"\Z", "$")
+    return found

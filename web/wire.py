@@ -44,6 +44,9 @@ Record = TypeVar("Record")
 PING_INTERVAL_SECONDS: Final = 25.0
 """The server pings after so much silence (PROTOCOL section 6)."""
 
+ANSWER_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+"""Of every answer with JSON: no browser takes it for a page, and no cache keeps it (PROTOCOL section 7)."""
+
 _encoder: Final = msgspec.json.Encoder()
 _sorting_encoder: Final = msgspec.json.Encoder(order="sorted")
 _update_decoders: Final = {kind: msgspec.json.Decoder(kind, strict=True) for kind in KINDS.values()}

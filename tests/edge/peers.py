@@ -54,6 +54,8 @@ class Answer:
     def problem(self) -> dict[str, Any]:
         """The problem document."""
         assert self.headers["content-type"] == "application/problem+json"
+        assert self.headers["x-content-type-options"] == "nosniff"
+        assert self.headers["cache-control"] == "no-store"
         found: dict[str, Any] = json.loads(self.body)
         assert found["status"] == self.status
         return found

@@ -17,7 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from storage.clock import Clock
-from tests.contract import complaint, frame_complaint
+from tests.contract import complaint, complaint_of_headers, frame_complaint
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
 from web.composition import serve
 from web.keyring import load_key
@@ -175,6 +175,8 @@ async def as_documented(response: httpx.Response) -> None:
     await response.aread()
     request, media_type = response.request, response.headers.get("content-type", "")
     wrong = complaint(request.method, request.url.path, response.status_code, media_type, response.content)
+    assert wrong is None, wrong
+    wrong = complaint_of_headers(request.method, request.url.path, response.status_code, response.headers)
     assert wrong is None, wrong
 
 

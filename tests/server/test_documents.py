@@ -126,12 +126,12 @@ def test_a_frame_that_is_not_documented_is_noticed() -> None:
 
 def test_every_close_code_and_reason_is_documented() -> None:
     documented = asyncapi()["channels"]["diagnosis"]["x-close-codes"]
-    assert documented.keys() == {*CloseCode, 1001}
-    reasons = set(documented[1008]["reasons"])
+    assert documented.keys() == {str(int(code)) for code in (*CloseCode, 1001)}
+    reasons = set(documented["1008"]["reasons"])
     refusals = [value for value in vars(errors).values() if isinstance(value, errors.Refusal)]
     endings = [close_of(ending) for ending in Ending]
     assert {one.reason for one in refusals if one.close_code is CloseCode.POLICY} <= reasons
     assert {reason for code, reason in endings if code is CloseCode.POLICY} <= reasons
-    assert {code for code, _ in endings} <= documented.keys()
+    assert {str(int(code)) for code, _ in endings} <= documented.keys()
     codes = set(asyncapi()["components"]["schemas"]["Error"]["properties"]["code"]["enum"])
     assert {one.code for one in refusals} <= codes

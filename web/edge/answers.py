@@ -99,5 +99,5 @@ def _headers(problem: Problem, length: int) -> list[tuple[bytes, bytes]]:
         (b"content-type", _PROBLEM_MEDIA_TYPE),
         (b"content-length", b"%d" % length),
         (b"connection", b"close"),
-        *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
+        *((name.lower().encode(), value.encode()) for name, value in (wire.ANSWER_HEADERS | problem.headers).items()),
     ]
