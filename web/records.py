@@ -5,6 +5,7 @@ The rules a field must keep stand beside it: they check it, and they are what a 
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, ClassVar, Final
 
@@ -25,18 +26,22 @@ NUMBER_RULE: Final = "must be an integer >= 0 of at most 15 digits"
 FRACTION_RULE: Final = "must be 0-1"
 DEPTH_MAX: Final = 64
 """Levels of objects and lists within an object. Reason: every client must be able to decode it. Beyond: 422."""
+INTEGER_MAX: Final = 2**53 - 1
+"""Largest integer, of either sign, that JavaScript holds. Beyond: an id becomes the string of its digits."""
+ID_DIGITS_MAX: Final = 64
+"""Digits of an integer id. Beyond: 422."""
 SUB_CHARACTERS_MAX: Final = 256
 VIEWERS_MAX: Final = 1000
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Rating = Annotated[int, Meta(ge=1, le=5)]
-Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 Reference = int | str
 JsonObject = dict[str, Any]
 Sub = Annotated[str, Meta(min_length=1, max_length=SUB_CHARACTERS_MAX, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 
 SUB_RULE: Final = f"a string of 1-{SUB_CHARACTERS_MAX} characters without control characters"
-REFERENCE_RULE: Final = "must be an integer or a string"
+REFERENCE_RULE: Final = f"must be a string, or an integer of at most {ID_DIGITS_MAX} digits"
 OBJECT_RULE: Final = "must be an object"
 TEXT_RULE: Final = "must be a string"
 
@@ -93,8 +98,8 @@ class RecommendationUpdate(Update, kw_only=True):
 
     def data(self) -> dict[str, object]:
         for name, value in (("new_data", self.new_data), ("old_data", self.old_data)):
-            if _deeper_than(value, DEPTH_MAX):
-                raise Problem("invalid_field", f"{name} must be at most {DEPTH_MAX} levels deep")
+            if (fault := fault_of(value)) is not None:
+                raise Problem("invalid_field", f"{name} {fault}")
         old = self.old_data or {}
         missing = object()
         changed = sorted(key for key, value in self.new_data.items() if not _same(old.get(key, missing), value))
@@ -135,7 +140,7 @@ class EffectivenessUpdate(Update, kw_only=True):
             raise Problem("invalid_field", "exactly one of new_effectiveness and effectiveness is required")
         new = self.effectiveness if isinstance(self.new_effectiveness, UnsetType) else self.new_effectiveness
         data: dict[str, object] = {
-            "recommendation_id": self.recommendation_id,
+            "recommendation_id": readable_id("recommendation_id", self.recommendation_id),
             "new_effectiveness": new,
             "confidence": self.confidence,
             "sample_size": self.sample_size,
@@ -164,11 +169,14 @@ class FeedbackUpdate(Update, kw_only=True):
 
     def data(self) -> dict[str, object]:
         data: dict[str, object] = {
-            "feedback_id": self.feedback_id,
+            "feedback_id": readable_id("feedback_id", self.feedback_id),
             "rating": self.rating,
             "effectiveness": self.effectiveness,
         }
-        return data | _given(recommendation_id=self.recommendation_id, comment=self.comment)
+        related = self.recommendation_id
+        if related is not None:
+            related = readable_id("recommendation_id", related)
+        return data | _given(recommendation_id=related, comment=self.comment)
 
 
 KINDS: Final[dict[str, type[Update]]] = {
@@ -259,13 +267,43 @@ CLIENT_FRAME_RULES: Final = {
 """What the fields of a client frame must be, by its type."""
 
 
-def _deeper_than(value: object, levels: int) -> bool:
-    if not isinstance(value, dict | list):
+def large_integer(value: int) -> bool:
+    """Whether JavaScript would round this integer."""
+    return not -INTEGER_MAX <= value <= INTEGER_MAX
+
+
+def readable_id(name: str, value: int | str) -> int | str:
+    """The id as every client can read it: an integer JavaScript cannot hold is the string of its digits.
+
+    Raises:
+        Problem: it has too many digits.
+    """
+    if isinstance(value, str) or not large_integer(value):
+        return value
+    if abs(value) >= 10**ID_DIGITS_MAX:
+        raise Problem("invalid_field", f"{name} {REFERENCE_RULE}")
+    return str(value)
+
+
+def fault_of(value: object, levels: int = DEPTH_MAX) -> str | None:
+    """What keeps some client from reading an object that is passed on as it is; `None`: nothing."""
+    match value:
+        case dict() | list():
+            if levels == 0:
+                return f"must be at most {DEPTH_MAX} levels deep"
+            inner = value.values() if isinstance(value, dict) else value
+            return next((fault for one in inner if (fault := fault_of(one, levels - 1)) is not None), None)
+        case int() | float() if not _is_finite_double(value):
+            return "must hold no number beyond a double (1.7976931348623157e308)"
+        case _:
+            return None
+
+
+def _is_finite_double(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of an integer
         return False
-    if levels == 0:
-        return True
-    inner = value.values() if isinstance(value, dict) else value
-    return any(_deeper_than(one, levels - 1) for one in inner)
 
 
 def _given(**optional: object) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""JSON, both ways: the only file that encodes or decodes it. Pure.
+"""JSON, both ways: the only file that encodes or decodes it, with `web.strict_json` for what clients send. Pure.
 
 Bodies and client frames are decoded into the records of `web.records`; server frames and problem
 documents are made here. An event is stored as the JSON of its `data`, and its frame is that text with
@@ -8,7 +8,6 @@ the envelope put around it: encoded once, however often it is sent.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,11 +31,15 @@ from web.records import (
     Auth,
     Line,
     Ping,
+    RecommendationUpdate,
     Registration,
     Revoking,
     Update,
     diagnosis_id_as_json,
+    fault_of,
+    large_integer,
 )
+from web.strict_json import NotJson, WrongField, read
 from web.tokens import Principal
 
 Record = TypeVar("Record")
@@ -59,6 +62,8 @@ _client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = msgspec.
 _AT_FIELD: Final = re.compile(r"at `\$\.([A-Za-z_]+)")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 _NAMED_FIELD: Final = re.compile(r"field `([^`]*)`")
+_LARGE_ID: Final = re.compile(rb'("(?:recommendation|feedback)_id":)(-?[0-9]{16,})')
+"""An id in the stored JSON of an event. Within a text a quotation mark is escaped, so this is a field and its value."""
 
 
 class FrameError(Exception):
@@ -163,38 +168,11 @@ def _decode(
         what: the text is, in words.
     """
     try:
-        try:
-            record = decoder.decode(text)
-        except msgspec.ValidationError as error:
-            found = msgspec.json.decode(text)  # a wrong field is reported before the text has been read to its end
-            raise Problem("invalid_field", _explain(str(error), rules(found), what)) from None
-        _refuse_repeated_fields(text, what)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        raise Problem("bad_json", f"{what} is not valid JSON") from None
-    return record
-
-
-def _refuse_repeated_fields(text: bytes, what: str) -> None:
-    """Refuse an object that names a field twice (RFC 8259 section 4): whoever reads it would choose one of the two.
-
-    msgspec takes the last one without a word, so the text is read again by the standard library.
-    """
-    try:
-        _once_only.decode(text.decode())
-    except _NamedTwice:
-        raise Problem("bad_json", f"{what} has an object that names a field twice") from None
-
-
-class _NamedTwice(Exception):
-    """An object names a field twice."""
-
-
-def _check_names(pairs: list[tuple[str, object]]) -> None:
-    if len(dict(pairs)) != len(pairs):
-        raise _NamedTwice
-
-
-_once_only: Final = json.JSONDecoder(object_pairs_hook=_check_names)
+        return read(decoder, text)
+    except NotJson as error:
+        raise Problem("bad_json", f"{what} {error}") from None
+    except WrongField as wrong:
+        raise Problem("invalid_field", _explain(wrong.message, rules(wrong.found), what)) from None
 
 
 def _explain(message: str, rules: dict[str, str], what: str) -> str:
@@ -219,17 +197,24 @@ def decode_client_frame(text: str) -> Ping | Ack | Auth:
         FrameError: `bad_frame`, `unknown_type` or `invalid_field`.
     """
     try:
-        return _client_frame_decoder.decode(text)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        if "$.type" in message or "field `type`" in message:
-            raise FrameError("unknown_type", "type must be one of ping, ack, auth") from None
-        if "`$`" in message or message.startswith("Expected `object`"):
-            raise FrameError("bad_frame", "a frame must be a JSON object") from None
-        rules = CLIENT_FRAME_RULES[msgspec.json.decode(text)["type"]]
-        raise FrameError("invalid_field", _explain(message, rules, "a frame")) from None
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        raise FrameError("bad_frame", "a frame must be JSON text") from None
+        frame = read(_client_frame_decoder, text)
+    except NotJson as error:
+        raise FrameError("bad_frame", f"the frame {error}") from None
+    except WrongField as wrong:
+        raise _frame_error(wrong) from None
+    if isinstance(frame, Ping) and (fault := fault_of(frame.data)) is not None:
+        raise FrameError("invalid_field", f"data {fault}")
+    return frame
+
+
+def _frame_error(wrong: WrongField) -> FrameError:
+    found = wrong.found
+    if not isinstance(found, dict):
+        return FrameError("bad_frame", "a frame must be a JSON object")
+    kind = found.get("type")
+    if not isinstance(kind, str) or kind not in CLIENT_FRAME_RULES:
+        return FrameError("unknown_type", f"type must be one of {', '.join(CLIENT_FRAME_RULES)}")
+    return FrameError("invalid_field", _explain(wrong.message, CLIENT_FRAME_RULES[kind], "a frame"))
 
 
 # Server frames
@@ -248,14 +233,22 @@ def _second(at: int) -> str:
 
 def render_event(diagnosis_id: str, event: Event) -> bytes:
     """The frame of a stored event, ready for every WebSocket: the same bytes on every delivery."""
+    body = event.body
+    if event.kind != RecommendationUpdate.KIND and _LARGE_ID.search(body):
+        body = _LARGE_ID.sub(_readable_id, body)
     text = b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
         event.kind.encode(),
         encode(diagnosis_id_as_json(diagnosis_id)),
         event.seq,
         timestamp(event.at).encode(),
-        event.body,
+        body,
     )
     return frames.text_frame(text)
+
+
+def _readable_id(found: re.Match[bytes]) -> bytes:
+    """An id that was stored as an integer before large ones became strings."""
+    return b'%b"%b"' % found.groups() if large_integer(int(found[2])) else found[0]
 
 
 def event_json(frame: bytes) -> bytes:

@@ -1,0 +1,306 @@
+"""Numbers that not every client can hold, and integers as Dart prints them (PROTOCOL section 7)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.records import Event, Seq
+from tests.server.harness import Frame, Server, running_server
+from tests.server.test_broadcasts import assert_problem
+from web import wire
+from web.errors import Problem
+from web.records import KINDS, EffectivenessUpdate, FeedbackUpdate, RecommendationUpdate, Update
+from web.settings import Settings
+
+SAFE = 2**53 - 1
+BODIES: dict[str, dict[str, str]] = {
+    "feedback": {"diagnosis_id": "42", "feedback_id": "1", "rating": "5"},
+    "effectiveness": {"diagnosis_id": "42", "recommendation_id": "7", "new_effectiveness": "0.5"},
+    "recommendation": {"diagnosis_id": "42", "new_data": '{"n":1}'},
+}
+
+
+def body_of(kind: str, **fields: str) -> bytes:
+    """A body with these fields as they are written in JSON."""
+    return ("{" + ",".join(f'"{name}":{text}' for name, text in (BODIES[kind] | fields).items()) + "}").encode()
+
+
+async def post(server: Server, kind: str, key: str = "", **fields: str) -> Any:
+    """Publish it."""
+    headers = server.bearer("amira") | {"Content-Type": "application/json"}
+    if key:
+        headers["Idempotency-Key"] = key
+    return await server.http.post(f"/ws/broadcast-{kind}-update", content=body_of(kind, **fields), headers=headers)
+
+
+async def newest(server: Server) -> Frame:
+    """The newest event, as a subscriber that comes now gets it."""
+    async with server.connect(start=1) as client:
+        return (await client.until_live())[-2]
+
+
+def data_of(kind: type[Update], **fields: str) -> dict[str, Any]:
+    """The data of the event a body makes."""
+    name = kind.KIND.removesuffix("_update")
+    update = wire.decode_update(kind, body_of(name, **fields))
+    data: dict[str, Any] = json.loads(wire.new_event(update, None).body)
+    return data
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [("feedback", "feedback_id"), ("feedback", "recommendation_id"), ("effectiveness", "recommendation_id")],
+)
+@pytest.mark.parametrize(
+    ("written", "delivered"),
+    [
+        (str(SAFE), SAFE),
+        (str(-SAFE), -SAFE),
+        (str(SAFE + 1), str(SAFE + 1)),
+        (str(-SAFE - 1), str(-SAFE - 1)),
+        ("9007199254740993", "9007199254740993"),
+        ("9007199254740993.0", "9007199254740993"),
+        ("9.007199254740993e15", "9007199254740993"),
+        ("9" * 64, "9" * 64),
+        ("-" + "9" * 64, "-" + "9" * 64),
+        ('"9007199254740993"', "9007199254740993"),
+        ("1e21", "1" + "0" * 21),
+        ("-0", 0),
+        ("-0.0", 0),
+    ],
+)
+async def test_an_id_that_javascript_cannot_hold_is_the_string_of_its_digits(
+    server: Server, kind: str, field: str, written: str, delivered: int | str
+) -> None:
+    await server.register()
+    answer = await post(server, kind, **{field: written})
+    assert answer.status_code == 200, answer.text
+    assert (await newest(server))["data"][field] == delivered
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [("feedback", "feedback_id"), ("feedback", "recommendation_id"), ("effectiveness", "recommendation_id")],
+)
+@pytest.mark.parametrize("written", ["9" * 65, "-" + "9" * 65, "9" * 400, "9" * 4300, "9" * 4301, "9" * 60_000, "1e64"])
+async def test_an_id_of_more_than_64_digits_is_refused_by_name(
+    server: Server, kind: str, field: str, written: str
+) -> None:
+    await server.register()
+    answer = await post(server, kind, **{field: written})
+    assert_problem(answer, 422, "invalid_field", f"{field} must be a string, or an integer of at most 64 digits")
+    assert "999" not in answer.text
+
+
+async def test_a_large_id_and_the_string_of_its_digits_are_the_same_event_for_a_key(server: Server) -> None:
+    await server.register()
+    first = await post(server, "feedback", key="k", feedback_id="9007199254740993")
+    for again in ('"9007199254740993"', "9007199254740993.0"):
+        answer = await post(server, "feedback", key="k", feedback_id=again)
+        assert answer.json() | {"replayed": False, "clients_notified": 0} == first.json() | {"clients_notified": 0}
+        assert answer.json()["replayed"]
+    other = await post(server, "feedback", key="k", feedback_id="9007199254740992")
+    assert_problem(other, 409, "key_reused")
+
+
+async def test_a_line_of_a_bulk_request_keeps_the_same_rules(server: Server) -> None:
+    await server.register()
+    lines = [
+        body_of("feedback", type='"feedback_update"', feedback_id="9007199254740993", rating="5.0"),
+        body_of("feedback", type='"feedback_update"', feedback_id="9" * 65),
+        body_of("recommendation", type='"recommendation_update"', new_data='{"a":[1e400]}'),
+        body_of("effectiveness", type='"effectiveness_update"', sample_size="1.2e2", diagnosis_id="42.0"),
+    ]
+    headers = server.bearer("amira") | {"Content-Type": "application/x-ndjson"}
+    answer = await server.http.post("/ws/broadcast", content=b"\n".join(lines), headers=headers)
+    results = [json.loads(line) for line in answer.text.splitlines()]
+    assert [one["status"] for one in results] == [200, 422, 422, 200]
+    assert results[1]["detail"].startswith("feedback_id ")
+    assert results[2]["detail"].startswith("new_data ")
+    assert (await newest(server))["data"]["sample_size"] == 120
+
+
+async def test_events_that_were_stored_with_large_ids_are_delivered_with_strings(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = "9007199254740993"
+    with monkeypatch.context() as before:
+        before.setattr("web.records.readable_id", lambda name, value: value)  # as ids were stored at first
+        async with running_server(settings) as server:
+            await server.register()
+            await post(server, "feedback", feedback_id=large, recommendation_id=f"-{large}")
+            await post(server, "feedback", feedback_id=str(SAFE), comment=json.dumps(f'"feedback_id":{large}'))
+            await post(server, "recommendation", new_data=f'{{"feedback_id":{large}}}')
+            await post(server, "effectiveness", recommendation_id="9" * 70)
+            assert (await newest(server))["data"]["recommendation_id"] == "9" * 70
+    async with running_server(settings) as server:
+        async with server.connect(device="new") as client:
+            frames = (await client.until_live())[1:-1]
+        answer = await server.http.get("/actors/42/outbox", headers=server.bearer("op", "operate"))
+        assert answer.json()["items"] == frames
+    assert frames[0]["data"]["feedback_id"] == large
+    assert frames[0]["data"]["recommendation_id"] == f"-{large}"
+    assert frames[1]["data"]["feedback_id"] == SAFE
+    assert frames[1]["data"]["comment"] == f'"feedback_id":{large}'
+    assert frames[2]["data"]["new_data"] == {"feedback_id": int(large)}
+    assert frames[3]["data"]["recommendation_id"] == "9" * 70
+
+
+@given(st.integers(-(10**70), 10**70), st.integers(-(10**70), 10**70))
+def test_every_stored_id_is_rendered_so_that_javascript_can_hold_it(one: int, other: int) -> None:
+    body = json.dumps({"feedback_id": one, "rating": 5, "recommendation_id": other}, separators=(",", ":"))
+    event = Event(Seq(1), 0.0, "feedback_update", body.encode())
+    data = json.loads(wire.event_json(wire.render_event("42", event)))["data"]
+    for name, value in (("feedback_id", one), ("recommendation_id", other)):
+        assert data[name] == (value if abs(value) <= SAFE else str(value))
+
+
+# Whole numbers with a fraction of zero
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "written", "meant"),
+    [
+        ("feedback", "rating", "5.0", 5),
+        ("feedback", "rating", "0.5e1", 5),
+        ("feedback", "rating", "50e-1", 5),
+        ("feedback", "feedback_id", "120.0", 120),
+        ("feedback", "feedback_id", "1.2e2", 120),
+        ("feedback", "feedback_id", "1.2E+2", 120),
+        ("feedback", "recommendation_id", "-3.000", -3),
+        ("effectiveness", "recommendation_id", "7.0", 7),
+        ("effectiveness", "sample_size", "120.0", 120),
+        ("effectiveness", "sample_size", "0.0", 0),
+    ],
+)
+async def test_an_integer_may_be_written_with_a_fraction_of_zero(
+    server: Server, kind: str, field: str, written: str, meant: int
+) -> None:
+    await server.register()
+    first = await post(server, kind, key="k", **{field: written, "diagnosis_id": "42.0"})
+    assert first.status_code == 200, first.text
+    again = await post(server, kind, key="k", **{field: str(meant)})
+    assert (again.json()["seq"], again.json()["replayed"]) == (1, True), "the same event, however it was written"
+    found = (await newest(server))["data"][field]
+    assert (found, type(found)) == (meant, int)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "written"),
+    [
+        ("feedback", "rating", "5.5"),
+        ("feedback", "rating", "5.0000000000000000000001"),
+        ("feedback", "rating", "6.0"),
+        ("feedback", "rating", "true"),
+        ("feedback", "rating", '"5"'),
+        ("feedback", "rating", "1e400"),
+        ("feedback", "feedback_id", "1.5"),
+        ("feedback", "feedback_id", "9007199254740993.5"),
+        ("feedback", "feedback_id", "1e-400"),
+        ("feedback", "feedback_id", "1e99999999999999999999"),
+        ("feedback", "diagnosis_id", "42.5"),
+        ("feedback", "diagnosis_id", "-42.0"),
+        ("feedback", "diagnosis_id", "1e300"),
+        ("effectiveness", "sample_size", "-1.0"),
+        ("effectiveness", "sample_size", "120.5"),
+        ("effectiveness", "sample_size", "1e300"),
+        ("effectiveness", "confidence", "1e400"),
+        ("effectiveness", "confidence", "9" * 5000),
+    ],
+)
+async def test_another_fraction_is_refused_by_name(server: Server, kind: str, field: str, written: str) -> None:
+    await server.register()
+    answer = await post(server, kind, **{field: written})
+    assert_problem(answer, 422, "invalid_field", f"{field} must be")
+
+
+async def test_a_body_with_a_wrong_field_is_still_read_to_its_end(server: Server) -> None:
+    await server.register()
+    headers = server.bearer("amira") | {"Content-Type": "application/json"}
+    for body in (
+        body_of("feedback", rating="5.0") + b"x",
+        body_of("feedback", rating="5.0", comment='"\\ud800"'),
+        body_of("feedback", rating="5.0", comment="NaN"),
+        body_of("feedback", rating="5.0").replace(b"}", b',"rating":5}'),
+        body_of("recommendation", diagnosis_id="42.0", new_data='{"a":1,"a":2}'),
+        body_of("feedback", rating="6", comment='"\\ud800"'),
+    ):
+        answer = await server.http.post("/ws/broadcast-feedback-update", content=body, headers=headers)
+        assert_problem(answer, 400, "bad_json")
+
+
+@given(st.text() | st.binary() | st.sampled_from(['{"diagnosis_id":42.0', "{}", "[1e400]", '{"rating":"\\ud800"}']))
+def test_any_body_is_an_update_or_a_problem(text: str | bytes) -> None:
+    body = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    assert {outcome_of(kind, body) for kind in KINDS.values()} <= {"an update", "bad_json", "invalid_field"}
+
+
+def outcome_of(kind: type[Update], body: bytes) -> str:
+    """The code of the problem, if it is one."""
+    try:
+        wire.new_event(wire.decode_update(kind, body), "key")
+    except Problem as problem:
+        return problem.code
+    return "an update"
+
+
+# Data that is passed on
+
+
+@pytest.mark.parametrize("field", ["new_data", "old_data"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "1e400",
+        "-1e400",
+        "1.7976931348623159e308",
+        "9" * 309,
+        "-" + "9" * 310,
+        "9" * 4301,
+        "[[1e400]]",
+        '{"b":{"c":1e309}}',
+    ],
+)
+async def test_a_number_that_is_no_finite_double_is_refused_by_name(server: Server, field: str, written: str) -> None:
+    await server.register()
+    answer = await post(server, "recommendation", **{field: f'{{"a":{written}}}'})
+    assert_problem(answer, 422, "invalid_field", f"{field} must hold no number beyond a double")
+
+
+@pytest.mark.parametrize("diagnosis_id", ["42", "42.0"], ids=["a usual body", "a body that is read anew"])
+def test_other_numbers_pass_unchanged(diagnosis_id: str) -> None:
+    written = (
+        '{"a":9007199254740993,"b":18446744073709551616,"c":-123456789012345678901234567890,"d":1E5,"e":1.0,"f":-0.0,'
+        f'"g":1e-400,"h":0.1,"i":1.7976931348623157e308,"j":{"9" * 308},"k":-{"9" * 308},"l":-{2**1024 - 2**971}}}'
+    )
+    data = data_of(RecommendationUpdate, diagnosis_id=diagnosis_id, new_data=written, old_data=written)
+    for found in (data["new_data"], data["old_data"]):
+        expected = json.loads(written)
+        assert found == expected
+        assert {name: type(value) for name, value in found.items()} == {
+            name: type(value) for name, value in expected.items()
+        }
+    assert data["changed_fields"] == []
+
+
+def test_a_number_counts_as_unchanged_however_it_is_written() -> None:
+    data = data_of(
+        RecommendationUpdate,
+        old_data='{"a":1,"b":100000,"c":[{"d":2.0}],"e":1,"f":9007199254740993}',
+        new_data='{"a":1.0,"b":1E5,"c":[{"d":2}],"e":true,"f":9007199254740992.0}',
+    )
+    assert data["changed_fields"] == ["e", "f"]
+
+
+@given(st.sampled_from([FeedbackUpdate, EffectivenessUpdate]), st.integers(-(10**20), 10**20))
+def test_an_id_is_the_same_with_and_without_a_fraction(kind: type[Update], number: int) -> None:
+    field = "feedback_id" if kind is FeedbackUpdate else "recommendation_id"
+    assert data_of(kind, **{field: f"{number}.0"}) == data_of(kind, **{field: str(number)})
