@@ -17,7 +17,7 @@ NAME = "avicenna-live"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code: 0 done, 1 not done, 2 wrongly asked, 130 interrupted."""
+    """Run one command; its exit code: 0 done, 1 not done, 2 wrongly asked, 3 no server there, 130 interrupted."""
     arguments = parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG_USAGE
     except CommandFailed as error:
         say_aside(f"{NAME}: {error}")
-        return FAILED
+        return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone (`tail 42 | head -1`): there is nobody left to tell, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

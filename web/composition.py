@@ -47,6 +47,7 @@ from web.jwks import RemoteKeys
 from web.keyring import KEY_FILE, load_keys
 from web.keys import Key, KeyUnusable
 from web.limits import Limits as ClientLimits
+from web.listening_file import LISTENING_FILE, announced
 from web.logs import set_up_logging
 from web.revocations import expire_revocations, load_revoked
 from web.services import Services
@@ -279,11 +280,13 @@ async def _serve_front_end(services: Services, ready: Ready) -> float:
         app = create_app(services)
         async with trio.open_nursery() as front_nursery:
             await front_nursery.start(partial(serve_http, app, listeners, terms, stop=stopping.wait))
-            for url in urls:
-                logger.info("listening on %s", url)
-            _settle_memory()
-            ready(urls[0])
-            await stopping.wait()
+            with contextlib.ExitStack() as announcing:
+                _announce(settings, urls, announcing)
+                for url in urls:
+                    logger.info("listening on %s", url)
+                _settle_memory()
+                ready(urls[0])
+                await stopping.wait()
             deadline = trio.current_time() + DRAIN_SECONDS_MAX
     return deadline
 
@@ -307,6 +310,14 @@ def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[s
             listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
         urls.append(f"unix:{settings.unix_socket}")
     return listeners, urls
+
+
+def _announce(settings: Settings, urls: Sequence[str], announcing: contextlib.ExitStack) -> None:
+    """Tell the commands on this machine where the server is, until `announcing` ends. It serves without that, too."""
+    try:
+        announcing.enter_context(announced(settings.data, urls))
+    except OSError as error:
+        logger.warning("cannot write %s in %s: %s", LISTENING_FILE, settings.data, error.strerror)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Final
 
 from quart import Blueprint, Response
 
@@ -13,9 +12,7 @@ from web import rights, wire
 from web.access import authenticate_for
 from web.bodies import answer
 from web.services import Services
-
-BACKUPS_DIRECTORY: Final = "backups"
-"""Name of the directory of backups within the data directory (0700)."""
+from web.settings import BACKUPS_DIRECTORY
 
 
 def maintenance(services: Services) -> Blueprint:

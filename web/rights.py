@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 from storage.records import Diagnosis
 from web.tokens import Principal
+
+Scope = Literal["monitor", "broadcast", "register", "operate"]
+
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+"""Every scope that gives a right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +24,7 @@ class Right:
     """One of its viewers."""
     anonymous: bool = False
     """Somebody without a token, where the operator allows it."""
-    scopes: tuple[str, ...] = ()
+    scopes: tuple[Scope, ...] = ()
     """Whoever has a token with one of these scopes."""
 
 

@@ -54,6 +54,9 @@ DATA_DEFAULT: Final = Path("data")
 DATABASE_FILE: Final = "avicenna.db"
 """Name of the database within the data directory."""
 
+BACKUPS_DIRECTORY: Final = "backups"
+"""Name of the directory of backups within the data directory (0700)."""
+
 DAY_SECONDS: Final = 86_400
 DAYS_MAX: Final = 36_500
 

@@ -12,7 +12,7 @@ import pytest
 
 from web import cli
 from web.commands import publish
-from web.commands.client import Client, Credentials, client_of
+from web.commands.client import Client, Credentials
 from web.commands.failures import UsageError
 from web.keyring import load_or_create_key
 
@@ -44,6 +44,7 @@ def test_token_prints_a_token_and_nothing_else(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_token_makes_the_key_that_serve_would_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "elsewhere").mkdir()
     assert cli.main(["token", "--sub", "s", "--data", "elsewhere"]) == 0
     printed = capsys.readouterr()
     file = tmp_path / "elsewhere" / "jwt.key"
@@ -55,9 +56,29 @@ def test_token_makes_the_key_that_serve_would_make(tmp_path: Path, capsys: pytes
 def test_token_finds_the_data_directory_in_the_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "there").mkdir()
     monkeypatch.setenv("AVICENNA_DATA", str(tmp_path / "there"))
     assert cli.main(["token", "--sub", "s"]) == 0
     assert claims_of(capsys.readouterr().out.strip(), (tmp_path / "there" / "jwt.key").read_bytes())
+
+
+@pytest.mark.parametrize("data", [["--data", "typo"], []], ids=["a slip", "the default"])
+def test_token_makes_no_directory(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["token", "--sub", "s", *data]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    name = data[-1] if data else "data"
+    assert printed.err.startswith(f"avicenna-live: there is no {name}: `avicenna-live serve --data {name}` makes it")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scope", ["opperate", "monitor,operate", "operate Monitor", "monitor operate all", "*"])
+def test_a_token_with_an_unknown_scope_is_not_made(scope: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load_or_create_key(Path("data"))
+    assert cli.main(["token", "--sub", "s", "--scope", scope]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "--scope must be some of monitor, broadcast, register, operate; it names" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -138,52 +159,17 @@ def test_objects_are_given_as_json() -> None:
     assert publish.body_of(arguments) == {"diagnosis_id": "a", "new_data": new, "old_data": {}}
 
 
-def test_the_token_given_wins_over_the_variable_and_the_local_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    load_or_create_key(Path("data"))
-    monkeypatch.setenv("AVICENNA_TOKEN", "from-environment")
-    assert client_of(parsed("status", "--token", "from-option")).credentials.token() == "from-option"
-    assert client_of(parsed("status")).credentials.token() == "from-environment"
-
-
-def test_without_a_token_a_short_one_is_made_from_the_local_key() -> None:
-    key, _ = load_or_create_key(Path("data"))
-    token = client_of(parsed("status")).credentials.token()
-    assert token is not None
-    claims = claims_of(token, key)
-    assert claims["sub"] == "local-operator"
-    assert set(claims["scope"].split()) == {"operate", "register", "broadcast", "monitor"}
-    assert claims["exp"] - claims["iat"] <= 600
-
-
-def test_without_a_key_the_commands_are_anonymous_and_make_none() -> None:
-    assert client_of(parsed("status")).credentials.token() is None
-    assert not Path("data").exists()
-
-
-def test_a_key_that_merely_lies_here_makes_no_token_for_another_machine() -> None:
-    load_or_create_key(Path("data"))
-    assert client_of(parsed("status", "--url", "http://live.example")).credentials.token() is None
-    assert client_of(parsed("status", "--url", "http://live.example", "--data", "data")).credentials.token()
-    assert client_of(parsed("status", "--url", "http://localhost:1")).credentials.token()
-
-
-def test_the_url_comes_from_the_option_the_variable_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client_of(parsed("status")).url == "http://127.0.0.1:8000"
-    monkeypatch.setenv("AVICENNA_URL", "https://live.example/base/")
-    assert client_of(parsed("status")).url == "https://live.example/base"
-    assert client_of(parsed("status", "--url", "http://[::1]:9000")).url == "http://[::1]:9000"
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "http://host/?a=b"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "http://host/?a=b", "unix:"]
+)
 def test_what_is_no_url_of_a_server_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(UsageError) as refused:
         Client(url, Credentials())
     assert "u:p" not in str(refused.value)
 
 
-def test_an_address_quotes_what_it_is_given() -> None:
-    client = Client("https://live.example", Credentials())
-    assert client.address("diagnoses", "../x y") == "https://live.example/diagnoses/..%2Fx%20y"
-    assert client.address("ws", "42", query={"after": "1", "epoch": None}, websocket=True) == (
-        "wss://live.example/ws/42?after=1"
-    )
+def test_a_target_quotes_what_it_is_given() -> None:
+    client = Client("https://live.example/base/", Credentials())
+    assert client.target("diagnoses", "../x y") == "/base/diagnoses/..%2Fx%20y"
+    assert client.target("ws", "42", query={"after": "1", "epoch": None}) == "/base/ws/42?after=1"
+    assert Client("unix:/run/live.sock", Credentials()).target("actors", "\udcff") == "/actors/%FF"

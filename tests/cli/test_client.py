@@ -133,7 +133,7 @@ def test_who_has_no_token_is_told_where_to_get_one(
     server.will_refuse(401, "unauthenticated", "a bearer token is required")
     assert cli.main(["status"]) == 1
     assert "authorization" not in server.requests[0][2]
-    assert "give --token, or --data DIR" in capsys.readouterr().err
+    assert "give --token-file or AVICENNA_TOKEN, or --data DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"code": 1}'])
@@ -159,16 +159,40 @@ def test_a_redirect_is_not_followed_with_the_token(server: StandIn, capsys: pyte
 
 
 @pytest.mark.parametrize("command", [["status"], ["tail", "42"], ["diagnoses", "list"]])
-def test_a_server_that_is_not_there_is_one_line_and_exit_code_1(
-    command: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(
+    command: list[str], unused_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        assert cli.main([*command, "--url", url, "--token", TOKEN]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == f"avicenna-live: cannot reach {url}: Connection refused\n"
+    (tmp_path / "file").touch()
+    for url, why in (
+        (unused_url, "Connection refused"),
+        (f"unix:{tmp_path}/absent.sock", "No such file or directory"),
+        (f"unix:{tmp_path}/{'long' * 40}.sock", "AF_UNIX path too long"),
+        (f"unix:{tmp_path}/file", "Connection refused"),
+    ):
+        assert cli.main([*command, "--url", url, "--token", TOKEN]) == 3
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err == f"avicenna-live: cannot reach {url}: {why}\n"
+
+
+def test_a_server_that_hangs_up_is_said_to_have_done_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for command in (["status"], ["tail", "42"]):
+            assert cli.main([*command, "--url", url, "--token", TOKEN]) == 3
+            assert capsys.readouterr().err == (
+                f"avicenna-live: cannot reach {url}: the connection ended without an answer\n"
+            )
+        thread.join()
 
 
 def test_no_failure_prints_the_token(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from web.commands.client import add_client_options, client_of
+from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json, table
 
 HEAD = ("DIAGNOSIS", "STATE", "INCARNATION", "CONNECTIONS", "MAILBOX", "HEAD", "CRASHES", "LAST CRASH")
@@ -31,7 +31,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def show_all(arguments: argparse.Namespace) -> int:
     """List all actors."""
-    items = client_of(arguments).items("actors")
+    items = list(client_of(arguments, "operate").items("actors"))
     if arguments.json:
         say_json(items)
     else:
@@ -41,7 +41,7 @@ def show_all(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Show one actor."""
-    _, actor = client_of(arguments).request("GET", "actors", arguments.id)
+    _, actor = client_of(arguments, "operate").request("GET", "actors", arguments.id)
     if arguments.json:
         say_json(actor)
     else:
@@ -60,7 +60,7 @@ def stop(arguments: argparse.Namespace) -> int:
 
 
 def _act(arguments: argparse.Namespace, act: str) -> int:
-    _, actor = client_of(arguments).request("POST", "actors", arguments.id, act)
+    _, actor = client_of(arguments, "operate").request("POST", "actors", arguments.id, act)
     if arguments.json:
         say_json(actor)
     else:

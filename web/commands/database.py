@@ -1,23 +1,35 @@
 """`avicenna-live check`, `backup`, `restore`: look after the database, with or without a running server.
 
-Who holds the lock file decides: a server that does is asked over HTTP, else the database is opened here.
+A server that `--url` or `AVICENNA_URL` names is asked, whatever lies in the data directory here. Else the lock file of
+the data directory decides: the server that holds it is asked, and without one the database is opened here.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from storage import files
 from storage.errors import InUse, StorageError
-from web.commands.client import add_client_options, client_of, data_directory
-from web.commands.failures import FAILED, CommandFailed
+from web.commands.client import Client
+from web.commands.failures import FAILED, CommandFailed, Unreachable
+from web.commands.fetching import Copy, fetched
+from web.commands.finding import (
+    add_client_options,
+    add_data_options,
+    client_for,
+    client_of,
+    data_directory,
+    find_of_directory,
+    given_url,
+)
 from web.commands.printing import printable, say, say_json
+from web.listening_file import NotListening
 from web.settings import DATABASE_FILE
 
-Answer = TypeVar("Answer")
+WORK_SECONDS_MAX: Final = 3600
+"""Longest wait for a server that copies or checks its database. Beyond: it counts as unreachable."""
 
 PROBLEMS_SHOWN_MAX: Final = 20
 """Problems printed for people. Beyond: counted; `--json` has them all."""
@@ -40,25 +52,40 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         description="The former database is renamed, not deleted. Every diagnosis begins a new epoch: clients reload.",
     )
     restoring.add_argument("file", type=Path, metavar="FILE", help="the backup")
-    restoring.add_argument("--data", metavar="DIR", help="the server's data directory")
+    add_data_options(restoring)
     restoring.set_defaults(run=restore)
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Check; exit 1 if there are problems."""
-    database = _existing(arguments.data)
-    from web import offline  # noqa: PLC0415 - starts the event loop's packages, which most commands never need
-
-    def ask() -> list[str]:
-        _, answer = client_of(arguments).request("POST", "check")
-        return list(answer["problems"])
-
-    problems = _here_or_there(lambda: offline.check(database), ask)
+    problems = _checked_here(arguments) if given_url(arguments) is None else None
+    if problems is None:
+        problems = _checked_there(_server(arguments))
     if arguments.json:
         say_json({"status": "damaged" if problems else "ok", "problems": list(problems)})
     else:
         say(check_text(problems))
     return FAILED if problems else 0
+
+
+def _checked_here(arguments: argparse.Namespace) -> Sequence[str] | None:
+    """The problems; `None`: a server uses the database."""
+    database = _existing(arguments)
+    from web import offline  # noqa: PLC0415 - starts the event loop's packages, which most commands never need
+
+    try:
+        return offline.check(database)
+    except InUse:
+        return None
+    except StorageError as error:
+        raise CommandFailed(str(error)) from None
+
+
+def _checked_there(client: Client) -> Sequence[str]:
+    match client.request("POST", "check", seconds_max=WORK_SECONDS_MAX):
+        case _, {"problems": list(problems)}:
+            return [str(one) for one in problems]
+    raise client.strange()
 
 
 def check_text(problems: Sequence[str]) -> str:
@@ -73,43 +100,52 @@ def check_text(problems: Sequence[str]) -> str:
 
 def backup(arguments: argparse.Namespace) -> int:
     """Make a copy."""
-    database, target = _existing(arguments.data), arguments.file
-    if target.exists():
-        raise CommandFailed(f"{target} exists already; name another file")
-    from web import offline  # noqa: PLC0415 - as in `check`
-
-    def copy() -> dict[str, Any]:
-        made = offline.backup(database, target)
-        return {"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256}
-
-    def ask() -> dict[str, Any]:
-        _, answer = client_of(arguments).request("POST", "backup")
-        return _fetched(answer, target)
-
-    shown = _here_or_there(copy, ask)
+    target = arguments.file
+    made = _copied_here(arguments, target) if given_url(arguments) is None else None
+    if made is None:
+        made = _copied_there(_server(arguments), data_directory(arguments), target)
     if arguments.json:
-        say_json(shown)
+        say_json({"path": str(target), "bytes": made.size_bytes, "sha256": made.sha256})
     else:
-        say(printable(f"{shown['path']}: {shown['bytes']} bytes, sha256 {shown['sha256']}"))
+        say(printable(f"{target}: {made.size_bytes} bytes, sha256 {made.sha256}"))
     return 0
 
 
-def _fetched(answer: dict[str, Any], target: Path) -> dict[str, Any]:
-    """Put the copy a server of this machine made where it is wanted."""
-    made = Path(answer["path"])
-    files.copy_private(made, target)
-    size, digest = files.settle_copy(target)
-    if digest != answer["sha256"]:
-        target.unlink()
-        raise CommandFailed(f"{target} is not what the server wrote to {made}")
-    made.unlink(missing_ok=True)
-    return {"path": str(target), "bytes": size, "sha256": digest}
+def _copied_here(arguments: argparse.Namespace, target: Path) -> Copy | None:
+    """The copy; `None`: a server uses the database."""
+    database = _existing(arguments)
+    if target.exists():
+        raise CommandFailed(f"{target} exists already; name another file")
+    from web import offline  # noqa: PLC0415 - as in `_checked_here`
+
+    try:
+        made = offline.backup(database, target)
+    except InUse:
+        return None
+    except StorageError as error:
+        raise CommandFailed(str(error)) from None
+    return Copy(made.size_bytes, made.sha256)
+
+
+def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
+    def ask() -> tuple[str, str]:
+        match client.request("POST", "backup", seconds_max=WORK_SECONDS_MAX):
+            case _, {"path": str(path), "sha256": str(digest)}:
+                return path, digest
+        raise client.strange()
+
+    if not directory.is_dir():
+        client.request("GET", "healthz")
+        raise CommandFailed(
+            f"there is no {directory}: name the server's data directory with --data, the copy is fetched from there"
+        )
+    return fetched(ask, directory, target)
 
 
 def restore(arguments: argparse.Namespace) -> int:
     """Put a backup in place."""
-    database = data_directory(arguments.data) / DATABASE_FILE
-    from web import offline  # noqa: PLC0415 - as in `check`
+    database = data_directory(arguments) / DATABASE_FILE
+    from web import offline  # noqa: PLC0415 - as in `_checked_here`
 
     try:
         aside = offline.restore(database, arguments.file)
@@ -121,19 +157,18 @@ def restore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _here_or_there(here: Callable[[], Answer], there: Callable[[], Answer]) -> Answer:
-    """Do it here, or through the server that holds the database."""
+def _server(arguments: argparse.Namespace) -> Client:
+    """The server that is to be asked: the one that is named, else the one that uses the database, and no other."""
+    if given_url(arguments) is not None:
+        return client_of(arguments, "operate")
     try:
-        try:
-            return here()
-        except InUse:
-            return there()
-    except StorageError as error:
-        raise CommandFailed(str(error)) from None
+        return client_for(find_of_directory(arguments), arguments, "operate")
+    except NotListening as failure:
+        raise Unreachable(f"another process uses the database, and {failure}; name the server with --url") from None
 
 
-def _existing(option: str | None) -> Path:
-    database = data_directory(option) / DATABASE_FILE
+def _existing(arguments: argparse.Namespace) -> Path:
+    database = data_directory(arguments) / DATABASE_FILE
     if not database.exists():
         raise CommandFailed(f"there is no database in {database.parent}; name the directory with --data")
     return database

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from web.commands.client import add_client_options, client_of
+from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json, table
 
 
@@ -33,7 +33,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def add(arguments: argparse.Namespace) -> int:
     """Register a diagnosis."""
     body = {"owner": arguments.owner, "viewers": arguments.viewer}
-    status, answer = client_of(arguments).request("PUT", "diagnoses", arguments.id, body=body)
+    status, answer = client_of(arguments, "register").request("PUT", "diagnoses", arguments.id, body=body)
     if arguments.json:
         say_json(answer)
     else:
@@ -45,7 +45,7 @@ def add(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """List all diagnoses the token may see."""
-    items = client_of(arguments).items("diagnoses")
+    items = list(client_of(arguments, "register").items("diagnoses"))
     if arguments.json:
         say_json(items)
     else:
@@ -56,7 +56,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def remove(arguments: argparse.Namespace) -> int:
     """Delete a diagnosis."""
-    _, answer = client_of(arguments).request("DELETE", "diagnoses", arguments.id)
+    _, answer = client_of(arguments, "register").request("DELETE", "diagnoses", arguments.id)
     if arguments.json:
         say_json(answer)
     else:

@@ -1,7 +1,7 @@
 """How a command ends when it cannot do what was asked: one line on stderr and an exit code.
 
 CommandFailed            exit 1: the server or the machine said no
-+-- Unreachable          nobody answers at the URL: start the server, or correct --url
++-- Unreachable          exit 3: no server answers: start it, or correct --url
 `-- Refused              the server answered with a problem document: its code says what to do
 UsageError               exit 2: the command line or a setting is wrong
 """
@@ -12,6 +12,7 @@ from typing import Final
 
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
+NOBODY_THERE: Final = 3
 INTERRUPTED: Final = 130
 """What a shell reports for a process that SIGINT ended."""
 
@@ -19,9 +20,13 @@ INTERRUPTED: Final = 130
 class CommandFailed(Exception):
     """What was asked did not happen; the text is for the person who asked."""
 
+    exit_code = FAILED
+
 
 class Unreachable(CommandFailed):
     """No server answers at the URL, or the connection broke before the answer."""
+
+    exit_code = NOBODY_THERE
 
 
 class Refused(CommandFailed):

@@ -6,7 +6,7 @@ import argparse
 from typing import Any, Final
 
 from web.commands.arguments import fraction, json_object, reference, whole
-from web.commands.client import add_client_options, client_of
+from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json
 
 SAMPLE_SIZE_MAX: Final = 2**53 - 1
@@ -66,7 +66,7 @@ def _kind(
 def run(arguments: argparse.Namespace) -> int:
     """Publish, and print the receipt."""
     key = arguments.idempotency_key
-    _, receipt = client_of(arguments).request(
+    _, receipt = client_of(arguments, "broadcast").request(
         "POST",
         "ws",
         f"broadcast-{arguments.kind}-update",

@@ -99,7 +99,7 @@ class Samples:
             self._thread.join(DEMO_SECONDS)
 
     def _run(self, url: str) -> None:
-        client = Client(url, Credentials(key=keyring.load_key(self._data)))
+        client = Client(url, Credentials(key=keyring.load_key(self._data), scopes=("register", "broadcast")))
         try:
             client.request("PUT", "diagnoses", DEMO_ID, body={"owner": DEMO_OWNER, "viewers": []})
             say(demo_text(url, self._data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from web.commands.client import add_client_options, client_of
+from web.commands.finding import add_client_options, client_of
 from web.commands.printing import say, say_json, table
 
 
@@ -18,7 +18,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print."""
-    _, status = client_of(arguments).request("GET", "ws", "status")
+    _, status = client_of(arguments, "operate").request("GET", "ws", "status")
     if arguments.json:
         say_json(status)
     else:

@@ -11,17 +11,19 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto.utilities import LocalProtocolError
 
 from web.commands.arguments import whole
-from web.commands.client import Client, add_client_options, client_of, unreachable
+from web.commands.client import Client
 from web.commands.failures import INTERRUPTED, CommandFailed
+from web.commands.finding import add_client_options, client_of
 from web.commands.following import EVENTS, NORMAL, NOTHING_HEARD, PROTOCOL_ERROR, Backoff, Position, comes_back
 from web.commands.printing import compact, printable, say, say_aside
+from web.commands.transport import NOT_HTTP, UNIX_HOST, socket_path_of
 
 CONNECT_SECONDS_MAX: Final = 10
 """Longest wait for a socket, and again for the upgrade. Beyond: the server counts as unreachable."""
@@ -34,11 +36,17 @@ PONG_SECONDS_MAX: Final = 10
 """We ping too, and take a server that is silent for so long for dead: TCP alone would not tell."""
 
 
+HTTP_BEGINS: Final = b"HTTP/1."
+
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class BadFrame(Exception):
     """The server does not speak our protocol."""
+
+
+class NotHttp(Exception):
+    """What answers the upgrade does not speak HTTP, or says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(arguments: argparse.Namespace) -> int:
     """Follow until Ctrl-C, the last event that was asked for, or an end that must not be retried."""
     tail = Tail(
-        client_of(arguments),
+        client_of(arguments, "monitor"),
         arguments.id,
         Position(arguments.after, arguments.epoch),
         device=arguments.device,
@@ -132,6 +140,7 @@ class Tail:
         self._backoff = Backoff(jitter)
         self._admitted = False
         self._bye: dict[str, Any] = {}
+        self._refused_token = False
 
     async def follow(self, reconnect: bool) -> None:
         """Print events; come back after every end that allows it, if `reconnect`.
@@ -147,7 +156,7 @@ class Tail:
             code = "" if ended.code == NOTHING_HEARD else f"{ended.code} "
             reason = f"the connection ended: {code}{ended.reason}".rstrip()
             if not (reconnect and comes_back(ended.code)):
-                raise CommandFailed(reason)
+                raise CommandFailed(reason + (self._client.credentials.remark if self._refused_token else ""))
             wait_seconds = self._backoff.seconds(ended.retry_after_ms)
             say_aside(f"{reason}; coming back in {wait_seconds:.1f} s")
             await trio.sleep(wait_seconds)
@@ -155,31 +164,38 @@ class Tail:
     async def _connect_once(self, reconnect: bool) -> Ended:
         """One connection, from the socket to its end."""
         query = {"device": self._device, "ack": self._ack, **self._position.query(self._start)}
-        url = urlsplit(self._client.address("ws", self._diagnosis_id, query=query, websocket=True))
-        self._bye = {}
+        target = self._client.target("ws", self._diagnosis_id, query=query)
+        self._bye, self._refused_token = {}, False
         try:
             with trio.fail_after(CONNECT_SECONDS_MAX):
-                stream = await _open_stream(url)
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            failure = unreachable(self._client.url, _innermost(error))
-            # A server that was there will be again; one that never was is more likely a wrong URL.
-            if not (self._admitted and reconnect):
-                raise failure from None
-            return Ended(NOTHING_HEARD, str(failure))
-        # The socket is ours: trio-websocket leaves it open after a close that the server began.
-        async with stream:
-            return await self._converse(stream, url)
+                stream = await _open_stream(self._client.url)
+            # The socket is ours: trio-websocket leaves it open after a close that the server began.
+            async with stream:
+                return await self._converse(stream, target)
+        except trio.TooSlowError:
+            failure = self._client.unreachable(TimeoutError())
+        except (OSError, trio.BrokenResourceError, NotHttp) as error:
+            failure = self._client.unreachable(_innermost(error))
+        # A server that was there will be again; one that never was is more likely a wrong URL.
+        if not (self._admitted and reconnect):
+            raise failure
+        return Ended(NOTHING_HEARD, str(failure))
 
-    async def _converse(self, stream: Stream, url: SplitResult) -> Ended:
-        """Upgrade, listen, and close."""
-        resource = f"{url.path}?{url.query}" if url.query else url.path
+    async def _converse(self, stream: Stream, target: str) -> Ended:
+        """Upgrade, listen, and close. Raises `NotHttp`."""
+        host = UNIX_HOST if socket_path_of(self._client.url) is not None else urlsplit(self._client.url).netloc
         headers = [(name.encode(), value.encode()) for name, value in self._client.credentials.headers().items()]
         ended = Ended(NOTHING_HEARD, "no answer to the upgrade")
+        refused: BaseException | None = None
         try:
             async with trio.open_nursery() as connection_nursery:
                 with trio.move_on_after(CONNECT_SECONDS_MAX) as opening:
                     connection = await wrap_client_stream(
-                        connection_nursery, stream, url.netloc, resource, extra_headers=headers
+                        connection_nursery,
+                        trio.StapledStream(stream, Answers(stream)),  # type: ignore[arg-type] # it takes any stream
+                        host,
+                        target,
+                        extra_headers=headers,
                     )
                 if not opening.cancelled_caught:
                     ended = await self._listen(connection)
@@ -193,6 +209,10 @@ class Tail:
             rejected = first_of(group)
             assert isinstance(rejected, ConnectionRejected)
             ended = Ended(rejected.status_code, "instead of a WebSocket")
+        except* NotHttp as group:
+            refused = first_of(group)
+        if refused is not None:
+            raise refused
         return ended
 
     async def _listen(self, connection: WebSocketConnection) -> Ended:
@@ -235,6 +255,8 @@ class Tail:
             self._backoff.reset()
         elif kind == "bye":
             self._bye = data
+        elif kind == "error" and data.get("code") == "invalid_token":
+            self._refused_token = True
         elif kind == "auth_expiring" and self._client.credentials.renewable:
             await connection.send_message(json.dumps({"type": "auth", "token": self._client.credentials.token()}))
         if self._ack == "app" and (kind in EVENTS or kind == "gap"):
@@ -310,9 +332,44 @@ def _given(data: dict[str, Any], *names: str) -> str:
     return "".join(f", {name} {data[name]}" for name in names if data.get(name) is not None)
 
 
-async def _open_stream(url: SplitResult) -> Stream:
-    host, port = url.hostname or "", url.port or (443 if url.scheme == "wss" else 80)
-    if url.scheme == "ws":
+class Answers(trio.abc.ReceiveStream):
+    """What a server sends, if it begins as an answer of HTTP does; trio-websocket would wait for one until told not to.
+
+    Raises `NotHttp` from `receive_some`.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        """Read from `stream`, which stays the caller's."""
+        self._stream = stream
+        self._begun = b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes, as they come."""
+        try:
+            received = bytes(await self._stream.receive_some(max_bytes))
+        except trio.BrokenResourceError:
+            if self._begun:
+                raise
+            received = b""
+        if len(self._begun) < len(HTTP_BEGINS):
+            self._begun += received
+            if not received:
+                raise NotHttp("the connection ended without an answer")
+            if not self._begun.startswith(HTTP_BEGINS[: len(self._begun)]):
+                raise NotHttp(NOT_HTTP)
+        return received
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        await self._stream.aclose()
+
+
+async def _open_stream(url: str) -> Stream:
+    if (path := socket_path_of(url)) is not None:
+        return await trio.open_unix_socket(path)
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if parts.scheme == "http":
         return await trio.open_tcp_stream(host, port)
     stream = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
     try:

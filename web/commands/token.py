@@ -10,10 +10,11 @@ from typing import Final
 
 from web import keyring, tokens
 from web.commands.arguments import whole
-from web.commands.client import local_settings
 from web.commands.failures import CommandFailed, UsageError
+from web.commands.finding import add_data_options, local_settings
 from web.commands.printing import say, say_aside
 from web.keys import KeyUnusable, load_key_file
+from web.rights import SCOPES
 from web.settings import Settings
 
 TTL_SECONDS_DEFAULT: Final = 3600
@@ -26,14 +27,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser(
         "token",
         help="make a token",
-        description="Make a token with the key in the server's data directory; the key is made if there is none.",
+        description="Make a token with the key in the server's data directory, and print it. If the directory holds no "
+        "key yet, one is made, as the server would.",
     )
     parser.add_argument("--sub", required=True, metavar="S", help="whom it names")
     parser.add_argument(
         "--scope",
         default="",
         metavar="LIST",
-        help="rights beyond one's own diagnoses, separated by spaces: monitor broadcast register operate",
+        help=f"rights beyond one's own diagnoses, separated by spaces: {' '.join(SCOPES)}",
     )
     parser.add_argument(
         "--ttl",
@@ -43,7 +45,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help=f"how long it is valid; default {TTL_SECONDS_DEFAULT}",
     )
     parser.add_argument("--kid", metavar="K", help="use the configured HS256 key with this name, not the local one")
-    parser.add_argument("--data", metavar="DIR", help="the server's data directory")
+    add_data_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -51,7 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Make and print a token."""
     if not arguments.sub:
         raise UsageError("--sub must not be empty")
-    chosen = local_settings(arguments.data)
+    scopes = arguments.scope.split()
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise UsageError(f"--scope must be some of {', '.join(SCOPES)}; it names {scope!a}")
+    chosen = local_settings(arguments)
     if arguments.ttl > chosen.token_lifetime_seconds_max:
         raise UsageError(
             f"--ttl must be at most {chosen.token_lifetime_seconds_max} (token_lifetime_seconds_max): "
@@ -61,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     token = tokens.issue(
         key,
         sub=arguments.sub,
-        scope=" ".join(arguments.scope.split()),
+        scope=" ".join(scopes),
         ttl_seconds=arguments.ttl,
         now=time.time(),
         token_id=secrets.token_hex(8),
@@ -72,6 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _local_key(directory: Path) -> bytes:
+    # A directory that is not there is more likely a slip than a server to come: a key in it would verify nothing.
+    if not directory.is_dir():
+        raise CommandFailed(
+            f"there is no {directory}: `avicenna-live serve --data {directory}` makes it, or name another with --data"
+        )
     try:
         key, created = keyring.load_or_create_key(directory)
     except OSError as error:

@@ -1,0 +1,129 @@
+"""Fetches the copy that a server of this machine has made of its database out of its data directory.
+
+What the server says about the copy is not trusted: it may be another one than was meant. Of the path it names only the
+name counts, and of the files with that name only the one in `backups/` of the data directory here, if it was not there
+before the server was asked. Nothing else is read or deleted, and a failure leaves neither copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from storage import files
+from web.commands.failures import CommandFailed
+from web.settings import BACKUPS_DIRECTORY
+
+PIECE_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a database that is in place."""
+
+    size_bytes: int
+    sha256: str
+
+
+def fetched(ask: Callable[[], tuple[str, str]], directory: Path, target: Path) -> Copy:
+    """Have the server make its copy, and put it where it is wanted (0600), on disk.
+
+    Args:
+        ask: has the copy made; its path and its SHA-256, as the server says.
+        directory: the server's data directory.
+
+    Raises:
+        CommandFailed: the target cannot be written, or what the server names is not its copy; or as `ask`.
+    """
+    with _reserved(target) as writing:
+        before = _names(directory)
+        path, digest = ask()
+        name = Path(path).name
+        if not name or "\0" in name or name in before:
+            raise CommandFailed(f"the server names {path}, which is not a copy it has just made")
+        backups = _opened_directory(directory)
+        try:
+            copy = _moved(backups, name, writing, path, directory)
+        finally:
+            os.close(backups)
+        if copy.sha256 != digest:
+            raise CommandFailed(f"{path} is not what the server says it wrote")
+        os.fsync(writing)
+    files.sync_directory(target.parent)
+    return copy
+
+
+@contextlib.contextmanager
+def _reserved(target: Path) -> Iterator[int]:
+    """A new file that is there before anything is asked of the server, and gone again if that fails."""
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise CommandFailed(f"{target} exists already; name another file") from None
+    except OSError as error:
+        raise CommandFailed(f"cannot make {target}: {error.strerror}") from None
+    try:
+        yield descriptor
+    except BaseException as failure:
+        target.unlink(missing_ok=True)
+        if isinstance(failure, OSError):
+            raise CommandFailed(f"cannot copy to {target}: {failure.strerror or failure}") from None
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _names(directory: Path) -> frozenset[str]:
+    """What is in `backups/`; nothing while there is none."""
+    try:
+        return frozenset(os.listdir(directory / BACKUPS_DIRECTORY))  # noqa: PTH208 - names are what is wanted
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _opened_directory(directory: Path) -> int:
+    backups = directory / BACKUPS_DIRECTORY
+    try:
+        return os.open(backups, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        why = "it is a symbolic link" if backups.is_symlink() else error.strerror
+        raise CommandFailed(f"cannot open {backups}: {why}; is {directory} the server's data directory?") from None
+
+
+def _moved(backups: int, name: str, writing: int, path: str, directory: Path) -> Copy:
+    """Copy the file, and delete it, whether or not the copy succeeds."""
+    try:
+        reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=backups)
+    except OSError as error:
+        why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        wanted = directory / BACKUPS_DIRECTORY
+        raise CommandFailed(
+            f"the server wrote its copy to {path}, and {name} in {wanted} cannot be read: {why}; "
+            "name the server's data directory with --data"
+        ) from None
+    try:
+        if not stat.S_ISREG(os.fstat(reading).st_mode):
+            raise CommandFailed(f"the server names {path}, which is no file")
+        try:
+            return _copied(reading, writing)
+        finally:
+            os.unlink(name, dir_fd=backups)
+    finally:
+        os.close(reading)
+
+
+def _copied(reading: int, writing: int) -> Copy:
+    digest, size = hashlib.sha256(), 0
+    while piece := os.read(reading, PIECE_BYTES):
+        digest.update(piece)
+        size += len(piece)
+        while piece:
+            piece = piece[os.write(writing, piece) :]
+    return Copy(size, digest.hexdigest())

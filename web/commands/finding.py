@@ -1,0 +1,197 @@
+"""Which server a command talks to, and with which token: from its options, the environment and the data directory.
+
+The server is the one `--url` or `AVICENNA_URL` names, else the one that runs on the data directory, which says where
+it listens (`web.listening_file`). The data directory is the one `--data`, `AVICENNA_DATA` or the settings file names,
+else `./data`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from web import keyring, settings
+from web.commands.client import Client, Credentials
+from web.commands.failures import CommandFailed, UsageError
+from web.commands.printing import say_aside
+from web.commands.transport import checked_url, socket_path_of
+from web.listening_file import NotListening, listening_urls
+from web.rights import Scope
+from web.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings
+from web.tokens import TOKEN_BYTES_MAX
+
+URL_DEFAULT: Final = "http://127.0.0.1:8000"
+
+STANDARD_INPUT: Final = "-"
+"""As the name of a token's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A server."""
+
+    url: str
+    remark: str = ""
+    """How the URL was found, for whoever finds nobody there."""
+    is_of_directory: bool = False
+    """The server that runs on the data directory said so itself."""
+
+
+def add_client_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what every command that talks to a server takes."""
+    group = parser.add_argument_group("the server, and who you are")
+    group.add_argument(
+        "--url",
+        help=f"the server: http://HOST[:PORT], https://HOST[:PORT] or unix:PATH; default {URL_VARIABLE}, "
+        f"else where the server of the data directory listens, else {URL_DEFAULT}",
+    )
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"a file with your token, {STANDARD_INPUT} for standard input; default the variable {TOKEN_VARIABLE}, "
+        "else a token with the one right the command needs, made from the key in the data directory",
+    )
+    # Taken and not shown: every user of a machine can see the arguments of its processes.
+    group.add_argument("--token", help=argparse.SUPPRESS)
+    add_data_options(group)
+    group.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_data_options(parser: argparse._ActionsContainer) -> None:
+    """Declare how the data directory of the server of this machine is found."""
+    parser.add_argument("--data", metavar="DIR", help=f"the server's data directory; default ./{DATA_DEFAULT}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the server's settings file, which may name it")
+
+
+def client_of(arguments: argparse.Namespace, *scopes: Scope) -> Client:
+    """The client that the options and the environment describe.
+
+    Args:
+        scopes: what the command needs; a token made here can do no more.
+
+    Raises:
+        UsageError: the URL, the token or a setting is wrong.
+    """
+    return client_for(find(arguments), arguments, *scopes)
+
+
+def client_for(found: Found, arguments: argparse.Namespace, *scopes: Scope) -> Client:
+    """A client of a server that was found. Raises as `client_of`."""
+    token = _given_token(arguments)
+    if token is None:
+        return Client(found.url, _local_credentials(found, arguments, scopes), remark=found.remark)
+    return Client(found.url, Credentials(token), remark=found.remark)
+
+
+def find(arguments: argparse.Namespace) -> Found:
+    """The server to talk to. Raises as `client_of`."""
+    url = given_url(arguments)
+    if url is not None:
+        return Found(url)
+    try:
+        return find_of_directory(arguments)
+    except NotListening as failure:
+        if not failure.is_absent:
+            say_aside(f"{failure}; trying {URL_DEFAULT}")
+        return Found(URL_DEFAULT, f" ({failure}; name the server with --data or --url)")
+
+
+def find_of_directory(arguments: argparse.Namespace) -> Found:
+    """The server that runs on the data directory.
+
+    Raises:
+        NotListening: none does, or it does not say where it listens.
+        UsageError: a setting is wrong.
+    """
+    directory = data_directory(arguments)
+    urls = listening_urls(directory, is_trusted=not _merely_lies_here(directory, arguments))
+    # Nobody but the server's user can take the place of a Unix socket.
+    url = next((one for one in urls if socket_path_of(one) is not None), urls[0])
+    try:
+        return Found(checked_url(url), f" (as it says in {directory})", is_of_directory=True)
+    except UsageError as error:
+        raise NotListening(f"{directory} names no server: {error}") from None
+
+
+def given_url(arguments: argparse.Namespace) -> str | None:
+    """The URL an option or the environment names, checked. Raises `UsageError`."""
+    url = arguments.url if arguments.url is not None else os.environ.get(URL_VARIABLE) or None
+    return None if url is None else checked_url(url)
+
+
+def data_directory(arguments: argparse.Namespace) -> Path:
+    """Where the server of this machine keeps its data. Raises as `local_settings`."""
+    return local_settings(arguments).data
+
+
+def local_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings of the server of this machine, as far as this command can see them.
+
+    Raises:
+        UsageError: a setting is wrong.
+    """
+    try:
+        return settings.load(os.environ, config=arguments.config, options={"data": arguments.data})
+    except settings.SettingsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _given_token(arguments: argparse.Namespace) -> str | None:
+    if arguments.token is not None and arguments.token_file is not None:
+        raise UsageError("give --token or --token-file, not both")
+    if arguments.token_file is not None:
+        token: str | None = _read_token(arguments.token_file)
+    elif arguments.token is not None:
+        token = arguments.token
+    else:
+        token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and (not token or not token.isascii() or not token.isprintable() or " " in token):
+        raise UsageError("the token must be one word of ASCII characters")
+    return token
+
+
+def _read_token(file: str) -> str:
+    try:
+        if file == STANDARD_INPUT:
+            content = sys.stdin.buffer.read(TOKEN_BYTES_MAX + 2)
+        else:
+            with Path(file).open("rb") as opened:
+                content = opened.read(TOKEN_BYTES_MAX + 2)
+    except OSError as error:
+        raise UsageError(f"cannot read the token file {file}: {error.strerror}") from None
+    return content.decode("latin-1").strip()
+
+
+def _local_credentials(found: Found, arguments: argparse.Namespace, scopes: tuple[Scope, ...]) -> Credentials:
+    directory = data_directory(arguments)
+    if _merely_lies_here(directory, arguments) and not (found.is_of_directory or _is_here(found.url)):
+        return Credentials()
+    try:
+        key = keyring.load_key(directory)
+    except OSError as error:
+        raise CommandFailed(
+            f"cannot read the key in {directory}: {error.strerror}; give --token-file instead"
+        ) from None
+    return Credentials(key=key, scopes=scopes, key_file=directory / keyring.KEY_FILE)
+
+
+def _merely_lies_here(directory: Path, arguments: argparse.Namespace) -> bool:
+    """Nobody named the directory: what is in it may concern this machine's server, and no stranger's."""
+    return directory == DATA_DEFAULT and arguments.data is None
+
+
+def _is_here(url: str) -> bool:
+    """Whether a server at this URL is on this machine."""
+    if socket_path_of(url) is not None:
+        return True
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
