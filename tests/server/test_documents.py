@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -52,6 +53,36 @@ def test_every_schema_is_a_schema() -> None:
         Draft202012Validator.check_schema(schema)
     for message in asyncapi()["components"]["messages"].values():
         Draft202012Validator.check_schema(message["payload"])
+
+
+def references(value: object) -> Iterator[str]:
+    """Every `$ref` below a value."""
+    match value:
+        case dict():
+            if isinstance(found := value.get("$ref"), str):
+                yield found
+            for one in value.values():
+                yield from references(one)
+        case list():
+            for one in value:
+                yield from references(one)
+
+
+@pytest.mark.parametrize("document", [openapi, asyncapi])
+def test_every_component_is_used_and_every_reference_leads_to_one(document: Callable[[], dict[str, Any]]) -> None:
+    components = {
+        f"#/components/{kind}/{name}"
+        for kind, by_name in document()["components"].items()
+        for name in by_name
+        if kind != "securitySchemes" or document is asyncapi
+    }
+    assert {found for found in references(document()) if found.startswith("#/components/")} == components
+
+
+def test_the_document_says_where_the_server_is_and_what_its_tags_mean() -> None:
+    assert [one["url"] for one in openapi()["servers"]] == ["/"]
+    used = {tag for path in openapi()["paths"].values() for operation in path.values() for tag in operation["tags"]}
+    assert {tag["name"] for tag in openapi()["tags"]} == used
 
 
 @pytest.mark.parametrize(
