@@ -167,9 +167,10 @@ class Settings:
     )
 
     keep_alive_seconds: float = _setting(
-        5.0,
+        75.0,
         Number(0.05, 3600, "seconds"),
-        "An HTTP connection is closed after so much silence; give it more than a proxy's own time has.",
+        "An HTTP connection is closed after so much silence between requests (before its first byte: after 10 s); "
+        "give it more than a proxy's own time has.",
     )
 
     user_connections_max: int | None = _setting(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.edge.peers import KEY, Peer, ask, connect, request, running_edge, upgrade
 from tests.server.harness import Server, running_server
 from web.edge.answers import HEAD_BYTES_MAX
-from web.edge.connection import LINGER_BYTES_MAX
+from web.edge.connection import LINGER_BYTES_MAX, Patience
+from web.edge.serving import Edge, Terms
 from web.settings import Settings
 
 ANSWERED = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
@@ -213,8 +216,43 @@ async def test_expect_100_continue_is_answered_before_the_body(server: Server) -
 
 
 async def test_a_connection_that_says_nothing_is_closed() -> None:
-    async with running_edge(short, idle_seconds=0.1) as edge, await connect(edge.url) as peer:
+    async with (
+        running_edge(short, idle_seconds=1000, patience={"first_byte_seconds": 0.1}) as edge,
+        await connect(edge.url) as peer,
+    ):
         assert await peer.end() == b""
+
+
+def test_publishers_that_send_every_few_seconds_keep_their_connections() -> None:
+    assert Settings().keep_alive_seconds == 75
+    assert Patience().first_byte_seconds == 10
+
+
+async def test_the_time_before_the_first_byte_is_another_than_that_between_requests() -> None:
+    async with (
+        running_edge(short, idle_seconds=0.1, patience={"first_byte_seconds": 1000}) as edge,
+        await connect(edge.url) as peer,
+    ):
+        await trio.sleep(0.3)
+        await peer.send(request())
+        assert (await peer.answer()).status == 200
+        assert await peer.end() == b""
+
+
+async def test_a_request_that_meets_the_end_of_an_idle_connection_is_answered() -> None:
+    edge = Edge(short, Terms(connections_max=1, drain_seconds_max=1.0, patience=Patience()))
+    server_end, client_end = socket.socketpair()
+    server_end.setblocking(False)
+    with client_end:
+        async with trio.open_nursery() as connections_nursery:
+            connections_nursery.start_soon(edge.accept, server_end, None)
+            await trio.testing.wait_all_tasks_blocked()
+            client_end.send(request())  # nobody else runs until the connections are told to end
+            await edge.retire()
+        answer = client_end.recv(65536)
+        assert client_end.recv(1) == b""
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in answer
 
 
 async def test_a_head_that_does_not_arrive_in_time_is_answered_408_however_its_bytes_drip() -> None:

@@ -39,8 +39,10 @@ logger = logging.getLogger("avicenna.http")
 class Patience:
     """How long a connection is waited for."""
 
-    idle_seconds: float = 5.0
-    """Between requests, and before the first. Beyond: closed."""
+    first_byte_seconds: float = 10.0
+    """Before its first byte. Beyond: closed."""
+    idle_seconds: float = 75.0
+    """Between requests. Beyond: closed."""
     head_seconds: float = 10.0
     """From the first byte of a head to its last. Beyond: 408."""
     stall_seconds: float = 10.0
@@ -138,14 +140,21 @@ class Connection:
 
     async def _read(self) -> None:
         """Hand over what the peer sends, as long as there is patience."""
-        with self._reading:
-            self._set_idle(is_idle=True)
-            while data := await self._receive():
-                await self._protocol.handle(RawData(data))
-                self._watch_head()
-            if not self._is_broken:
-                await self._protocol.handle(RawData(b""))
-            return
+        self._await_request(self._place.patience.first_byte_seconds)
+        data = b""
+        while True:
+            with self._reading:
+                while data or (data := await self._receive()):
+                    await self._protocol.handle(RawData(data))
+                    self._watch_head()
+                    data = b""
+                if not self._is_broken:
+                    await self._protocol.handle(RawData(b""))
+                return
+            if not (data := self._come_meanwhile()):
+                break
+            # It met the end of our patience: answered all the same.
+            self._reading = trio.CancelScope()
         is_late = trio.current_time() >= self._reading.deadline
         if is_late and self._is_within_head and not self._is_broken and self._protocol.is_within_head:
             await self._protocol.refuse(answers.head_too_slow(self._place.patience.head_seconds))
@@ -159,11 +168,17 @@ class Connection:
                 self._is_broken = True
         return b""
 
-    def _set_idle(self, *, is_idle: bool) -> None:
-        self._is_idle = is_idle
-        self._is_within_head = False
-        self._reading.deadline = trio.current_time() + self._place.patience.idle_seconds if is_idle else inf
-        if is_idle and self._place.context.terminated.is_set():
+    def _come_meanwhile(self) -> bytes:
+        """What an idle connection has sent by the time it is to be closed."""
+        if self._is_idle and not self._is_within_head and not (self._was_answered or self._is_broken):
+            with suppress(OSError):
+                return self._sock.recv(HEAD_BYTES_USUAL)
+        return b""
+
+    def _await_request(self, seconds: float) -> None:
+        self._is_idle, self._is_within_head = True, False
+        self._reading.deadline = trio.current_time() + seconds
+        if self._place.context.terminated.is_set():
             self._reading.cancel()  # it was accepted just before the server stopped
 
     def _watch_head(self) -> None:
@@ -180,8 +195,11 @@ class Connection:
             case Closed():
                 self._was_answered = True
                 await self._end()
+            case Updated(idle=True):
+                self._await_request(self._place.patience.idle_seconds)
             case Updated():
-                self._set_idle(is_idle=event.idle)
+                self._is_idle = self._is_within_head = False
+                self._reading.deadline = inf
 
     async def _end(self) -> None:
         await self._protocol.handle(Closed())
