@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Final
+from urllib.parse import unquote
 
 from quart import Response, request
 from quart.globals import request_ctx
@@ -44,6 +45,15 @@ _CODE_OF_STATUS = {
     405: ("method_not_allowed", "this path does not take this method"),
 }
 
+NO_METHOD: Final = "-"
+"""A method no route takes."""
+
+NOWHERE: Final = "//"
+"""A path of no route."""
+
+NAMES_PATH: Final = "subjects"
+"""First segment of the paths whose second is a name, slashes and all."""
+
 
 class Application(QuartTrio):
     """Quart-Trio, but for what it says about methods: a WebSocket's route takes part in no `Allow`."""
@@ -64,8 +74,9 @@ class Application(QuartTrio):
         return self.url_map.bind(
             "localhost",
             url_scheme=request.scheme,
-            default_method=request.method,
-            path_info=request.path,
+            # Werkzeug would match `post` as `POST`, past a rule in front of the server.
+            default_method=request.method if request.method == request.method.upper() else NO_METHOD,
+            path_info=NOWHERE if _hides_a_slash(request.scope["raw_path"]) else request.path,
             query_args=request.query_string.decode("latin1"),
         )
 
@@ -81,6 +92,16 @@ class Application(QuartTrio):
         """
         exact = [rule.methods or () for rule in self.url_map.iter_rules() if rule.rule == path and not rule.websocket]
         return ", ".join(sorted(set().union(*exact) or found))
+
+
+def _hides_a_slash(raw_path: bytes) -> bool:
+    """Whether a path has an encoded slash, which is part of a name (RFC 3986 section 2.2), where no name may have one.
+
+    Decoded, `/%2Factors` would be found as `/actors`, which a proxy may have meant to keep from the world.
+    """
+    if b"%2f" not in raw_path.lower():
+        return False
+    return unquote(raw_path.split(b"/", 2)[1].decode("ascii")) != NAMES_PATH
 
 
 def create_app(services: Services) -> QuartTrio:

@@ -81,7 +81,47 @@ async def test_the_limit_of_a_head_is_for_each_request_of_a_connection(server: S
     [
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"GET / HTTP/9.9\r\nHost: test\r\n\r\n", 505),
-        (request(b"http://test/healthz"), 400),
+        (request(b"http://user@test/healthz"), 400),
+        (request(b"http://:80/healthz"), 400),
+        (request(b"http:///healthz"), 400),
+        (request(b"http://a b/healthz"), 400),
+        (request(b"http://test:99999/healthz"), 400),
+        (request(b"http://test//healthz"), 400),
+        (request(b"http://test/healthz#x"), 400),
+        (request(b"ws://test/ws/42"), 400),
+        (request(b"ftp://test/healthz"), 400),
+        (b"GET http://test/healthz HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+        (b"GET http://test/healthz HTTP/1.1\r\n\r\n", 400),
+        (upgrade(b"http://user@test/ws/42"), 400),
+        (upgrade().replace(b"Host: test", b"Host: a b"), 400),
+        *(
+            (request(b"/healthz").replace(b"Host: test", b"Host: " + host), 400)
+            for host in (
+                b"a b",
+                b"a@b",
+                b"",
+                b" ",
+                b":80",
+                b"a:b",
+                b"a:80:80",
+                b"a:65536",
+                b"a/b",
+                b"a?b",
+                b"http://a",
+                b"a\\b",
+                b"[::1",
+                b"[::g]",
+                b"[]",
+                b"::1",
+                b"a, b",
+                b"<a>",
+                b"%zz",
+                b"\xc3\xa9",
+            )
+        ),
+        (b"\r\n\r\n" + request(b"/healthz"), 400),
+        (b"\n" + request(b"/healthz"), 400),
+        (b" \r\n" + request(b"/healthz"), 400),
         (request(b"*", b"OPTIONS"), 400),
         (request(b"test:80", b"CONNECT"), 400),
         (request(b"?x"), 400),
@@ -117,6 +157,84 @@ async def test_what_is_no_proper_request_gets_a_problem_document_and_the_end(
     assert answer.problem["code"] == "bad_json"
     assert answer.headers["connection"] == "close"
     assert (await server.http.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"test",
+        b"test:80",
+        b"test:",
+        b"TEST.example.",
+        b"my_host",
+        b"127.0.0.1:8000",
+        b"[::1]:8000",
+        b"[::FFFF:1.2.3.4]",
+    ],
+)
+async def test_a_proper_host_passes(server: Server, host: bytes) -> None:
+    async with await connect(server.url) as peer:
+        await peer.send(request(b"/healthz").replace(b"Host: test", b"Host: " + host))
+        assert (await peer.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://test/healthz", b"/healthz"),
+        (b"HTTPS://test:443/healthz", b"/healthz"),
+        (b"http://[::1]:80/healthz", b"/healthz"),
+        (b"http://test", b"/"),
+        (b"http://test:8000?a=http://b/c", b"/?a=http://b/c"),
+        (b"http://test/diagnoses?limit=0", b"/diagnoses?limit=0"),
+    ],
+)
+async def test_an_absolute_target_is_its_path_on_the_host_it_names(target: bytes, path: bytes) -> None:
+    asked: list[tuple[bytes, bytes, list[bytes]]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            query = b"?" + scope["query_string"] if scope["query_string"] else b""
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            asked.append((scope["raw_path"] + query, scope["path"].encode(), hosts))
+        await short(scope, receive, send)
+
+    async with running_edge(app) as edge, await connect(edge.url) as peer:
+        for sent in (request(target), request(target).replace(b"HTTP/1.1\r\nHost: test", b"HTTP/1.0")):
+            await peer.send(sent)
+            assert (await peer.answer()).status == 200
+    authority = target.partition(b"://")[2].partition(b"/")[0].partition(b"?")[0]
+    assert asked == [(path, path.partition(b"?")[0], [authority])] * 2
+
+
+async def test_an_absolute_target_may_become_a_websocket(server: Server) -> None:
+    await server.register()
+    token = b"Bearer " + server.token("amira").encode()
+    async with await connect(server.url) as peer:
+        await peer.send(upgrade(b"http://other.example/ws/42?start=new", Authorization=token))
+        assert (await peer.answer()).status == 101
+
+
+async def test_one_empty_line_before_each_request_is_not_looked_at() -> None:
+    get, post = request(), request(b"/", b"POST", b"x" * 10)
+    async with running_edge(short) as edge, await connect(edge.url) as peer:
+        await peer.send(b"".join(b"\r\n" + one for one in (get, post, get, post, post)))
+        assert [(await peer.answer()).status for _ in range(5)] == [200] * 5
+        for part in (b"\r", b"\n", get):
+            await peer.send(part)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (await peer.answer()).status == 200
+        await peer.send(b"\r\n\r\n" + get)
+        assert (await peer.answer()).status == 400
+
+
+async def test_an_empty_line_alone_does_not_begin_a_request() -> None:
+    async with (
+        running_edge(short, patience={"first_byte_seconds": 0.1, "head_seconds": 1000}) as edge,
+        await connect(edge.url) as peer,
+    ):
+        await peer.send(b"\r\n")
+        assert await peer.end() == b"", "closed as a connection that says nothing"
 
 
 async def test_a_wrong_websocket_version_is_told_the_right_one(server: Server) -> None:

@@ -140,6 +140,19 @@ def test_h11_counts_only_incomplete_heads() -> None:
     assert isinstance(connection.next_event(), h11.Request)
 
 
+def test_h11_refuses_an_empty_line_before_a_request_and_its_buffer_can_be_shortened() -> None:
+    """Why the edge takes that line out itself, and how."""
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert connection.trailing_data[0].startswith(b"\r\n")
+    assert connection._receive_buffer.maybe_extract_at_most(2) == b"\r\n"
+    assert isinstance(connection.next_event(), h11.Request)
+    with pytest.raises(h11.RemoteProtocolError):
+        other = h11.Connection(h11.SERVER)
+        other.receive_data(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        other.next_event()
+
+
 def test_the_releases_are_those_that_were_read() -> None:
     assert version("hypercorn").startswith("0.18.")
     assert version("h11").startswith("0.16.")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from tests.server.harness import Server
+from tests.edge.peers import ask, connect, request, upgrade
+from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
+from web.settings import Settings
 
 
 def feedback(**raw: bytes) -> bytes:
@@ -86,10 +90,99 @@ async def test_a_name_that_no_token_can_have_is_not_registered(server: Server) -
         assert_problem(await server.register(42, "amira", owner), 422, "invalid_field", "viewers must be")
 
 
-@pytest.mark.parametrize("path", ["/diagnoses/", "/diagnoses//42", "/%2e%2e/healthz"])
+LOOKALIKES = (
+    "/diagnoses/",
+    "/diagnoses//42",
+    "/%2e%2e/healthz",
+    "/%2Factors",
+    "/%2f%2Factors",
+    "/%2Fhealthz",
+    "/actors%2F42",
+    "/actors/42%2Frestart",
+    "/ws%2Fstatus",
+    "/ws%2f42",
+    "/ws/42%2F",
+    "/healthz%2F",
+    "/subjects%2Famira",
+    "/%2Fsubjects/amira",
+    "/healthz%3Fx",
+    "/healthz%23x",
+    "/healthz%00",
+    "/healthz%0a",
+    "/healthz;x",
+    "/./healthz",
+    "/ws/..%2Fhealthz",
+    "/%5Chealthz",
+)
+
+
+@pytest.mark.parametrize("path", LOOKALIKES)
 async def test_a_path_that_only_looks_like_another_is_not_found(server: Server, path: str) -> None:
-    answer = await server.http.get(server.url + path)
-    assert_problem(answer, 404, "not_found")
+    await server.register()
+    url = server.url.removeprefix("http://")
+    token = b"Bearer " + server.token("op", "operate").encode()
+    for method in (b"GET", b"POST", b"DELETE"):
+        answer, _ = await ask(f"http://{url}", request(path.encode(), method, Authorization=token, Connection=b"close"))
+        assert (answer.status, answer.problem["code"]) == (404, "not_found"), method
+    answer, _ = await ask(f"http://{url}", upgrade(path.encode(), Authorization=token))
+    assert answer.status == 404
+
+
+async def test_letters_may_be_encoded_and_a_name_may_hold_a_slash(server: Server) -> None:
+    await server.register(42, "ward/7")
+    operator = server.bearer("op", "operate")
+    assert (await server.http.get(server.url + "/%68ealthz")).status_code == 200
+    assert (await server.http.get(server.url + "/actors/%34%32", headers=operator)).status_code == 200
+    for path in ("/subjects/ward%2F7", "/%73ubjects/ward%2f7", "/subjects/ward/7"):
+        erased = await server.http.delete(server.url + path, headers=operator)
+        assert (erased.status_code, erased.json()["owned"]) == (200, [42])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        (b"post", b"/ws/broadcast-feedback-update", "OPTIONS, POST"),
+        (b"Post", b"/ws/broadcast", "OPTIONS, POST"),
+        (b"get", b"/healthz", "GET, HEAD, OPTIONS"),
+        (b"head", b"/healthz", "GET, HEAD, OPTIONS"),
+        (b"options", b"/healthz", "GET, HEAD, OPTIONS"),
+        (b"delete", b"/diagnoses/42", "DELETE, GET, HEAD, OPTIONS, PUT"),
+    ],
+)
+async def test_a_method_in_lower_case_is_another_method(
+    server: Server, method: bytes, path: bytes, allowed: str
+) -> None:
+    await server.register()
+    token = b"Bearer " + server.token("amira", "operate").encode()
+    body = b'{"diagnosis_id":42,"feedback_id":1,"rating":5}'
+    sent = request(path, method, body, Authorization=token, Content_Type=b"application/json", Connection=b"close")
+    answer, _ = await ask(server.url, sent)
+    assert (answer.status, answer.problem["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == allowed
+    assert (await server.publish()).json()["seq"] == 1, "nothing was published, and nothing deleted"
+
+
+async def test_a_preflight_in_lower_case_is_none(settings: Settings) -> None:
+    shared = dataclasses.replace(settings, allowed_origins=("https://app.example.org",))
+    async with running_server(shared) as server:
+        sent = request(
+            b"/healthz",
+            b"options",
+            Origin=b"https://app.example.org",
+            Access_Control_Request_Method=b"GET",
+            Connection=b"close",
+        )
+        answer, _ = await ask(server.url, sent)
+    assert answer.status == 405
+
+
+async def test_an_upgrade_in_lower_case_is_none(server: Server) -> None:
+    await server.register()
+    token = b"Bearer " + server.token("amira").encode()
+    sent = upgrade(b"/ws/42", Authorization=token).replace(b"GET ", b"get ")
+    async with await connect(server.url) as peer:
+        await peer.send(sent)
+        assert (await peer.answer()).status == 405
 
 
 async def test_options_and_405_name_exactly_the_methods_of_a_path(server: Server) -> None:

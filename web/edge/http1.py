@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import h11
 import trio
@@ -18,6 +18,7 @@ from hypercorn.typing import ASGISendEvent, ConnectionState, H11SendableEvent
 from web.edge import answers
 from web.edge.adoption import HANDLE, Adoption, NotAdoptable, Owner
 from web.edge.handshake import BadHandshake, Headers, WrongVersion, is_upgrade, key_of
+from web.edge.targets import BadTarget, origin_form
 from web.errors import Problem
 
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
@@ -80,11 +81,35 @@ async def _answer(send: Callable[[Event], Awaitable[None]], problem: Problem, *,
         await send(event)
 
 
+class Requests(h11.Connection):
+    """h11's, but for one empty line before a request, which is not looked at (RFC 9112 section 2.2)."""
+
+    _has_skipped = False
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        """The next event of the peer."""
+        if self.their_state is h11.IDLE and not self._has_skipped:
+            begin = self.trailing_data[0][:2]
+            if begin == b"\r":
+                return h11.NEED_DATA
+            if begin == b"\r\n":
+                self._receive_buffer.maybe_extract_at_most(2)
+                self._has_skipped = True
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._has_skipped = False
+        return event
+
+
 class Http1(H11Protocol):
     """The requests of one connection, one after another."""
 
     parent: Parent
     """Set by the connection, which the base class's constructor does not know."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection = Requests(h11.SERVER, max_incomplete_event_size=answers.HEAD_BYTES_MAX)
 
     _received = 0
     _head_begins = 0
@@ -167,15 +192,21 @@ class Http1(H11Protocol):
             await self.refuse(answers.malformed("a request has Content-Length or Transfer-Encoding, not both"))
         elif request.http_version not in HTTP_VERSIONS:
             await self.refuse(answers.wrong_http_version())
-        elif not request.target.startswith(b"/") or request.target.startswith(b"//"):
-            # Quart would read `//actors` as `/actors`, which a proxy may have meant to keep from the world.
-            await self.refuse(answers.malformed("the target of a request must begin with one /"))
-        elif is_upgrade(request.method, headers):
-            await self._begin_upgrade(request, headers, behind)
         else:
-            await self._begin(Exchange, request, headers, self.connection_state)
+            await self._begin_request(request, headers, behind)
 
-    async def _begin_upgrade(self, request: h11.Request, headers: Headers, behind: int) -> None:
+    async def _begin_request(self, request: h11.Request, headers: Headers, behind: int) -> None:
+        try:
+            target, headers = origin_form(request.target, headers)
+        except BadTarget as bad:
+            await self.refuse(answers.malformed(str(bad)))
+            return
+        if is_upgrade(request.method, headers):
+            await self._begin_upgrade(request, target, headers, behind)
+        else:
+            await self._begin(Exchange, request, target, headers, self.connection_state)
+
+    async def _begin_upgrade(self, request: h11.Request, target: bytes, headers: Headers, behind: int) -> None:
         try:
             key = key_of(request.http_version, headers)
         except WrongVersion:
@@ -192,10 +223,15 @@ class Http1(H11Protocol):
         self.connection = H11WSConnection(cast("h11.Connection", self.connection))
         # permessage-deflate is never negotiated: one frame is shared by all, and cannot be for one zlib context each.
         headers = [header for header in headers if header[0] != b"sec-websocket-extensions"]
-        await self._begin(Upgrade, request, headers, state)
+        await self._begin(Upgrade, request, target, headers, state)
 
     async def _begin(
-        self, kind: type[Exchange | Upgrade], request: h11.Request, headers: Headers, state: ConnectionState
+        self,
+        kind: type[Exchange | Upgrade],
+        request: h11.Request,
+        target: bytes,
+        headers: Headers,
+        state: ConnectionState,
     ) -> None:
         stream = self.stream = kind(
             self.app,
@@ -213,8 +249,8 @@ class Http1(H11Protocol):
                 stream_id=STREAM_ID,
                 headers=headers,
                 http_version=request.http_version.decode(),
-                method=request.method.decode("ascii").upper(),
-                raw_path=request.target,
+                method=request.method.decode("ascii"),
+                raw_path=target,
                 state=state,
             )
         )

@@ -46,6 +46,9 @@ class LeanRequest(_Routed, TrioRequest):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.method = self.scope[
+            "method"
+        ]  # Werkzeug has made it upper case, and methods are not (RFC 9110 section 9.1)
         self.at_end = ExitStack()
         """Undone when the request is over."""
 
