@@ -44,11 +44,9 @@ class LeanRequest(_Routed, TrioRequest):
     body_class = cast("type[TrioBody]", _NoBody)
     receive: ASGIReceiveCallable
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.method = self.scope[
-            "method"
-        ]  # Werkzeug has made it upper case, and methods are not (RFC 9110 section 9.1)
+    def __init__(self, method: str, *args: Any, **options: Any) -> None:
+        super().__init__(method, *args, **options)
+        self.method = method  # Werkzeug has it in upper case, but `post` is not `POST` (RFC 9110 section 9.1)
         self.at_end = ExitStack()
         """Undone when the request is over."""
 
