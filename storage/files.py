@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,10 +61,13 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory only its owner can enter, unless it is there."""
-    if not path.is_dir():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sync_directory(path.parent)
+    """Make a directory only its owner can enter, unless it is there; those above it are made as `mkdir -p` does."""
+    if path.is_dir():
+        return
+    missing = [path, *(above for above in path.parents if not above.exists())]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in missing:
+        sync_directory(made.parent)
 
 
 def make_private(path: Path) -> None:
@@ -74,6 +78,34 @@ def make_private(path: Path) -> None:
     """
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     sync_directory(path.parent)
+
+
+def put_in_place(path: Path, content: bytes) -> bool:
+    """Make a private file that appears with all of its content, and survives power loss, or not at all.
+
+    Returns:
+        False: the file is there already, and stays as it is.
+    """
+    made_at = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(made_at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            # Unlike a renaming, this never replaces a file that another process has put there meanwhile.
+            path.hardlink_to(made_at)
+        except FileExistsError:
+            return False
+        except OSError:
+            if os.path.lexists(path):
+                return False
+            made_at.rename(path)  # a file system without hard links
+    finally:
+        made_at.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
 
 
 def make_empty(path: Path) -> None:

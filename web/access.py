@@ -51,9 +51,6 @@ BEARER_SUBPROTOCOL: Final = "bearer."
 CHANGE_SECONDS_MAX: Final = 30
 """Longest time a change of rights may take once it has begun. Beyond: 500; what became of it is unknown."""
 
-KEYS_RETRY_SECONDS: Final = 5
-"""What a client is told to wait while the keys of a JWKS URL have not been fetched."""
-
 
 logger = logging.getLogger("avicenna.access")
 
@@ -138,7 +135,8 @@ def authenticate(services: Services, *, anonymous_allowed: bool = False, query_a
         raise Problem("unauthenticated", "the token has been revoked", challenge) from None
     except KeysMissing:
         detail = "tokens cannot be verified right now; nothing was done"
-        raise Problem("storage_unavailable", detail, retry_after(KEYS_RETRY_SECONDS)) from None
+        assert services.remote_keys is not None, "only a JWKS URL can have a key that is not here"
+        raise Problem("storage_unavailable", detail, retry_after(services.remote_keys.retry_after_seconds)) from None
     except TokenError:
         raise Problem("unauthenticated", "the token is not valid", challenge) from None
     except TooMany as excess:

@@ -53,6 +53,7 @@ from web.revocations import expire_revocations, load_revoked
 from web.services import Services
 from web.settings import DATABASE_FILE, Settings
 from web.tokens import Principal, Verifier
+from web.unknown_keys import UnknownKeys
 from web.wire import render_event
 
 DRAIN_SECONDS_MAX: Final = 8.0
@@ -217,17 +218,18 @@ async def _services(
     """Wire what judges tokens, and hand over everything the routes need."""
     revoked = await load_revoked(store)
     url = settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
+    unknown = UnknownKeys()
     verifier = Verifier(
         keys,
         revoked,
         issuer=settings.issuer,
         audience=settings.audience,
         lifetime_seconds_max=settings.token_lifetime_seconds_max,
-        awaits_keys=url is not None,
+        unknown=None if url is None else unknown,
     )
     remote_keys = None
     if url is not None:
-        remote_keys = RemoteKeys(url, verifier, clock, refresh_seconds=settings.jwks_refresh_seconds)
+        remote_keys = RemoteKeys(url, verifier, unknown, clock, refresh_seconds=settings.jwks_refresh_seconds)
 
     async def may_follow(who: Principal, diagnosis_id: str) -> bool:
         try:

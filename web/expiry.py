@@ -16,7 +16,7 @@ from actors.subscriber import Ending
 from storage.clock import Clock
 from storage.errors import StorageError
 from web import wire
-from web.tokens import LEEWAY_SECONDS, Principal, TokenError, Verifier
+from web.tokens import LEEWAY_SECONDS, KeysMissing, Principal, TokenError, Verifier
 
 if TYPE_CHECKING:
     from web.session import Session
@@ -31,7 +31,8 @@ LOOK_CHUNK: Final = 1024
 """Connections looked at between two checkpoints."""
 
 RENEWALS_MAX: Final = 1000
-"""Tokens being verified for `auth` frames. Beyond: refused, the client may send it again."""
+"""Tokens being verified for `auth` frames, most of them waiting for a key. Beyond: refused, the client may send it
+again."""
 
 logger = logging.getLogger("avicenna.web")
 
@@ -85,11 +86,10 @@ class Expiry:
         """
         if session in self._renewing:
             raise wire.FrameError("rate_limited", "the token before this one is still being verified")
-        try:
-            self._send.send_nowait((session, token))
-        except trio.WouldBlock:
-            raise wire.FrameError("rate_limited", "too many tokens are being verified; send it again") from None
+        if len(self._renewing) >= RENEWALS_MAX:
+            raise wire.FrameError("rate_limited", "too many tokens are being verified; send it again")
         self._renewing[session] = None
+        self._send.send_nowait((session, token))  # its buffer has room for as many
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -130,14 +130,18 @@ class Expiry:
             session.say("auth_expiring", {"expires_at": wire.timestamp(expires_at), "seconds_left": left})
 
     async def _renew_all(self) -> None:
-        # One after the other: verifying takes microseconds, and a key is fetched at most once a minute.
-        async for session, token in self._receive:
-            try:
-                await self._renew(session, token)
-            except Exception as error:  # noqa: BLE001  # as above
-                logger.error("a token could not be renewed: %s", type(error).__name__)
-            finally:
-                del self._renewing[session]
+        # Side by side: one that waits for a key to be fetched holds up nobody else's.
+        async with trio.open_nursery() as renewals_nursery:
+            async for session, token in self._receive:
+                renewals_nursery.start_soon(self._renew_one, session, token)
+
+    async def _renew_one(self, session: Session, token: str) -> None:
+        try:
+            await self._renew(session, token)
+        except Exception as error:  # noqa: BLE001  # as above
+            logger.error("a token could not be renewed: %s", type(error).__name__)
+        finally:
+            del self._renewing[session]
 
     async def _renew(self, session: Session, token: str) -> None:
         try:
@@ -158,6 +162,8 @@ class Expiry:
                 raise wire.FrameError("invalid_token", "the token must be of the same subject")
             may_follow = await self._may_follow(who, session.diagnosis_id)
             self._verifier.check(who, self._clock.wall())
+        except KeysMissing:
+            raise wire.FrameError("quarantined", "the token cannot be verified right now; send it again") from None
         except TokenError as error:
             logger.info("a newer token was not accepted on a connection of %s: %s", session.diagnosis_id, error)
             raise wire.FrameError("invalid_token", "the token is not valid") from None

@@ -63,7 +63,7 @@ def put_up(app: Quart, services: Services) -> None:
 
         @app.before_request
         async def wait_for_keys() -> None:
-            token = bearer_token(request) or request.args.get("token")
+            token = bearer_token(request) or (settings.query_tokens and request.args.get("token"))
             if token:
                 await remote_keys.ready_for(token)
 

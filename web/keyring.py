@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import secrets
+import shlex
 import stat
 from pathlib import Path
 from typing import Final
 
+from storage import files
 from web import wire
-from web.keys import HMAC_BYTES_MIN, Key, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
+from web.keys import (
+    HMAC_BYTES_MIN,
+    KEY_FILE_BYTES_MAX,
+    KEYS_TRIED_MAX,
+    NEVER_TRIED,
+    Key,
+    KeySet,
+    KeyUnusable,
+    hmac_key,
+    keys_of_jwks,
+    load_key_file,
+    oddity_of,
+)
 from web.settings import Settings
 
 KEY_FILE: Final = "jwt.key"
@@ -22,26 +36,36 @@ logger = logging.getLogger("avicenna.server")
 def load_keys(settings: Settings) -> list[Key]:
     """The keys that are there at start: files, and the local key, which is made if no other is configured.
 
+    What may be wrong with them, and works, is one warning line each.
+
     Raises:
         KeyUnusable: one of them cannot be used; the message names it.
     """
     keys = [load_key_file(spec) for spec in settings.token_keys]
-    secret_files = [spec.path for spec in settings.token_keys if spec.algorithm == "HS256"]
-    if settings.jwks is not None and "://" not in settings.jwks:
-        keys += _jwks_file(Path(settings.jwks))
+    secrets_of_files = [
+        (spec.path, key) for spec, key in zip(settings.token_keys, keys, strict=True) if spec.algorithm == "HS256"
+    ]
     names = [(key.algorithm, key.kid) for key in keys if key.kid is not None]
     if len(set(names)) < len(names):
         raise KeyUnusable("two configured keys have the same algorithm and KID")
+    if settings.jwks is not None and "://" not in settings.jwks:
+        keys += _jwks_file(Path(settings.jwks))
     if settings.local_key:
         is_only_one = not settings.token_keys and settings.jwks is None
         secret, created = load_or_create_key(settings.data) if is_only_one else (load_key(settings.data), False)
         if created:
             logger.info("made a new token key in %s", settings.data)
         if secret is not None:
-            keys.append(hmac_key(secret))
-            secret_files.append(settings.data / KEY_FILE)
-    for path in secret_files:
+            local = hmac_key(secret)
+            keys.append(local)
+            if not created:
+                secrets_of_files.append((settings.data / KEY_FILE, local))
+    for path, key in secrets_of_files:
         _warn_unless_private(path)
+        if (oddity := oddity_of(key.material)) is not None:
+            logger.warning("the key file %s %s: it counts byte for byte as it stands", path, oddity)
+    if never_tried := KeySet(keys).never_tried:
+        logger.warning(NEVER_TRIED, never_tried, KEYS_TRIED_MAX)
     return keys
 
 
@@ -62,23 +86,37 @@ def _jwks_file(path: Path) -> list[Key]:
 
 
 def load_key(directory: Path) -> bytes | None:
-    """The local key in a data directory, `None` if there is none yet."""
+    """The local key in a data directory, `None` if there is none yet.
+
+    Raises:
+        KeyUnusable: there is a file, and no key in it.
+        OSError: it cannot be read.
+    """
+    path = directory / KEY_FILE
     try:
-        return (directory / KEY_FILE).read_bytes()
+        with path.open("rb") as file:
+            key = file.read(KEY_FILE_BYTES_MAX + 1)
     except FileNotFoundError:
         return None
+    if not HMAC_BYTES_MIN <= len(key) <= KEY_FILE_BYTES_MAX:
+        found = f"has {len(key)} bytes" if len(key) <= KEY_FILE_BYTES_MAX else "is too large"
+        remedy = f"put a copy of it back, or let the next start make a new one: rm {shlex.quote(str(path))}"
+        raise KeyUnusable(f"{path} {found if key else 'is empty'}, a key has at least {HMAC_BYTES_MIN} bytes; {remedy}")
+    return key
 
 
 def load_or_create_key(directory: Path) -> tuple[bytes, bool]:
-    """The local key in a data directory, and whether it was made just now (0600, in a 0700 directory)."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(directory / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return (directory / KEY_FILE).read_bytes(), False
+    """The local key in a data directory, and whether it was made just now (0600, in a 0700 directory).
+
+    It appears whole or not at all, and survives power loss from then on. Of several processes that make one at once,
+    one succeeds, and all have its key. Raises as `load_key`.
+    """
+    files.make_directory(directory)
+    if (key := load_key(directory)) is not None:
+        return key, False
     key = secrets.token_bytes(HMAC_BYTES_MIN)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
-    return key, True
+    is_made = files.put_in_place(directory / KEY_FILE, key)
+    kept = load_key(directory)
+    if kept is None:
+        raise FileNotFoundError(errno.ENOENT, "it was removed while the server made it", str(directory / KEY_FILE))
+    return kept, is_made

@@ -6,6 +6,7 @@ name (`kid`), which a token must then repeat.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,14 @@ KID_CHARACTERS_MAX: Final = 200
 
 JWKS_KEYS_MAX: Final = 100
 """Keys of one JWKS document. Beyond: refused; no issuer has so many at once."""
+
+
+KEYS_TRIED_MAX: Final = 8
+"""Keys of one algorithm and name that a token is tried with. Beyond: never tried, and warned about. Reason: whoever
+sends a forged token has us verify so many signatures."""
+
+NEVER_TRIED: Final = "%d keys are never tried: no more than %d may have one algorithm and one KID, or no KID"
+"""What an operator is told about keys beyond `KEYS_TRIED_MAX`."""
 
 
 class KeyUnusable(Exception):
@@ -66,12 +75,22 @@ class KeySet:
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys: dict[tuple[str, str | None], list[Key]] = {}
+        self.never_tried = 0
+        """Keys beyond `KEYS_TRIED_MAX` of one algorithm and name."""
         for key in keys:
-            self._keys.setdefault((key.algorithm, key.kid), []).append(key)
+            namesakes = self._keys.setdefault((key.algorithm, key.kid), [])
+            if len(namesakes) < KEYS_TRIED_MAX:
+                namesakes.append(key)
+            else:
+                self.never_tried += 1
 
     def candidates(self, algorithm: str, kid: str | None) -> list[Key]:
-        """The keys that may have made a token with this header; more than one only where none has a name."""
+        """The keys that may have made a token with this header, `KEYS_TRIED_MAX` at most, in the order given."""
         return self._keys.get((algorithm, kid), [])
+
+    def has_name(self, kid: str) -> bool:
+        """Whether a key of any algorithm has this name."""
+        return any((algorithm, kid) in self._keys for algorithm in ALGORITHMS)
 
 
 def hmac_key(secret: bytes, kid: str | None = None) -> Key:
@@ -86,10 +105,7 @@ def hmac_key(secret: bytes, kid: str | None = None) -> Key:
 
 
 def load_key_file(spec: KeySpec) -> Key:
-    """The key an operator configured.
-
-    A file of printable ASCII holds an HS256 secret as text, and the newline at its end is not part of
-    it; any other content is the secret as it stands.
+    """The key an operator configured; of an HS256 file, `secret_of` its content.
 
     Raises:
         KeyUnusable: the file cannot be read, or holds no such key.
@@ -103,12 +119,40 @@ def load_key_file(spec: KeySpec) -> Key:
         raise KeyUnusable(f"the key file {spec.path} must have at most {KEY_FILE_BYTES_MAX} bytes")
     try:
         if spec.algorithm == "HS256":
-            line = content.removesuffix(b"\n").removesuffix(b"\r")
-            is_text = line.isascii() and line.decode("ascii").isprintable()
-            return hmac_key(line if is_text else content, spec.kid)
+            return hmac_key(secret_of(content), spec.kid)
         return Key(spec.algorithm, spec.kid, _fitting(_public_key(content), spec.algorithm))
     except KeyUnusable as refusal:
         raise KeyUnusable(f"the key file {spec.path} cannot be used: {refusal}") from None
+
+
+def secret_of(content: bytes) -> bytes:
+    """The secret in a file: a line of printable ASCII without the newline at its end, if blanks do not precede it.
+
+    Any other content counts byte for byte as it stands.
+    """
+    line = content.removesuffix(b"\n").removesuffix(b"\r")
+    is_text = line.isascii() and line.decode("ascii").isprintable() and line == line.rstrip()
+    return line if is_text else content
+
+
+def oddity_of(secret: bytes) -> str | None:
+    """What a secret holds that no editor shows, and that its owner may not mean; `None`: nothing."""
+    if secret.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF8)):
+        return "begins with a byte order mark"
+    if _is_text(secret, "utf-16-le", ascii_only=True) or _is_text(secret, "utf-16-be", ascii_only=True):
+        return "is UTF-16"
+    visible = secret.rstrip()
+    if visible != secret and _is_text(visible, "utf-8"):
+        return "ends with blanks or newlines"
+    return None
+
+
+def _is_text(content: bytes, encoding: str, *, ascii_only: bool = False) -> bool:
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return "".join(text.split()).isprintable() and (text.isascii() or not ascii_only)
 
 
 def _public_key(pem: bytes) -> object:
@@ -136,8 +180,8 @@ def _fitting(material: object, algorithm: str) -> object:
 def keys_of_jwks(document: object) -> list[Key]:
     """The public keys of a JWKS document (RFC 7517) that can be used here; others are passed over.
 
-    Passed over are keys for encryption, of other algorithms, and secret ones: a set that travels must
-    hold no secret.
+    Passed over are keys that are not for verifying signatures (`use`, `key_ops`), of other algorithms, and secret
+    ones: a set that travels must hold no secret. Several keys may have one `kid`, or none (section 4.5).
 
     Raises:
         KeyUnusable: it is no JWKS document, it has too many keys, or none that can be used.
@@ -147,11 +191,14 @@ def keys_of_jwks(document: object) -> list[Key]:
         raise KeyUnusable('a JWKS document must be a JSON object with a list "keys"')
     if len(found) > JWKS_KEYS_MAX:
         raise KeyUnusable(f"a JWKS document must have at most {JWKS_KEYS_MAX} keys, this one has {len(found)}")
-    keys = {(key.algorithm, key.kid): key for key in map(_key_of_jwk, found) if key is not None}
+    keys = [key for key in map(_key_of_jwk, found) if key is not None]
     if not keys:
         raise KeyUnusable("no key of the JWKS document can be used (RS256, ES256 or EdDSA, for signatures)")
-    return list(keys.values())
+    return keys
 
+
+_ENCRYPTS: Final = frozenset({"encrypt", "decrypt", "wrapKey", "unwrapKey", "deriveKey", "deriveBits"})
+"""Operations of a key that is not for signatures (RFC 7517 section 4.3)."""
 
 _ALGORITHM_OF_TYPE: Final = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
 
@@ -162,9 +209,23 @@ def _key_of_jwk(jwk: object) -> Key | None:
     algorithm, kid = _ALGORITHM_OF_TYPE.get(str(jwk.get("kty"))), jwk.get("kid")
     if algorithm is None or jwk.get("alg", algorithm) != algorithm or not isinstance(kid, str | None) or "d" in jwk:
         return None
-    if jwk.get("use", "sig") != "sig" or (kid is not None and len(kid) > KID_CHARACTERS_MAX):
+    if not _verifies(jwk) or (kid is not None and len(kid) > KID_CHARACTERS_MAX):
         return None
     try:
         return Key(algorithm, kid, _fitting(jwt.PyJWK(jwk, algorithm).key, algorithm))
     except (jwt.PyJWTError, KeyUnusable, UnsupportedAlgorithm, ValueError, TypeError, LookupError, AttributeError):
         return None
+
+
+def _verifies(jwk: dict[str, Any]) -> bool:
+    """Whether a key is meant to verify signatures (RFC 7517 sections 4.2, 4.3); one that contradicts itself is not."""
+    if jwk.get("use", "sig") != "sig":
+        return False
+    if "key_ops" not in jwk:
+        return True
+    operations = jwk["key_ops"]
+    if not isinstance(operations, list) or not all(isinstance(one, str) for one in operations):
+        return False
+    if len(set(operations)) < len(operations) or "verify" not in operations:
+        return False
+    return "use" not in jwk or _ENCRYPTS.isdisjoint(operations)

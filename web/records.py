@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, TypeGuard
 
+import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from web.errors import Problem
@@ -39,6 +40,7 @@ Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 Reference = int | str
 JsonObject = dict[str, Any]
 Sub = Annotated[str, Meta(min_length=1, max_length=SUB_CHARACTERS_MAX, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
+"""The name of a subject, or of a token (`jti`)."""
 
 SUB_RULE: Final = f"a string of 1-{SUB_CHARACTERS_MAX} characters without control characters"
 REFERENCE_RULE: Final = f"must be a string, or an integer of at most {ID_DIGITS_MAX} digits"
@@ -48,6 +50,18 @@ TEXT_RULE: Final = "must be a string"
 KEY: Final = re.compile(r"[ -~]{1,128}")
 """An idempotency key, wherever it travels."""
 KEY_RULE: Final = "must be 1-128 printable ASCII characters"
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether a claim can name a subject or a token: what a `Sub` can be, so that whatever it names can be revoked.
+
+    Half of a surrogate pair is refused, too: no body of a request can hold one.
+    """
+    try:
+        msgspec.convert(value, Sub).encode()
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def diagnosis_id_of(value: int | str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -17,9 +18,10 @@ from typing import Any, Final
 import jwt
 from jwt.utils import base64url_decode
 
-from web.keys import Key, KeySet
-from web.records import SUB_CHARACTERS_MAX
+from web.keys import ALGORITHMS, KID_CHARACTERS_MAX, Key, KeySet
+from web.records import SUB_CHARACTERS_MAX, is_name
 from web.revoked import Revoked
+from web.unknown_keys import KeyName, UnknownKeys
 
 TOKEN_BYTES_MAX: Final = 7 * 1024
 """Longest token that is looked at, wherever it travels. Beyond: invalid."""
@@ -40,6 +42,8 @@ LOCAL_ALGORITHM: Final = "HS256"
 
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+")
 
+_NAME_RULE: Final = f"must be a text of 1-{SUB_CHARACTERS_MAX} characters, none a control character"
+
 
 class TokenError(Exception):
     """A token that is not accepted; its text says why, is for the log, and never holds any of it."""
@@ -58,7 +62,7 @@ class TokenRevoked(TokenError):
 
 
 class KeysMissing(TokenError):
-    """It may be genuine: the keys that would tell have not been fetched yet. Try again soon."""
+    """It may be genuine: the source of keys has not been asked yet for the key it names. Try again soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Verifier:
         issuer: str | None = None,
         audience: str | None = None,
         lifetime_seconds_max: int = LIFETIME_SECONDS_MAX,
-        awaits_keys: bool = False,
+        unknown: UnknownKeys | None = None,
     ) -> None:
         """Accept tokens made with `keys`.
 
@@ -103,7 +107,7 @@ class Verifier:
             issuer: the only accepted `iss`, `None`: not checked.
             audience: the only accepted `aud`, `None`: not checked.
             lifetime_seconds_max: longest time from `iat` (without one: from now) to `exp`.
-            awaits_keys: more keys will come from a JWKS URL (`take_fetched`).
+            unknown: what more keys may come from a JWKS URL (`take_fetched`); `None`: none will.
         """
         self._configured = tuple(keys)
         self._keys = KeySet(self._configured)
@@ -111,7 +115,7 @@ class Verifier:
         self._issuer = issuer
         self._audience = audience
         self._lifetime_seconds_max = lifetime_seconds_max
-        self._awaits_keys = awaits_keys
+        self._unknown = unknown
         self._signatures = jwt.PyJWS()
         self._verified: OrderedDict[bytes, Principal] = OrderedDict()
         """By digest of the token: a tenth of its size, and no token lies in memory for longer than it is needed."""
@@ -151,42 +155,61 @@ class Verifier:
         if self._revoked.covers(who.sub, who.token_id, who.issued_at):
             raise TokenRevoked("the token has been revoked")
 
-    def lacks_key_for(self, token: str) -> bool:
-        """Whether the token is well-formed but names a key that is not known: a look at the JWKS URL may help."""
-        if _digest(token) in self._verified:
-            return False
+    def unknown_key_of(self, token: str) -> KeyName | None:
+        """The key a well-formed token names that is not known, but may come from the JWKS URL; `None`: no such."""
+        if self._unknown is None or _digest(token) in self._verified:
+            return None
         try:
-            header = _header_of(token)
+            named = _header_of(token)
         except TokenInvalid:
-            return False
-        return not self._keys.candidates(*header)
+            return None
+        return named if self._may_come(named) else None
 
     def take_fetched(self, keys: Iterable[Key]) -> None:
         """Accept these keys of a JWKS URL from now on, beside the configured ones, and no fetched before."""
         self._keys = KeySet((*self._configured, *keys))
-        self._awaits_keys = False
         self._verified.clear()
 
+    @property
+    def keys_never_tried(self) -> int:
+        """Keys that too many others of the same algorithm and name stand before."""
+        return self._keys.never_tried
+
+    def _may_come(self, key: KeyName) -> bool:
+        """Whether a key that is not known may be one that the JWKS URL has by now.
+
+        A JWKS document holds no secrets, so a token that wants HS256 with the name of a public key is forged.
+        """
+        algorithm, kid = key
+        if algorithm not in ALGORITHMS or self._keys.candidates(algorithm, kid):
+            return False
+        if kid is not None and len(kid) > KID_CHARACTERS_MAX:
+            return False
+        return algorithm != LOCAL_ALGORITHM or (kid is not None and not self._keys.has_name(kid))
+
     def _read(self, token: str, now: float) -> Principal:
-        candidates = self._keys.candidates(*_header_of(token))
-        if not candidates and self._awaits_keys:
-            raise KeysMissing("the keys have not been fetched yet")
+        named = _header_of(token)
+        candidates = self._keys.candidates(*named)
         for key in candidates:
             try:
                 payload = self._signatures.decode(token, key.material, algorithms=[key.algorithm])
             except (jwt.PyJWTError, ValueError):
                 continue
             return self._principal(_object_of(payload), now)
+        if self._unknown is not None and self._may_come(named) and not self._unknown.is_absent(named):
+            raise KeysMissing("its source of keys has not been asked yet for the key it names")
         raise TokenInvalid(
             "its signature does not fit its key" if candidates else "no key known here has its kid and alg"
         )
 
     def _principal(self, claims: dict[str, Any], now: float) -> Principal:
         sub, scope, token_id = claims.get("sub"), claims.get("scope", ""), claims.get("jti")
-        if not _is_name(sub):
-            raise TokenInvalid(f"sub must be a text of 1-{SUB_CHARACTERS_MAX} characters, none a control character")
-        if not isinstance(scope, str) or not isinstance(token_id, str | None):
-            raise TokenInvalid("scope and jti must be texts")
+        if not is_name(sub):
+            raise TokenInvalid(f"sub {_NAME_RULE}")
+        if token_id is not None and not is_name(token_id):
+            raise TokenInvalid(f"jti {_NAME_RULE}")
+        if not isinstance(scope, str):
+            raise TokenInvalid("scope must be a text")
         if self._issuer is not None and claims.get("iss") != self._issuer:
             raise TokenInvalid("iss is another issuer's")
         audiences = claims.get("aud")
@@ -218,7 +241,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def _header_of(token: str) -> tuple[str, str | None]:
+def _header_of(token: str) -> KeyName:
     """Algorithm and key id a token names; neither is trusted: they only choose among the keys known here."""
     if len(token) > TOKEN_BYTES_MAX:
         raise TokenInvalid(f"it has more than {TOKEN_BYTES_MAX} bytes")
@@ -233,7 +256,14 @@ def _header_of(token: str) -> tuple[str, str | None]:
         raise TokenInvalid("alg and kid of its header must be texts")
     if "crit" in header or "b64" in header:
         raise TokenInvalid("its header has crit or b64, which are not understood here")
+    if "typ" in header and not _is_type(header["typ"]):
+        raise TokenInvalid("typ of its header must be JWT or end in at+jwt")
     return algorithm, kid
+
+
+def _is_type(typ: object) -> bool:
+    """Whether `typ` names a token for a server like this one (RFC 8725 section 3.11, RFC 9068 section 2.1)."""
+    return isinstance(typ, str) and (typ.lower() == "jwt" or typ.lower().endswith("at+jwt"))
 
 
 def _object_of(text: bytes) -> dict[str, Any]:
@@ -258,23 +288,25 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-_STRICT: Final = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse)
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
-def _is_name(sub: object) -> bool:
-    """Whether it can name a subject: no control characters, no half of a surrogate pair, not too long."""
-    if not isinstance(sub, str) or not 1 <= len(sub) <= SUB_CHARACTERS_MAX:
-        return False
-    return not any(character < " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in sub)
+_STRICT: Final = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse, parse_float=_finite)
 
 
 def _time(claims: dict[str, Any], name: str) -> int | None:
+    """Seconds since the Unix epoch. An encoder may write them with a fraction of zero, or with an exponent."""
     value = claims.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or not 0 <= value < 2**53:
         raise TokenInvalid(f"{name} must be whole seconds")
-    return value
+    return int(value)
 
 
 def issue(

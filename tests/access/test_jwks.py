@@ -18,10 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from storage.clock import SystemClock
 from tests.access.test_keys import jwk_of
 from tests.server.harness import Server, running_server
-from web.jwks import ASKED_AGAIN_SECONDS, DOCUMENT_BYTES_MAX, RemoteKeys, fetch_document
+from web.download import DOCUMENT_BYTES_MAX, FETCH_SECONDS_MAX, fetch_document
+from web.jwks import ASKED_AGAIN_SECONDS, FETCHES_AT_ONCE_MAX, FIRST_AGAIN_SECONDS, Fetch, RemoteKeys
 from web.revoked import Revoked
 from web.settings import Settings
 from web.tokens import KeysMissing, TokenInvalid, Verifier
+from web.unknown_keys import UnknownKeys
 
 
 class Source:
@@ -30,6 +32,8 @@ class Source:
     def __init__(self) -> None:
         self.keys: dict[str, ed25519.Ed25519PrivateKey] = {}
         self.is_down = False
+        self.takes_seconds = 0.0
+        """How long an answer, made when the fetch begins, is under way."""
         self.fetches = 0
         self.add("first")
 
@@ -51,22 +55,59 @@ class Source:
         return jwt.encode(claims, self.keys[kid], "EdDSA", headers={"kid": kid})
 
 
+def junk(kid: str | None) -> str:
+    """A token of nobody, which names this key."""
+    headers = {} if kid is None else {"kid": kid}
+    return jwt.encode({"sub": "amira", "exp": 2_000_000_000}, STRANGER, "EdDSA", headers=headers)
+
+
+STRANGER = ed25519.Ed25519PrivateKey.generate()
+
+
+class Front:
+    """What stands in front of every route: a token waits for its key, and is judged."""
+
+    def __init__(self, source: Source, fetch: Fetch | None = None) -> None:
+        unknown = UnknownKeys()
+        self.verifier = Verifier([], Revoked(), unknown=unknown)
+        self.keys = RemoteKeys(
+            "https://idp.example/jwks",
+            self.verifier,
+            unknown,
+            SystemClock(),
+            refresh_seconds=3600,
+            fetch=fetch or source.fetch,
+        )
+
+    async def status(self, token: str) -> int:
+        """What a request with this token is answered."""
+        await self.keys.ready_for(token)
+        try:
+            self.verifier.verify(token, SystemClock().wall())
+        except KeysMissing:
+            return 503
+        except TokenInvalid:
+            return 401
+        return 200
+
+
 @asynccontextmanager
-async def fetching(source: Source) -> AsyncIterator[tuple[RemoteKeys, Verifier]]:
+async def fetching(source: Source) -> AsyncIterator[Front]:
     """The keys of `source`, refreshed every hour."""
-    verifier = Verifier([], Revoked(), awaits_keys=True)
-    keys = RemoteKeys("https://idp.example/jwks", verifier, SystemClock(), refresh_seconds=3600, fetch=source.fetch)
+    front = Front(source)
     async with trio.open_nursery() as nursery:
-        await keys.fetch()
-        nursery.start_soon(keys.run)
-        yield keys, verifier
+        await front.keys.fetch()
+        nursery.start_soon(front.keys.run)
+        yield front
         nursery.cancel_scope.cancel()
 
 
 async def inline(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Stands for a thread under a clock that cannot see threads."""
     await trio.lowlevel.checkpoint()
-    return function(*args)
+    answer = function(*args)
+    await trio.sleep(function.__self__.takes_seconds)  # type: ignore[attr-defined]
+    return answer
 
 
 @pytest.fixture(autouse=True)
@@ -75,35 +116,158 @@ def _no_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(trio.to_thread, "run_sync", inline)
 
 
-async def test_an_unknown_kid_is_looked_for_at_most_once_a_minute(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_key_made_right_after_a_start_is_fetched_at_once(autojump_clock: trio.testing.MockClock) -> None:
     source, now = Source(), SystemClock().wall()
-    async with fetching(source) as (keys, verifier):
-        assert verifier.verify(source.token("first", now), now).sub == "amira"
+    async with fetching(source) as front:
+        assert await front.status(source.token("first", now)) == 200
         source.add("second")
-        token = source.token("second", now)
-        for _ in range(10):
-            await keys.ready_for(token)
-        assert source.fetches == 1, "fetched a moment ago"
-        await trio.sleep(ASKED_AGAIN_SECONDS + 1)
-        await keys.ready_for(token)
-        assert verifier.verify(token, now).sub == "amira"
-        source.add("unheard of")
-        stranger = source.token("unheard of", now)
-        del source.keys["unheard of"]
-        await trio.sleep(ASKED_AGAIN_SECONDS + 1)
+        began = trio.current_time()
+        assert await front.status(source.token("second", now)) == 200
+        assert (source.fetches, trio.current_time()) == (2, began)
+
+
+async def test_a_key_made_right_after_a_made_up_one_was_named_is_never_refused_for_good(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source, now = Source(), SystemClock().wall()
+    async with fetching(source) as front:
+        assert await front.status(junk("junk")) == 401
+        source.add("second")
+        token, began = source.token("second", now), trio.current_time()
+        while (status := await front.status(token)) == 503:
+            assert 0 < front.keys.retry_after_seconds <= ASKED_AGAIN_SECONDS
+            await trio.sleep(front.keys.retry_after_seconds)
+        assert status == 200
+        assert trio.current_time() - began <= ASKED_AGAIN_SECONDS
+        assert source.fetches == 3
+
+
+async def test_no_request_waits_while_no_fetch_may_begin(autojump_clock: trio.testing.MockClock) -> None:
+    source = Source()
+    async with fetching(source) as front:
+        await front.status(junk("junk"))
+        await trio.sleep(1)
+        began = trio.current_time()
+        assert await front.status(junk("other")) == 503
+        assert trio.current_time() == began
+        assert front.keys.retry_after_seconds == pytest.approx(ASKED_AGAIN_SECONDS - 1)
+
+
+async def test_made_up_names_of_keys_cause_at_most_360_fetches_an_hour(autojump_clock: trio.testing.MockClock) -> None:
+    source = Source()
+    async with fetching(source) as front:
+        at_first = source.fetches
+        for number in range(3600):
+            await front.status(junk(str(number)))
+            await front.status(junk("always the same"))
+            await trio.sleep(1)
+        assert 300 <= source.fetches - at_first <= 361, "one more is the refresh of this hour"
+
+
+async def test_a_name_is_refused_for_good_only_after_a_fetch_that_began_later_has_succeeded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = Source()
+    async with fetching(source) as front:
+        source.is_down = True
+        for _ in range(5):
+            assert await front.status(junk("junk")) == 503
+            await trio.sleep(ASKED_AGAIN_SECONDS)
+        source.is_down = False
+        assert await front.status(junk("junk")) == 401
+        assert await front.status(junk("junk")) == 401
+
+
+async def test_a_fetch_that_began_before_a_key_was_named_says_nothing_about_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source, now = Source(), SystemClock().wall()
+    async with fetching(source) as front:
+        source.takes_seconds = 4
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(front.status, junk("junk"))
+            await trio.sleep(1)
+            source.add("second")
+            assert await front.status(source.token("second", now)) == 503
+        await trio.sleep(front.keys.retry_after_seconds)
+        assert await front.status(source.token("second", now)) == 200
+
+
+async def test_requests_wait_for_one_fetch_under_way_and_no_longer_than_ten_seconds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source, now = Source(), SystemClock().wall()
+    async with fetching(source) as front:
+        source.add("second")
+        source.takes_seconds = 9
+        statuses: list[int] = []
+
+        async def ask() -> None:
+            statuses.append(await front.status(source.token("second", now)))
+
+        began = trio.current_time()
         async with trio.open_nursery() as nursery:
             for _ in range(100):
-                nursery.start_soon(keys.ready_for, stranger)
-        assert source.fetches == 3
-        with pytest.raises(TokenInvalid):
-            verifier.verify(stranger, now)
+                nursery.start_soon(ask)
+        assert (statuses, source.fetches) == ([200] * 100, 2)
+        assert trio.current_time() - began == pytest.approx(9)
+        source.takes_seconds = 1000
+        await trio.sleep(1)
+        began = trio.current_time()
+        assert await front.status(junk("third")) == 503
+        assert FETCH_SECONDS_MAX <= trio.current_time() - began <= FETCH_SECONDS_MAX + 1
+
+
+async def test_a_thousand_names_are_remembered_and_one_that_was_pushed_out_counts_as_new(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = Source()
+    async with fetching(source) as front:
+        assert await front.status(junk("junk")) == 401
+        for number in range(999):
+            await front.status(junk(str(number)))
+        assert await front.status(junk("junk")) == 401
+        for number in range(1000):
+            await front.status(junk(str(number)))
+        assert await front.status(junk("junk")) == 503
+        await trio.sleep(ASKED_AGAIN_SECONDS)
+        assert await front.status(junk("junk")) == 401
+
+
+async def test_a_key_that_its_source_shows_late_is_found_although_it_was_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source, now = Source(), SystemClock().wall()
+    async with fetching(source) as front:
+        source.add("late")
+        token = source.token("late", now)
+        late = source.keys.pop("late")
+        assert await front.status(token) == 401
+        source.keys["late"] = late
+        await trio.sleep(ASKED_AGAIN_SECONDS)
+        assert await front.status(token) == 200
+
+
+async def test_a_token_that_no_fetch_can_help_is_refused_without_one(autojump_clock: trio.testing.MockClock) -> None:
+    source = Source()
+    hopeless = {
+        "a secret with the name of a public key": jwt.encode(
+            {"sub": "a"}, b"k" * 32, "HS256", headers={"kid": "first"}
+        ),
+        "a secret without a name": jwt.encode({"sub": "a"}, b"k" * 32, "HS256"),
+        "another algorithm": jwt.encode({"sub": "a"}, b"k" * 64, "HS512", headers={"kid": "other"}),
+        "a name no key may have": junk("k" * 201),
+    }
+    async with fetching(source) as front:
+        assert {name: await front.status(token) for name, token in hopeless.items()} == dict.fromkeys(hopeless, 401)
+        assert source.fetches == 1
 
 
 async def test_the_last_good_set_is_kept_while_the_source_is_down_or_talks_nonsense(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     source, now = Source(), SystemClock().wall()
-    async with fetching(source) as (_, verifier):
+    async with fetching(source) as front:
         source.is_down = True
         await trio.sleep(4000)
         assert source.fetches == 2
@@ -113,44 +277,69 @@ async def test_the_last_good_set_is_kept_while_the_source_is_down_or_talks_nonse
         assert source.fetches == 3
         source.add("second")
         await trio.sleep(4000)
-        assert verifier.verify(source.token("second", now), now).sub == "amira"
+        assert await front.status(source.token("second", now)) == 200
     assert "idp.example cannot be fetched" in caplog.text
     assert "/jwks" not in caplog.text
 
 
 async def test_a_key_that_was_taken_out_is_not_accepted_any_more(autojump_clock: trio.testing.MockClock) -> None:
     source, now = Source(), SystemClock().wall()
-    async with fetching(source) as (_, verifier):
+    async with fetching(source) as front:
         token = source.token("first", now)
-        assert verifier.verify(token, now).sub == "amira"
+        assert await front.status(token) == 200
         del source.keys["first"]
         source.add("second")
         await trio.sleep(4000)
-        with pytest.raises(TokenInvalid):
-            verifier.verify(token, now)
+        assert await front.status(token) == 401
 
 
 async def test_until_the_first_set_is_there_a_token_cannot_be_judged(autojump_clock: trio.testing.MockClock) -> None:
     source, now = Source(), SystemClock().wall()
     source.is_down = True
-    async with fetching(source) as (keys, verifier):
-        with pytest.raises(KeysMissing):
-            verifier.verify(source.token("first", now), now)
+    async with fetching(source) as front:
+        assert await front.status(source.token("first", now)) == 503
         source.is_down = False
-        await trio.sleep(6)
-        await keys.ready_for(source.token("first", now))
-        assert verifier.verify(source.token("first", now), now).sub == "amira"
+        await trio.sleep(FIRST_AGAIN_SECONDS + 1)
+        assert await front.status(source.token("first", now)) == 200
+        assert await front.status(junk("junk")) == 503
+        await trio.sleep(ASKED_AGAIN_SECONDS)
+        assert await front.status(junk("junk")) == 401
+
+
+async def test_a_fetch_that_hangs_does_not_stop_the_next_ones() -> None:
+    source, now, released = Source(), SystemClock().wall(), threading.Event()
+
+    def fetch(url: str) -> bytes:
+        document = source.fetch(url)
+        if source.fetches < FETCHES_AT_ONCE_MAX:
+            released.wait()
+        return document
+
+    front = Front(source, fetch)
+    try:
+        for _ in range(FETCHES_AT_ONCE_MAX - 1):
+            with trio.move_on_after(0.1) as given_up:
+                await front.keys.fetch()
+            assert given_up.cancelled_caught
+        with trio.fail_after(5):
+            await front.keys.fetch()
+        assert await front.status(source.token("first", now)) == 200
+    finally:
+        released.set()
 
 
 # Over HTTP
 
 
 @contextmanager
-def web_of(pages: dict[str, tuple[int, dict[str, str], bytes]]) -> Iterator[str]:
-    """A web server with these pages: status, headers, body."""
+def web_of(
+    pages: dict[str, tuple[int, dict[str, str], bytes]], wait: Callable[[], object] = lambda: None
+) -> Iterator[str]:
+    """A web server with these pages: status, headers, body; it calls `wait` before it answers."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            wait()
             status, headers, body = pages.get(self.path, (404, {}, b""))
             self.send_response(status)
             for name, value in headers.items():
@@ -193,13 +382,20 @@ async def status_of(server: Server, token: str) -> tuple[int, str | None]:
     return answer.status_code, answer.json().get("code")
 
 
-async def test_a_server_takes_its_keys_from_a_url_and_says_503_before_it_has_them(settings: Settings) -> None:
-    source, now = Source(), SystemClock().wall()
-    settings.data.mkdir()
+@pytest.fixture
+def local_key(settings: Settings) -> Settings:
+    """The server's settings, with a local key that needs no URL."""
+    settings.data.mkdir(mode=0o700)
     (settings.data / "jwt.key").write_bytes(b"k" * 32)
+    (settings.data / "jwt.key").chmod(0o600)
+    return settings
+
+
+async def test_a_server_takes_its_keys_from_a_url_and_says_503_before_it_has_them(local_key: Settings) -> None:
+    source, now = Source(), SystemClock().wall()
     pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
     with web_of(pages) as url:
-        chosen = Settings(port=0, data=settings.data, jwks=f"{url}/jwks")
+        chosen = Settings(port=0, data=local_key.data, jwks=f"{url}/jwks")
         async with running_server(chosen) as server:
             token = source.token("first", now)
             await server.register()
@@ -215,3 +411,53 @@ async def test_a_server_takes_its_keys_from_a_url_and_says_503_before_it_has_the
                 await client.until_live()
                 await client.say(type="auth", token=source.token("first", now + 1))
                 assert (await client.next())["type"] == "auth_ok"
+
+
+async def test_every_transport_says_try_later_until_the_source_was_asked_and_then_refuses(local_key: Settings) -> None:
+    source, now = Source(), SystemClock().wall()
+    pages = {"/jwks": (200, dict[str, str](), source.document)}
+    with web_of(pages) as url:
+        async with running_server(Settings(port=0, data=local_key.data, jwks=f"{url}/jwks")) as server:
+            await server.register()
+            refused = junk("first of all")
+            assert await status_of(server, refused) == (401, "unauthenticated"), "asked at once, and it is not there"
+            # From here on no fetch may begin for ten seconds.
+            token = junk("second")
+            for path in ("/ws/status", "/diagnoses/42/events", "/diagnoses/42/events?token="):
+                in_query = path.endswith("=")
+                headers = {} if in_query else {"Authorization": f"Bearer {token}"}
+                answer = await server.http.get(path + token if in_query else path, headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+                assert 1 <= int(answer.headers["Retry-After"]) <= ASKED_AGAIN_SECONDS
+            async with server.connect(sub=None, token=token) as client:
+                frames, code, reason = await client.close_frames()
+            assert (frames[0]["data"]["code"], code, reason) == ("quarantined", 1013, "try later")
+            async with server.connect(sub=None, token=refused) as client:
+                frames, code, reason = await client.close_frames()
+            assert (frames[0]["data"]["code"], code, reason) == ("invalid_token", 1008, "invalid token")
+            async with server.connect(sub=None, token=source.token("first", now)) as client:
+                await client.until_live()
+                for renewed, said in ((token, "quarantined"), (refused, "invalid_token")):
+                    await client.say(type="auth", token=renewed)
+                    assert (await client.next())["data"]["code"] == said
+                await client.say(type="auth", token=source.token("first", now + 1))
+                assert (await client.next())["type"] == "auth_ok", "the connection lives"
+
+
+async def test_a_token_that_waits_for_its_key_in_band_holds_up_no_other(local_key: Settings) -> None:
+    source, now, released = Source(), SystemClock().wall(), threading.Event()
+    pages = {"/jwks": (200, dict[str, str](), source.document)}
+    with web_of(pages, lambda: pages["/jwks"][0] == 200 or released.wait()) as url:
+        async with running_server(Settings(port=0, data=local_key.data, jwks=f"{url}/jwks")) as server:
+            await server.register()
+            token = source.token("first", now)
+            async with server.connect(sub=None, token=token) as one, server.connect(sub=None, token=token) as other:
+                await one.until_live()
+                await other.until_live()
+                pages["/jwks"] = (500, {}, b"")
+                await one.say(type="auth", token=junk("unknown"))
+                await other.say(type="auth", token=source.token("first", now + 1))
+                with trio.fail_after(5):
+                    assert (await other.next())["type"] == "auth_ok"
+                released.set()
+                assert (await one.next())["data"]["code"] == "quarantined"

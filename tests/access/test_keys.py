@@ -14,17 +14,31 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import example, given
+from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from storage.records import Revocation
 from tests.access.conftest import PrivateKey, pem_of
 from tests.server.process import COMMAND
 from web import cli
+from web.errors import Problem
 from web.keyring import load_keys
 from web.keys import Key, KeySpec, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
 from web.revoked import Revoked
 from web.settings import Settings, SettingsError, load
-from web.tokens import VERIFIED_TOKENS_MAX, KeysMissing, TokenError, TokenExpired, TokenRevoked, Verifier, issue
+from web.tokens import (
+    VERIFIED_TOKENS_MAX,
+    KeysMissing,
+    TokenError,
+    TokenExpired,
+    TokenInvalid,
+    TokenRevoked,
+    Verifier,
+    issue,
+)
+from web.unknown_keys import UnknownKeys
+from web.wire import decode_revocation
 
 NOW = 1_800_000_000.0
 SECRET = b"s" * 32
@@ -165,6 +179,65 @@ def test_the_usable_keys_of_a_jwks_document_are_taken_and_the_others_passed_over
     }
 
 
+@pytest.mark.parametrize("kid", [None, "the same"])
+def test_all_keys_of_one_name_or_of_none_are_tried_up_to_eight(kid: str | None) -> None:
+    private = [ed25519.Ed25519PrivateKey.generate() for _ in range(9)]
+    named = {} if kid is None else {"kid": kid}
+    verifier = Verifier(keys_of_jwks({"keys": [jwk_of(key, **named) for key in private]}), Revoked())
+
+    def is_accepted(key: ed25519.Ed25519PrivateKey) -> bool:
+        try:
+            verifier.verify(jwt.encode(claims(), key, "EdDSA", headers=named), NOW)
+        except TokenError:
+            return False
+        return True
+
+    assert [is_accepted(key) for key in private] == [True] * 8 + [False]
+    assert verifier.keys_never_tried == 1
+
+
+def test_a_jwks_file_may_have_one_kid_twice_and_keys_beyond_eight_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "jwks.json"
+    for count in (2, 10):
+        document = {"keys": [jwk_of(ed25519.Ed25519PrivateKey.generate(), kid="k") for _ in range(count)]}
+        file.write_text(json.dumps(document))
+        assert len(load_keys(Settings(data=tmp_path / "data", jwks=str(file)))) == count
+    assert [record.getMessage()[:22] for record in caplog.records] == ["2 keys are never tried"]
+
+
+@pytest.mark.parametrize(
+    ("members", "is_taken"),
+    [
+        ({}, True),
+        ({"use": "sig"}, True),
+        ({"use": "enc"}, False),
+        ({"use": ["sig"]}, False),
+        ({"key_ops": ["verify"]}, True),
+        ({"key_ops": ["sign", "verify"]}, True),
+        ({"key_ops": ["verify", "encrypt"]}, True),
+        ({"key_ops": []}, False),
+        ({"key_ops": ["sign"]}, False),
+        ({"key_ops": ["encrypt"]}, False),
+        ({"key_ops": "verify"}, False),
+        ({"key_ops": None}, False),
+        ({"key_ops": ["verify", 7]}, False),
+        ({"key_ops": ["verify", "verify"]}, False),
+        ({"use": "sig", "key_ops": ["verify"]}, True),
+        ({"use": "sig", "key_ops": ["sign"]}, False),
+        ({"use": "enc", "key_ops": ["verify"]}, False),
+        ({"use": "sig", "key_ops": ["verify", "wrapKey"]}, False),
+    ],
+)
+def test_what_a_key_is_for_is_honoured(
+    ed_key: ed25519.Ed25519PrivateKey, members: dict[str, object], is_taken: bool
+) -> None:
+    other = jwk_of(ed25519.Ed25519PrivateKey.generate(), kid="other")
+    found = keys_of_jwks({"keys": [other, jwk_of(ed_key, kid="k", **members)]})
+    assert ("k" in [key.kid for key in found]) is is_taken
+
+
 @pytest.mark.parametrize("document", [None, [], {}, {"keys": {}}, {"keys": []}, {"keys": [{}] * 101}])
 def test_what_is_no_jwks_document_is_refused(document: object) -> None:
     with pytest.raises(KeyUnusable):
@@ -175,7 +248,7 @@ def test_what_is_no_jwks_document_is_refused(document: object) -> None:
 
 
 def test_keys_rotate_by_kid_and_a_fetched_set_replaces_the_one_before() -> None:
-    verifier = Verifier([hmac_key(SECRET, "configured")], Revoked(), awaits_keys=True)
+    verifier = Verifier([hmac_key(SECRET, "configured")], Revoked(), unknown=UnknownKeys())
     old, new = (jwt.encode(claims(), SECRET, "HS256", headers={"kid": kid}) for kid in ("old", "new"))
     with pytest.raises(KeysMissing):
         verifier.verify(old, NOW)
@@ -224,6 +297,24 @@ def test_the_memory_for_verified_tokens_is_bounded() -> None:
         verifier.verify(jwt.encode(claims(jti=str(number)), SECRET, "HS256"), NOW)
     assert len(verifier._verified) == VERIFIED_TOKENS_MAX
     assert verifier.verify(first, NOW) is not who
+
+
+@given(st.text(max_size=300) | st.text(alphabet="j\n\0\x7f\x80\ud800\u2028", min_size=1, max_size=257))
+@example("j" * 256)
+@example("j" * 257)
+@example("")
+def test_a_token_is_accepted_exactly_if_its_jti_can_be_revoked(token_id: str) -> None:
+    body = json.dumps({"jti": token_id}).encode()
+    try:
+        is_revocable = decode_revocation(body).jti == token_id
+    except Problem:
+        is_revocable = False
+    token = jwt.encode(claims(jti=token_id), SECRET, "HS256")
+    try:
+        is_accepted = Verifier([hmac_key(SECRET)], Revoked()).verify(token, NOW).token_id == token_id
+    except TokenInvalid:
+        is_accepted = False
+    assert is_accepted is is_revocable
 
 
 def test_a_key_shows_nothing_of_itself() -> None:

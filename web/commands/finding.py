@@ -21,6 +21,7 @@ from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.printing import say_aside
 from web.commands.transport import checked_url, socket_path_of
+from web.keys import KeyUnusable
 from web.listening_file import NotListening, listening_urls
 from web.rights import Scope
 from web.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings
@@ -174,6 +175,8 @@ def _local_credentials(found: Found, arguments: argparse.Namespace, scopes: tupl
         return Credentials()
     try:
         key = keyring.load_key(directory)
+    except KeyUnusable as refusal:
+        raise CommandFailed(str(refusal)) from None
     except OSError as error:
         raise CommandFailed(
             f"cannot read the key in {directory}: {error.strerror}; give --token-file instead"

@@ -85,6 +85,8 @@ def _local_key(directory: Path) -> bytes:
         )
     try:
         key, created = keyring.load_or_create_key(directory)
+    except KeyUnusable as refusal:
+        raise CommandFailed(str(refusal)) from None
     except OSError as error:
         raise CommandFailed(f"cannot use the key in {directory}: {error.strerror}") from None
     if created:
