@@ -16,7 +16,7 @@ from actors.roster import Known
 from actors.subscriber import Subscriber
 from storage.clock import Clock
 from storage.errors import Busy, Failed
-from storage.records import CursorMove, Seq
+from storage.records import AcknowledgedBy, CursorMove, Seq
 from storage.store import Store
 
 LINGER_SECONDS: Final = 1.0
@@ -44,10 +44,11 @@ class CursorKeeper:
         self._hurry = trio.Event()
         self._round_over = trio.Event()
 
-    def acknowledge(self, subscriber: Subscriber, seq: Seq, *, answer: bool = False) -> bool:
-        """Move the cursor of an attached subscriber up to `seq`; False if that is above its position.
+    def acknowledge(self, subscriber: Subscriber, seq: Seq, by: AcknowledgedBy, *, answer: bool = False) -> bool:
+        """Move the cursor of an attached subscriber up to `seq`; False if that is above its position, or it peeks.
 
         Args:
+            by: what acknowledged.
             answer: tell the connection (`Transport.acknowledged`) once the cursor is stored, and store it at once.
         """
         known, roster = subscriber.known, subscriber.roster
@@ -56,7 +57,7 @@ class CursorKeeper:
         known.seen_at = self._clock.wall()
         if seq > known.seq_in(roster.ring.epoch):
             roster.advance(known, roster.ring.epoch, seq)
-            known.acknowledged_at = known.seen_at
+            known.acknowledged(known.seen_at, by)
             self.mark(known)
         if answer:
             known.waiting = (known.waiting or {}) | {subscriber: None}
@@ -116,7 +117,8 @@ class CursorKeeper:
             del self._dirty[known]
             # Taken now: an acknowledgement that comes while this one is stored waits for its own round.
             self._in_flight[known], known.waiting = known.waiting or {}, None
-            moves.append(CursorMove(known.diagnosis_id, known.id, known.epoch, known.seq, known.seen_at))
+            by = known.acknowledged_by
+            moves.append(CursorMove(known.diagnosis_id, known.id, known.epoch, known.seq, known.seen_at, by))
         try:
             stored = await self._store.move_cursors(moves)
             for known, seq in zip(batch, stored, strict=True):

@@ -31,7 +31,7 @@ from actors.messages import (
     Subscribe,
     Trace,
 )
-from actors.resume import plan
+from actors.resume import Plan, plan
 from actors.ring import Ring
 from actors.roster import Known, Roster
 from actors.subscriber import Burst
@@ -39,6 +39,7 @@ from storage.clock import Clock
 from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
 from storage.records import (
     OUTBOX_EVENTS_MAX,
+    AcknowledgedBy,
     Appended,
     Audit,
     Cursor,
@@ -275,12 +276,18 @@ class DiagnosisActor:
         """Attach a connection. Its start is stored as its cursor first, so that it is known from now on."""
         subscriber, ring = message.subscriber, self._ring
         self._roster.detach(subscriber)  # the former incarnation may have attached it before it crashed
+        if message.peeks:
+            decided = plan(ring.window, message.wanted, None)
+            if not subscriber.gone:
+                self._roster.attach(subscriber, None, decided.position)
+            self._answer(envelope, Admission(ring.window, decided))
+            return
         known = self._everyone_known.get(subscriber.id)
         decided = plan(ring.window, message.wanted, None if known is None else (known.epoch, known.seq))
         now = self._clock.wall()
         try:
             if known is None or known.epoch != ring.epoch or decided.cursor > known.seq:
-                known = await self._store_start(subscriber.id, decided.cursor, now)
+                known = await self._store_start(subscriber.id, decided, now)
             else:
                 known.seen_at = now
                 self._keeper.mark(known)
@@ -292,20 +299,25 @@ class DiagnosisActor:
             self._roster.attach(subscriber, self._roster.learn(known), decided.position)
         self._answer(envelope, Admission(ring.window, decided))
 
-    async def _store_start(self, subscriber_id: SubscriberId, cursor: Seq, now: float) -> Known:
-        """Make a subscriber known from `cursor` on, or move a known one there."""
+    async def _store_start(self, subscriber_id: SubscriberId, decided: Plan, now: float) -> Known:
+        """Make a subscriber known from the cursor of `decided` on, or move a known one there."""
         if subscriber_id not in self._everyone_known:
             longest_unseen = self._roster.device_to_forget(subscriber_id)
             if longest_unseen is not None:
                 await self._drop_known([longest_unseen])
         epoch = self._ring.epoch
-        (stored,) = await self._store.move_cursors([CursorMove(self._diagnosis_id, subscriber_id, epoch, cursor, now)])
+        by: AcknowledgedBy | None = "app" if decided.acknowledges else None
+        move = CursorMove(self._diagnosis_id, subscriber_id, epoch, decided.cursor, now, by)
+        (stored,) = await self._store.move_cursors([move])
         if stored is None:
             raise NoSuchDiagnosis(self._diagnosis_id)
         known = self._everyone_known.get(subscriber_id)
+        acknowledged_at = None if by is None else now
         if known is None:
-            first = Cursor(subscriber_id, epoch, stored, seen_at=now, acknowledged_at=None)
+            first = Cursor(subscriber_id, epoch, stored, now, acknowledged_at, by)
             return self._roster.learn(Known(self._diagnosis_id, first))
+        if known.epoch != epoch or stored > known.seq:
+            known.acknowledged(acknowledged_at, by)
         self._roster.advance(known, epoch, max(known.seq_in(epoch), stored))
         known.seen_at = now
         return known
@@ -343,7 +355,13 @@ class DiagnosisActor:
     def _trace(self, seq: Seq) -> tuple[Delivery, ...]:
         epoch = self._ring.epoch
         return tuple(
-            Delivery(one.id, bool(one.connections), one.seq_in(epoch), self._state_of(seq, one), one.acknowledged_at)
+            Delivery(
+                one.id,
+                bool(one.connections),
+                one.seq_in(epoch),
+                self._state_of(seq, one),
+                *one.acknowledgement_in(epoch),
+            )
             for one in self._everyone_known.values()
         )
 

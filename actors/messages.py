@@ -12,7 +12,7 @@ import trio
 from actors.resume import Plan, Wanted
 from actors.subscriber import Subscriber
 from storage.errors import StorageError
-from storage.records import Appended, Audit, Epoch, NewEvent, Purged, Seq, SubscriberId, Window
+from storage.records import AcknowledgedBy, Appended, Audit, Epoch, NewEvent, Purged, Seq, SubscriberId, Window
 from storage.store import PendingAppend
 
 Answer = TypeVar("Answer")
@@ -71,6 +71,8 @@ class Delivery:
     state: DeliveryState
     acknowledged_at: float | None
     """Last move of its cursor."""
+    acknowledged_by: AcknowledgedBy | None
+    """What moved it then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Subscribe(Asks[Admission]):
 
     subscriber: Subscriber
     wanted: Wanted
+    peeks: bool = False
+    """It only looks: its subscriber does not become known by it, and no cursor is read or moved."""
 
 
 @dataclass(frozen=True, slots=True)

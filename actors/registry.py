@@ -20,13 +20,13 @@ from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
 from actors.messages import Asks, Envelope, Evict, Inspect, Message
 from actors.ring import Ring
-from actors.roster import Known, Roster, Watcher
+from actors.roster import Roster, Watcher
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
 from actors.trail import AccessTrail
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, StorageError
-from storage.records import Seq, SubscriberId, Window
+from storage.records import AcknowledgedBy, Seq, SubscriberId, Window
 from storage.store import Store
 
 Answer = TypeVar("Answer")
@@ -128,9 +128,9 @@ class Registry(Watcher):
         self._wake(cell)
         return cast("Callable[[], Awaitable[Answer]]", envelope.reply.wait)
 
-    def acknowledge(self, subscriber: Subscriber, seq: Seq, *, answer: bool = False) -> bool:
+    def acknowledge(self, subscriber: Subscriber, seq: Seq, by: AcknowledgedBy, *, answer: bool = False) -> bool:
         """Move the cursor of an attached subscriber; see `CursorKeeper.acknowledge`."""
-        return self._keeper.acknowledge(subscriber, seq, answer=answer)
+        return self._keeper.acknowledge(subscriber, seq, by, answer=answer)
 
     def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
         """End the connections of one diagnosis that `which` picks; how many."""
@@ -146,6 +146,11 @@ class Registry(Watcher):
         cell = self._cells.get(diagnosis_id)
         known = None if cell is None or cell.roster.known is None else cell.roster.known.get(subscriber)
         return known is not None and bool(known.connections)
+
+    def rest_seconds(self, diagnosis_id: str) -> float:
+        """How long a quarantined diagnosis still rests; 0: it does not."""
+        cell = self._cells.get(diagnosis_id)
+        return 0.0 if cell is None else max(0.0, cell.quarantined_until - self._clock.monotonic())
 
     def end_all(self) -> None:
         """The server stops: say goodbye to every connection."""
@@ -279,14 +284,15 @@ class Registry(Watcher):
 
     # For rosters
 
-    def joined(self, subscriber: Subscriber, known: Known) -> None:
+    def joined(self, roster: Roster, subscriber: Subscriber) -> None:
         if self._trail is not None:
-            self._trail.note("connect", known.diagnosis_id, subscriber)
+            self._trail.note("connect", roster.diagnosis_id, subscriber)
 
-    def left(self, subscriber: Subscriber, known: Known) -> None:
-        self._keeper.left(known)
+    def left(self, roster: Roster, subscriber: Subscriber) -> None:
+        if subscriber.known is not None:
+            self._keeper.left(subscriber.known)
         if self._trail is not None:
-            self._trail.note("disconnect", known.diagnosis_id, subscriber)
+            self._trail.note("disconnect", roster.diagnosis_id, subscriber)
 
     def deserted(self, roster: Roster) -> None:
         cell = self._cells.get(roster.diagnosis_id)

@@ -56,6 +56,8 @@ class Plan:
     """Numbers in the gap that comes first."""
     queued: int
     """Events that follow before `live`."""
+    acknowledges: bool = False
+    """`cursor` is what the client says it has got, not only where it begins."""
 
 
 def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Plan:
@@ -73,7 +75,8 @@ def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Pl
         if wanted.after > window.head:
             return _reset(window, current)
         acknowledged = wanted.after if wanted.acknowledges or current is None else current
-        return _continue(window, wanted.after, max(acknowledged, current or Seq(0)))
+        said = wanted.acknowledges and wanted.after > 0
+        return _continue(window, wanted.after, max(acknowledged, current or Seq(0)), acknowledges=said)
     if current is not None:
         return _continue(window, current, current)
     if stored is not None:
@@ -82,10 +85,11 @@ def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Pl
     return Plan(Resume.FRESH, position, position, missed=0, queued=window.head - position)
 
 
-def _continue(window: Window, position: Seq, cursor: Seq) -> Plan:
+def _continue(window: Window, position: Seq, cursor: Seq, *, acknowledges: bool = False) -> Plan:
     missed = max(0, window.floor - position)
     resume = Resume.PARTIAL if missed else Resume.EXACT
-    return Plan(resume, position, cursor, missed, queued=window.head - max(position, window.floor))
+    queued = window.head - max(position, window.floor)
+    return Plan(resume, position, cursor, missed, queued, acknowledges)
 
 
 def _reset(window: Window, cursor: Seq | None) -> Plan:

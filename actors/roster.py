@@ -11,7 +11,7 @@ from typing import Final
 from actors.errors import DevicesExhausted
 from actors.ring import Ring
 from actors.subscriber import Ending, Subscriber
-from storage.records import Cursor, Epoch, Seq, SubscriberId
+from storage.records import AcknowledgedBy, Cursor, Epoch, Seq, SubscriberId
 
 DEVICES_MAX: Final = 100
 """Named devices of one user (or of all anonymous ones) per diagnosis. Beyond: the longest-unseen is forgotten."""
@@ -26,7 +26,17 @@ AT_RISK_LAG: Final = 80
 class Known:
     """A known subscriber: its cursor as this process has it, stored or about to be."""
 
-    __slots__ = ("acknowledged_at", "connections", "diagnosis_id", "epoch", "id", "seen_at", "seq", "waiting")
+    __slots__ = (
+        "acknowledged_at",
+        "acknowledged_by",
+        "connections",
+        "diagnosis_id",
+        "epoch",
+        "id",
+        "seen_at",
+        "seq",
+        "waiting",
+    )
 
     def __init__(self, diagnosis_id: str, cursor: Cursor) -> None:
         self.diagnosis_id = diagnosis_id
@@ -35,6 +45,7 @@ class Known:
         self.seq: Seq = cursor.seq
         self.seen_at = cursor.seen_at
         self.acknowledged_at = cursor.acknowledged_at
+        self.acknowledged_by: AcknowledgedBy | None = cursor.acknowledged_by
         self.connections: tuple[Subscriber, ...] = ()
         """Attached connections, oldest first: one, nearly always, for which a tuple takes a third of a dict."""
         self.waiting: dict[Subscriber, None] | None = None
@@ -46,6 +57,14 @@ class Known:
             at = self.connections.index(subscriber)
             self.connections = self.connections[:at] + self.connections[at + 1 :]
 
+    def acknowledgement_in(self, epoch: Epoch) -> tuple[float | None, AcknowledgedBy | None]:
+        """When its cursor in `epoch` last moved, and what moved it."""
+        return (self.acknowledged_at, self.acknowledged_by) if self.epoch == epoch else (None, None)
+
+    def acknowledged(self, at: float | None, by: AcknowledgedBy | None) -> None:
+        """Its cursor was moved; `None` both: it only begins there."""
+        self.acknowledged_at, self.acknowledged_by = at, by
+
     def seq_in(self, epoch: Epoch) -> Seq:
         """Its cursor in `epoch`: 0 if it belongs to another one."""
         return self.seq if self.epoch == epoch else Seq(0)
@@ -54,11 +73,11 @@ class Known:
 class Watcher:
     """Is told who comes and goes; here, nobody is."""
 
-    def joined(self, subscriber: Subscriber, known: Known) -> None:
-        """A connection of a known subscriber was attached."""
+    def joined(self, roster: Roster, subscriber: Subscriber) -> None:
+        """A connection was attached."""
 
-    def left(self, subscriber: Subscriber, known: Known) -> None:
-        """A connection of a known subscriber has left, for whatever reason."""
+    def left(self, roster: Roster, subscriber: Subscriber) -> None:
+        """A connection has left, for whatever reason."""
 
     def deserted(self, roster: Roster) -> None:
         """The last connection has left."""
@@ -106,34 +125,44 @@ class Roster:
             self._at_risk = None
         known.epoch, known.seq = epoch, seq
 
-    def attach(self, subscriber: Subscriber, known: Known, position: Seq) -> None:
-        """Let a connection follow from `position`; a named subscriber's older connection is replaced."""
+    def attach(self, subscriber: Subscriber, known: Known | None, position: Seq) -> None:
+        """Let a connection follow from `position`; a named subscriber's older connection is replaced.
+
+        Args:
+            known: whose connection it is; `None`: nobody's that is known, it peeks.
+        """
         assert self.ring is not None, "nobody is attached before the ring is loaded"
+        if known is not None:
+            self._connect(known, subscriber)
+        self.subscribers[subscriber] = None
+        subscriber.begin(self, known, position, self.ring.head)
+        self._watcher.joined(self, subscriber)
+
+    def _connect(self, known: Known, subscriber: Subscriber) -> None:
         if subscriber.id.device is not None:
             for older in known.connections:
                 self.end(older, Ending.REPLACED)
-        self.subscribers[subscriber] = None
         if not known.connections:
             self._online += 1
         known.connections += (subscriber,)
-        subscriber.begin(self, known, position, self.ring.head)
-        self._watcher.joined(subscriber, known)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Forget a connection. Idempotent."""
         if subscriber not in self.subscribers:
             return
         del self.subscribers[subscriber]
-        known = subscriber.known
-        assert known is not None, "an attached connection has a known subscriber"
+        if subscriber.known is not None:
+            self._disconnect(subscriber.known, subscriber)
+        self._watcher.left(self, subscriber)
+        if not self.subscribers:
+            self._watcher.deserted(self)
+
+    def _disconnect(self, known: Known, subscriber: Subscriber) -> None:
         known.left(subscriber)
         if not known.connections:
             self._online -= 1
         if known.waiting is not None:
             known.waiting.pop(subscriber, None)
-        self._watcher.left(subscriber, known)
-        if not self.subscribers:
-            self._watcher.deserted(self)
 
     def end(self, subscriber: Subscriber, ending: Ending) -> None:
         """Detach a connection for good and have its transport say why."""

@@ -97,7 +97,7 @@ class Subscriber:
         """A connection that is not attached yet.
 
         Args:
-            subscriber_id: whose cursor it shares.
+            subscriber_id: whose cursor it shares; of a connection that peeks: who it is, and no more.
             principal: who authenticated; opaque here, and exchanged when a newer token is shown.
             transport: carries frames to the client.
         """
@@ -108,17 +108,24 @@ class Subscriber:
         """The last number given to the transport; outlives incarnations of the actor."""
         self.roster: Roster | None = None
         self.known: Known | None = None
+        """Whose cursor it moves; `None`: it is not attached, or peeks."""
         self.gone = False
         """Detached for good: an actor that finds it in its mailbox leaves it alone."""
         self.released: Callable[[], None] | None = None
         """Called once, when it is detached for good: gives back what was taken for it."""
         self._live_due: Seq | None = None
 
-    def begin(self, roster: Roster, known: Known, position: Seq, head: Seq) -> None:
+    def begin(self, roster: Roster, known: Known | None, position: Seq, head: Seq) -> None:
         """Take a place in `roster`: everything above `position` is due, `live` at `head`. Called by `Roster.attach`."""
         self.roster, self.known = roster, known
         self.position = position
         self._live_due = head
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether `live` and everything in the ring has been taken."""
+        ring = None if self.roster is None else self.roster.ring
+        return ring is not None and self._live_due is None and self.position == ring.head
 
     def take(self, events_max: int) -> list[Due]:
         """What is due next, in wire order, and move the position past it; empty: in step with the ring.

@@ -209,10 +209,10 @@ class MemoryStore:
             return None
         seq = Seq(min(move.seq, stream.head))
         old = stream.cursors.get(move.subscriber)
-        if old is None:
-            new = Cursor(move.subscriber, move.epoch, seq, move.at, None)
-        elif old.epoch != move.epoch:
-            new = Cursor(move.subscriber, move.epoch, seq, max(old.seen_at, move.at), None)
+        if old is None or old.epoch != move.epoch:
+            seen_at = move.at if old is None else max(old.seen_at, move.at)
+            acknowledged_at = None if move.acknowledged_by is None else move.at
+            new = Cursor(move.subscriber, move.epoch, seq, seen_at, acknowledged_at, move.acknowledged_by)
         else:
             grown = seq > old.seq
             new = replace(old, seq=max(old.seq, seq), seen_at=max(old.seen_at, move.at))

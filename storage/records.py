@@ -151,7 +151,7 @@ class CursorMove:
     at: float
     """When the subscriber was seen; the time of acknowledgement where the cursor grows."""
     acknowledged_by: AcknowledgedBy | None = None
-    """What acknowledged, where the cursor grows."""
+    """What acknowledged, where the cursor grows or is the first of its epoch; `None` of a first one: it only begins."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,12 +254,12 @@ def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Se
 
 def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -> Seq:
     (stored,) = db.execute(
-        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :at, NULL, NULL)"
+        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :at, iif(:by IS NULL, NULL, :at), :by)"
         " ON CONFLICT DO UPDATE SET"
-        " acknowledged_at = CASE WHEN cursor.epoch <> excluded.epoch THEN NULL"
+        " acknowledged_at = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_at"
         "   WHEN excluded.seq > cursor.seq THEN excluded.seen_at ELSE cursor.acknowledged_at END,"
-        " acknowledged_by = CASE WHEN cursor.epoch <> excluded.epoch THEN NULL"
-        "   WHEN excluded.seq > cursor.seq THEN :by ELSE cursor.acknowledged_by END,"
+        " acknowledged_by = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_by"
+        "   WHEN excluded.seq > cursor.seq THEN excluded.acknowledged_by ELSE cursor.acknowledged_by END,"
         " seq = iif(cursor.epoch = excluded.epoch, max(cursor.seq, excluded.seq), excluded.seq),"
         " epoch = excluded.epoch,"
         " seen_at = max(cursor.seen_at, excluded.seen_at)"

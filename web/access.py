@@ -280,7 +280,8 @@ async def admit(services: Services, who: Principal, subscriber: Subscriber, para
         ActorError, StorageError: see `Registry.ask`; `Draining` also if the server has begun to stop meanwhile.
     """
     try:
-        admission = await services.registry.ask(parameters.diagnosis_id, Subscribe(subscriber, parameters.wanted))
+        message = Subscribe(subscriber, parameters.wanted, parameters.peeks)
+        admission = await services.registry.ask(parameters.diagnosis_id, message)
     except NoSuchDiagnosis:
         raise _absent(who, anonymous_allowed=services.settings.allow_anonymous) from None
     # Rights may have been taken away while the actor was asked; from here on the roster is told.

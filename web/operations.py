@@ -84,6 +84,7 @@ LIMIT: Final = Parameter(
 AFTER: Final = Parameter("after", "query", {"type": "string"}, "The `next` of the page before.")
 PAGE: Final = (LIMIT, AFTER)
 NUMBER: Final[Schema] = {"type": "string", "pattern": "^[0-9]{1,15}$"}
+EVENT_ID: Final[Schema] = {"type": "string", "pattern": "^([!-~]{1,64}[.][0-9]{1,15})?$"}
 DEVICE: Final = Parameter(
     "device", "query", {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}, "Names the subscriber."
 )
@@ -215,10 +216,15 @@ OPERATIONS: Final = (
         "Follow a diagnosis by Server-Sent Events; `data` holds the frames of `docs/asyncapi.yaml`.",
         {
             200: {
-                "description": "One message of the stream.",
+                "description": "One message of the stream. Where `Accept` names `text/event-stream`, a passing failure"
+                " (429, 503) is a stream, too: `retry`, one `bye` 1013, and the end.",
                 "type": "object",
                 "required": ["data"],
-                "properties": {"id": TEXT, "data": TEXT | {"contentMediaType": JSON}},
+                "properties": {
+                    "id": TEXT,
+                    "data": TEXT | {"contentMediaType": JSON},
+                    "retry": {"type": "integer", "minimum": 0, "description": "Milliseconds."},
+                },
             }
         },
         ("forbidden", "origin_not_allowed", "not_found", "invalid_field", *ACTOR),
@@ -229,13 +235,18 @@ OPERATIONS: Final = (
             Parameter("after", "query", NUMBER, "Resume after this number."),
             Parameter("epoch", "query", {"type": "string", "pattern": "^[!-~]{1,64}$"}, "The history of `after`."),
             Parameter("start", "query", {"type": "string", "pattern": "^(oldest|new|[0-9]{1,15})$"}, "Else, where."),
+            Parameter("peek", "query", {"type": "string", "enum": ["0", "1"]}, "1: only look; not with `device`."),
             Parameter(
-                "Last-Event-ID",
-                "header",
-                {"type": "string", "pattern": "^([!-~]{1,64}[.][0-9]{1,15})?$"},
-                "Resume after the message with this id; wins over `after`.",
-                example="3f2a9c.7",
+                "heartbeat",
+                "query",
+                {"type": "integer", "minimum": 5, "maximum": 300},
+                "A `heartbeat` after so many seconds without a message, in place of a comment.",
             ),
+            Parameter(
+                "Last-Event-ID", "header", EVENT_ID, "Resume after this message; wins over the query.", example="3f.7"
+            ),
+            Parameter("lastEventId", "query", EVENT_ID, "The same, as polyfills send it; wins over `after`."),
+            Parameter("Last-Event-ID", "query", EVENT_ID, "The same, as other polyfills send it."),
         ),
         answer_type=EVENT_STREAM,
         access="maybe",

@@ -72,4 +72,5 @@ def _shown(delivery: Delivery) -> dict[str, object]:
         "cursor": delivery.cursor,
         "state": delivery.state.value,
         "acknowledged_at": None if at is None else wire.timestamp(at),
+        "acknowledged_by": delivery.acknowledged_by,
     }

@@ -153,6 +153,7 @@ _ANSWERS: Final[dict[str, Schema]] = {
         cursor=COUNT,
         state=words("acknowledged", "written", "pending", "lost"),
         acknowledged_at=or_null(TIME),
+        acknowledged_by=or_null(words("transport", "app")),
     ),
     "Deliveries": page("Delivery"),
     "Window": thing(**_WINDOW),

@@ -12,7 +12,7 @@ from actors.registry import Registry
 from actors.ring import Gap
 from actors.subscriber import Due, Ending, EventFrame, Live, Subscriber
 from storage.clock import Clock
-from storage.records import Seq
+from storage.records import AcknowledgedBy, Seq
 from web import wire
 from web.edge.flood import FrameRate
 from web.errors import CloseCode
@@ -21,11 +21,11 @@ from web.records import Ack, Auth, Ping
 from web.tokens import Principal
 
 REPEATS_PER_SECOND_MAX: Final = 1000
-"""Acknowledgements of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
+"""AcknowledgedBys of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
 come only as often as events do; these might never end."""
 
 RETRY_SPREAD_SECONDS: Final = 5.0
-"""Clients of a server that stops are told to come back at random within this time."""
+"""Clients that are all sent away at once are told to come back at random within this time."""
 
 
 class Speaker(Protocol):
@@ -46,7 +46,7 @@ class Session:
         "_repeats",
         "_speaker",
         "_subscriber",
-        "acknowledges",
+        "ack",
         "diagnosis_id",
         "is_live",
         "is_warned",
@@ -59,7 +59,7 @@ class Session:
         who: Principal,
         subscriber: Subscriber,
         *,
-        acknowledges: bool,
+        ack: AcknowledgedBy | None,
         speaker: Speaker,
         registry: Registry,
         expiry: Expiry,
@@ -68,11 +68,11 @@ class Session:
         """A conversation that begins now.
 
         Args:
-            acknowledges: the client moves its cursor itself (`ack=app`); otherwise the transport does.
+            ack: what moves the cursor of this connection, `None`: nothing does, it peeks.
             speaker: carries what the session says.
             expiry: watches the token from now on.
         """
-        self.acknowledges = acknowledges
+        self.ack = ack
         self.who = who
         self.diagnosis_id = diagnosis_id
         self.is_live = False
@@ -118,7 +118,9 @@ class Session:
         return True
 
     def _take_ack(self, seq: Seq) -> bool:
-        if not self._registry.acknowledge(self._subscriber, seq, answer=True):
+        if self.ack is None:
+            raise wire.FrameError("invalid_field", "ack is not for a connection that peeks: it has no cursor")
+        if not self._registry.acknowledge(self._subscriber, seq, "app", answer=True):
             raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
         if seq > self._acknowledged:
             self._acknowledged = seq
@@ -147,7 +149,7 @@ class Session:
 
     def reached(self, seq: Seq) -> bool:
         """The transport's receipt: everything up to `seq` has reached the client; False if that cannot be."""
-        return self._registry.acknowledge(self._subscriber, seq)
+        return self._registry.acknowledge(self._subscriber, seq, "transport")
 
     def acknowledged(self, seq: Seq) -> None:
         """The cursor is stored."""
@@ -169,7 +171,10 @@ class Session:
 
     def goodbye(self, code: CloseCode, reason: str, jitter: Callable[[], float]) -> tuple[bytes, int | None]:
         """The `bye` frame before a close, and when the client is told to come back, in milliseconds; `None`: not."""
-        retry = round(jitter() * RETRY_SPREAD_SECONDS * 1000) if code is CloseCode.RESTART else None
+        retry = None
+        if code in (CloseCode.RESTART, CloseCode.TRY_LATER):
+            rest_seconds = self._registry.rest_seconds(self.diagnosis_id)
+            retry = round((rest_seconds + jitter() * RETRY_SPREAD_SECONDS) * 1000)
         return self.frame("bye", wire.bye_data(code, reason, retry)), retry
 
     def say(self, kind: str, data: object) -> None:

@@ -17,9 +17,16 @@ from actors.messages import Admission
 from actors.subscriber import Subscriber
 from actors.supervisor import describe
 from storage.errors import StorageError
-from storage.records import SubscriberId
+from storage.records import AcknowledgedBy, SubscriberId
 from web import wire
-from web.access import admit, authenticate_socket, check_may_subscribe, hold_connection, selected_subprotocol
+from web.access import (
+    admit,
+    authenticate_socket,
+    check_may_subscribe,
+    hold_connection,
+    selected_subprotocol,
+    socket_token,
+)
 from web.edge.adoption import Adoption, NotAdoptable, adoption_of
 from web.edge.channel import Channel
 from web.edge.follower import Follower
@@ -70,7 +77,7 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
     """
     if (repeated := repeated_parameter(websocket.args)) is not None:
         raise ConnectionRefused(invalid_parameter(repeated))
-    parameters = parse(diagnosis_id, websocket.args)
+    parameters = _parameters(services, diagnosis_id)
     who = authenticate_socket(services, websocket)
     await check_may_subscribe(services, who, parameters.diagnosis_id)
     # Interned: all who follow a diagnosis share one text. Not before it is known to be registered: Python 3.12 never
@@ -89,6 +96,13 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
         raise
 
 
+def _parameters(services: Services, diagnosis_id: str) -> Parameters:
+    # A browser's network layer answers Pings while the page is frozen or stuck (decision 0055).
+    default_ack: AcknowledgedBy = "app" if "Origin" in websocket.headers else "transport"
+    anonymous = services.settings.allow_anonymous and socket_token(services, websocket) is None
+    return parse(diagnosis_id, websocket.args, anonymous=anonymous, default_ack=default_ack)
+
+
 def _begin(
     services: Services, follower: Follower, parameters: Parameters, who: Principal
 ) -> tuple[Session, Subscriber]:
@@ -97,18 +111,18 @@ def _begin(
         parameters.diagnosis_id,
         who,
         subscriber,
-        acknowledges=parameters.app_acknowledges,
+        ack=parameters.ack,
         speaker=follower,
         registry=services.registry,
         expiry=services.expiry,
         clock=services.clock,
     )
-    follower.begin(session, subscriber)
+    follower.begin(session, subscriber, parameters.heartbeat_seconds)
     return session, subscriber
 
 
 def _greeting(session: Session, admission: Admission, parameters: Parameters) -> bytes:
-    return session.frame("connect", wire.connect_data(admission, session.who, parameters.device))
+    return session.frame("connect", wire.connect_data(admission, session.who, parameters.device, parameters.ack))
 
 
 def _refuse(services: Services, adoption: Adoption, head: bytes, diagnosis_id: str, refusal: Refusal) -> None:

@@ -28,14 +28,19 @@ from web.tokens import Principal
 
 STREAM_MEDIA_TYPE: Final = "text/event-stream"
 
+ROUTE: Final = "streams.follow"
+"""Quart's name for the route."""
+
+LAST_EVENT_ID: Final = "Last-Event-ID"
+
 EVENTS_AT_ONCE: Final = 50
 """Events in one write. Reason: what was written lies in memory until the client reads."""
 
 REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and its stream ends."""
 
-HEARTBEAT: Final = b":\n\n"
-"""A comment: keeps proxies and the client's own timer from giving up a silent stream."""
+COMMENT: Final = b":\n\n"
+"""Keeps proxies and the client's own timer from giving up a silent stream."""
 
 
 class StreamTransport:
@@ -76,7 +81,7 @@ class StreamTransport:
 
     async def woken(self, seconds: float) -> bool:
         """Wait until there may be something to do; False: there was nothing for so long."""
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(max(0.0, seconds)):
             await self._woken.wait()
             self._woken = trio.Event()
             return True
@@ -94,10 +99,10 @@ def streams(services: Services) -> Blueprint:
             # Unlike other GETs this one changes something: it may take over a connection, and acknowledge.
             raise Problem("origin_not_allowed", "pages of this origin may not do this")
         who = authenticate(services, anonymous_allowed=anonymous_allowed, query_allowed=True)
-        parameters = parse_stream(diagnosis_id, request.args, request.headers.get("Last-Event-ID"))
+        parameters = parse_stream(diagnosis_id, request.args, last_event_id(), anonymous=who.sub is None)
         await authorized_to_follow(services, who, parameters.diagnosis_id)
         if request.method == "HEAD":
-            return _response(b"")
+            return stream_response(b"")
         transport = StreamTransport()
         subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, transport)
         at_end(subscriber.detach)
@@ -106,12 +111,25 @@ def streams(services: Services) -> Blueprint:
             admission = await admit(services, who, subscriber, parameters)
         except ConnectionRefused as refused:
             raise problem_of_refusal(refused.refusal) from None
-        return _response(_frames(services, parameters, transport, subscriber, who, admission))
+        return stream_response(_frames(services, parameters, transport, subscriber, who, admission))
 
     return blueprint
 
 
-def _response(body: bytes | AsyncIterator[bytes]) -> Response:
+def last_event_id() -> str | None:
+    """The header of the current request; `None`: there is none.
+
+    Raises:
+        Problem: `invalid_field`, there are two.
+    """
+    given = request.headers.getlist(LAST_EVENT_ID)
+    if len(given) > 1:
+        raise Problem("invalid_field", f"{LAST_EVENT_ID} must be given once")
+    return given[0] if given else None
+
+
+def stream_response(body: bytes | AsyncIterator[bytes]) -> Response:
+    """An answer that is a stream of events, or begins and ends as one."""
     # `no`: nginx would otherwise collect the stream before it passes it on.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Response(body, headers=headers, content_type=STREAM_MEDIA_TYPE)
@@ -130,25 +148,39 @@ async def _frames(
         parameters.diagnosis_id,
         who,
         subscriber,
-        acknowledges=True,
+        ack=parameters.ack,
         speaker=transport,
         registry=services.registry,
         expiry=services.expiry,
         clock=services.clock,
     )
-    epoch = admission.window.epoch
-    greeting = session.frame("connect", wire.connect_data(admission, who, parameters.device))
+    epoch, clock = admission.window.epoch, services.clock
+    silence_seconds = parameters.heartbeat_seconds or wire.PING_INTERVAL_SECONDS
+
+    def reached(frame: bytes) -> bytes:
+        """A frame that is no event: its id is the position reached, as that of every message."""
+        return message(frame, f"{epoch}.{subscriber.position}")
+
+    greeting = session.frame("connect", wire.connect_data(admission, who, parameters.device, parameters.ack))
     yield message(greeting, f"{epoch}.{admission.plan.position}")
+    spoke_at = clock.monotonic()
     while not transport.overflowed:
         if replies := transport.take_replies():
-            yield b"".join(message(frame) for frame in replies)
+            yield b"".join(map(reached, replies))
+            spoke_at = clock.monotonic()
         if transport.ending is not None:
-            yield _goodbye(services, session, transport.ending)
+            bye, retry_ms = session.goodbye(*close_of(transport.ending), services.jitter)
+            yield with_retry(reached(bye), retry_ms)
             return
         if due := subscriber.take(EVENTS_AT_ONCE):
             yield b"".join(_due_message(session, epoch, item) for item in due)
-        elif not await transport.woken(wire.PING_INTERVAL_SECONDS):
-            yield HEARTBEAT
+            spoke_at = clock.monotonic()
+        elif not await transport.woken(spoke_at + silence_seconds - clock.monotonic()):
+            spoke_at = clock.monotonic()
+            if parameters.heartbeat_seconds is None:
+                yield COMMENT
+            elif subscriber.is_caught_up:
+                yield reached(session.frame("heartbeat", wire.seq_data(subscriber.position)))
 
 
 def _due_message(session: Session, epoch: Epoch, due: Due) -> bytes:
@@ -157,9 +189,9 @@ def _due_message(session: Session, epoch: Epoch, due: Due) -> bytes:
     return message(wire.event_json(frame) if isinstance(due, EventFrame) else frame, f"{epoch}.{reached}")
 
 
-def _goodbye(services: Services, session: Session, ending: Ending) -> bytes:
-    frame, retry = session.goodbye(*close_of(ending), services.jitter)
-    return message(frame) if retry is None else b"retry: %d\n%b" % (retry, message(frame))
+def with_retry(said: bytes, retry_ms: int | None) -> bytes:
+    """A message, and before it when the browser is to come back; `None`: as ever."""
+    return said if retry_ms is None else b"retry: %d\n%b" % (retry_ms, said)
 
 
 def message(data: bytes, event_id: str | None = None) -> bytes:

@@ -19,7 +19,7 @@ import msgspec
 
 from actors.messages import Admission
 from actors.ring import Gap
-from storage.records import Event, NewEvent, Seq
+from storage.records import AcknowledgedBy, Event, NewEvent, Seq
 from web.edge import frames
 from web.errors import Problem
 from web.records import (
@@ -272,13 +272,16 @@ def frame(kind: str, diagnosis_id: str, at: float, data: object) -> bytes:
     return encode(envelope)
 
 
-def connect_data(admission: Admission, who: Principal, device: str | None) -> dict[str, object]:
-    """`data` of the `connect` frame."""
+def connect_data(
+    admission: Admission, who: Principal, device: str | None, ack: AcknowledgedBy | None
+) -> dict[str, object]:
+    """`data` of the `connect` frame; `ack` `None`: the client peeks."""
     window, plan = admission.window, admission.plan
     return {
         "message": "Connected to real-time updates",
         "user_id": who.sub,
         "device": device,
+        "ack": ack,
         "epoch": window.epoch,
         "head": window.head,
         "floor": window.floor,

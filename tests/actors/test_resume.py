@@ -65,9 +65,9 @@ def test_a_connection_begins_where_the_protocol_says(
     queued: int,
 ) -> None:
     known = None if stored is None else (stored[0], Seq(stored[1]))
-    assert plan(window(head, floor), asked, known) == Plan(
-        Resume(resume), Seq(position), Seq(cursor), missed=missed, queued=queued
-    )
+    decided = plan(window(head, floor), asked, known)
+    acknowledges = decided.resume is not Resume.RESET and bool(asked.after)
+    assert decided == Plan(Resume(resume), Seq(position), Seq(cursor), missed, queued, acknowledges)
 
 
 @given(

@@ -18,7 +18,7 @@ from actors.subscriber import Burst, Ending, EventFrame, Live, Subscriber
 from actors.supervisor import Limits
 from storage.errors import StorageError
 from storage.memory import MemoryStore
-from storage.records import Appended, Event, NewEvent, Seq, SubscriberId, Window
+from storage.records import AcknowledgedBy, Appended, Event, NewEvent, Seq, SubscriberId, Window
 from storage.store import PendingAppend, Store
 
 DIAGNOSIS = "d"
@@ -170,15 +170,17 @@ class World:
         """Publish one event."""
         return await self.registry.ask(diagnosis_id, Publish(NewEvent("feedback_update", body, key, body)))
 
-    async def connect(self, reader: Reader, wanted: Wanted | None = None, diagnosis_id: str = DIAGNOSIS) -> Admission:
+    async def connect(
+        self, reader: Reader, wanted: Wanted | None = None, diagnosis_id: str = DIAGNOSIS, *, peeks: bool = False
+    ) -> Admission:
         """Attach a reader, which takes at once what is due."""
-        admission = await self.registry.ask(diagnosis_id, Subscribe(reader.subscriber, wanted or Wanted()))
+        admission = await self.registry.ask(diagnosis_id, Subscribe(reader.subscriber, wanted or Wanted(), peeks))
         reader.wake()
         return admission
 
-    def acknowledge(self, reader: Reader, seq: int, *, answer: bool = False) -> bool:
+    def acknowledge(self, reader: Reader, seq: int, by: AcknowledgedBy = "app", *, answer: bool = False) -> bool:
         """Acknowledge as this reader's client would."""
-        return self.registry.acknowledge(reader.subscriber, Seq(seq), answer=answer)
+        return self.registry.acknowledge(reader.subscriber, Seq(seq), by, answer=answer)
 
     async def settled(self, diagnosis_id: str = DIAGNOSIS) -> Window:
         """Wait until everything that is in the mailbox now is done."""

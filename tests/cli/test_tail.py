@@ -6,13 +6,15 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trio
-from trio_websocket import WebSocketConnection, WebSocketRequest, serve_websocket
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
+from web.cli import main
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, Unreachable
 from web.commands.following import Position
@@ -47,8 +49,8 @@ async def standing_in(*acts: Act) -> AsyncIterator[StandIn]:
         nursery.cancel_scope.cancel()
 
 
-def connect(resume: str = "fresh", epoch: str = "e1", floor: int = 0, head: int = 2) -> str:
-    data = {"resume": resume, "epoch": epoch, "floor": floor, "head": head, "missed": 0, "queued": 0}
+def connect(resume: str = "fresh", epoch: str = "e1", floor: int = 0, head: int = 2, ack: str | None = None) -> str:
+    data = {"resume": resume, "epoch": epoch, "floor": floor, "head": head, "missed": 0, "queued": 0, "ack": ack}
     return json.dumps({"type": "connect", "diagnosis_id": 42, "data": data})
 
 
@@ -167,7 +169,7 @@ async def test_with_application_acknowledgement_each_printed_event_is_acknowledg
     all_of_them = trio.Event()
 
     async def act(connection: WebSocketConnection) -> None:
-        await says_now(connection, connect(), event(1), event(2))
+        await says_now(connection, connect(ack="app"), event(1), event(2))
         acknowledged.extend([json.loads(await connection.get_message()) for _ in range(2)])
         all_of_them.set()
         await trio.sleep_forever()
@@ -179,6 +181,67 @@ async def test_with_application_acknowledgement_each_printed_event_is_acknowledg
             nursery.cancel_scope.cancel()
         assert stand_in.queries[0] == {"ack": ["app"]}
     assert acknowledged == [{"type": "ack", "seq": 1}, {"type": "ack", "seq": 2}]
+
+
+async def test_a_peek_comes_back_as_one_and_acknowledges_nothing() -> None:
+    said: list[Any] = []
+
+    async def act(connection: WebSocketConnection) -> None:
+        await says_now(connection, connect("exact"), event(2), other("pong"), event(3))
+        with pytest.raises(ConnectionClosed):
+            said.append(await connection.get_message())
+
+    async with standing_in(says(connect(), event(1), then_close=(1012, "restart")), act) as stand_in:
+        await tail_of(stand_in, peek=True, events_max=3).follow(True)
+        assert stand_in.queries == [{"peek": ["1"]}, {"peek": ["1"], "after": ["1"], "epoch": ["e1"]}]
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "query"),
+    [
+        (["--token", "t"], {"ack": ["app"]}),
+        (["--token", "t", "--peek"], {"peek": ["1"]}),
+        (["--token", "t", "--ack", "transport"], {"ack": ["transport"]}),
+        (["--device", "d"], {"device": ["d"], "ack": ["app"]}),
+        ([], {}),
+    ],
+)
+async def test_the_line_that_is_printed_acknowledges_unless_the_server_would_refuse_that(
+    arguments: list[str], query: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no key lies here
+    monkeypatch.delenv("AVICENNA_TOKEN", raising=False)
+    async with standing_in(says(connect(), event(1))) as stand_in:
+        command = ["tail", "42", "--url", stand_in.url, "--count", "1", *arguments]
+        assert await trio.to_thread.run_sync(main, command) == 0
+        assert stand_in.queries == [query]
+
+
+@pytest.mark.parametrize("other_option", [["--device", "d"], ["--ack", "app"]])
+def test_a_peek_with_a_queue_is_refused_before_anything_is_sent(
+    other_option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tail", "42", "--peek", *other_option]) == 2
+    assert "--peek" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resume", ["fresh", "reset"])
+async def test_how_many_events_before_the_first_are_gone_is_said(
+    resume: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with standing_in(says(connect(resume, floor=12, head=13), event(13))) as stand_in:
+        await tail_of(stand_in, events_max=1).follow(True)
+    assert capsys.readouterr().err.rstrip().endswith("; 12 events before #13 are gone")
+
+
+async def test_nothing_is_said_to_be_gone_where_nothing_is_or_a_gap_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for frame in (connect("fresh"), connect("exact", floor=1), connect("partial", floor=1)):
+        async with standing_in(says(frame, event(2))) as stand_in:
+            await tail_of(stand_in, events_max=1).follow(True)
+    assert "gone" not in capsys.readouterr().err
 
 
 async def test_a_token_of_our_own_is_renewed_before_it_expires() -> None:

@@ -12,7 +12,7 @@ import trio
 from actors.messages import Subscribe
 from actors.resume import Wanted
 from actors.subscriber import Subscriber
-from storage.records import SubscriberId
+from storage.records import AcknowledgedBy, SubscriberId
 from tests.actors.world import DIAGNOSIS, World, WorldClock, world
 from tests.edge.raw import RawClient
 from web import wire
@@ -41,16 +41,24 @@ class Edge:
         sub: str = "amira",
         device: str | None = None,
         *,
-        acknowledges: bool = False,
+        ack: AcknowledgedBy | None = "transport",
         wanted: Wanted | None = None,
         head: bytes = b"",
+        heartbeat_seconds: int | None = None,
     ) -> tuple[RawClient, Follower]:
         """A client that follows the diagnosis, and the server's end of it."""
-        follower = self.prepare(sub, device, acknowledges=acknowledges)
+        follower = self.prepare(sub, device, ack=ack, heartbeat_seconds=heartbeat_seconds)
         await self.admit(follower, wanted)
         return self.opened(follower, head), follower
 
-    def prepare(self, sub: str = "amira", device: str | None = None, *, acknowledges: bool = False) -> Follower:
+    def prepare(
+        self,
+        sub: str = "amira",
+        device: str | None = None,
+        *,
+        ack: AcknowledgedBy | None = "transport",
+        heartbeat_seconds: int | None = None,
+    ) -> Follower:
         """The server's end before it has a socket."""
         follower, who = Follower(self.hub), Principal(sub)
         subscriber = Subscriber(SubscriberId(sub, device), who, follower)
@@ -58,18 +66,20 @@ class Edge:
             DIAGNOSIS,
             who,
             subscriber,
-            acknowledges=acknowledges,
+            ack=ack,
             speaker=follower,
             registry=self.world.registry,
             expiry=self.expiry,
             clock=self.hub.clock,
         )
-        follower.begin(session, subscriber)
+        follower.begin(session, subscriber, heartbeat_seconds)
         return follower
 
     async def admit(self, follower: Follower, wanted: Wanted | None = None) -> None:
         """Have the actor attach it."""
-        await self.world.registry.ask(DIAGNOSIS, Subscribe(follower._subscriber, wanted or Wanted()))
+        await self.world.registry.ask(
+            DIAGNOSIS, Subscribe(follower._subscriber, wanted or Wanted(), follower._session.ack is None)
+        )
 
     def opened(self, follower: Follower, head: bytes = b"") -> RawClient:
         """Give it a socket; the other end of it."""

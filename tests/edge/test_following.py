@@ -69,7 +69,7 @@ async def test_who_was_told_to_end_before_its_first_write_is_told_after_the_gree
     [
         (Ending.REPLACED, 4000, None),
         (Ending.REVOKED, 1008, None),
-        (Ending.QUARANTINED, 1013, None),
+        (Ending.QUARANTINED, 1013, 2500),
         (Ending.STOPPING, 1012, 2500),
     ],
 )
@@ -191,7 +191,7 @@ async def test_a_client_that_acknowledges_by_itself_is_not_asked_and_its_pongs_m
 ) -> None:
     async with edge() as server:
         await server.publish(2)
-        client, _ = await server.follow(acknowledges=True)
+        client, _ = await server.follow(ack="app")
         await client.says("feedback_update", "feedback_update", "live")
         await client.pong(b"2")
         await server.publish()

@@ -30,7 +30,7 @@ def good(schema: Schema) -> str | None:
         return GOOD[schema["pattern"]]
     if "enum" in schema:
         return str(schema["enum"][-1])
-    return "1" if schema["type"] == "integer" else None
+    return str(schema["minimum"]) if schema["type"] == "integer" else None
 
 
 def parameters(place: str) -> list[Any]:
@@ -75,7 +75,7 @@ def is_key(text: str) -> bool:
 
 def is_event_id(text: str) -> bool:
     try:
-        parse_stream("42", {}, text)
+        parse_stream("42", {}, text, anonymous=False)
     except Problem:
         return False
     return True

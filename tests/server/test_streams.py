@@ -132,7 +132,7 @@ async def test_a_stream_carries_the_frames_of_a_websocket_each_with_the_position
         live = await stream.next()
         assert (live.number, live.frame) == (3, await client.next())
     # Each has a token of its own.
-    own = {"device": "phone", "token_expires_at": frames[0]["data"]["token_expires_at"]}
+    own = {"device": "phone", "ack": "transport", "token_expires_at": frames[0]["data"]["token_expires_at"]}
     assert messages[0].frame["data"] | own == frames[0]["data"]
     assert [one.frame for one in messages[1:3]] == frames[1:3]
     epoch = frames[0]["data"]["epoch"]
@@ -211,7 +211,7 @@ async def test_a_newer_stream_of_a_device_takes_over_and_the_older_one_ends(serv
         async with server.connect(device="browser") as newer:
             await newer.until_live()
             bye = await older.next()
-            assert (bye.frame["type"], bye.frame["data"]["code"], bye.event_id) == ("bye", 4000, None)
+            assert (bye.frame["type"], bye.frame["data"]["code"], bye.number) == ("bye", 4000, 0)
             with pytest.raises(EOFError):
                 await older.block()
             await server.publish(1)
@@ -227,6 +227,7 @@ async def test_a_stopping_server_tells_a_browser_when_to_come_back(settings: Set
             bye = await stream.next()
     assert bye.frame["data"]["code"] == 1012
     assert stream.retry == str(bye.frame["data"]["retry_after_ms"])
+    assert bye.number == 0
 
 
 async def test_a_viewer_that_is_removed_loses_the_stream(server: Server) -> None:

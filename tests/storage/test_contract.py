@@ -503,6 +503,17 @@ async def test_a_cursor_tells_what_made_it_grow(store: Store) -> None:
     assert await after(4, "transport") == "app"
 
 
+@pytest.mark.parametrize("by", [None, "app"])
+async def test_the_first_cursor_of_a_subscriber_is_an_acknowledgement_if_it_says_so(
+    store: Store, by: AcknowledgedBy | None
+) -> None:
+    epoch = (await store.register("d", "amira", [])).diagnosis.epoch
+    await append_numbers(store, 3)
+    await store.move_cursors([CursorMove("d", PHONE, epoch, Seq(2), 5.0, by)])
+    (cursor,) = await store.cursors("d")
+    assert (cursor.acknowledged_by, cursor.acknowledged_at) == (by, None if by is None else 5.0)
+
+
 async def test_a_diagnosis_in_memory_is_as_the_last_change_left_it(store: Store) -> None:
     assert store.known("d") is None
     made = (await store.register("d", "amira", [])).diagnosis

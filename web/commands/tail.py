@@ -19,7 +19,7 @@ from wsproto.utilities import LocalProtocolError
 
 from web.commands.arguments import whole
 from web.commands.client import Client
-from web.commands.failures import INTERRUPTED, CommandFailed
+from web.commands.failures import INTERRUPTED, CommandFailed, UsageError
 from web.commands.finding import add_client_options, client_of
 from web.commands.following import EVENTS, NORMAL, NOTHING_HEARD, PROTOCOL_ERROR, Backoff, Position, comes_back
 from web.commands.printing import compact, printable, say, say_aside
@@ -66,13 +66,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser("tail", help="follow a diagnosis", description="Follow a diagnosis, line by line.")
     parser.add_argument("id", metavar="ID", help="the diagnosis")
     parser.add_argument("--device", metavar="D", help="a queue of your own under this name, remembered by the server")
+    parser.add_argument(
+        "--peek", action="store_true", help="only look: the server does not count you among its readers"
+    )
     parser.add_argument("--after", type=whole(0, 10**15 - 1), metavar="N", help="resume after this number")
     parser.add_argument("--epoch", metavar="E", help="the numbering N belongs to; default: the current one")
     parser.add_argument("--start", metavar="S", help="without a position: oldest (default), new, or the newest n")
     parser.add_argument(
         "--ack",
         choices=("app", "transport"),
-        default="app",
         help="what acknowledges an event: its line, once printed (app, the default), or the connection",
     )
     parser.add_argument("--count", type=whole(1, 10**15), metavar="N", help="end after so many events")
@@ -83,13 +85,19 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Follow until Ctrl-C, the last event that was asked for, or an end that must not be retried."""
+    if arguments.peek and (arguments.device or arguments.ack):
+        raise UsageError("--peek acknowledges nothing, and goes together with neither --device nor --ack")
+    client = client_of(arguments, "monitor")
+    # Without a token and a device the server takes it for a peek.
+    peeks = arguments.peek or (arguments.device is None and client.credentials.token() is None)
     tail = Tail(
-        client_of(arguments, "monitor"),
+        client,
         arguments.id,
         Position(arguments.after, arguments.epoch),
         device=arguments.device,
         start=arguments.start,
-        ack=arguments.ack,
+        peek=arguments.peek,
+        ack=arguments.ack or (None if peeks else "app"),
         events_max=arguments.count,
         as_json=arguments.json,
         jitter=random.random,
@@ -118,6 +126,7 @@ class Tail:
         *,
         jitter: Callable[[], float],
         device: str | None = None,
+        peek: bool = False,
         start: str | None = None,
         ack: str | None = None,
         events_max: int | None = None,
@@ -133,8 +142,11 @@ class Tail:
         self._diagnosis_id = diagnosis_id
         self._position = position
         self._device = device
+        self._peek = peek
         self._start = start
         self._ack = ack
+        self._acknowledges = False
+        """Whether the server waits for our acknowledgements: it says so in `connect`."""
         self._events_left = events_max
         self._as_json = as_json
         self._backoff = Backoff(jitter)
@@ -163,7 +175,8 @@ class Tail:
 
     async def _connect_once(self, reconnect: bool) -> Ended:
         """One connection, from the socket to its end."""
-        query = {"device": self._device, "ack": self._ack, **self._position.query(self._start)}
+        peek = "1" if self._peek else None
+        query = {"device": self._device, "peek": peek, "ack": self._ack, **self._position.query(self._start)}
         target = self._client.target("ws", self._diagnosis_id, query=query)
         self._bye, self._refused_token = {}, False
         try:
@@ -251,6 +264,7 @@ class Tail:
             raise BadFrame from error
         if kind == "connect":
             self._admitted = True
+            self._acknowledges = data.get("ack") == "app"
         elif kind == "live":
             self._backoff.reset()
         elif kind == "bye":
@@ -259,7 +273,7 @@ class Tail:
             self._refused_token = True
         elif kind == "auth_expiring" and self._client.credentials.renewable:
             await connection.send_message(json.dumps({"type": "auth", "token": self._client.credentials.token()}))
-        if self._ack == "app" and (kind in EVENTS or kind == "gap"):
+        if self._acknowledges and (kind in EVENTS or kind == "gap"):
             # Printed and flushed: only now may the server forget it.
             reached = frame["seq"] if kind in EVENTS else data["to"]
             await connection.send_message(json.dumps({"type": "ack", "seq": reached}))
@@ -325,7 +339,14 @@ def connect_line(diagnosis_id: str, data: dict[str, Any]) -> str:
         "reset": "anew: the numbering changed, reload your data",
     }
     way = ways.get(data["resume"], data["resume"])
-    return f"connected to diagnosis {diagnosis_id}, {way}; {data['queued']} queued, head #{data['head']}"
+    line = f"connected to diagnosis {diagnosis_id}, {way}; {data['queued']} queued, head #{data['head']}"
+    if data["resume"] in ("fresh", "reset") and data["floor"]:
+        # Of the other ways, a gap frame says so.
+        floor = data["floor"]
+        line += (
+            f"; {floor} {'event' if floor == 1 else 'events'} before #{floor + 1} {'is' if floor == 1 else 'are'} gone"
+        )
+    return line
 
 
 def _given(data: dict[str, Any], *names: str) -> str:

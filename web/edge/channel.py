@@ -136,6 +136,9 @@ class Channel:
     def ask_receipt(self) -> None:
         """Ask the client how far it has received, if that is of use."""
 
+    def beat(self, now: float) -> None:
+        """Send a heartbeat if one is due. Called for those the hub was told of (`Hub.add_beating`)."""
+
     def goodbye(self, code: CloseCode, reason: str, *, deaf: bool = False) -> None:
         """Close from this side, as `close` does."""
         self.close(code, reason, deaf=deaf)

@@ -6,12 +6,15 @@ would block falls out of step, and is caught up from its position when the hub s
 
 from __future__ import annotations
 
+import socket
 from typing import Final
 
 from actors.subscriber import Burst, Ending, EventFrame, Subscriber
 from storage.records import Seq
+from web import wire
 from web.edge import frames
 from web.edge.channel import Channel, State
+from web.edge.heartbeat import Heartbeat
 from web.edge.hub import Hub
 from web.edge.receipts import RECEIPT_EVENTS_MAX, receipt_ping, receipt_seq
 from web.errors import CloseCode, close_of
@@ -29,7 +32,7 @@ assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
 class Follower(Channel):
     """A subscriber's transport; see `actors.subscriber.Transport`. What it is fed never raises into its actor."""
 
-    __slots__ = ("_asks", "_confirmed", "_owes_receipt", "_session", "_subscriber")
+    __slots__ = ("_asks", "_confirmed", "_heartbeat", "_owes_receipt", "_session", "_subscriber")
 
     _session: Session
     _subscriber: Subscriber
@@ -37,16 +40,23 @@ class Follower(Channel):
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         self._asks = True
-        """Whether the client is asked for receipts: it does not acknowledge by itself."""
+        """Whether the client is asked for receipts: its transport acknowledges."""
         self._confirmed = Seq(0)
         """The highest number a Pong has confirmed."""
         self._owes_receipt = False
         """A Ping for a receipt is due as soon as something can be written."""
+        self._heartbeat: Heartbeat | None = None
 
-    def begin(self, session: Session, subscriber: Subscriber) -> None:
-        """Know whom this carries frames to. Before the subscriber is given to an actor."""
+    def begin(self, session: Session, subscriber: Subscriber, heartbeat_seconds: int | None = None) -> None:
+        """Know whom this carries frames to. Before the subscriber is given to an actor.
+
+        Args:
+            heartbeat_seconds: longest silence, `None`: the client asked for no heartbeats.
+        """
         self._session, self._subscriber = session, subscriber
-        self._asks = not session.acknowledges
+        self._asks = session.ack == "transport"
+        if heartbeat_seconds is not None:
+            self._heartbeat = Heartbeat(heartbeat_seconds, self._hub.clock.monotonic(), Seq(0))
 
     # Transport
 
@@ -101,6 +111,24 @@ class Follower(Channel):
             self._hub.contain(self, error)
 
     # Channel
+
+    def open(self, sock: socket.socket, head: bytes) -> None:
+        super().open(sock, head)
+        if self._heartbeat is not None and self.state is State.OPEN:
+            self._heartbeat.spoke(self._hub.clock.monotonic())
+            self._hub.add_beating(self)
+
+    def say(self, frame: bytes) -> None:
+        super().say(frame)
+        if self._heartbeat is not None:
+            self._heartbeat.spoke(self._hub.clock.monotonic())
+
+    def beat(self, now: float) -> None:
+        if self.blocked or self._heartbeat is None:
+            return
+        subscriber = self._subscriber
+        if self._heartbeat.is_due(subscriber.position, now) and subscriber.is_caught_up:
+            self._session.say("heartbeat", wire.seq_data(subscriber.position))
 
     def received(self, message: str | bytes) -> bool:
         return self._session.received(message)

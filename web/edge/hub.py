@@ -67,6 +67,8 @@ class Hub:
         self.now = clock.monotonic()
         """When this turn began: a tenth of a second ago at most, while there is time for turns."""
         self._channels: dict[int, Channel] = {}
+        self._beating: dict[Channel, None] = {}
+        """Those whose clients asked for heartbeats."""
         self._receipts = Receipts()
         self._spare: Inbound | None = None
         self._emptied = trio.Event()
@@ -83,8 +85,13 @@ class Hub:
         self.poller.add(channel.fd)
         self._channels[channel.fd] = channel
 
+    def add_beating(self, channel: Channel) -> None:
+        """Have a channel that was added look for a heartbeat to send, now and then."""
+        self._beating[channel] = None
+
     def remove(self, channel: Channel) -> None:
         """Forget a channel whose socket is about to be closed."""
+        self._beating.pop(channel, None)
         if self._channels.get(channel.fd) is not channel:
             return
         del self._channels[channel.fd]
@@ -135,6 +142,7 @@ class Hub:
             if now >= deadlines_at:
                 deadlines_at = now + DEADLINES_LOOK_SECONDS
                 await self._look_at_deadlines(now)
+                await self._send_heartbeats(now)
 
     async def _serve_ready(self, until: float) -> None:
         with trio.move_on_at(until):
@@ -174,6 +182,15 @@ class Hub:
                     channel.on_time(now)
                 except Exception as error:  # noqa: BLE001 - the boundary of a connection
                     self.contain(channel, error)
+            if index % LOOK_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def _send_heartbeats(self, now: float) -> None:
+        for index, channel in enumerate(list(self._beating), start=1):
+            try:
+                channel.beat(now)
+            except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                self.contain(channel, error)
             if index % LOOK_CHUNK == 0:
                 await trio.lowlevel.checkpoint()
 
