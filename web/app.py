@@ -34,6 +34,7 @@ from web.revocations import revocations
 from web.services import Services
 from web.sockets import sockets
 from web.status import status
+from web.stream_refusals import goodbye_instead
 from web.streams import streams
 from web.subjects import subjects
 
@@ -126,15 +127,18 @@ def create_app(services: Services) -> QuartTrio:
     app.register_blueprint(openapi())
     gate.put_up(app, services)
 
+    def answer_to(problem: Problem) -> Response:
+        return goodbye_instead(services, problem) or problem_response(problem)
+
     @app.errorhandler(Problem)
     async def refused(problem: Problem) -> Response:
-        return problem_response(problem)
+        return answer_to(problem)
 
     @app.errorhandler(ActorError)
     @app.errorhandler(StorageError)
     async def answered(error: Exception) -> Response:
         problem = problem_of(error, is_read=request.method in ("GET", "HEAD"))
-        return await unexpected(error) if problem is None else problem_response(problem)
+        return await unexpected(error) if problem is None else answer_to(problem)
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:

@@ -20,9 +20,18 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 PREFLIGHT_SECONDS: Final = 600
 """How long a browser may remember the answer to a preflight."""
 
+_ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "Last-Event-ID",
+    # What polyfills of `EventSource` send.
+    "Cache-Control",
+    "X-Requested-With",
+)
 _PREFLIGHT_HEADERS: Final = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
+    "Access-Control-Allow-Headers": ", ".join(_ALLOWED_HEADERS),
     "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
 }
 _EXPOSED_HEADERS: Final = f"Retry-After, WWW-Authenticate, {REQUEST_ID_HEADER}"
