@@ -7,6 +7,7 @@ A lost ack costs a repeat, never a loss.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Final
 
@@ -14,7 +15,7 @@ import trio
 
 from actors.roster import Known
 from actors.subscriber import Subscriber
-from storage.clock import Clock
+from storage.belief import Moment
 from storage.errors import Busy, Failed
 from storage.records import AcknowledgedBy, CursorMove, Seq
 from storage.store import Store
@@ -34,9 +35,9 @@ logger = logging.getLogger("avicenna.actors")
 class CursorKeeper:
     """Stores moved cursors. One per server."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._clock = clock
+        self._turns = itertools.count(1)
         self._dirty: dict[Known, None] = {}
         self._in_flight: dict[Known, dict[Subscriber, None]] = {}
         """Being stored, and the connections to tell once they are."""
@@ -54,10 +55,10 @@ class CursorKeeper:
         known, roster = subscriber.known, subscriber.roster
         if seq > subscriber.position or subscriber.gone or known is None or roster is None or roster.ring is None:
             return False
-        known.seen_at = self._clock.wall()
+        now = self.saw(known)
         if seq > known.seq_in(roster.ring.epoch):
             roster.advance(known, roster.ring.epoch, seq)
-            known.acknowledged(known.seen_at, by)
+            known.acknowledged(now.wall, by)
             self.mark(known)
         if answer:
             known.waiting = (known.waiting or {}) | {subscriber: None}
@@ -73,13 +74,28 @@ class CursorKeeper:
 
     def left(self, known: Known) -> None:
         """A connection of `known` has ended: store where it got to, and when it was seen, at once."""
-        known.seen_at = self._clock.wall()
-        self.mark(known, hurry=True)
+        self.seen(known, hurry=True)
+
+    def seen(self, known: Known, *, hurry: bool = False) -> None:
+        """`known` is connected, or was until now: have that stored."""
+        self.saw(known)
+        self.mark(known, hurry=hurry)
+
+    def saw(self, known: Known) -> Moment:
+        """As `seen`, where the caller has it stored, or need not; the time."""
+        now = self._store.moment()
+        known.seen_at, known.seen_turn = now.reckoned, next(self._turns)
+        return now
 
     def discard(self, known: Known) -> None:
         """Do not store this one any more: its subscriber is forgotten."""
         self._dirty.pop(known, None)
         self._in_flight.pop(known, None)
+
+    def discard_user(self, sub: str) -> None:
+        """Do not store any subscriber of a user any more; what has reached the store already stays there."""
+        for known in [one for one in (*self._dirty, *self._in_flight) if one.id.sub == sub]:
+            self.discard(known)
 
     def is_dirty(self, diagnosis_id: str) -> bool:
         """Whether a cursor of this diagnosis is not stored yet."""
@@ -117,8 +133,17 @@ class CursorKeeper:
             del self._dirty[known]
             # Taken now: an acknowledgement that comes while this one is stored waits for its own round.
             self._in_flight[known], known.waiting = known.waiting or {}, None
-            by = known.acknowledged_by
-            moves.append(CursorMove(known.diagnosis_id, known.id, known.epoch, known.seq, known.seen_at, by))
+            moves.append(
+                CursorMove(
+                    known.diagnosis_id,
+                    known.id,
+                    known.epoch,
+                    known.seq,
+                    known.seen_at,
+                    known.acknowledged_by,
+                    known.acknowledged_at,
+                )
+            )
         try:
             stored = await self._store.move_cursors(moves)
             for known, seq in zip(batch, stored, strict=True):

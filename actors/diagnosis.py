@@ -24,6 +24,7 @@ from actors.messages import (
     Envelope,
     Evict,
     Forget,
+    ForgetUnseen,
     Inspect,
     Publish,
     Purge,
@@ -35,7 +36,7 @@ from actors.resume import Plan, plan
 from actors.ring import Ring
 from actors.roster import Known, Roster
 from actors.subscriber import Burst
-from storage.clock import Clock
+from storage.belief import Moment
 from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
 from storage.records import (
     OUTBOX_EVENTS_MAX,
@@ -48,6 +49,7 @@ from storage.records import (
     NewEvent,
     Seq,
     SubscriberId,
+    Window,
 )
 from storage.store import Store
 
@@ -89,7 +91,6 @@ class DiagnosisActor:
         store: Store,
         keeper: CursorKeeper,
         render: Render,
-        clock: Clock,
         passivate_after_seconds: float,
     ) -> None:
         self._diagnosis_id = diagnosis_id
@@ -99,7 +100,6 @@ class DiagnosisActor:
         self._store = store
         self._keeper = keeper
         self._render = render
-        self._clock = clock
         self._passivate_after_seconds = passivate_after_seconds
 
     async def run(self) -> None:
@@ -149,7 +149,7 @@ class DiagnosisActor:
         else:
             known = self._roster.known
         self._roster.begin(ring, known)
-        if unseen := self._roster.unseen(self._clock.wall()):
+        if unseen := self._roster.unseen(self._store.moment().judged):
             # A full disk is no reason not to start: the next incarnation forgets them as well.
             with contextlib.suppress(Busy, Failed):
                 await self._drop_known(unseen)
@@ -194,11 +194,12 @@ class DiagnosisActor:
             case Purge():
                 await self._purge(envelope, envelope.message)
             case Evict():
-                self._ring.raise_floor(envelope.message.window)
-                self._roster.wake_all()
+                self._evict(envelope.message.window)
                 self._answer(envelope, self._ring.window)
             case Forget():
                 await self._forget(envelope, envelope.message)
+            case ForgetUnseen():
+                await self._forget_unseen(envelope)
             case _:
                 assert_never(envelope.message)
 
@@ -252,6 +253,9 @@ class DiagnosisActor:
     async def _fan_out(self, before: Seq) -> None:
         """Give everyone the events above `before`, in chunks."""
         numbered = tuple(self._ring.frames_after(before, OUTBOX_EVENTS_MAX))
+        if not numbered:  # they were dropped for their age between their commit and a look at the store
+            self._roster.wake_all()
+            return
         burst = Burst(numbered[0][0], numbered[-1][0], tuple(frame for _, frame in numbered))
         for index, subscriber in enumerate(list(self._roster.subscribers), start=1):
             if not subscriber.gone:
@@ -284,13 +288,12 @@ class DiagnosisActor:
             return
         known = self._everyone_known.get(subscriber.id)
         decided = plan(ring.window, message.wanted, None if known is None else (known.epoch, known.seq))
-        now = self._clock.wall()
+        now = self._store.moment()
         try:
             if known is None or known.epoch != ring.epoch or decided.cursor > known.seq:
-                known = await self._store_start(subscriber.id, decided, now)
+                known = await self._make_known(subscriber.id, decided, now)
             else:
-                known.seen_at = now
-                self._keeper.mark(known)
+                self._keeper.seen(known)
         except (StorageError, DevicesExhausted) as refusal:
             self._refuse(envelope, refusal)
             return
@@ -299,7 +302,15 @@ class DiagnosisActor:
             self._roster.attach(subscriber, self._roster.learn(known), decided.position)
         self._answer(envelope, Admission(ring.window, decided))
 
-    async def _store_start(self, subscriber_id: SubscriberId, decided: Plan, now: float) -> Known:
+    async def _make_known(self, subscriber_id: SubscriberId, decided: Plan, now: Moment) -> Known:
+        """As `_store_start`, and again if a user is erased meanwhile: an erasure takes what was stored before it."""
+        while True:
+            erasures = self._roster.erasures
+            known = await self._store_start(subscriber_id, decided, now)
+            if erasures == self._roster.erasures:
+                return known
+
+    async def _store_start(self, subscriber_id: SubscriberId, decided: Plan, now: Moment) -> Known:
         """Make a subscriber known from the cursor of `decided` on, or move a known one there."""
         if subscriber_id not in self._everyone_known:
             longest_unseen = self._roster.device_to_forget(subscriber_id)
@@ -307,19 +318,20 @@ class DiagnosisActor:
                 await self._drop_known([longest_unseen])
         epoch = self._ring.epoch
         by: AcknowledgedBy | None = "app" if decided.acknowledges else None
-        move = CursorMove(self._diagnosis_id, subscriber_id, epoch, decided.cursor, now, by)
+        acknowledged_at = None if by is None else now.wall
+        move = CursorMove(self._diagnosis_id, subscriber_id, epoch, decided.cursor, now.reckoned, by, acknowledged_at)
         (stored,) = await self._store.move_cursors([move])
         if stored is None:
             raise NoSuchDiagnosis(self._diagnosis_id)
         known = self._everyone_known.get(subscriber_id)
-        acknowledged_at = None if by is None else now
         if known is None:
-            first = Cursor(subscriber_id, epoch, stored, now, acknowledged_at, by)
-            return self._roster.learn(Known(self._diagnosis_id, first))
+            known = Known(self._diagnosis_id, Cursor(subscriber_id, epoch, stored, now.reckoned, acknowledged_at, by))
+            self._keeper.saw(known)
+            return self._roster.learn(known)
         if known.epoch != epoch or stored > known.seq:
             known.acknowledged(acknowledged_at, by)
         self._roster.advance(known, epoch, max(known.seq_in(epoch), stored))
-        known.seen_at = now
+        self._keeper.saw(known)
         return known
 
     async def _drop_known(self, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:
@@ -347,6 +359,24 @@ class DiagnosisActor:
         try:
             with _carried_out():
                 dropped = await self._drop_known(away, message.audit)
+        except StorageError as refusal:
+            self._refuse(envelope, refusal)
+            return
+        self._answer(envelope, dropped)
+
+    def _evict(self, window: Window) -> None:
+        # A diagnosis of this name may have been deleted and registered again since its events were dropped.
+        if window.epoch == self._ring.epoch:
+            self._ring.raise_floor(window)
+            self._roster.wake_all()
+
+    async def _forget_unseen(self, envelope: Envelope) -> None:
+        for known in self._everyone_known.values():
+            if known.connections:
+                self._keeper.seen(known)
+        unseen = self._roster.unseen(self._store.moment().judged)
+        try:
+            dropped = await self._drop_known(unseen) if unseen else 0
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return

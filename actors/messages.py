@@ -126,7 +126,12 @@ class Forget(Asks[int]):
     audit: Audit[int]
 
 
-Message = Publish | Subscribe | Inspect | Trace | Purge | Evict | Forget
+@dataclass(frozen=True, slots=True)
+class ForgetUnseen(Asks[int]):
+    """Drop the known subscribers that were not seen for too long; how many. Who is connected is seen now."""
+
+
+Message = Publish | Subscribe | Inspect | Trace | Purge | Evict | Forget | ForgetUnseen
 
 
 class Reply(Generic[Answer]):

@@ -18,7 +18,7 @@ from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
-from actors.messages import Asks, Envelope, Evict, Inspect, Message
+from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
 from actors.ring import Ring
 from actors.roster import Roster, Watcher
 from actors.subscriber import Ending, Subscriber
@@ -90,7 +90,7 @@ class Registry(Watcher):
         self._clock = clock
         self._jitter = jitter
         self._limits = limits
-        self._keeper = CursorKeeper(store, clock)
+        self._keeper = CursorKeeper(store)
         self._supervisor = Supervisor(store, self._keeper, render=render, clock=clock, jitter=jitter, limits=limits)
         self._cells: dict[str, Cell] = {}
         self._histories: dict[str, History] = {}
@@ -158,30 +158,59 @@ class Registry(Watcher):
             cell.roster.end_where(lambda _: True, Ending.STOPPING)
 
     def evicted(self, diagnosis_id: str, window: Window) -> None:
-        """The store has dropped old events: have the actor let go of them, if it is in memory."""
+        """The store has dropped old events: have the actor let go of them, if it is in memory.
+
+        One that is just reading its outbox may have read them: it does so afterwards.
+        """
         cell = self._cells.get(diagnosis_id)
-        if cell is None or cell.roster.ring is None:
+        if cell is None:
             return
-        # One that refuses will read its outbox again before anybody reads it.
-        with contextlib.suppress(ActorError):
+        try:
             self.tell(diagnosis_id, Evict(window))
+        except MailboxFull:
+            cell.ask_for(Wish.RESTART)
+        except ActorError:
+            pass  # it will read its outbox again before anybody reads it
+
+    async def forget_unseen(self) -> frozenset[str]:
+        """Have every actor in memory forget whom it has not seen for too long; the diagnoses that are in memory.
+
+        Whoever is connected is seen now, and stored as such. An actor that loads later forgets by itself.
+        """
+        cells = list(self._cells.values())
+        for cell in cells:
+            if self._cells.get(cell.diagnosis_id) is cell and cell.roster.known is not None:
+                # One that refuses is asked again tomorrow, or forgets when it loads again.
+                with contextlib.suppress(ActorError):
+                    self.tell(cell.diagnosis_id, ForgetUnseen())
+            await trio.lowlevel.checkpoint()
+        return frozenset(cell.diagnosis_id for cell in cells)
 
     # Operators
 
-    async def forget_subject(self, sub: str) -> int:
-        """End every connection of a user and forget the user in every actor; how many connections there were.
-
-        What is stored of it stays: that is for the store to erase, afterwards.
-        """
-        ended = 0
-        for cell in list(self._cells.values()):
-            ended += cell.roster.end_where(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
-            known = cell.roster.known or {}
-            for subscriber_id in [one for one in known if one.sub == sub]:
-                self._keeper.discard(known.pop(subscriber_id))
+    async def disconnect_user(self, sub: str) -> int:
+        """End every connection of a user, and have the access trail of them stored; how many there were."""
+        ended = self._end_user(sub)
         if self._trail is not None:
             await self._trail.flush()
         return ended
+
+    def erase_user(self, sub: str, stand_in: str) -> int:
+        """Forget a user in every actor and in all that waits to be stored; how many connections had to be ended.
+
+        To be called in the same stretch, without a checkpoint, as the store is asked to erase it: what has reached the
+        store by then is erased there, and nothing of before reaches it later.
+        """
+        ended = self._end_user(sub)
+        for cell in self._cells.values():
+            cell.roster.forget_user(sub)
+        self._keeper.discard_user(sub)
+        if self._trail is not None:
+            self._trail.rename(sub, stand_in)
+        return ended
+
+    def _end_user(self, sub: str) -> int:
+        return self.end_everywhere(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
 
     async def restart(self, diagnosis_id: str) -> None:
         """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine.

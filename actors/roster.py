@@ -34,6 +34,7 @@ class Known:
         "epoch",
         "id",
         "seen_at",
+        "seen_turn",
         "seq",
         "waiting",
     )
@@ -44,6 +45,8 @@ class Known:
         self.epoch: Epoch = cursor.epoch
         self.seq: Seq = cursor.seq
         self.seen_at = cursor.seen_at
+        self.seen_turn = 0
+        """Who was seen later has the higher one, whatever the clocks say; 0: not seen since its cursor was loaded."""
         self.acknowledged_at = cursor.acknowledged_at
         self.acknowledged_by: AcknowledgedBy | None = cursor.acknowledged_by
         self.connections: tuple[Subscriber, ...] = ()
@@ -95,6 +98,10 @@ class Roster:
         """Attached connections, oldest first."""
         self.known: dict[SubscriberId, Known] | None = None
         """All known subscribers; `None` until the first incarnation has loaded them. Changed by methods here alone."""
+        self.erasures = 0
+        """How often a user was forgotten here."""
+        self._left_out: set[str] = set()
+        """Users who were forgotten while the known subscribers were being loaded."""
         self._online = 0
         """Known subscribers with a connection."""
         self._at_risk: int | None = None
@@ -104,6 +111,10 @@ class Roster:
 
     def begin(self, ring: Ring, known: dict[SubscriberId, Known]) -> None:
         """A new incarnation has loaded its ring."""
+        # What was read before an erasure names who has been erased since; nobody was admitted meanwhile.
+        if self._left_out:
+            known = {one: cursor for one, cursor in known.items() if one.sub not in self._left_out}
+            self._left_out.clear()
         self.ring, self.known = ring, known
         self._at_risk = None
 
@@ -118,6 +129,15 @@ class Roster:
         assert self.known is not None, "nobody is forgotten before the others are loaded"
         self._at_risk = None
         return self.known.pop(subscriber_id, None)
+
+    def forget_user(self, sub: str) -> None:
+        """Do not know a user any more, who has no connection; also if the known subscribers are being loaded."""
+        self.erasures += 1
+        if self.known is None:
+            self._left_out.add(sub)
+            return
+        for subscriber_id in [one for one in self.known if one.sub == sub]:
+            self.forget(subscriber_id)
 
     def advance(self, known: Known, epoch: Epoch, seq: Seq) -> None:
         """Move the cursor of a known subscriber."""
@@ -215,10 +235,11 @@ class Roster:
         epoch = self.ring.epoch
         return sorted(self.known.values(), key=lambda one: one.seq_in(epoch))[:most]
 
-    def unseen(self, now: float) -> list[SubscriberId]:
-        """Known subscribers that are not connected and were last seen too long ago."""
+    def unseen(self, judged: float) -> list[SubscriberId]:
+        """Known subscribers that are not connected and were last seen too long ago, if it is now `judged`."""
         known = self.known or {}
-        return [one.id for one in known.values() if not one.connections and one.seen_at <= now - UNSEEN_SECONDS_MAX]
+        before = judged - UNSEEN_SECONDS_MAX
+        return [one.id for one in known.values() if not one.connections and one.seen_at <= before]
 
     def device_to_forget(self, newcomer: SubscriberId) -> SubscriberId | None:
         """The device that must go so that `newcomer` can become known; `None`: there is room.
@@ -234,7 +255,8 @@ class Roster:
         away = [one for one in devices if not one.connections]
         if not away:
             raise DevicesExhausted(f"at most {DEVICES_MAX} devices of one user can follow a diagnosis")
-        return min(away, key=lambda one: one.seen_at).id
+        # A matter of order, not of age: what this process has seen itself, it need not ask the clock about.
+        return min(away, key=lambda one: (one.seen_turn, one.seen_at)).id
 
     def _devices_of(self, sub: str | None) -> Iterator[Known]:
         for one in (self.known or {}).values():

@@ -215,7 +215,6 @@ class Supervisor:
             store=self._store,
             keeper=self._keeper,
             render=self._render,
-            clock=self._clock,
             passivate_after_seconds=self._limits.passivate_after_seconds,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import Final, Literal
 
 import trio
@@ -14,7 +15,7 @@ import trio
 from actors.subscriber import Subscriber
 from storage.clock import Clock
 from storage.errors import Busy, Failed
-from storage.records import NewAccessRow
+from storage.records import NewAccessRow, SubscriberId
 from storage.store import Store
 
 LINGER_SECONDS: Final = 1.0
@@ -52,6 +53,14 @@ class AccessTrail:
         if self._emptied.is_set():
             self._emptied = trio.Event()
         self._marked.set()
+
+    def rename(self, sub: str, stand_in: str) -> None:
+        """A user is erased: in the rows that wait, `stand_in` takes the place of its name, as in those stored."""
+        nobody = SubscriberId(stand_in, None)
+        self._waiting = deque(
+            (replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._waiting),
+            maxlen=WAITING_MAX,
+        )
 
     async def flush(self) -> None:
         """Wait until every row noted so far is stored."""

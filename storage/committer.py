@@ -6,6 +6,7 @@ no timer. An operation that fails alone never poisons its batch.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from typing import Concatenate, Final, Generic, ParamSpec, TypeVar, cast
 
 import trio
 
+from storage.belief import Kept, Moment
 from storage.bridge import Database
-from storage.clock import Clock
+from storage.clock import Timekeeper
 from storage.errors import Busy, Failed, Refused, StorageError, StoreBroken
 from storage.outage import Outage
 from storage.records import StoreStatistics
@@ -28,14 +30,22 @@ BATCH_OPERATIONS_MAX: Final = 512
 
 assert BATCH_OPERATIONS_MAX <= QUEUE_OPERATIONS_MAX
 
+KEEP_SECONDS: Final = 1.0
+"""The time is kept with a commit at most so often. Reason: it is one page more for the disk."""
+
+KEEP_IDLE_SECONDS: Final = 60.0
+"""The time is kept at least so often, with a commit of its own while there is no other."""
+
 WHAT_TO_DO: Final = "look at the disk, run `avicenna-live check`, and restore a backup if it finds damage"
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
 
-Work = Callable[[sqlite3.Connection, float], Answer]
-"""What an operation does: a function of the connection and the wall time of its transaction."""
+Work = Callable[[sqlite3.Connection, Moment], Answer]
+"""What an operation does: a function of the connection and the time of its transaction."""
 
+Keep = Callable[[sqlite3.Connection, Kept], None]
+"""Keeps the time for the next run, within a transaction."""
 
 _OPERATION_CODES: Final = frozenset(
     {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_ERROR}
@@ -90,20 +100,30 @@ class Committer:
     def __init__(
         self,
         database: Database,
-        clock: Clock,
+        time: Timekeeper,
         wal_bytes: Callable[[], int],
         lost: Callable[[], str | None] = lambda: None,
+        keep: Keep | None = None,
     ) -> None:
         """Work on `database`.
 
         Args:
+            time: says what time it is for each transaction.
+            keep: keeps that time; `None`: it is not kept.
             lost: what has happened to the files of the database, `None`: they are in place. Asked after every
                 commit, before anybody is told about it: a commit into a deleted file must not be acknowledged.
         """
         self._database = database
-        self._clock = clock
+        self._time = time
         self._wal_bytes = wal_bytes
         self._lost = lost
+        self._keep = keep
+        self._kept_at: float | None = None
+        """When the time was kept last (on the monotonic clock); `None`: not yet in this run."""
+        self._kept_held = False
+        """Whether the clock was held then."""
+        self._keeps_by = time.monotonic() + KEEP_IDLE_SECONDS
+        """When the time must be kept by a commit of its own."""
         # Not a memory channel: one task takes whole batches, and a channel costs a tenth of all appends a second.
         self._queue: deque[Pending[object]] = deque()
         self._is_closed = False
@@ -202,10 +222,14 @@ class Committer:
         if self._broken is not None:
             _settle(batch, [Failed(str(self._broken))] * len(batch))
             return
-        tell = partial(self._committed, batch, self._clock.monotonic())
+        began = self._time.monotonic()
+        tell = partial(self._committed, batch, began)
         works = [one.work for one in batch]
+        moment = self._time.moment()
+        kept = self._to_keep(began)
+        keep = None if kept is None or self._keep is None else _keeping(self._keep, kept)
         try:
-            await self._database.run_and_tell(tell, run_transaction, works, self._clock.wall(), self._lost)
+            await self._database.run_and_tell(tell, run_transaction, works, moment, self._lost, keep)
         except Spoiled as spoiled:
             if len(batch) > 1:
                 for one in batch:
@@ -218,20 +242,41 @@ class Committer:
             self.break_down(str(broken))
             failure = Failed(str(broken))
         else:
-            self._outage.is_over(self._clock.monotonic())
+            if kept is not None:
+                self._kept_at, self._kept_held = began, kept.held
+            self._outage.is_over(self._time.monotonic())
             return
         tell([failure] * len(batch))
 
+    def keep_time(self) -> None:
+        """Look at the clock, and have its time kept if no commit did so lately. To be called every second or so."""
+        if self._keep is None or self._broken is not None:
+            return
+        self._time.moment()
+        now = self._time.monotonic()
+        if self._kept_at is not None:
+            self._keeps_by = max(self._keeps_by, self._kept_at + KEEP_IDLE_SECONDS)
+        if now >= self._keeps_by or self._time.kept.held is not self._kept_held:
+            self._keeps_by = now + KEEP_IDLE_SECONDS
+            with contextlib.suppress(Busy):
+                self.submit(lambda db, now: None)
+
+    def _to_keep(self, now: float) -> Kept | None:
+        """The time, if it is to be kept with the next commit."""
+        kept = self._time.kept
+        is_due = self._kept_at is None or now >= self._kept_at + KEEP_SECONDS or kept.held is not self._kept_held
+        return kept if is_due else None
+
     def _committed(self, batch: Sequence[Pending[object]], began: float, outcomes: Sequence[object]) -> None:
         """Wake everybody who waits for a batch; in the moment its answer is there, a turn before `run` goes on."""
-        self._count(len(batch), self._clock.monotonic() - began)
+        self._count(len(batch), self._time.monotonic() - began)
         _settle(batch, outcomes)
 
     def _refused(self, failed: TransactionFailed) -> StorageError:
         """What the waiters of a transaction are told that the disk refused; told to the log as well."""
         refusal = self._translate(failed.cause, in_commit=failed.in_commit)
         if self._broken is None:
-            self._outage.goes_on(refusal, self._clock.monotonic())
+            self._outage.goes_on(refusal, self._time.monotonic())
         return refusal
 
     def _translate(self, error: Exception, *, in_commit: bool = False) -> StorageError:
@@ -278,6 +323,10 @@ class Committer:
         )
 
 
+def _keeping(keep: Keep, kept: Kept) -> Callable[[sqlite3.Connection], None]:
+    return lambda db: keep(db, kept)
+
+
 def _settle(batch: Sequence[Pending[object]], outcomes: Sequence[object]) -> None:
     for one, outcome in zip(batch, outcomes, strict=True):
         one.settle(outcome)
@@ -301,7 +350,11 @@ class TransactionFailed(Exception):
 
 
 def run_transaction(
-    db: sqlite3.Connection, works: Sequence[Work[object]], now: float, lost: Callable[[], str | None]
+    db: sqlite3.Connection,
+    works: Sequence[Work[object]],
+    now: Moment,
+    lost: Callable[[], str | None],
+    keep: Callable[[sqlite3.Connection], None] | None = None,
 ) -> list[object]:
     """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
 
@@ -318,6 +371,8 @@ def run_transaction(
                 outcomes.append(work(db, now))
             except Refused as refusal:
                 outcomes.append(refusal)
+        if keep is not None:
+            keep(db)
     except sqlite3.Error as error:
         _roll_back(db)
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OPERATION_CODES:

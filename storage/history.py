@@ -7,10 +7,12 @@ run knows whether acknowledged numbers may have been lost; then every diagnosis 
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from storage.belief import Kept
 from storage.records import Durability, NewAuditRow
 from storage.trails import record
 
@@ -29,13 +31,23 @@ class LastRun:
     durability: Durability
     copied: bool
     """This file is a backup, made while its original went on: what the original did since is not in it."""
+    kept: Kept | None
+    """The time it has kept; `None`: none."""
 
 
 def last_run(db: sqlite3.Connection) -> LastRun:
     """What the last run has left."""
     rows = dict(db.execute("SELECT key, value FROM meta").fetchall())
     durability: Durability = "full" if rows.get("durability", "full") == "full" else "normal"
-    return LastRun(rows.get("clean", "1") == "1", rows.get("boot", ""), durability, "copied" in rows)
+    return LastRun(rows.get("clean", "1") == "1", rows.get("boot", ""), durability, "copied" in rows, _kept(rows))
+
+
+def _kept(rows: dict[str, str]) -> Kept | None:
+    try:
+        time = float(rows["kept_time"])
+    except (KeyError, ValueError):
+        return None
+    return Kept(time, held=rows.get("clock_held") == "1") if math.isfinite(time) else None
 
 
 def begin_run(
@@ -65,11 +77,18 @@ def _why_renew(last: LastRun, boot: str) -> str | None:
     return None
 
 
-def end_run(db: sqlite3.Connection) -> None:
-    """Mark the database as closed in order; synced, with everything before it."""
+def keep_time(db: sqlite3.Connection, kept: Kept) -> None:
+    """Tell the next run what time this one believes."""
+    _write(db, kept_time=repr(kept.time), clock_held="1" if kept.held else "0")
+
+
+def end_run(db: sqlite3.Connection, kept: Kept | None = None) -> None:
+    """Mark the database as closed in order, at the time given; synced, with everything before it."""
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
     _write(db, clean="1")
+    if kept is not None:
+        keep_time(db, kept)
     db.execute("COMMIT")
 
 

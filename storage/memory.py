@@ -5,7 +5,8 @@ Deterministic, without threads, so that Trio's autojump clock can be used. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+import copy
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import trio
 
 from storage import storable
-from storage.clock import Clock
+from storage.belief import Kept, Moment
+from storage.clock import Clock, Timekeeper
 from storage.errors import CannotCopy, KeyReused, NoSuchDiagnosis, NoSuchRevocation, StorageError
 from storage.records import (
     EVERY_ROW,
@@ -33,6 +35,7 @@ from storage.records import (
     Erasure,
     Event,
     Evicted,
+    ForgottenUnseen,
     NewAccessRow,
     NewAuditRow,
     NewEvent,
@@ -51,6 +54,7 @@ from storage.records import (
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
+Row = TypeVar("Row", AuditRow, AccessRow)
 
 
 @dataclass(slots=True)
@@ -62,8 +66,8 @@ class _Stream:
     head: int = 0
     floor: int = 0
     purged: int = 0
-    keys: dict[str, tuple[bytes, Seq, float]] = field(default_factory=dict)
-    """Digest, number and time of the event each key made."""
+    keys: dict[str, tuple[bytes, Seq, float, float]] = field(default_factory=dict)
+    """Digest, number and time of the event each key made, and when the key expires."""
     cursors: dict[SubscriberId, Cursor] = field(default_factory=dict)
 
     @property
@@ -103,8 +107,10 @@ def _change(
 class MemoryStore:
     """A `storage.store.Store`; see there for what each method does."""
 
-    def __init__(self, *, clock: Clock, new_epoch: Callable[[], str]) -> None:
+    def __init__(self, *, clock: Clock, new_epoch: Callable[[], str], kept: Kept | None = None) -> None:
+        """An empty store; `kept` is the time that a run before this one has kept, `None`: there was none."""
         self._clock = clock
+        self._time = Timekeeper(clock, kept)
         self._new_epoch = new_epoch
         self._streams: dict[str, _Stream] = {}
         self._audit: list[AuditRow] = []
@@ -116,33 +122,53 @@ class MemoryStore:
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
 
+    @property
+    def kept(self) -> Kept:
+        """What the run after this one is told of its time."""
+        self._time.moment()
+        return self._time.kept
+
+    def restarted(self, kept: Kept) -> MemoryStore:
+        """A store of the next run, with what this one holds; this one is done with."""
+        next_one = copy.copy(self)
+        next_one._time = Timekeeper(self._clock, kept)
+        return next_one
+
+    def moment(self) -> Moment:
+        return self._time.moment()
+
+    @property
+    def clock_held_since(self) -> float | None:
+        self._time.moment()
+        return self._time.held_since
+
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         self._changing()
-        return PendingAppend([self._append(diagnosis_id, event) for event in events])
+        now = self.moment()
+        return PendingAppend([self._append(diagnosis_id, event, now) for event in events])
 
-    def _append(self, diagnosis_id: str, event: NewEvent) -> Appended | StorageError:
+    def _append(self, diagnosis_id: str, event: NewEvent, now: Moment) -> Appended | StorageError:
         if (refusal := storable.refusal_of(event)) is not None:
             return refusal
         stream = self._streams.get(diagnosis_id)
         if stream is None:
             return NoSuchDiagnosis(diagnosis_id)
-        now = self._clock.wall()
         epoch = stream.diagnosis.epoch
         if event.key is not None and (made := stream.keys.get(event.key)) is not None:
-            digest, seq, at = made
-            if at + IDEMPOTENCY_KEY_SECONDS > now:
+            digest, seq, at, expires_at = made
+            if expires_at > now.judged:
                 same = digest == event.digest
                 return (
                     Appended(seq, at, epoch, replayed=True) if same else KeyReused("the key belongs to another event")
                 )
         stream.head += 1
         seq = Seq(stream.head)
-        stream.events.append(Event(seq, now, event.kind, event.body))
+        stream.events.append(Event(seq, now.wall, event.kind, event.body))
         del stream.events[:-OUTBOX_EVENTS_MAX]
         stream.floor = max(stream.floor, stream.head - OUTBOX_EVENTS_MAX)
         if event.key is not None:
-            stream.keys[event.key] = (event.digest, seq, now)
-        return Appended(seq, now, epoch, replayed=False)
+            stream.keys[event.key] = (event.digest, seq, now.wall, now.reckoned + IDEMPOTENCY_KEY_SECONDS)
+        return Appended(seq, now.wall, epoch, replayed=False)
 
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
         await trio.lowlevel.checkpoint()
@@ -157,7 +183,7 @@ class MemoryStore:
         self._changing()
         stream = self._streams.get(diagnosis_id)
         if stream is None:
-            made = Diagnosis(diagnosis_id, owner, tuple(viewers), Epoch(self._new_epoch()), self._clock.wall())
+            made = Diagnosis(diagnosis_id, owner, tuple(viewers), Epoch(self._new_epoch()), self.moment().wall)
             registered = self._recorded(Registered(made, created=True, before=None), audit)
             self._streams[diagnosis_id] = _Stream(made)
         else:
@@ -209,15 +235,16 @@ class MemoryStore:
             return None
         seq = Seq(min(move.seq, stream.head))
         old = stream.cursors.get(move.subscriber)
+        at = move.seen_at if move.acknowledged_at is None else move.acknowledged_at
         if old is None or old.epoch != move.epoch:
-            seen_at = move.at if old is None else max(old.seen_at, move.at)
-            acknowledged_at = None if move.acknowledged_by is None else move.at
+            seen_at = move.seen_at if old is None else max(old.seen_at, move.seen_at)
+            acknowledged_at = None if move.acknowledged_by is None else at
             new = Cursor(move.subscriber, move.epoch, seq, seen_at, acknowledged_at, move.acknowledged_by)
         else:
             grown = seq > old.seq
-            new = replace(old, seq=max(old.seq, seq), seen_at=max(old.seen_at, move.at))
+            new = replace(old, seq=max(old.seq, seq), seen_at=max(old.seen_at, move.seen_at))
             if grown:
-                new = replace(new, acknowledged_at=move.at, acknowledged_by=move.acknowledged_by)
+                new = replace(new, acknowledged_at=at, acknowledged_by=move.acknowledged_by)
         stream.cursors[move.subscriber] = new
         return new.seq
 
@@ -258,8 +285,9 @@ class MemoryStore:
     ) -> RevocationMade:
         storable.check(sub, token_id)
         self._changing()
-        now = self._clock.wall()
-        new = Revocation(self._revocations_made + 1, sub, token_id, now, covers_until=now + leeway_seconds)
+        now = self.moment()
+        covers_until = now.reckoned + leeway_seconds
+        new = Revocation(self._revocations_made + 1, sub, token_id, now.wall, covers_until)
         earlier = [one for one in self._revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
         made = self._recorded(RevocationMade(new, before=earlier[0] if earlier else None), audit)
         self._revocations_made += 1
@@ -282,11 +310,12 @@ class MemoryStore:
         return lifted
 
     @_change
-    def expire_revocations(self, until: float) -> int:
+    def expire_revocations(self, seconds: float) -> Sequence[Revocation]:
         self._changing()
-        before = len(self._revocations)
-        self._revocations = {number: one for number, one in self._revocations.items() if one.covers_until > until}
-        return before - len(self._revocations)
+        until = self.moment().judged - seconds
+        return [
+            self._revocations.pop(one.number) for one in list(self._revocations.values()) if one.covers_until <= until
+        ]
 
     @_change
     def record(self, row: NewAuditRow) -> None:
@@ -317,8 +346,9 @@ class MemoryStore:
         return [row for row in rows if _fits(wanted, row.subscriber.sub, row.what, row.diagnosis_id, row.at)][:limit]
 
     @_change
-    def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+    def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
         self._changing()
+        at = self.moment().judged - seconds
         page = self._page(None, after)[:diagnoses]
         windows = {}
         for stream in page:
@@ -330,23 +360,40 @@ class MemoryStore:
         return Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
 
     @_change
-    def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
+    def expire(
+        self, *, audit_seconds: float | None = None, accesses_seconds: float | None = None, limit: int = 256
+    ) -> int:
         self._changing()
-        now, rows = self._clock.wall(), len(self._audit) + len(self._accesses)
+        judged, rows = self.moment().judged, len(self._audit) + len(self._accesses)
         expired = [
             (stream, key)
             for stream in self._streams.values()
-            for key, (_, _, at) in stream.keys.items()
-            if at + IDEMPOTENCY_KEY_SECONDS <= now
+            for key, (_, _, _, expires_at) in stream.keys.items()
+            if expires_at <= judged
         ][:limit]
         for stream, key in expired:
             del stream.keys[key]
-        if audit_before is not None:
-            self._audit = [row for row in self._audit[:limit] if row.at >= audit_before] + self._audit[limit:]
-        if accesses_before is not None:
-            kept = [row for row in self._accesses[:limit] if row.at >= accesses_before]
-            self._accesses = kept + self._accesses[limit:]
+        self._audit = _without_old(self._audit, audit_seconds, judged, limit)
+        self._accesses = _without_old(self._accesses, accesses_seconds, judged, limit)
         return len(expired) + rows - len(self._audit) - len(self._accesses)
+
+    @_change
+    def forget_unseen(
+        self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
+    ) -> ForgottenUnseen:
+        self._changing()
+        before, page = self.moment().judged - seconds, self._page(None, after)[:diagnoses]
+        unseen = [
+            (stream, one)
+            for stream in page
+            if stream.diagnosis.diagnosis_id not in spared
+            for one, cursor in stream.cursors.items()
+            if cursor.seen_at <= before
+        ]
+        for stream, one in unseen:
+            del stream.cursors[one]
+        last = page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None
+        return ForgottenUnseen(len(unseen), last)
 
     @_change
     def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
@@ -411,13 +458,21 @@ class MemoryStore:
 
     def _record(self, row: NewAuditRow) -> None:
         self._audit_rows_made += 1
-        number, at = self._audit_rows_made, self._clock.wall()
+        number, at = self._audit_rows_made, self.moment().wall
         self._audit.append(AuditRow(number, at, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id))
 
 
 def _lowest(stream: _Stream) -> Seq | None:
     epoch = stream.diagnosis.epoch
     return min((one.seq if one.epoch == epoch else Seq(0) for one in stream.cursors.values()), default=None)
+
+
+def _without_old(rows: list[Row], seconds: float | None, judged: float, limit: int) -> list[Row]:
+    """The rows above the highest that is old enough, and what of those below is over `limit`."""
+    if seconds is None:
+        return rows
+    old = max((index for index, row in enumerate(rows, start=1) if row.at < judged - seconds), default=0)
+    return rows[min(old, limit) :]
 
 
 def _fits(wanted: TrailFilter, who: str | None, what: str, diagnosis_id: str | None, at: float) -> bool:

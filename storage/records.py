@@ -148,10 +148,12 @@ class CursorMove:
     subscriber: SubscriberId
     epoch: Epoch
     seq: Seq
-    at: float
-    """When the subscriber was seen; the time of acknowledgement where the cursor grows."""
+    seen_at: float
+    """When the subscriber was seen, as `storage.belief.Moment.reckoned`."""
     acknowledged_by: AcknowledgedBy | None = None
     """What acknowledged, where the cursor grows or is the first of its epoch; `None` of a first one: it only begins."""
+    acknowledged_at: float | None = None
+    """When, by the wall clock, where something acknowledged; `None`: when the subscriber was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class Cursor:
     epoch: Epoch
     seq: Seq
     seen_at: float
-    """Last admission or acknowledgement."""
+    """Last admission or acknowledgement, or a later day on which it was connected; reckoned."""
     acknowledged_at: float | None
     """When the cursor last grew; `None`: never since the subscriber became known in this epoch."""
     acknowledged_by: AcknowledgedBy | None = None
@@ -248,9 +250,11 @@ class Revocation:
     token_id: str | None
     """Refuses the token with this `jti`; `None`: it is about a subject."""
     at: float
-    """When it was made."""
+    """When it was made, by the wall clock."""
     covers_until: float
-    """Tokens of the subject with an `iat` up to this time are refused: `at`, and the leeway between two clocks."""
+    """Tokens of the subject with an `iat` up to this time are refused: `at`, and the leeway between two clocks.
+
+    Reckoned: it is higher where the wall clock was behind what had been believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +294,16 @@ class Evicted:
 
     windows: Mapping[str, Window]
     """What the diagnoses that lost events retain now."""
+    next: str | None
+    """Where the next step continues; `None`: that was the last diagnosis."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenUnseen:
+    """One step of forgetting subscribers that were not seen for long."""
+
+    cursors: int
+    """Cursors dropped."""
     next: str | None
     """Where the next step continues; `None`: that was the last diagnosis."""
 

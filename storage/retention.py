@@ -7,8 +7,9 @@ a person, which is done whole or not at all.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 
-from storage.records import AuditRow, Epoch, Erased, Erasure, Evicted, Seq, Window
+from storage.records import AuditRow, Epoch, Erased, Erasure, Evicted, ForgottenUnseen, Seq, Window
 
 
 def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) -> Evicted:
@@ -29,22 +30,54 @@ def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) 
     return Evicted(windows, next=page[-1][1] if len(page) == diagnoses else None)
 
 
-def expire(
-    db: sqlite3.Connection, audit_before: float | None, accesses_before: float | None, limit: int, now: float
-) -> int:
-    """Drop expired keys and rows of both trails, at most `limit` of each kind; how many."""
+def expire(db: sqlite3.Connection, ages: tuple[float | None, float | None], limit: int, judged: float) -> int:
+    """Drop expired keys, and rows of both trails (audit, access) of given ages; how many, at most `limit` of each."""
     dropped = db.execute(
-        "DELETE FROM idem WHERE (dx, key) IN (SELECT dx, key FROM idem WHERE expires_at <= ? LIMIT ?)", (now, limit)
+        "DELETE FROM idem WHERE (dx, key) IN (SELECT dx, key FROM idem WHERE expires_at <= ? LIMIT ?)", (judged, limit)
     ).rowcount
-    for table, before in (("audit", audit_before), ("access", accesses_before)):
-        if before is not None:
-            # Rows are numbered as time goes on: the lowest numbers are the oldest, no other row need be looked at.
-            dropped += db.execute(
-                f"DELETE FROM {table} WHERE at < ?"  # noqa: S608 - the names stand above
-                f" AND number IN (SELECT number FROM {table} ORDER BY number LIMIT ?)",
-                (before, limit),
-            ).rowcount
+    for table, seconds in zip(("audit", "access"), ages, strict=True):
+        if seconds is not None:
+            dropped += _expire_rows(db, table, judged - seconds, limit)
     return dropped
+
+
+def _expire_rows(db: sqlite3.Connection, table: str, before: float, limit: int) -> int:
+    """Drop rows that were stored before a time, each with all of a lower number; at most `limit`, lowest first.
+
+    A row below an old one is as old: if it does not say so, the clock was ahead when it was stored.
+    """
+    dropped = 0
+    while dropped < limit:
+        # Of the rows that are old enough the latest, not the highest: it is found in the index at once. What it leaves
+        # is found in the next rounds, each of which drops one row at least.
+        found = db.execute(
+            f"SELECT number FROM {table} WHERE at < ? ORDER BY at DESC, number DESC LIMIT 1",  # noqa: S608 - two names
+            (before,),
+        ).fetchone()
+        if found is None:
+            break
+        dropped += db.execute(
+            f"DELETE FROM {table} WHERE number IN"  # noqa: S608 - two names
+            f" (SELECT number FROM {table} WHERE number <= ? ORDER BY number LIMIT ?)",
+            (*found, limit - dropped),
+        ).rowcount
+    return dropped
+
+
+def forget_unseen(
+    db: sqlite3.Connection, before: float, spared: Collection[str], after: str, diagnoses: int
+) -> ForgottenUnseen:
+    """Drop the cursors of some diagnoses that were seen last at `before` or earlier, but of those `spared`."""
+    page = db.execute(
+        "SELECT dx, public_id FROM diagnosis WHERE deleted_at IS NULL AND public_id > ? ORDER BY public_id LIMIT ?",
+        (after, diagnoses),
+    ).fetchall()
+    cursors = sum(
+        db.execute("DELETE FROM cursor WHERE dx = ? AND seen_at <= ?", (dx, before)).rowcount
+        for dx, public_id in page
+        if public_id not in spared
+    )
+    return ForgottenUnseen(cursors, next=page[-1][1] if len(page) == diagnoses else None)
 
 
 # Erasure

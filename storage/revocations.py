@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
+from storage.belief import Moment
 from storage.errors import NoSuchRevocation
 from storage.records import Revocation, RevocationMade
 
@@ -12,7 +13,7 @@ _COLUMNS: Final = "number, sub, token_id, at, covers_until"
 
 
 def revoke(
-    db: sqlite3.Connection, sub: str | None, token_id: str | None, leeway_seconds: float, now: float
+    db: sqlite3.Connection, sub: str | None, token_id: str | None, leeway_seconds: float, now: Moment
 ) -> RevocationMade:
     """Revoke a subject's tokens or one token."""
     # Both columns are unique, and what is NULL equals nothing: at most one row.
@@ -20,14 +21,15 @@ def revoke(
         f"DELETE FROM revocation WHERE sub = ? OR token_id = ? RETURNING {_COLUMNS}",  # noqa: S608 - see above
         (sub, token_id),
     ).fetchone()
-    covers_until = now + leeway_seconds
+    # A clock that is behind would let tokens live on that were issued, by a right one, before this moment.
+    covers_until = now.reckoned + leeway_seconds
     made = db.execute(
         "INSERT INTO revocation (sub, token_id, at, covers_until) VALUES (?, ?, ?, ?)",
-        (sub, token_id, now, covers_until),
+        (sub, token_id, now.wall, covers_until),
     )
     assert made.lastrowid is not None, "an insert has a row id"
     before = None if row is None else Revocation(*row)
-    return RevocationMade(Revocation(made.lastrowid, sub, token_id, now, covers_until), before)
+    return RevocationMade(Revocation(made.lastrowid, sub, token_id, now.wall, covers_until), before)
 
 
 def revocations(db: sqlite3.Connection, after: int, limit: int) -> list[Revocation]:
@@ -50,6 +52,10 @@ def lift_revocation(db: sqlite3.Connection, number: int) -> Revocation:
     return Revocation(*row)
 
 
-def expire_revocations(db: sqlite3.Connection, until: float) -> int:
-    """Drop old revocations; how many there were."""
-    return db.execute("DELETE FROM revocation WHERE covers_until <= ?", (until,)).rowcount
+def expire_revocations(db: sqlite3.Connection, until: float) -> list[Revocation]:
+    """Drop old revocations; what they were."""
+    rows = db.execute(
+        f"DELETE FROM revocation WHERE covers_until <= ? RETURNING {_COLUMNS}",  # noqa: S608 - see above
+        (until,),
+    )
+    return [Revocation(*row) for row in rows]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from storage import history, integrity
+from storage.belief import Kept
 from storage.errors import CannotOpen, Damaged, InUse, NewerVersion, NotADatabase, NotOurs
 from storage.records import OUTBOX_EVENTS_MAX, Durability
 
@@ -159,6 +160,8 @@ class Opened:
     """The last run ended in order; if not, the whole database was checked."""
     renewed: str | None
     """Why every diagnosis has a new epoch; `None`: none has."""
+    kept: Kept | None
+    """The time the last run has kept; `None`: none."""
 
 
 def prepare(connection: sqlite3.Connection, opening: Opening) -> Opened:
@@ -212,9 +215,10 @@ def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
 def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
     """Everything a run does before it answers, in one transaction."""
     identify(connection, opening.path)
-    clean = True
+    clean, kept = True, None
     if _version(connection):
         last = history.last_run(connection)
+        kept = last.kept
         clean = last.clean or last.copied
         if not clean:
             if not opening.had_log:
@@ -229,7 +233,7 @@ def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
     renewed = history.begin_run(
         connection, boot=opening.boot, durability=opening.durability, new_epoch=opening.new_epoch, now=opening.now
     )
-    return Opened(clean, renewed)
+    return Opened(clean, renewed, kept)
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 import trio
 
 from storage import copies, files, integrity, retention, revocations, storable, trails, transactions
+from storage.belief import Moment
 from storage.bridge import Database, open_database
-from storage.clock import Clock
+from storage.clock import Clock, Timekeeper
 from storage.committer import Committer, Pending, Work
 from storage.errors import CannotCopy, CannotOpen, Damaged, NotADatabase, Refused, StorageError, StoreBroken
-from storage.history import end_run
+from storage.history import end_run, keep_time
 from storage.records import (
     EVERY_ROW,
     AccessRow,
@@ -38,6 +39,7 @@ from storage.records import (
     Erased,
     Erasure,
     Evicted,
+    ForgottenUnseen,
     NewAccessRow,
     NewAuditRow,
     NewEvent,
@@ -99,23 +101,23 @@ async def open_store(
     with files.locked(path):
         async with AsyncExitStack() as stack:
             try:
-                database = await stack.enter_async_context(open_it())
+                database, time = await stack.enter_async_context(open_it())
             except (Damaged, NotADatabase) as damage:
                 if on_damage == "refuse":
                     raise
                 aside = files.set_aside(path, "damaged")
                 logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
-                database = await stack.enter_async_context(open_it())
+                database, time = await stack.enter_async_context(open_it())
             presence = files.Presence(path)
             wal_bytes = partial(files.size_of, files.wal_of(path))
-            committer = Committer(database, clock, wal_bytes, presence.lost_at_a_glance)
+            committer = Committer(database, time, wal_bytes, presence.lost_at_a_glance, keep_time)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
                     committer_nursery.start_soon(_run_shielded, committer)
                     try:
                         async with trio.open_nursery() as watch_nursery:
                             watch_nursery.start_soon(_watch, committer, presence)
-                            yield SqliteStore(committer, new_epoch)
+                            yield SqliteStore(committer, time, new_epoch)
                             watch_nursery.cancel_scope.cancel()
                     finally:
                         committer.close()
@@ -124,8 +126,11 @@ async def open_store(
 @asynccontextmanager
 async def _open_connection(
     path: Path, clock: Clock, new_epoch: Callable[[], str], durability: Durability, boot: str
-) -> AsyncIterator[Database]:
-    """The connection, with everything prepared; its end is marked in the database unless the store has broken."""
+) -> AsyncIterator[tuple[Database, Timekeeper]]:
+    """The connection, with everything prepared, and the time as the last run has kept it.
+
+    The end of the run is marked in the database unless the store has broken.
+    """
     log = files.wal_of(path)
     log_bytes = files.size_of(log)
     if log_bytes and not files.size_of(path):
@@ -143,16 +148,18 @@ async def _open_connection(
     try:
         async with open_database(path) as database:
             opening = Opening(str(path), durability, boot, new_epoch, clock.wall(), had_log=presence.has_log)
-            _report(path, await database.run(prepare, opening))
+            opened = await database.run(prepare, opening)
+            _report(path, opened)
+            time = Timekeeper(clock, opened.kept)
             presence = files.Presence(path)
             try:
-                yield database
+                yield database, time
             except StoreBroken:
                 is_broken = True
                 raise
             finally:
                 was_lost = presence.lost() is not None
-                is_clean = not is_broken and await _end_run(database)
+                is_clean = not is_broken and await _end_run(database, time)
     finally:
         # SQLite removes the log when it closes, its contents being in the database by then. To the next run a
         # missing log after an unclean end means that somebody took it away: leave an empty one instead.
@@ -167,11 +174,12 @@ def _report(path: Path, opened: Opened) -> None:
         logger.warning("every diagnosis begins a new epoch: %s", opened.renewed)
 
 
-async def _end_run(database: Database) -> bool:
+async def _end_run(database: Database, time: Timekeeper) -> bool:
     """Mark the end; if that fails, the next run finds an unclean one, and checks."""
+    time.moment()
     with trio.CancelScope(shield=True):
         try:
-            await database.run(end_run)
+            await database.run(end_run, time.kept)
         except sqlite3.Error as error:
             logger.warning("the database could not be closed in order: %s", error)
             return False
@@ -185,8 +193,9 @@ async def _run_shielded(committer: Committer) -> None:
 
 
 async def _watch(committer: Committer, presence: files.Presence) -> None:
-    """Break the store down when its files are gone."""
-    while (what := presence.lost()) is None:  # noqa: ASYNC110 - no event tells of a file that is gone
+    """Break the store down when its files are gone; look at the clock meanwhile."""
+    while (what := presence.lost()) is None:
+        committer.keep_time()
         await trio.sleep(WATCH_SECONDS)
     committer.break_down(what)
 
@@ -235,12 +244,21 @@ class PendingAppend:
 class SqliteStore:
     """A `storage.store.Store`; see there for what each method does."""
 
-    def __init__(self, committer: Committer, new_epoch: Callable[[], str]) -> None:
+    def __init__(self, committer: Committer, time: Timekeeper, new_epoch: Callable[[], str]) -> None:
         self._committer = committer
+        self._time = time
         self._new_epoch = new_epoch
         self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
         self._cache_version = 0
         """Counts changes: what was read before one is not remembered after it."""
+
+    def moment(self) -> Moment:
+        return self._time.moment()
+
+    @property
+    def clock_held_since(self) -> float | None:
+        self._time.moment()
+        return self._time.held_since
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         storable.check_text(diagnosis_id)
@@ -260,7 +278,7 @@ class SqliteStore:
         given, epoch = tuple(viewers), Epoch(self._new_epoch())
         storable.check(diagnosis_id, owner, given)
         return await self._change(
-            lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, now),
+            lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, now.wall),
             audit,
             self._registered,
         )
@@ -293,7 +311,7 @@ class SqliteStore:
     async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
         storable.check(diagnosis_id)
         return await self._change(
-            lambda db, now: transactions.delete(db, diagnosis_id, now),
+            lambda db, now: transactions.delete(db, diagnosis_id, now.wall),
             audit,
             lambda deleted: self._forget_cached(diagnosis_id),
         )
@@ -335,12 +353,12 @@ class SqliteStore:
         storable.check(number)
         return await self._change(lambda db, now: revocations.lift_revocation(db, number), audit)
 
-    async def expire_revocations(self, until: float) -> int:
-        return await self._change(lambda db, now: revocations.expire_revocations(db, until))
+    async def expire_revocations(self, seconds: float) -> Sequence[Revocation]:
+        return await self._change(lambda db, now: revocations.expire_revocations(db, now.judged - seconds))
 
     async def record(self, row: NewAuditRow) -> None:
         storable.check(row)
-        await self._change(lambda db, now: trails.record(db, row, now))
+        await self._change(lambda db, now: trails.record(db, row, now.wall))
 
     async def audit(
         self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
@@ -356,11 +374,21 @@ class SqliteStore:
     ) -> Sequence[AccessRow]:
         return await self._read(trails.accesses, before, limit, wanted)
 
-    async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
-        return await self._change(lambda db, now: retention.evict_before(db, at, after, diagnoses))
+    async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+        return await self._change(lambda db, now: retention.evict_before(db, now.judged - seconds, after, diagnoses))
 
-    async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
-        return await self._change(lambda db, now: retention.expire(db, audit_before, accesses_before, limit, now))
+    async def expire(
+        self, *, audit_seconds: float | None = None, accesses_seconds: float | None = None, limit: int = 256
+    ) -> int:
+        ages = (audit_seconds, accesses_seconds)
+        return await self._change(lambda db, now: retention.expire(db, ages, limit, now.judged))
+
+    async def forget_unseen(
+        self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
+    ) -> ForgottenUnseen:
+        return await self._change(
+            lambda db, now: retention.forget_unseen(db, now.judged - seconds, spared, after, diagnoses)
+        )
 
     async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
         return await self._change(

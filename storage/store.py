@@ -7,10 +7,11 @@ diagnosis: numbers in answers may skip what another node appended; `read_after` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from storage.belief import Moment
 from storage.errors import StorageError
 from storage.records import (
     EVERY_ROW,
@@ -25,6 +26,7 @@ from storage.records import (
     Erased,
     Erasure,
     Evicted,
+    ForgottenUnseen,
     NewAccessRow,
     NewAuditRow,
     NewEvent,
@@ -60,7 +62,17 @@ class Store(Protocol):
     carried out or never queued when its caller is cancelled. Each may raise `Busy` (certainly not
     stored), `Failed` (unknown) or `Unstorable`. The audit row that `audit` makes of an answer is stored in the same
     transaction; if it cannot be made or stored, neither is the operation.
+
+    Whoever wants what is old dropped gives an age in seconds: what time it is, and whether the clock is believed, is
+    for the store to judge (`storage.belief`). While it is not, nothing is dropped for its age, and no key expires.
     """
+
+    def moment(self) -> Moment:
+        """The time now, for each of its uses; never waits."""
+
+    @property
+    def clock_held_since(self) -> float | None:
+        """Since when the wall clock is not believed, in its own reckoning; `None`: it is."""
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         """Queue events of one diagnosis for the next group commit.
@@ -152,7 +164,8 @@ class Store(Protocol):
     ) -> RevocationMade:
         """Revoke a subject's tokens issued until now and `leeway_seconds`, or one token (give exactly one of both).
 
-        Takes the place of an earlier revocation of the same subject or token, which it covers.
+        "Now" is reckoned: where the wall clock is behind what had been believed, it is the time that was. Takes the
+        place of an earlier revocation of the same subject or token, which it covers.
         """
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
@@ -165,8 +178,8 @@ class Store(Protocol):
             NoSuchRevocation: there is none with this number.
         """
 
-    async def expire_revocations(self, until: float) -> int:
-        """Drop the revocations that cover tokens until this time at most; how many there were."""
+    async def expire_revocations(self, seconds: float) -> Sequence[Revocation]:
+        """Drop the revocations that have covered no token issued in the last `seconds`; what they were."""
 
     async def record(self, row: NewAuditRow) -> None:
         """Store an audit row of its own."""
@@ -184,14 +197,24 @@ class Store(Protocol):
     ) -> Sequence[AccessRow]:
         """The wanted rows of the access trail with a lower number than `before`, newest first."""
 
-    async def evict_before(self, at: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
-        """Drop the events committed before `at` of the next diagnoses above `after`, by id; numbers and keys stay.
+    async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+        """Drop the events older than `seconds` of the next diagnoses above `after`, by id; numbers and keys stay.
 
         An event goes with all of a lower number, so that what is retained has no hole.
         """
 
-    async def expire(self, *, audit_before: float | None, accesses_before: float | None, limit: int = 256) -> int:
-        """Drop expired keys, and rows of both trails older than given; how many, at most `limit` of each kind."""
+    async def expire(
+        self, *, audit_seconds: float | None = None, accesses_seconds: float | None = None, limit: int = 256
+    ) -> int:
+        """Drop expired keys, and rows of both trails older than given; how many, at most `limit` of each kind.
+
+        A row goes with all of a lower number, as an event does. `None`: rows of this trail stay.
+        """
+
+    async def forget_unseen(
+        self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
+    ) -> ForgottenUnseen:
+        """Drop the cursors not seen for `seconds` of the next diagnoses above `after`, by id, but of those `spared`."""
 
     async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
         """Remove a person from cursors and viewers, and its name from both trails and from deleted diagnoses.

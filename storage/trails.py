@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import TypeVar
 
+from storage.belief import Moment
 from storage.committer import Work
 from storage.records import AccessRow, Audit, AuditRow, NewAccessRow, NewAuditRow, SubscriberId, TrailFilter
 
@@ -29,9 +30,9 @@ def recording(work: Work[Answer], audit: Audit[Answer]) -> Work[Answer]:
     A row that cannot be made or stored is no refusal: it spoils the operation, which is rolled back with it.
     """
 
-    def recorded(db: sqlite3.Connection, now: float) -> Answer:
+    def recorded(db: sqlite3.Connection, now: Moment) -> Answer:
         answer = work(db, now)
-        record(db, audit(answer), now)
+        record(db, audit(answer), now.wall)
         return answer
 
     return recorded

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from storage.belief import Moment
 from storage.errors import KeyReused, NoSuchDiagnosis, Refused, StoreBroken
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
@@ -131,7 +132,7 @@ def outboxes(db: sqlite3.Connection, owner: str | None, after: str, limit: int) 
 
 
 def append(
-    db: sqlite3.Connection, diagnosis_id: str, events: Sequence[NewEvent], now: float
+    db: sqlite3.Connection, diagnosis_id: str, events: Sequence[NewEvent], now: Moment
 ) -> list[Appended | Refused]:
     """Number and store events of one diagnosis, in order; the outcome of each."""
     row = db.execute(
@@ -145,11 +146,11 @@ def append(
     outcomes: list[Appended | Refused] = []
     head = last_seq
     for event in events:
-        known = None if event.key is None else _known_key(db, dx, event, now)
+        known = None if event.key is None else _known_key(db, dx, event, now.judged)
         if known is None:
             head += 1
             _store(db, dx, head, event, now)
-            outcomes.append(Appended(Seq(head), now, epoch, replayed=False))
+            outcomes.append(Appended(Seq(head), now.wall, epoch, replayed=False))
         elif isinstance(known, KeyReused):
             outcomes.append(known)
         else:
@@ -161,10 +162,10 @@ def append(
     return outcomes
 
 
-def _known_key(db: sqlite3.Connection, dx: int, event: NewEvent, now: float) -> tuple[int, float] | KeyReused | None:
+def _known_key(db: sqlite3.Connection, dx: int, event: NewEvent, judged: float) -> tuple[int, float] | KeyReused | None:
     """Number and time of the event this key made before; `None`: the key is free."""
     row = db.execute(
-        "SELECT digest, seq, at FROM idem WHERE dx = ? AND key = ? AND expires_at > ?", (dx, event.key, now)
+        "SELECT digest, seq, at FROM idem WHERE dx = ? AND key = ? AND expires_at > ?", (dx, event.key, judged)
     ).fetchone()
     if row is None:
         return None
@@ -172,15 +173,16 @@ def _known_key(db: sqlite3.Connection, dx: int, event: NewEvent, now: float) -> 
     return (seq, at) if digest == event.digest else KeyReused("the key belongs to another event")
 
 
-def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: float) -> None:
+def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: Moment) -> None:
+    at = now.wall
     db.execute(
         "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (dx, seq % OUTBOX_EVENTS_MAX, seq, now, event.kind, event.body, checksum(seq, now, event.kind, event.body)),
+        (dx, seq % OUTBOX_EVENTS_MAX, seq, at, event.kind, event.body, checksum(seq, at, event.kind, event.body)),
     )
     if event.key is not None:
         db.execute(
             "INSERT OR REPLACE INTO idem VALUES (?, ?, ?, ?, ?, ?)",
-            (dx, event.key, event.digest, seq, now, now + IDEMPOTENCY_KEY_SECONDS),
+            (dx, event.key, event.digest, seq, at, now.reckoned + IDEMPOTENCY_KEY_SECONDS),
         )
 
 
@@ -254,10 +256,10 @@ def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Se
 
 def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -> Seq:
     (stored,) = db.execute(
-        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :at, iif(:by IS NULL, NULL, :at), :by)"
+        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :seen_at, iif(:by IS NULL, NULL, :at), :by)"
         " ON CONFLICT DO UPDATE SET"
         " acknowledged_at = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_at"
-        "   WHEN excluded.seq > cursor.seq THEN excluded.seen_at ELSE cursor.acknowledged_at END,"
+        "   WHEN excluded.seq > cursor.seq THEN :at ELSE cursor.acknowledged_at END,"
         " acknowledged_by = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_by"
         "   WHEN excluded.seq > cursor.seq THEN excluded.acknowledged_by ELSE cursor.acknowledged_by END,"
         " seq = iif(cursor.epoch = excluded.epoch, max(cursor.seq, excluded.seq), excluded.seq),"
@@ -270,7 +272,8 @@ def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -
             "device": move.subscriber.device or "",
             "epoch": move.epoch,
             "seq": min(move.seq, head),
-            "at": move.at,
+            "seen_at": move.seen_at,
+            "at": move.seen_at if move.acknowledged_at is None else move.acknowledged_at,
             "by": move.acknowledged_by,
         },
     ).fetchone()

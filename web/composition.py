@@ -180,7 +180,7 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
     kept_up: dict[str, Callable[[], Awaitable[None]]] = {
         "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
         "watch over expiring tokens": services.expiry.run,
-        "expiry of revocations": partial(expire_revocations, store, services.revoked, clock, lifetime),
+        "expiry of revocations": partial(expire_revocations, store, services.revoked, lifetime),
     }
     if trail is not None:
         kept_up["access trail"] = trail.run

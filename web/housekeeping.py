@@ -1,4 +1,7 @@
-"""The task that lets go of what is old: events, rows of both trails, keys. The operator says how long they stay."""
+"""The task that lets go of what is old: events, rows of both trails, keys, and subscribers who never came back.
+
+How long events and rows stay is for the operator to say; what time it is, is for the store.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Final
 import trio
 
 from actors.registry import Registry
+from actors.roster import UNSEEN_SECONDS_MAX
 from storage.clock import Clock
 from storage.errors import Busy, Failed
 from storage.store import Store
@@ -29,6 +33,8 @@ class Housekeeper:
         self._events_days = settings.events_kept_days
         self._audit_days = settings.audit_kept_days
         self._accesses_days = settings.access_trail_kept_days
+        self._unseen_forgotten_at: float | None = None
+        """When a day ago or less, on the monotonic clock; `None`: it is due."""
 
     async def run(self) -> None:
         """Tidy up every `INTERVAL_SECONDS` until cancelled."""
@@ -45,21 +51,36 @@ class Housekeeper:
         Raises:
             Busy, Failed: the store refused; the next round continues.
         """
-        audit_before, accesses_before = self._since(self._audit_days), self._since(self._accesses_days)
-        while await self._store.expire(audit_before=audit_before, accesses_before=accesses_before):
+        audit, accesses = _seconds(self._audit_days), _seconds(self._accesses_days)
+        while await self._store.expire(audit_seconds=audit, accesses_seconds=accesses):
             pass
-        events_before = self._since(self._events_days)
-        if events_before is not None:
-            await self._evict(events_before)
+        events = _seconds(self._events_days)
+        if events is not None:
+            await self._evict(events)
+        await self._forget_unseen()
 
-    async def _evict(self, before: float) -> None:
+    async def _evict(self, seconds: float) -> None:
         after: str | None = ""
         while after is not None:
-            evicted = await self._store.evict_before(before, after=after)
+            evicted = await self._store.evict(seconds, after=after)
             for diagnosis_id, window in evicted.windows.items():
                 self._registry.evicted(diagnosis_id, window)
             after = evicted.next
 
-    def _since(self, days: float | None) -> float | None:
-        """What is older than this goes; `None`: nothing."""
-        return None if days is None else self._clock.wall() - days * DAY_SECONDS
+    async def _forget_unseen(self) -> None:
+        """Once a day, and first after the clock is believed again: who is connected counts as seen until then."""
+        if self._store.clock_held_since is not None:
+            self._unseen_forgotten_at = None
+            return
+        now = self._clock.monotonic()
+        if self._unseen_forgotten_at is not None and now < self._unseen_forgotten_at + DAY_SECONDS:
+            return
+        in_memory = await self._registry.forget_unseen()
+        after: str | None = ""
+        while after is not None:
+            after = (await self._store.forget_unseen(UNSEEN_SECONDS_MAX, spared=in_memory, after=after)).next
+        self._unseen_forgotten_at = now
+
+
+def _seconds(days: float | None) -> float | None:
+    return None if days is None else days * DAY_SECONDS

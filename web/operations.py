@@ -335,6 +335,25 @@ OPERATIONS: Final = (
     ),
     Operation(
         "delete",
+        "/subjects",
+        "eraseSubjectByQuery",
+        "Erase a person, whatever its name: also one that begins with `/`, which no path can hold.",
+        {200: ref("Erased")},
+        ("forbidden", "invalid_field", *STORE),
+        (
+            Parameter(
+                "sub",
+                "query",
+                {"type": "string", "minLength": 1},
+                "The `sub` of its tokens.",
+                required=True,
+                example="/C=DE/O=Clinic/CN=Ann",
+            ),
+        ),
+        tag="operating",
+    ),
+    Operation(
+        "delete",
         "/subjects/{sub}",
         "eraseSubject",
         "Erase a person: connections, cursors, viewer entries, and its name in both trails.",

@@ -10,7 +10,6 @@ import trio
 from quart import Blueprint, Response, request
 
 from actors.subscriber import Ending, Subscriber
-from storage.clock import Clock
 from storage.errors import StorageError
 from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import Store
@@ -76,17 +75,16 @@ async def load_revoked(store: Store) -> Revoked:
     return revoked
 
 
-async def expire_revocations(store: Store, revoked: Revoked, clock: Clock, lifetime_seconds_max: int) -> None:
+async def expire_revocations(store: Store, revoked: Revoked, lifetime_seconds_max: int) -> None:
     """Drop revocations once no token they refuse can live any more; until cancelled."""
     while True:
-        # One that was issued at the moment of the revocation, by a clock that is ahead of ours, has ended too.
-        until = clock.wall() - lifetime_seconds_max - 2 * LEEWAY_SECONDS
         try:
-            await store.expire_revocations(until)
+            expired = await store.expire_revocations(lifetime_seconds_max + LEEWAY_SECONDS)
         except StorageError:
             pass  # It keeps: the next look finds it.
         else:
-            revoked.expire(until)
+            for one in expired:
+                revoked.lift(one)
         await trio.sleep(EXPIRE_EVERY_SECONDS)
 
 

@@ -29,12 +29,6 @@ class Revoked:
             if name is not None and (found := table.get(name)) is not None and found.number <= revocation.number:
                 del table[name]
 
-    def expire(self, until: float) -> None:
-        """Forget the revocations made until this time."""
-        for table in (self._subjects, self._tokens):
-            for name in [name for name, one in table.items() if one.at <= until]:
-                del table[name]
-
     def covers(self, sub: str | None, token_id: str | None, issued_at: float | None) -> bool:
         """Whether such a token is revoked.
 

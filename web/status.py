@@ -7,6 +7,7 @@ from importlib.metadata import version
 from quart import Blueprint, Response
 
 from storage.records import Outbox, Seq
+from web import wire
 from web.access import authenticate
 from web.bodies import answer
 from web.errors import RETRY_AFTER_SECONDS, Problem, retry_after
@@ -26,8 +27,10 @@ def status(services: Services) -> Blueprint:
     @blueprint.get("/ws/status")
     async def show_status() -> Response:
         who = authenticate(services, anonymous_allowed=services.settings.allow_anonymous)
+        held_since = services.store.clock_held_since
         shown = {
             **await _figures(services, who),
+            "clock_held_since": None if held_since is None else wire.timestamp(held_since),
             "uptime_seconds": round(services.clock.monotonic() - services.started_at, 3),
             "version": release,
         }

@@ -1,4 +1,4 @@
-"""`DELETE /subjects/{sub}`: the erasure of a person, and what of it an audit row may keep.
+"""`DELETE /subjects?sub=...` and `/subjects/{sub}`: the erasure of a person, and what of it an audit row may keep.
 
 What is erased is the name. Diagnoses it owns, events that were published, and keys stay: a diagnosis is deleted by
 whoever may, an event says nothing about who follows, and no key tells whose it is.
@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
 from storage.records import AuditRow, Erased, Erasure, NewAuditRow
 from web import rights, wire
 from web.access import authenticate_for, carried_through
 from web.bodies import answer
+from web.errors import Problem
 from web.records import diagnosis_id_as_json
 from web.services import Services
+from web.tokens import Principal
 
 ERASED: Final = "[erased]"
 """Stands where the name stood."""
@@ -29,20 +31,32 @@ NAMELESS_TARGETS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.", "da
 
 
 def subjects(services: Services) -> Blueprint:
-    """The route."""
+    """Both routes: a path cannot hold every name (one that begins with `/`), a query can."""
     blueprint = Blueprint("subjects", __name__)
 
-    @blueprint.delete("/subjects/<path:sub>")
-    async def erase(sub: str) -> Response:
+    @blueprint.delete("/subjects")
+    async def erase_by_query() -> Response:
         who = authenticate_for(services, rights.OPERATE)
+        sub = request.args.get("sub")
+        if not sub:
+            raise Problem("invalid_field", "sub must be the name to erase, of at least one character")
+        return await erase(who, sub)
+
+    @blueprint.delete("/subjects/<path:sub>")
+    async def erase_by_path(sub: str) -> Response:
+        return await erase(authenticate_for(services, rights.OPERATE), sub)
+
+    async def erase(who: Principal, sub: str) -> Response:
         erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
         with carried_through():
-            connections = await services.registry.forget_subject(sub)
+            connections = await services.registry.disconnect_user(sub)
 
             def act(erased: Erased) -> NewAuditRow:
                 after = wire.encode(_changed(connections, erased)).decode()
                 return NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED, after=after)
 
+            # No checkpoint until the store has taken the erasure: nothing of before may reach it after that.
+            connections += services.registry.erase_user(sub, ERASED)
             erased = await services.store.erase(erasure, act)
         return answer(
             {

@@ -160,7 +160,7 @@ async def test_revocations_go_once_no_token_they_refuse_can_live(autojump_clock:
     made: Revocation = (await store.revoke(sub="amira")).revocation
     revoked = Revoked([made])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(expire_revocations, store, revoked, clock, 86_400)
+        nursery.start_soon(expire_revocations, store, revoked, 86_400)
         await trio.sleep(86_400)
         assert list(await store.revocations()) == [made]
         assert revoked.covers("amira", None, None)

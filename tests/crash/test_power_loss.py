@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from storage import transactions
+from storage.belief import Moment
 from storage.committer import Work, run_transaction
 from storage.history import end_run
 from storage.records import OUTBOX_EVENTS_MAX, Appended, CursorMove, Durability, Epoch, NewEvent, Seq, SubscriberId
@@ -31,6 +32,8 @@ CUTS = int(os.environ.get("CRASH_TEST_ROUNDS", "40"))
 """Moments at which power fails, for each durability; `make crash-test ROUNDS=1000` asks for more."""
 
 DIAGNOSES = ("a", "b", "c")
+NOW = Moment(1.0, 1.0, 1.0)
+
 COMMITS = 90
 CHECKPOINT_PAGES = 60
 """Far fewer than in earnest, so that power fails within checkpoints too."""
@@ -78,7 +81,7 @@ def record(path: Path, durability: Durability, chance: random.Random) -> Recordi
     promises: list[Promise] = []
 
     def commit(*works: Work[object]) -> list[object]:
-        outcomes = run_transaction(db, works, 1.0, lambda: None)
+        outcomes = run_transaction(db, works, NOW, lambda: None)
         promises.append(Promise(len(recorder.steps), dict(heads)))
         return outcomes
 
@@ -98,11 +101,11 @@ def record(path: Path, durability: Durability, chance: random.Random) -> Recordi
     return Recording(recorder.steps, promises)
 
 
-def _register(name: str, db: sqlite3.Connection, now: float) -> object:
-    return transactions.register(db, name, "amira", ["bo"], Epoch(f"first-{name}"), now)
+def _register(name: str, db: sqlite3.Connection, now: Moment) -> object:
+    return transactions.register(db, name, "amira", ["bo"], Epoch(f"first-{name}"), now.wall)
 
 
-def _append(name: str, first: int, last: int, db: sqlite3.Connection, now: float) -> object:
+def _append(name: str, first: int, last: int, db: sqlite3.Connection, now: Moment) -> object:
     events = [
         NewEvent("k", body_of(name, seq), key=f"key {seq}" if seq % 2 else None, digest=b"d")
         for seq in range(first, last + 1)
@@ -112,8 +115,8 @@ def _append(name: str, first: int, last: int, db: sqlite3.Connection, now: float
     return outcomes
 
 
-def _move_cursor(name: str, seq: int, db: sqlite3.Connection, now: float) -> object:
-    move = CursorMove(name, SubscriberId("bo", None), Epoch(f"first-{name}"), Seq(seq), now)
+def _move_cursor(name: str, seq: int, db: sqlite3.Connection, now: Moment) -> object:
+    move = CursorMove(name, SubscriberId("bo", None), Epoch(f"first-{name}"), Seq(seq), now.reckoned)
     return transactions.move_cursors(db, [move])
 
 

@@ -11,18 +11,20 @@ from pathlib import Path
 import pytest
 import trio
 
+from storage.belief import Moment
 from storage.bridge import open_database
+from storage.clock import Timekeeper
 from storage.committer import QUEUE_OPERATIONS_MAX, Committer, Pending
 from storage.errors import Busy, Failed, KeyReused
 from tests.storage.conftest import ManualClock
 
 
-def add(db: sqlite3.Connection, now: float, number: int = 1) -> int:
+def add(db: sqlite3.Connection, now: Moment, number: int = 1) -> int:
     db.execute("INSERT INTO t VALUES (?)", (number,))
     return number
 
 
-def adding(number: int) -> Callable[[sqlite3.Connection, float], int]:
+def adding(number: int) -> Callable[[sqlite3.Connection, Moment], int]:
     return lambda db, now: add(db, now, number)
 
 
@@ -32,7 +34,7 @@ async def committing(path: Path) -> AsyncIterator[Committer]:
     path.parent.mkdir(parents=True)
     async with open_database(path) as database:
         await database.run(lambda db: db.execute("CREATE TABLE t (n INTEGER UNIQUE)").fetchall())
-        committer = Committer(database, ManualClock(), lambda: 0)
+        committer = Committer(database, Timekeeper(ManualClock()), lambda: 0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.run)
             yield committer
@@ -58,7 +60,7 @@ async def test_operations_that_wait_together_share_a_transaction(path: Path) -> 
 
 
 async def test_a_refused_operation_leaves_its_batch_alone(path: Path) -> None:
-    def refuse(db: sqlite3.Connection, now: float) -> int:
+    def refuse(db: sqlite3.Connection, now: Moment) -> int:
         raise KeyReused("no")
 
     async with committing(path) as committer:
@@ -72,7 +74,7 @@ async def test_a_refused_operation_leaves_its_batch_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", ["python", "constraint", "syntax"])
 async def test_an_operation_that_fails_unexpectedly_never_poisons_its_batch(path: Path, spoil: str) -> None:
-    def broken(db: sqlite3.Connection, now: float) -> int:
+    def broken(db: sqlite3.Connection, now: Moment) -> int:
         add(db, now, 50)
         match spoil:
             case "python":
@@ -96,7 +98,7 @@ async def test_an_operation_that_fails_unexpectedly_never_poisons_its_batch(path
 async def test_a_full_queue_refuses_at_once(path: Path) -> None:
     release = threading.Event()
 
-    def slow(db: sqlite3.Connection, now: float) -> int:
+    def slow(db: sqlite3.Connection, now: Moment) -> int:
         assert release.wait(10)
         return 0
 

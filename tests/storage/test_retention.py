@@ -20,14 +20,15 @@ async def test_events_of_an_age_are_evicted_and_numbers_go_on(store: Store, cloc
     await append_numbers(store, 3)
     clock.now += 100
     await append_numbers(store, 2)
-    evicted = await store.evict_before(clock.now - 50)
+    evicted = await store.evict(50)
     window = evicted.windows["d"]
     assert (window.head, window.floor, window.purged) == (5, 3, 0)
     assert evicted.next is None
     assert await retained(store) == [4, 5]
     assert (await store.read_after("d", Seq(0))).window == window
-    assert (await store.evict_before(clock.now - 50)).windows == {}
-    everything = await store.evict_before(clock.now + 1)
+    assert (await store.evict(50)).windows == {}
+    clock.now += 1
+    everything = await store.evict(0)
     assert (everything.windows["d"].head, everything.windows["d"].floor) == (5, 5)
     await append_numbers(store, 1)
     assert await retained(store) == [6]
@@ -37,7 +38,8 @@ async def test_an_eviction_leaves_keys_and_cursors(store: Store, clock: ManualCl
     await store.register("d", "amira", [])
     await append(store, event(1, "k"))
     await move(store, PHONE, 1)
-    await store.evict_before(clock.now + 1)
+    clock.now += 1
+    await store.evict(0)
     (again,) = await append(store, event(1, "k"))
     assert getattr(again, "replayed", None) is True
     assert [one.seq for one in await store.cursors("d")] == [1]
@@ -52,7 +54,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_longer_and_makes_no_hole(
     await append_numbers(store, 1)
     clock.now += 5000
     await append_numbers(store, 1)
-    evicted = await store.evict_before(clock.now - 4500)
+    evicted = await store.evict(4500)
     assert evicted.windows["d"].floor == 3
     assert await retained(store) == [4]
 
@@ -62,10 +64,11 @@ async def test_diagnoses_lose_old_events_page_by_page(store: Store, clock: Manua
         await store.register(name, "amira", [])
         await append_numbers(store, 1, to=name)
     await store.delete("b")
+    clock.now += 1
     seen: list[str] = []
     after: str | None = ""
     while after is not None:
-        evicted = await store.evict_before(clock.now + 1, after=after, diagnoses=2)
+        evicted = await store.evict(0, after=after, diagnoses=2)
         assert len(evicted.windows) <= 2
         seen.extend(evicted.windows)
         after = evicted.next
@@ -96,9 +99,8 @@ async def test_rows_and_keys_expire_a_bounded_number_at_a_time(store: Store, clo
     clock.now += 25 * 3600
     await store.record(NewAuditRow("op", "new", "d"))
     await store.record_accesses([NewAccessRow(clock.now, "connect", "d", PHONE)])
-    old = clock.now - 3600
-    assert await store.expire(audit_before=None, accesses_before=None, limit=2) == 2
-    dropped = [await store.expire(audit_before=old, accesses_before=old, limit=3) for _ in range(3)]
+    assert await store.expire(limit=2) == 2
+    dropped = [await store.expire(audit_seconds=3600, accesses_seconds=3600, limit=3) for _ in range(3)]
     assert dropped == [9, 4, 0]
     assert [row.what for row in await store.audit()] == ["new"]
     assert [row.at for row in await store.accesses()] == [clock.now]
