@@ -37,6 +37,7 @@ from web.status import status
 from web.stream_refusals import goodbye_instead
 from web.streams import streams
 from web.subjects import subjects
+from web.trails import trails
 
 logger = logging.getLogger("avicenna.web")
 
@@ -121,6 +122,7 @@ def create_app(services: Services) -> QuartTrio:
         subjects,
         maintenance,
         revocations,
+        trails,
         status,
     ):
         app.register_blueprint(routes(services))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from web.commands import actors, database, diagnoses, publish, serve, status, tail, token
+from web.commands import actors, database, diagnoses, publish, serve, status, tail, token, trails
 from web.commands.failures import FAILED, INTERRUPTED, WRONG_USAGE, CommandFailed, UsageError
 from web.commands.printing import say_aside
 
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog=NAME, description="Live updates of diagnoses: numbered, stored, and delivered in order.")
     top.add_argument("--version", action="version", version=f"{NAME} {version(NAME)}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, token, diagnoses, publish, tail, actors, status, database):
+    for command in (serve, token, diagnoses, publish, tail, actors, status, trails, database):
         command.add_to(commands)
     return top
 

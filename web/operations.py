@@ -83,11 +83,26 @@ LIMIT: Final = Parameter(
 )
 AFTER: Final = Parameter("after", "query", {"type": "string"}, "The `next` of the page before.")
 PAGE: Final = (LIMIT, AFTER)
+NUMBERED_AFTER: Final = Parameter(
+    "after", "query", {"type": "string", "pattern": "^[0-9]{0,15}$"}, "The `next` of the page before."
+)
+"""Of lists that numbers order."""
+
 NUMBER: Final[Schema] = {"type": "string", "pattern": "^[0-9]{1,15}$"}
 EVENT_ID: Final[Schema] = {"type": "string", "pattern": "^([!-~]{1,64}[.][0-9]{1,15})?$"}
 DEVICE: Final = Parameter(
     "device", "query", {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}, "Names the subscriber."
 )
+
+TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+TRAIL: Final = (
+    Parameter("diagnosis_id", "query", DIAGNOSIS_ID_TEXT, "The diagnosis the row is about."),
+    Parameter("since", "query", TIME, "Only rows of this time and later."),
+    Parameter("until", "query", TIME, "Only rows of before this time."),
+    LIMIT,
+    NUMBERED_AFTER,
+)
+"""Parameters of both trails."""
 
 STORE: Final = ("storage_unavailable",)
 ACTOR: Final = ("mailbox_full", "quarantined", "draining", *STORE)
@@ -302,9 +317,7 @@ OPERATIONS: Final = (
         (
             ID,
             LIMIT,
-            Parameter(
-                "after", "query", {"type": "string", "pattern": "^[0-9]{0,15}$"}, "The `next` of the page before."
-            ),
+            NUMBERED_AFTER,
         ),
         tag="operating",
     ),
@@ -392,9 +405,7 @@ OPERATIONS: Final = (
         ("forbidden", "invalid_field", *STORE),
         (
             LIMIT,
-            Parameter(
-                "after", "query", {"type": "string", "pattern": "^[0-9]{0,15}$"}, "The `next` of the page before."
-            ),
+            NUMBERED_AFTER,
         ),
         tag="operating",
     ),
@@ -406,6 +417,34 @@ OPERATIONS: Final = (
         {200: ref("Revocation")},
         ("forbidden", "not_found", *STORE),
         (Parameter("number", "path", TEXT, "The `id` of the revocation.", required=True, example="1"),),
+        tag="operating",
+    ),
+    Operation(
+        "get",
+        "/audit",
+        "listActs",
+        "What operators and registrars have done, newest first.",
+        {200: ref("Acts")},
+        ("forbidden", "invalid_field", *STORE),
+        (
+            Parameter("actor", "query", {"type": "string"}, "The `sub` of who acted."),
+            Parameter("action", "query", {"type": "string"}, "The act.", example="diagnosis.register"),
+            *TRAIL,
+        ),
+        tag="operating",
+    ),
+    Operation(
+        "get",
+        "/accesses",
+        "listAccesses",
+        "Who followed which diagnosis when, newest first, if the server keeps that trail.",
+        {200: ref("Accesses")},
+        ("forbidden", "invalid_field", *STORE),
+        (
+            Parameter("user_id", "query", {"type": "string"}, "The `sub` of who followed."),
+            Parameter("what", "query", {"type": "string"}, "`connect` or `disconnect`.", example="connect"),
+            *TRAIL,
+        ),
         tag="operating",
     ),
     Operation(
@@ -455,7 +494,7 @@ TAGS: Final = {
     "publishing": "Updates go in, and what became of them comes out.",
     "following": "Where a diagnosis stands, and its events as they come. The WebSocket is in `docs/asyncapi.yaml`.",
     "registry": "Which diagnoses there are, who owns and who may follow them.",
-    "operating": "Actors, outboxes, connections, persons, revocations and the database.",
+    "operating": "Actors, outboxes, connections, persons, revocations, both trails and the database.",
     "looking": "How the server is.",
 }
 """What the operations of each tag are about."""

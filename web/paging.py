@@ -37,6 +37,11 @@ class Page:
             raise Problem("invalid_field", f"after {NUMBER_RULE}")
         return int(self.after or "0")
 
+    @property
+    def before(self) -> int | None:
+        """`after` in a list whose numbers go down; `None`: from the start. Raises as `after_number`."""
+        return self.after_number if self.after else None
+
     def of(
         self, found: Sequence[Item], show: Callable[[Item], object], key: Callable[[Item], str]
     ) -> dict[str, object]:

@@ -16,8 +16,11 @@ NAMES: Final = frozenset(
     {
         "Last-Event-ID",
         "ack",
+        "action",
+        "actor",
         "after",
         "device",
+        "diagnosis_id",
         "epoch",
         "forget",
         "heartbeat",
@@ -26,9 +29,13 @@ NAMES: Final = frozenset(
         "owner",
         "peek",
         "seq",
+        "since",
         "start",
         "sub",
         "token",
+        "until",
+        "user_id",
+        "what",
     }
 )
 """Parameters that some route looks at; others are ignored."""

@@ -107,6 +107,11 @@ _WINDOW: Final[dict[str, Schema]] = {
     "floor": COUNT,
 }
 
+_STATE: Final[Schema] = {
+    "description": "What the act is about as it was or as it is, depending on the act; null: there is nothing.",
+    "type": ["object", "null"],
+}
+
 _LAG: Final = thing(user_id=TEXT_OR_NULL, device=TEXT_OR_NULL, online=FLAG, cursor=COUNT, lag=COUNT)
 
 _STATUS: Final[Schema] = {
@@ -194,6 +199,26 @@ _ANSWERS: Final[dict[str, Schema]] = {
         "oneOf": [{"required": ["sub"]}, {"required": ["jti"]}],
     },
     "Revocations": page("Revocation"),
+    "Act": thing(
+        id={"type": "integer", "minimum": 1},
+        at=TIME,
+        actor=TEXT,
+        action=TEXT,
+        target=TEXT,
+        diagnosis_id=or_null(ref("DiagnosisId")),
+        before=_STATE,
+        after=_STATE,
+    ),
+    "Acts": page("Act"),
+    "Access": thing(
+        id={"type": "integer", "minimum": 1},
+        at=TIME,
+        what=words("connect", "disconnect"),
+        diagnosis_id=ref("DiagnosisId"),
+        user_id=TEXT_OR_NULL,
+        device=TEXT_OR_NULL,
+    ),
+    "Accesses": page("Access"),
     "Backup": thing(path=TEXT, bytes=COUNT, sha256={"type": "string", "pattern": "^[0-9a-f]{64}$"}),
     "Checked": thing(status=words("ok", "damaged"), problems=items(TEXT)),
     "Status": _STATUS,

@@ -121,19 +121,16 @@ class Client:
         return base + parts + (f"?{urlencode(given, errors='surrogateescape')}" if given else "")
 
     def items(
-        self, *path: str, query: Mapping[str, str | None] | None = None, items_max: int | None = None
+        self, *path: str, query: Mapping[str, str | None] | None = None, page_items: int = PAGE_ITEMS_MAX
     ) -> Iterator[dict[str, Any]]:
-        """The items of a list, page by page as they are wanted; at most `items_max`. Raises as `request`."""
+        """The items of a list; a page is asked for when its first item is wanted. Raises as `request`."""
         after: str | None = None
-        left = items_max
-        while left is None or left > 0:
-            limit = PAGE_ITEMS_MAX if left is None else min(PAGE_ITEMS_MAX, left)
-            _, page = self.request("GET", *path, query={**(query or {}), "limit": str(limit), "after": after})
-            found, after = page["items"], page["next"]
-            yield from found[:limit]
-            left = None if left is None else left - len(found)
+        while True:
+            _, page = self.request("GET", *path, query={**(query or {}), "limit": str(page_items), "after": after})
+            yield from page["items"]
+            after = page["next"]
             # A page without items that names another would never end.
-            if after is None or not found:
+            if after is None or not page["items"]:
                 return
 
     def request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import shlex
 import time
 from pathlib import Path
 from typing import Final
@@ -80,9 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _local_key(directory: Path) -> bytes:
     # A directory that is not there is more likely a slip than a server to come: a key in it would verify nothing.
     if not directory.is_dir():
-        raise CommandFailed(
-            f"there is no {directory}: `avicenna-live serve --data {directory}` makes it, or name another with --data"
-        )
+        server = f"avicenna-live serve --data {shlex.quote(str(directory))}"
+        raise CommandFailed(f"there is no {directory}: `{server}` makes it, or name another with --data")
     try:
         key, created = keyring.load_or_create_key(directory)
     except KeyUnusable as refusal:
