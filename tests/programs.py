@@ -1,6 +1,6 @@
 """Programs from outside the project that some tests want: the path of one, or a skip that names it.
 
-Users need Python and make, nothing else; a test that wants Node, Chromium or nginx skips where the program is missing.
+Users need Python and make, nothing else; a test that wants a C compiler, Node, Chromium or nginx skips where it is missing.
 `.ci/run` installs these programs and names those it has in `REQUIRED_PROGRAMS`: a test that misses one of these fails.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -15,13 +14,10 @@ import pytest
 
 from benchmarks.generator import Generator, Phase, Subscriber, Target, plan_text
 from benchmarks.processes import cores
+from tests import programs
 
 ROOT = Path(__file__).parents[2]
 SUBSCRIBERS = [Subscriber(diagnosis="a", path="/ws/a")] * 3
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("cc") is None or shutil.which("make") is None, reason="the load generator is C, and there is no cc"
-)
 
 Sender = Callable[[int, bytes], list[bytes]]
 """What a server sends to each subscriber for its nth message: frames."""
@@ -29,6 +25,8 @@ Sender = Callable[[int, bytes], list[bytes]]
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for needed in ("cc", "make"):
+        programs.program(needed)
     built = tmp_path_factory.mktemp("built")
     subprocess.run(["make", "-s", "load-generator", f"NATIVE={built}"], cwd=ROOT, check=True, timeout=60)
     return built / "load"

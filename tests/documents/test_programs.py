@@ -10,6 +10,8 @@ import pytest
 from tests import programs
 from tests.programs import REQUIRED, ROOT
 
+PROGRAMS = ("cc", "node", "npm", "chromium", "nginx")
+
 
 def test_a_program_that_is_there_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chromium = tmp_path / "chromium-browser"
@@ -77,18 +79,18 @@ def ci(stand_ins: Path) -> tuple[str, str]:
 
 
 def test_ci_with_every_program_allows_no_skip(stand_ins: Path) -> None:
-    for name in ("node", "npm", "chromium", "nginx"):
+    for name in PROGRAMS:
         stand_in(stand_ins, name)
     stand_in(stand_ins, "make", 'echo "required: $REQUIRED_PROGRAMS"')
     printed, said = ci(stand_ins)
     assert said.splitlines() == ["make -s node-packages", "make check"]
-    assert set(printed.split()) == {"required:", "node", "npm", "chromium", "nginx", "npm-packages"}
+    assert set(printed.split()) == {"required:", *PROGRAMS, "npm-packages"}
 
 
 def test_ci_as_root_installs_what_is_missing_and_starts_nothing(stand_ins: Path) -> None:
     stand_in(stand_ins, "id", "echo 0")
     stand_in(stand_ins, "make", 'echo "required: $REQUIRED_PROGRAMS"')
-    installs = f'for name in node npm chromium nginx; do cp "{stand_ins}/id" "{stand_ins}/$name"; done'
+    installs = f'for name in {" ".join(PROGRAMS)}; do cp "{stand_ins}/id" "{stand_ins}/$name"; done'
     stand_in(
         stand_ins,
         "apt-get",
@@ -98,7 +100,7 @@ def test_ci_as_root_installs_what_is_missing_and_starts_nothing(stand_ins: Path)
     printed, said = ci(stand_ins)
     assert "exit 101" in said, "services may start as they are installed"
     assert not (stand_ins / "policy-rc.d").exists()
-    assert set(printed.split()) == {"required:", "node", "npm", "chromium", "nginx", "npm-packages"}
+    assert set(printed.split()) == {"required:", *PROGRAMS, "npm-packages"}
 
 
 @pytest.mark.parametrize(("user", "reason"), [("0", "apt-get failed"), ("1000", "needs root")])
@@ -109,16 +111,16 @@ def test_ci_that_cannot_install_says_so_in_one_line_and_goes_on(stand_ins: Path,
     printed, _ = ci(stand_ins)
     line, required = printed.splitlines()
     assert reason in line
-    assert {"nodejs", "npm", "chromium", "nginx"} < set(line.split())
+    assert {"build-essential", "nodejs", "npm", "chromium", "nginx"} < set(line.split())
     assert required == "required: "
     assert not (stand_ins / "policy-rc.d").exists()
 
 
 def test_ci_without_the_npm_registry_says_so_in_one_line_and_goes_on(stand_ins: Path) -> None:
-    for name in ("node", "npm", "chromium", "nginx"):
+    for name in PROGRAMS:
         stand_in(stand_ins, name)
     stand_in(stand_ins, "make", '[ "$1" = check ] && echo "required: $REQUIRED_PROGRAMS"')
     printed, _ = ci(stand_ins)
     line, required = printed.splitlines()
     assert "npm failed" in line
-    assert set(required.split()) == {"required:", "node", "npm", "chromium", "nginx"}
+    assert set(required.split()) == {"required:", *PROGRAMS}
