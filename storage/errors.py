@@ -11,6 +11,7 @@ StorageError
 +-- CannotCopy           the target's: a copy could not be made; the database is as it was
 +-- StoreBroken          the disk's: the process must end (I/O error, corruption, file moved away)
 `-- CannotOpen           the operator's: the message says what to do
+    +-- Untrusted            somebody else can replace what is in the data directory
     +-- InUse                another server holds this file
     +-- NotOurs              not a database of this program
     |   `-- NotADatabase         no database at all, or its header is overwritten
@@ -63,6 +64,10 @@ class StoreBroken(StorageError):
 
 class CannotOpen(StorageError):
     """The database cannot be opened; the message names the path and what to do."""
+
+
+class Untrusted(CannotOpen):
+    """Somebody else can put files in the place of ours, or has; the message gives the command that helps."""
 
 
 class InUse(CannotOpen):

@@ -7,17 +7,19 @@ it would drop the locks SQLite holds on it. Looking at it (`stat`) and renaming 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from storage.errors import CannotCopy, CannotOpen, InUse
+from storage.errors import CannotCopy, CannotOpen, InUse, Untrusted
 
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -25,6 +27,11 @@ BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 def wal_of(path: Path) -> Path:
     """The write-ahead log SQLite keeps beside a database; committed events live there until a checkpoint."""
     return Path(f"{path}-wal")
+
+
+def names_of(name: str) -> tuple[str, ...]:
+    """A database's name, and those of the files that are used beside it."""
+    return (name, *(f"{name}{suffix}" for suffix in (".lock", "-wal", "-shm", "-journal")))
 
 
 def current_boot() -> str:
@@ -43,12 +50,16 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         InUse: another process holds it.
-        CannotOpen: it cannot be made.
+        CannotOpen: it cannot be made, or is a link to elsewhere.
     """
+    lock = f"{path}.lock"
     try:
         make_directory(path.parent)
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            aside = shlex.join(("mv", lock, f"{lock}.aside"))
+            raise Untrusted(f"{lock} is a symbolic link, and no lock is taken through one: {aside}") from error
         raise CannotOpen(f"{path} cannot be opened: {error.strerror}; check the directory's permissions") from error
     try:
         try:

@@ -26,13 +26,14 @@ import trio
 from actors.registry import Registry
 from actors.supervisor import Limits, keep_up
 from actors.trail import AccessTrail
-from storage import files
+from storage import files, trust
 from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
 from storage.store import Store
 from web import access
 from web.app import create_app
+from web.cautions import caution_about_keys, caution_about_listening
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
 from web.edge.hub import Hub, open_hub
@@ -128,8 +129,10 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
     """
     clock = clock or SystemClock()
     jitter = random.SystemRandom().random
+    _warn(*trust.check_directory(settings.data, (KEY_FILE, *files.names_of(DATABASE_FILE))))
     is_database_missing = _lacks_its_database(settings.data)
     keys = load_keys(settings)
+    _warn(caution_about_keys(settings))
     async with (
         open_store(
             settings.data / DATABASE_FILE,
@@ -166,6 +169,13 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         with trio.move_on_at(deadline):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
+
+
+def _warn(*texts: str | None) -> None:
+    """One line each for the operator; `None`: there is nothing to say."""
+    for text in texts:
+        if text is not None:
+            logger.warning("%s", text)
 
 
 def _lacks_its_database(data: Path) -> bool:
@@ -307,6 +317,7 @@ def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[s
         listening.callback(listener.close)
         listeners.append(listener)
         urls.append(url_of(listener))
+        _warn(caution_about_listening(settings, listener.getsockname()[0]))
     if settings.unix_socket is not None:
         with _naming(str(settings.unix_socket)):
             listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))

@@ -70,10 +70,13 @@ def load_keys(settings: Settings) -> list[Key]:
 
 
 def _warn_unless_private(path: Path) -> None:
-    """Whoever can read a secret can make tokens for anybody."""
+    """Whoever can read a secret, or write it, can make tokens for anybody."""
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
-        logger.warning("the secret key %s can be read by others than its owner (mode %04o): make it 0600", path, mode)
+    if mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
+        done = "written" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
+        logger.warning(
+            "the secret key %s can be %s by others than its owner (mode %04o): make it 0600", path, done, mode
+        )
 
 
 def _jwks_file(path: Path) -> list[Key]:
