@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -30,6 +31,8 @@ def good(schema: Schema) -> str | None:
         return GOOD[schema["pattern"]]
     if "enum" in schema:
         return str(schema["enum"][-1])
+    if schema.get("format") == "date-time":
+        return "2026-01-01T00:00:00Z"
     return str(schema["minimum"]) if schema["type"] == "integer" else None
 
 
@@ -46,8 +49,13 @@ def parameters(place: str) -> list[Any]:
 async def ask(server: Server, operation: Operation, body: object = None, **given: str) -> httpx.Response:
     """A request that is right but for what is given."""
     query = {one.name: one.example for one in operation.parameters if one.place == "query" and one.required}
-    query |= {name: value for name, value in given.items() if name != "diagnosis_id"}
-    path = operation.path.replace("{diagnosis_id}", given.get("diagnosis_id", "42").replace("\n", "%0A"))
+    path = operation.path
+    for name, text in given.items():
+        if f"{{{name}}}" in path:
+            path = path.replace(f"{{{name}}}", quote(text))
+        else:
+            query[name] = text
+    path = path.replace("{diagnosis_id}", "42")
     # An event stream that is not refused goes on for ever; a HEAD of it is judged alike.
     method = "HEAD" if operation.name == "followEvents" else operation.method.upper()
     headers = server.bearer("amira", SCOPES)
