@@ -37,6 +37,7 @@ from web.errors import (
     too_many,
 )
 from web.limits import TooMany
+from web.origins import normal_origin
 from web.parameters import Parameters
 from web.peers import address_of, is_own_origin
 from web.services import Services
@@ -82,7 +83,7 @@ def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
     """Whether a request comes from a page that may talk to this server, or from no page at all."""
     origin = channel.headers.get("Origin")
     settings = services.settings
-    if origin is None or origin in settings.allowed_origins:
+    if origin is None or normal_origin(origin) in settings.allowed_origins:
         return True
     return is_own_origin(origin, channel, settings.public_url, settings.trusted_proxies)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address
 
+from web.origins import NULL
 from web.settings import Settings
 from web.tokens import LOCAL_ALGORITHM
 
@@ -20,6 +21,13 @@ def caution_about_keys(settings: Settings) -> str | None:
         f"public keys are configured without {' and '.join(missing)}: tokens that are made with them for somebody "
         f"else are accepted, too; set {' and '.join(missing)}"
     )
+
+
+def caution_about_origins(settings: Settings) -> str | None:
+    """`null` is no page's own origin."""
+    if NULL not in settings.allowed_origins:
+        return None
+    return "allowed_origins has null: it is the origin of every sandboxed page and every file, whoever made it"
 
 
 def caution_about_listening(settings: Settings, address: str) -> str | None:

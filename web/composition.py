@@ -33,7 +33,7 @@ from storage.sqlite import open_store
 from storage.store import Store
 from web import access
 from web.app import create_app
-from web.cautions import caution_about_keys, caution_about_listening
+from web.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
 from web.edge.hub import Hub, open_hub
@@ -132,7 +132,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
     _warn(*trust.check_directory(settings.data, (KEY_FILE, *files.names_of(DATABASE_FILE))))
     is_database_missing = _lacks_its_database(settings.data)
     keys = load_keys(settings)
-    _warn(caution_about_keys(settings))
+    _warn(caution_about_keys(settings), caution_about_origins(settings))
     async with (
         open_store(
             settings.data / DATABASE_FILE,

@@ -28,6 +28,7 @@ STATUS_OF_CODE: Final = {
     "length_required": 411,
     "too_large": 413,
     "unsupported_media_type": 415,
+    "misdirected_request": 421,
     "invalid_field": 422,
     "mailbox_full": 429,
     "rate_limited": 429,

@@ -1,18 +1,22 @@
-"""What every request passes before its route: the rate of its address, its origin, and the keys its token needs."""
+"""What every request passes before its route: the rate of its address, its host and origin, the keys of its token."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from quart import Quart, Response, request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
 
 from web.access import bearer_token, origin_allowed, socket_token
 from web.errors import Problem, retry_after
 from web.limits import TooMany
+from web.operations import ON_ANY_HOST
+from web.origins import bare_host, host_of_origin, normal_origin
 from web.parameters import repeated_parameter
-from web.peers import address_of
+from web.peers import address_of, asks_known_host
 from web.request_log import REQUEST_ID_HEADER
 from web.services import Services
+from web.settings import Settings
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing, and a foreign page cannot read their answers unless CORS lets it."""
@@ -37,9 +41,28 @@ _PREFLIGHT_HEADERS: Final = {
 _EXPOSED_HEADERS: Final = f"Retry-After, WWW-Authenticate, {REQUEST_ID_HEADER}"
 
 
+def host_names(settings: Settings) -> frozenset[str]:
+    """The names under which a server that lets everybody follow is asked."""
+    own = "" if settings.public_url is None else host_of_origin(settings.public_url)
+    return frozenset({"localhost", bare_host(settings.host.lower()), own, *settings.allowed_hosts}) - {""}
+
+
 def put_up(app: Quart, services: Services) -> None:
     """Stand in front of every route of the application."""
     settings = services.settings
+    names = host_names(settings)
+
+    def check_host(channel: BaseRequestWebsocket) -> None:
+        if channel.path in ON_ANY_HOST or asks_known_host(channel, names, settings.trusted_proxies):
+            return
+        detail = "where anonymous subscribers are allowed, the host of a request must be known: allowed_hosts names it"
+        raise Problem("misdirected_request", detail)
+
+    if settings.allow_anonymous:
+
+        @app.before_websocket
+        async def enter_socket() -> None:
+            check_host(websocket)
 
     @app.before_request
     async def enter() -> Response | None:
@@ -47,6 +70,8 @@ def put_up(app: Quart, services: Services) -> None:
             services.limits.request_from(lambda: address_of(request, settings.trusted_proxies))
         except TooMany as excess:
             raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+        if settings.allow_anonymous:
+            check_host(request)
         is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
         if (is_preflight or request.method not in SAFE_METHODS) and not origin_allowed(services, request):
             raise Problem("origin_not_allowed", "pages of this origin may not do this")
@@ -63,7 +88,7 @@ def put_up(app: Quart, services: Services) -> None:
             """Let pages of the configured origins read the answer; no cookies are involved, so no credentials."""
             response.vary.add("Origin")
             origin = request.headers.get("Origin")
-            if origin in settings.allowed_origins:
+            if origin is not None and normal_origin(origin) in settings.allowed_origins:
                 response.headers["Access-Control-Allow-Origin"] = origin
                 response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
             return response

@@ -11,7 +11,7 @@ from quart import Blueprint, Response
 from web import wire
 from web.bodies import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, StaticContent
 from web.errors import STATUS_OF_CODE
-from web.operations import EVENT_STREAM, OPERATIONS, TAGS, Operation, Parameter
+from web.operations import EVENT_STREAM, ON_ANY_HOST, OPERATIONS, TAGS, Operation, Parameter
 from web.schemas import TEXT, Schema, components, ref, words
 
 ANY_OPERATION: Final = ("internal_error", "method_not_allowed", "rate_limited")
@@ -19,6 +19,9 @@ ANY_OPERATION: Final = ("internal_error", "method_not_allowed", "rate_limited")
 
 OF_CHANGES: Final = ("origin_not_allowed",)
 """Codes of every operation that changes something: pages of foreign origins may not."""
+
+OF_HOSTS: Final = ("misdirected_request",)
+"""Codes of operations that are not answered on every host, where the operator allows anonymous subscribers."""
 
 OF_THE_EDGE: Final = ((408, "bad_json"), (431, "too_large"), (503, "rate_limited"))
 """Answers that come before any operation is chosen: a slow or large request, a server that is full."""
@@ -87,7 +90,8 @@ def document() -> Schema:
 def codes_of(operation: Operation) -> list[str]:
     """Every problem code an operation can answer with."""
     of_method = () if operation.method == "get" else OF_CHANGES
-    return sorted({*operation.problems, *OF_ACCESS[operation.access], *of_method, *ANY_OPERATION})
+    of_host = () if operation.path in ON_ANY_HOST else OF_HOSTS
+    return sorted({*operation.problems, *OF_ACCESS[operation.access], *of_method, *of_host, *ANY_OPERATION})
 
 
 def _shown(operation: Operation) -> Schema:

@@ -104,6 +104,9 @@ TRAIL: Final = (
 )
 """Parameters of both trails."""
 
+ON_ANY_HOST: Final = frozenset({"/healthz", "/readyz"})
+"""Paths that answer whatever host they are asked on: they say nothing, and machines ask them under any name."""
+
 STORE: Final = ("storage_unavailable",)
 ACTOR: Final = ("mailbox_full", "quarantined", "draining", *STORE)
 BODY: Final = ("bad_json", "too_large", "unsupported_media_type", "invalid_field")

@@ -10,10 +10,15 @@ DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 PORT_MAX: Final = 65535
 
+NULL: Final = "null"
+"""The origin of pages that have none of their own: sandboxed ones, and files."""
+
 _AUTHORITY: Final = re.compile(
     r"(?P<host>\[(?P<v6>[0-9A-Fa-f:.]+(%[0-9A-Za-z._~%-]+)?)\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)"
     r"(:(?P<port>[0-9]{0,5}))?"
 )
+
+_ORIGIN: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/]+)/?")
 
 
 def split_authority(text: str) -> tuple[str, str] | None:
@@ -34,6 +39,27 @@ def split_authority(text: str) -> tuple[str, str] | None:
         except ValueError:
             return None
     return host, port
+
+
+def normal_origin(text: str) -> str | None:
+    """The one spelling of an origin (RFC 6454): in lower case, without the port its scheme implies; `None`: it is none.
+
+    Origins of apps (`capacitor://localhost`) are some, and so is `null`, that of pages which have no other.
+    """
+    if text == NULL:
+        return text
+    found = _ORIGIN.fullmatch(text)
+    if found is None or (parts := split_authority(found["authority"])) is None:
+        return None
+    scheme, (host, port) = found["scheme"].lower(), parts
+    port = str(int(port)) if port else ""
+    return f"{scheme}://{host}" + (f":{port}" if port and port != DEFAULT_PORTS.get(scheme) else "")
+
+
+def host_of_origin(origin: str) -> str:
+    """The host of an origin in its one spelling."""
+    parts = split_authority(origin.partition("://")[2])
+    return bare_host(parts[0]) if parts else ""
 
 
 def is_ip_literal(host: str) -> bool:

@@ -1,15 +1,17 @@
-"""Who is at the other end: the address a request comes from, and whether a page is the server's own.
+"""Who is at the other end: the address a request comes from, the host it asks, and whether a page is the server's own.
 
 What a proxy says (`X-Forwarded-For`, `X-Forwarded-Proto`) counts only if the operator trusts that proxy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 from quart.wrappers.base import BaseRequestWebsocket
+
+from web.origins import bare_host, is_ip_literal, normal_origin, split_authority
 
 UNIX: Final = "unix"
 """The address of a peer on a Unix socket, and its name in the list of trusted proxies."""
@@ -19,8 +21,6 @@ HOPS_MAX: Final = 32
 
 IPV6_PREFIX: Final = 64
 """Leading bits of an IPv6 address that count. Reason: whoever has one address there has them all."""
-
-DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 Address = IPv4Address | IPv6Address
 Proxy = IPv4Network | IPv6Network | str
@@ -51,13 +51,30 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Proxy]) -> s
 
 
 def is_own_origin(origin: str, channel: BaseRequestWebsocket, public_url: str | None, trusted: Sequence[Proxy]) -> bool:
-    """Whether a page of this origin is the server's own (RFC 6454): same scheme, host and port."""
-    if public_url is not None:
-        return _normal(origin) == _normal(public_url)
+    """Whether a page of this origin is the server's own (RFC 6454): same scheme, host and port.
+
+    Args:
+        public_url: in the one spelling of an origin.
+    """
+    found = normal_origin(origin)
+    if found is None or public_url is not None:
+        return found is not None and found == public_url
     scheme = "http"
     if _is_trusted(_parsed(_peer(channel)), trusted) and channel.headers.get("X-Forwarded-Proto", "") == "https":
         scheme = "https"
-    return _normal(origin) == _normal(f"{scheme}://{channel.headers.get('Host', '')}")
+    return found == normal_origin(f"{scheme}://{channel.headers.get('Host', '')}")
+
+
+def asks_known_host(channel: BaseRequestWebsocket, names: Container[str], trusted: Sequence[Proxy]) -> bool:
+    """Whether the host a request asks is an address or one of these names, or a proxy answers for it.
+
+    A page whose name somebody has pointed at this server names its own host (DNS rebinding).
+    """
+    peer = _parsed(_peer(channel))
+    if peer is None or _is_trusted(peer, trusted):
+        return True
+    parts = split_authority(channel.headers.get("Host", ""))
+    return parts is not None and (is_ip_literal(parts[0]) or bare_host(parts[0]) in names)
 
 
 def _peer(channel: BaseRequestWebsocket) -> str:
@@ -92,8 +109,3 @@ def _named(address: Address | None) -> str:
     if isinstance(address, IPv6Address):
         return str(IPv6Network((int(address) >> (128 - IPV6_PREFIX) << (128 - IPV6_PREFIX), IPV6_PREFIX)))
     return UNIX if address is None else str(address)
-
-
-def _normal(origin: str) -> str:
-    scheme, separator, host = origin.lower().rstrip("/").partition("://")
-    return f"{scheme}{separator}{host.removesuffix(DEFAULT_PORTS.get(scheme, ''))}"

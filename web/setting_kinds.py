@@ -15,10 +15,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from web.keys import ALGORITHMS, KID_CHARACTERS_MAX, KeySpec
+from web.origins import bare_host, normal_origin, split_authority
 
 _TRUE: Final = ("true", "yes", "on", "1")
 _FALSE: Final = ("false", "no", "off", "0")
 _THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
+
+WILDCARD: Final = "*"
+"""Taken by no list: whoever writes one means many names, and would get none."""
 
 
 class Kind(ABC):
@@ -192,22 +196,46 @@ class Choice(Kind):
 
 @dataclass(frozen=True)
 class Origin(Kind):
-    """A web origin (RFC 6454): scheme, host and port, without a path."""
+    """A web origin (RFC 6454): scheme, host and port, without a path; in its one spelling."""
 
     name = "origin"
-    limit = "an origin such as https://example.org"
+    limit = "an origin such as https://example.org (http or https, no wildcards)"
 
     def checked(self, value: object) -> str:
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+        if not isinstance(value, str) or WILDCARD in value or (origin := normal_origin(value)) is None:
             raise ValueError
-        origin = value.removesuffix("/")
-        parts = urlsplit(origin)
-        # Reading `port` raises ValueError if it is no port; comparing what is left refuses path, query and user.
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or "@" in parts.netloc:
-            raise ValueError
-        if origin != f"{parts.scheme}://{parts.netloc}" or " " in origin:
+        if not self._is_allowed(origin) or origin.endswith(":0"):
             raise ValueError
         return origin
+
+    def _is_allowed(self, origin: str) -> bool:
+        return origin.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True)
+class PageOrigin(Origin):
+    """An origin of pages: a web origin, that of an app's own scheme, or `null`."""
+
+    limit = "an origin such as https://example.org, capacitor://localhost or null (no wildcards)"
+
+    def _is_allowed(self, origin: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Host(Kind):
+    """A host as a URL names it, without a port; in its one spelling."""
+
+    name = "host"
+    limit = "a host such as live.example.org (no port, no wildcards)"
+
+    def checked(self, value: object) -> str:
+        if not isinstance(value, str) or WILDCARD in value:
+            raise ValueError
+        parts = split_authority(f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value)
+        if parts is None or parts[1] or not bare_host(parts[0]):
+            raise ValueError
+        return bare_host(parts[0])
 
 
 @dataclass(frozen=True)

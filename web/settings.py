@@ -20,11 +20,13 @@ from web.setting_kinds import (
     Choice,
     Directory,
     Flag,
+    Host,
     Jwks,
     KeyFile,
     Kind,
     Number,
     Origin,
+    PageOrigin,
     Several,
     SocketPath,
     Text,
@@ -95,8 +97,14 @@ class Settings:
     )
     allowed_origins: tuple[str, ...] = _setting(
         (),
-        Several(Origin(), 100),
-        "Origins of pages that may connect and use the HTTP API (CORS), beside the server's own.",
+        Several(PageOrigin(), 100),
+        "Origins of pages and apps that may connect and use the HTTP API (CORS), beside the server's own.",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        Several(Host(), 100),
+        "With `allow_anonymous`: hosts under which the server is asked, beside addresses, `localhost`, `host` and that "
+        "of `public_url`; a request for another is refused.",
     )
     public_url: str | None = _setting(None, Origin(), "The server's own origin, as browsers behind a proxy see it.")
     trusted_proxies: tuple[IPv4Network | IPv6Network | str, ...] = _setting(

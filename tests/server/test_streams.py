@@ -96,7 +96,7 @@ class Stream:
 async def streamed(
     server: Server, sub: str | None = "amira", last_event_id: str | None = None, path: str = "42", **query: str | int
 ) -> AsyncIterator[Stream]:
-    headers = {"Host": "test"} | ({} if sub is None else server.bearer(sub))
+    headers = {"Host": "localhost"} | ({} if sub is None else server.bearer(sub))
     if last_event_id is not None:
         headers["Last-Event-ID"] = last_event_id
     head = [f"GET /diagnoses/{path}/events?{urlencode(query)} HTTP/1.1"]
