@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 from urllib.parse import unquote
 
-from quart import Response, request
+from quart import Response, has_request_context, request
 from quart.globals import request_ctx
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
@@ -130,7 +130,9 @@ def create_app(services: Services) -> QuartTrio:
     gate.put_up(app, services)
 
     def answer_to(problem: Problem) -> Response:
-        return goodbye_instead(services, problem) or problem_response(problem)
+        # Not for an upgrade that is refused in front of its route: it has asked for no stream.
+        instead = goodbye_instead(services, problem) if has_request_context() else None
+        return instead or problem_response(problem)
 
     @app.errorhandler(Problem)
     async def refused(problem: Problem) -> Response:
