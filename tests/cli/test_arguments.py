@@ -94,6 +94,8 @@ def test_a_token_with_an_unknown_scope_is_not_made(scope: str, capsys: pytest.Ca
         ["publish", "recommendation", "42", "--new-data", "[1]"],
         ["publish", "recommendation", "42", "--new-data", '{"a": NaN}'],
         ["publish", "recommendation", "42", "--new-dat", "{}"],
+        ["publish", "feedback", "42", "--feedback-id", "1", "--rating", "5", "--idempotency-key", "a\nb"],
+        ["publish", "feedback", "42", "--feedback-id", "1", "--rating", "5", "--idempotency-key", "مفتاح"],
         ["tail", "42", "--ack", "maybe"],
         ["diagnoses", "add", "42"],
     ],
@@ -113,6 +115,8 @@ def test_a_wrong_command_line_ends_with_exit_code_2(argv: list[str], capsys: pyt
         (["demo", "--port", "70000"], "avicenna-live: --port must be an integer 0-65535; it is '70000'\n"),
         (["status", "--url", "ftp://127.0.0.1"], "avicenna-live: the URL of the server must be http://HOST[:PORT]"),
         (["token", "--sub", ""], "avicenna-live: --sub must not be empty\n"),
+        (["token", "--sub", "a\nb"], "avicenna-live: --sub must be a string of 1-256 characters"),
+        (["token", "--sub", "\udcff"], "avicenna-live: --sub must be a string of 1-256 characters"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2(
@@ -160,7 +164,8 @@ def test_objects_are_given_as_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "http://host/?a=b", "unix:"]
+    "url",
+    ["127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "http://host/?a=b", "http://h/a b", "unix:"],
 )
 def test_what_is_no_url_of_a_server_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(UsageError) as refused:

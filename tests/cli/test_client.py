@@ -92,6 +92,15 @@ def test_every_page_of_the_list_is_asked_for(server: StandIn, capsys: pytest.Cap
     ]
 
 
+@pytest.mark.parametrize("body", [[], {}, {"items": 1, "next": None}, {"items": [], "next": 1}, None, "a"])
+def test_an_answer_that_is_no_list_is_one_line(
+    body: object, server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.will_answer(200, body)
+    assert cli.main(["diagnoses", "list"]) == 1
+    assert capsys.readouterr().err.count("is it an avicenna-live server?\n") == 1
+
+
 def test_a_program_gets_the_list_as_json(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     server.will_answer(200, {"items": [], "next": None})
     assert cli.main(["diagnoses", "list", "--json"]) == 0

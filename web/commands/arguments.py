@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from web.records import KEY, KEY_RULE
 from web.setting_kinds import Number, Whole
 
 _NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
@@ -38,6 +39,13 @@ def fraction(text: str) -> float:
 def reference(text: str) -> int | str:
     """Reads an id: digits are sent as an integer, anything else as text."""
     return int(text) if _NUMERIC_ID.fullmatch(text) else text
+
+
+def idempotency_key(text: str) -> str:
+    """Reads a key that a header can carry."""
+    if not KEY.fullmatch(text):
+        raise argparse.ArgumentTypeError(KEY_RULE)
+    return text
 
 
 def json_object(text: str) -> dict[str, Any]:

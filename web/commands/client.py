@@ -126,11 +126,13 @@ class Client:
         """The items of a list; a page is asked for when its first item is wanted. Raises as `request`."""
         after: str | None = None
         while True:
-            _, page = self.request("GET", *path, query={**(query or {}), "limit": str(page_items), "after": after})
-            yield from page["items"]
-            after = page["next"]
+            match self.request("GET", *path, query={**(query or {}), "limit": str(page_items), "after": after}):
+                case _, {"items": list(items), "next": str() | None as after}:
+                    yield from items
+                case _:
+                    raise self.strange()
             # A page without items that names another would never end.
-            if after is None or not page["items"]:
+            if after is None or not items:
                 return
 
     def request(

@@ -24,7 +24,7 @@ from web.commands.transport import checked_url, socket_path_of
 from web.keys import KeyUnusable
 from web.listening_file import NotListening, listening_urls
 from web.rights import Scope
-from web.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings
+from web.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings, variable_of
 from web.tokens import TOKEN_BYTES_MAX
 
 URL_DEFAULT: Final = "http://127.0.0.1:8000"
@@ -66,7 +66,11 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
 
 def add_data_options(parser: argparse._ActionsContainer) -> None:
     """Declare how the data directory of the server of this machine is found."""
-    parser.add_argument("--data", metavar="DIR", help=f"the server's data directory; default ./{DATA_DEFAULT}")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help=f"the server's data directory; default {variable_of('data')}, else ./{DATA_DEFAULT}",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the server's settings file, which may name it")
 
 
@@ -98,9 +102,10 @@ def find(arguments: argparse.Namespace) -> Found:
     try:
         return find_of_directory(arguments)
     except NotListening as failure:
-        if not failure.is_absent:
-            say_aside(f"{failure}; trying {URL_DEFAULT}")
-        return Found(URL_DEFAULT, f" ({failure}; name the server with --data or --url)")
+        if failure.is_absent:
+            return Found(URL_DEFAULT, f" ({failure}; name the server with --data or --url)")
+        say_aside(f"{failure}; trying {URL_DEFAULT}")
+        return Found(URL_DEFAULT, " (name the server with --data or --url)")
 
 
 def find_of_directory(arguments: argparse.Namespace) -> Found:

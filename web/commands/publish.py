@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from web.commands.arguments import fraction, json_object, reference, whole
+from web.commands.arguments import fraction, idempotency_key, json_object, reference, whole
 from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json
 
@@ -58,7 +58,12 @@ def _kind(
 ) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=what)
     parser.add_argument("id", metavar="ID", help="the diagnosis")
-    parser.add_argument("--idempotency-key", metavar="KEY", help="the same key never makes two events within 24 hours")
+    parser.add_argument(
+        "--idempotency-key",
+        type=idempotency_key,
+        metavar="KEY",
+        help="the same key never makes two events within 24 hours",
+    )
     parser.set_defaults(run=run, kind=name, names=names)
     return parser
 

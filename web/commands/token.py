@@ -15,6 +15,7 @@ from web.commands.failures import CommandFailed, UsageError
 from web.commands.finding import add_data_options, local_settings
 from web.commands.printing import say, say_aside
 from web.keys import KeyUnusable, load_key_file
+from web.records import SUB_RULE, is_name
 from web.rights import SCOPES
 from web.settings import Settings
 
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Make and print a token."""
     if not arguments.sub:
         raise UsageError("--sub must not be empty")
+    if not is_name(arguments.sub):
+        raise UsageError(f"--sub must be {SUB_RULE}")
     scopes = arguments.scope.split()
     for scope in scopes:
         if scope not in SCOPES:

@@ -51,7 +51,8 @@ def checked_url(url: str) -> str:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable or "@" in parts.netloc or parts.query or parts.fragment or not url.isascii() or not url.isprintable():
+    is_plain = url.isascii() and url.isprintable() and " " not in url
+    if not usable or "@" in parts.netloc or parts.query or parts.fragment or not is_plain:
         raise UsageError("the URL of the server must be http://HOST[:PORT], https://HOST[:PORT] or unix:PATH")
     return url.rstrip("/")
 
@@ -72,7 +73,7 @@ def connection_to(url: str, *, seconds_max: float) -> http.client.HTTPConnection
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme == "https":
-        return http.client.HTTPSConnection(host, parts.port, timeout=seconds_max, context=ssl.create_default_context())
+        return http.client.HTTPSConnection(host, parts.port, timeout=seconds_max)
     return http.client.HTTPConnection(host, parts.port, timeout=seconds_max)
 
 
