@@ -13,11 +13,11 @@ from typing import Final
 
 import trio
 
-from actors.roster import Known
+from actors.roster import Known, Roster
 from actors.subscriber import Subscriber
 from storage.belief import Moment
 from storage.errors import Busy, Failed
-from storage.records import AcknowledgedBy, CursorMove, Seq
+from storage.records import AcknowledgedBy, CursorMove, Epoch, Seq
 from storage.store import Store
 
 LINGER_SECONDS: Final = 1.0
@@ -55,15 +55,27 @@ class CursorKeeper:
         known, roster = subscriber.known, subscriber.roster
         if seq > subscriber.position or subscriber.gone or known is None or roster is None or roster.ring is None:
             return False
-        now = self.saw(known)
-        if seq > known.seq_in(roster.ring.epoch):
-            roster.advance(known, roster.ring.epoch, seq)
-            known.acknowledged(now.wall, by)
-            self.mark(known)
+        self._advance(roster, known, roster.ring.epoch, seq, self.saw(known), by)
         if answer:
             known.waiting = (known.waiting or {}) | {subscriber: None}
             self.mark(known, hurry=True)
         return True
+
+    def settle(self, subscriber: Subscriber, by: AcknowledgedBy) -> None:
+        """Move the cursor of a connection that has left up to its position: its client has received all of it.
+
+        A subscriber that was forgotten meanwhile stays so.
+        """
+        known, roster = subscriber.known, subscriber.roster
+        if known is None or roster is None or roster.ring is None or not roster.knows(known):
+            return
+        self._advance(roster, known, roster.ring.epoch, subscriber.position, self.saw(known), by)
+
+    def _advance(self, roster: Roster, known: Known, epoch: Epoch, seq: Seq, now: Moment, by: AcknowledgedBy) -> None:
+        if seq > known.seq_in(epoch):
+            roster.advance(known, epoch, seq)
+            known.acknowledged(now.wall, by)
+            self.mark(known)
 
     def mark(self, known: Known, *, hurry: bool = False) -> None:
         """Have the cursor of `known` stored soon, or as soon as possible."""

@@ -132,6 +132,10 @@ class Registry(Watcher):
         """Move the cursor of an attached subscriber; see `CursorKeeper.acknowledge`."""
         return self._keeper.acknowledge(subscriber, seq, by, answer=answer)
 
+    def settle(self, subscriber: Subscriber, by: AcknowledgedBy) -> None:
+        """Move the cursor of a connection that has left up to its position; see `CursorKeeper.settle`."""
+        self._keeper.settle(subscriber, by)
+
     def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
         """End the connections of one diagnosis that `which` picks; how many."""
         cell = self._cells.get(diagnosis_id)

@@ -124,6 +124,10 @@ class Roster:
         self._at_risk = None
         return self.known.setdefault(known.id, known)
 
+    def knows(self, known: Known) -> bool:
+        """Whether this subscriber is still known, and was not forgotten and then known anew."""
+        return self.known is not None and self.known.get(known.id) is known
+
     def forget(self, subscriber_id: SubscriberId) -> Known | None:
         """Do not know a subscriber any more, who has no connection; `None`: it was not known."""
         assert self.known is not None, "nobody is forgotten before the others are loaded"

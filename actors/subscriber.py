@@ -91,7 +91,18 @@ class Subscriber:
     Ownership: whoever made it detaches it (`detach`), however the connection ends; attaching is the actor's.
     """
 
-    __slots__ = ("_live_due", "gone", "id", "known", "position", "principal", "released", "roster", "transport")
+    __slots__ = (
+        "_live_due",
+        "_skipped",
+        "gone",
+        "id",
+        "known",
+        "position",
+        "principal",
+        "released",
+        "roster",
+        "transport",
+    )
 
     def __init__(self, subscriber_id: SubscriberId, principal: object, transport: Transport) -> None:
         """A connection that is not attached yet.
@@ -114,11 +125,14 @@ class Subscriber:
         self.released: Callable[[], None] | None = None
         """Called once, when it is detached for good: gives back what was taken for it."""
         self._live_due: Seq | None = None
+        self._skipped = 0
+        """Numbers up to the position that were never given to the transport: before it began, and in gaps."""
 
     def begin(self, roster: Roster, known: Known | None, position: Seq, head: Seq) -> None:
         """Take a place in `roster`: everything above `position` is due, `live` at `head`. Called by `Roster.attach`."""
         self.roster, self.known = roster, known
         self.position = position
+        self._skipped = position
         self._live_due = head
 
     @property
@@ -126,6 +140,11 @@ class Subscriber:
         """Whether `live` and everything in the ring has been taken."""
         ring = None if self.roster is None else self.roster.ring
         return ring is not None and self._live_due is None and self.position == ring.head
+
+    @property
+    def events_sent(self) -> int:
+        """Events given to the transport."""
+        return self.position - self._skipped
 
     def take(self, events_max: int) -> list[Due]:
         """What is due next, in wire order, and move the position past it; empty: in step with the ring.
@@ -139,6 +158,7 @@ class Subscriber:
         ring = self.roster.ring
         if (gap := ring.gap_after(self.position)) is not None:
             due.append(gap)
+            self._skipped += gap.count
             self.position = gap.last
         for seq, frame in ring.frames_after(self.position, events_max):
             self._announce_live_before(seq, due)

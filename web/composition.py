@@ -34,9 +34,10 @@ from storage.store import Store
 from web import access
 from web.app import create_app
 from web.cautions import caution_about_keys, caution_about_listening, caution_about_origins
+from web.connection_log import ConnectionLog
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
-from web.edge.hub import Hub, open_hub
+from web.edge.hub import HELD_MAX, Hub, open_hub
 from web.edge.listening import listen_on_tcp, listening_on_unix, url_of
 from web.edge.poller import open_poller
 from web.edge.serving import Terms
@@ -130,6 +131,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
     clock = clock or SystemClock()
     jitter = random.SystemRandom().random
     _warn(*trust.check_directory(settings.data, (KEY_FILE, *files.names_of(DATABASE_FILE))))
+    connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
     is_database_missing = _lacks_its_database(settings.data)
     keys = load_keys(settings)
     _warn(caution_about_keys(settings), caution_about_origins(settings))
@@ -142,7 +144,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             on_damage=settings.damaged_database,
         ) as store,
         trio.open_nursery() as actors_nursery,
-        open_hub(open_poller(), clock=clock, jitter=jitter) as hub,
+        open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=_held_max(settings)) as hub,
     ):
         if is_database_missing:
             logger.warning("no database in %s, though its key is there: a new, empty one was made", settings.data)
@@ -190,6 +192,7 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
     kept_up: dict[str, Callable[[], Awaitable[None]]] = {
         "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
         "watch over expiring tokens": services.expiry.run,
+        "sums in the log": services.connection_log.run,
         "expiry of revocations": partial(expire_revocations, store, services.revoked, lifetime),
     }
     if trail is not None:
@@ -197,6 +200,11 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
     if services.remote_keys is not None:
         kept_up["fetching of keys"] = services.remote_keys.run
     return kept_up
+
+
+def _held_max(settings: Settings) -> int:
+    """Connections whose Close may be held back at once: a tenth of all, so that they take no one's place."""
+    return min(HELD_MAX, settings.max_connections // 10)
 
 
 def _new_id() -> str:
@@ -263,6 +271,7 @@ async def _services(
         expiry=expiry,
         limits=ClientLimits(settings, clock.monotonic),
         hub=hub,
+        connection_log=hub.log,
         clock=clock,
         jitter=jitter,
         stopping=stopping,

@@ -21,7 +21,11 @@ from web import wire
 from web.settings import Settings
 
 REQUEST_ID: Final = "request_id"
-"""Where the current request keeps its id in `quart.g`, and the field of a JSON line."""
+"""Where the current request keeps its id in `quart.g`, the attribute of a record that has another one's, and the field
+of a JSON line."""
+
+FIELDS: Final = "fields"
+"""The attribute of a record with what a JSON line has in fields of their own, beside the message."""
 
 PLACES_MAX: Final = 12
 """Innermost frames shown of an exception. Reason: a line stays a line, also after a RecursionError."""
@@ -101,21 +105,26 @@ class Formatter(logging.Formatter):
         self._json = json
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, str] = {
+        line: dict[str, object] = {
             "at": wire.timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redacted(record.getMessage()),
         }
-        if (request_id := current_request_id()) is not None:
+        request_id = getattr(record, REQUEST_ID, None) or current_request_id()
+        if request_id is not None:
             line[REQUEST_ID] = request_id
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = describe(record.exc_info[1])
-        return wire.encode(line).decode() if self._json else _for_people(line)
+        if not self._json:
+            return _for_people(line)
+        for name, value in getattr(record, FIELDS, {}).items():
+            line[name] = redacted(value) if isinstance(value, str) else value
+        return wire.encode(line).decode()
 
 
-def _for_people(line: dict[str, str]) -> str:
-    text = f"{line['at']} {line['level'].upper()} {line['logger']}: {line['message']}"
+def _for_people(line: dict[str, object]) -> str:
+    text = f"{line['at']} {str(line['level']).upper()} {line['logger']}: {line['message']}"
     if REQUEST_ID in line:
         text += f" [{line[REQUEST_ID]}]"
     return f"{text} ({line['exception']})" if "exception" in line else text

@@ -10,6 +10,7 @@ import trio
 from actors.registry import Registry
 from storage.clock import Clock
 from storage.store import Store
+from web.connection_log import ConnectionLog
 from web.edge.hub import Hub
 from web.expiry import Expiry
 from web.jwks import RemoteKeys
@@ -34,6 +35,8 @@ class Services:
     limits: Limits
     hub: Hub
     """Has the sockets of all who follow by WebSocket."""
+    connection_log: ConnectionLog
+    """Is told how connections end."""
     clock: Clock
     jitter: Callable[[], float]
     """Random numbers from 0 up to 1."""

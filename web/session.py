@@ -151,6 +151,10 @@ class Session:
         """The transport's receipt: everything up to `seq` has reached the client; False if that cannot be."""
         return self._registry.acknowledge(self._subscriber, seq, "transport")
 
+    def received_all(self) -> None:
+        """The transport's receipt after the goodbye: everything that was written has reached the client."""
+        self._registry.settle(self._subscriber, "transport")
+
     def acknowledged(self, seq: Seq) -> None:
         """The cursor is stored."""
         self.say("acked", wire.seq_data(seq))

@@ -223,6 +223,12 @@ class Settings:
         "info", Choice(("debug", "info", "warning", "error")), "The least important log lines that are written."
     )
 
+    log_subjects: Literal["no", "digest", "plain"] = _setting(
+        "no",
+        Choice(("no", "digest", "plain")),
+        "How log lines about connections name the subject: not, by 16 digits of its SHA-256, or as it is.",
+    )
+
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)

@@ -6,11 +6,13 @@ after the upgrade, so that a browser sees it: an `error` frame, then the close.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from dataclasses import replace
+from typing import Final
 
-from quart import Blueprint, websocket
+from quart import Blueprint, g, websocket
 
 from actors.errors import ActorError
 from actors.messages import Admission
@@ -28,15 +30,18 @@ from web.access import (
     socket_token,
 )
 from web.edge.adoption import Adoption, NotAdoptable, adoption_of
-from web.edge.channel import Channel
+from web.edge.channel import NO_CLOSE, Channel
 from web.edge.follower import Follower
 from web.edge.frames import switching_protocols, text_frame
 from web.errors import CloseCode, ConnectionRefused, Refusal, invalid_parameter, refusal_of
 from web.parameters import Parameters, parse, repeated_parameter
+from web.peers import address_of
 from web.records import DIAGNOSIS_ID
 from web.services import Services
 from web.session import Session
 from web.tokens import Principal
+
+GONE: Final = "the client left before it was answered"
 
 logger = logging.getLogger("avicenna.web")
 
@@ -52,7 +57,7 @@ def sockets(services: Services) -> Blueprint:
         try:
             await _admit(services, adoption, head, diagnosis_id)
         except NotAdoptable:
-            return
+            _log_end(services, NO_CLOSE, GONE)
         except ConnectionRefused as refused:
             _refuse(services, adoption, head, diagnosis_id, refused.refusal)
         except (ActorError, StorageError) as error:
@@ -79,6 +84,7 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
         raise ConnectionRefused(invalid_parameter(repeated))
     parameters = _parameters(services, diagnosis_id)
     who = authenticate_socket(services, websocket)
+    g.sub = who.sub
     await check_may_subscribe(services, who, parameters.diagnosis_id)
     # Interned: all who follow a diagnosis share one text. Not before it is known to be registered: Python 3.12 never
     # frees what was interned, and anybody can name anything.
@@ -140,9 +146,27 @@ def _break_off(services: Services, adoption: Adoption, head: bytes, error: Excep
 
 
 def _close(services: Services, adoption: Adoption, head: bytes, code: CloseCode, reason: str) -> None:
-    channel = Channel(services.hub)
-    channel.close(code, reason)
+    """Answer the upgrade; the Close behind it comes later if this client was refused lately."""
+    hub = services.hub
+    # No checkpoint until the hub has the socket: the Close must not be due before that.
     try:
-        channel.open(adoption.adopt(), head)
+        sock = adoption.adopt()
     except NotAdoptable:
+        _log_end(services, NO_CLOSE, GONE)
         return
+    _log_end(services, code, reason)
+    channel = Channel(hub)
+    channel.close(code, reason, hold_seconds=hub.holds.seconds(_name_of_refused(services), hub.clock.monotonic()))
+    channel.open(sock, head)
+
+
+def _name_of_refused(services: Services) -> bytes:
+    """Whose refusals are counted together: those of one token from one address, or of all without from there."""
+    address = address_of(websocket, services.settings.trusted_proxies)
+    token = socket_token(services, websocket) or ""
+    return hashlib.sha256(f"{address} {token}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _log_end(services: Services, code: int, reason: str) -> None:
+    """The line of a WebSocket that ends before `connect`."""
+    services.connection_log.refused("WebSocket", websocket, g.get("sub"), code, reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from quart import Response, request
+from quart import Response, g, request
 
 from web import wire
 from web.errors import RETRY_AFTER_SECONDS, CloseCode, Problem
@@ -34,8 +34,10 @@ def goodbye_instead(services: Services, problem: Problem) -> Response | None:
         return None
     asked = (request.view_args or {}).get("diagnosis_id", "")
     shown = asked if DIAGNOSIS_ID.fullmatch(asked) else ""
+    reason = REASONS[problem.code]
+    services.connection_log.refused("event stream", request, g.get("sub"), CloseCode.TRY_LATER, reason)
     retry_ms = int(problem.headers.get("Retry-After", RETRY_AFTER_SECONDS)) * 1000
-    data = wire.bye_data(CloseCode.TRY_LATER, REASONS[problem.code], retry_ms)
+    data = wire.bye_data(CloseCode.TRY_LATER, reason, retry_ms)
     bye = wire.frame("bye", shown, services.clock.wall(), data)
     return stream_response(with_retry(message(bye, _checked_event_id()), retry_ms))
 

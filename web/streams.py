@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 import trio
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response, g, request
 
 from actors.messages import Admission
 from actors.ring import Gap
@@ -21,6 +22,7 @@ from web import wire
 from web.access import admit, asked_by_a_foreign_page, authenticate, authorized_to_follow, hold_connection
 from web.edge.lean import at_end
 from web.errors import ConnectionRefused, Problem, close_of, problem_of_refusal
+from web.logs import current_request_id
 from web.parameters import Parameters, parse_stream
 from web.services import Services
 from web.session import Session
@@ -99,13 +101,15 @@ def streams(services: Services) -> Blueprint:
             # Unlike other GETs this one changes something: it may take over a connection, and acknowledge.
             raise Problem("origin_not_allowed", "pages of this origin may not do this")
         who = authenticate(services, anonymous_allowed=anonymous_allowed, query_allowed=True)
+        g.sub = who.sub
         parameters = parse_stream(diagnosis_id, request.args, last_event_id(), anonymous=who.sub is None)
         await authorized_to_follow(services, who, parameters.diagnosis_id)
         if request.method == "HEAD":
             return stream_response(b"")
         transport = StreamTransport()
         subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, transport)
-        at_end(subscriber.detach)
+        began_at = services.clock.monotonic()
+        at_end(partial(_over, services, subscriber, transport, current_request_id(), began_at))
         try:
             hold_connection(services, subscriber, parameters.diagnosis_id, request)
             admission = await admit(services, who, subscriber, parameters)
@@ -114,6 +118,21 @@ def streams(services: Services) -> Blueprint:
         return stream_response(_frames(services, parameters, transport, subscriber, who, admission))
 
     return blueprint
+
+
+def _over(
+    services: Services, subscriber: Subscriber, transport: StreamTransport, request_id: str | None, began_at: float
+) -> None:
+    subscriber.detach()
+    if subscriber.roster is None:
+        return  # never admitted: the line of its request says why
+    code, reason = None, "left by the client"
+    if transport.ending is not None:
+        code, reason = close_of(transport.ending)
+    elif transport.overflowed:
+        reason = "it did not read its replies"
+    seconds = services.clock.monotonic() - began_at
+    services.connection_log.ended("event stream", subscriber, code, reason, seconds, request_id)
 
 
 def last_event_id() -> str | None:
@@ -173,6 +192,8 @@ async def _frames(
             yield with_retry(reached(bye), retry_ms)
             return
         if due := subscriber.take(EVENTS_AT_ONCE):
+            for gap in [item for item in due if isinstance(item, Gap)]:
+                services.connection_log.gap(subscriber, gap)
             yield b"".join(_due_message(session, epoch, item) for item in due)
             spoke_at = clock.monotonic()
         elif not await transport.woken(spoke_at + silence_seconds - clock.monotonic()):

@@ -19,7 +19,7 @@ from web import wire
 from web.edge.channel import ChannelLimits
 from web.edge.follower import Follower
 from web.edge.frames import text_frame
-from web.edge.hub import Hub, open_hub
+from web.edge.hub import HELD_MAX, Hub, open_hub
 from web.edge.poller import Poller, open_poller
 from web.expiry import Expiry
 from web.revoked import Revoked
@@ -107,7 +107,9 @@ class Edge:
 
 
 @asynccontextmanager
-async def edge(limits: ChannelLimits | None = None, poller: Poller | None = None) -> AsyncIterator[Edge]:
+async def edge(
+    limits: ChannelLimits | None = None, poller: Poller | None = None, held_max: int = HELD_MAX
+) -> AsyncIterator[Edge]:
     """A running hub over running actors."""
     clock = WorldClock()
 
@@ -121,7 +123,7 @@ async def edge(limits: ChannelLimits | None = None, poller: Poller | None = None
     expiry = Expiry(Verifier([], Revoked()), clock, may_follow=may_follow, prepare=prepare)
     async with (
         world(render=wire.render_event) as made,
-        open_hub(poller or open_poller(), clock=clock, jitter=lambda: 0.5, limits=limits) as hub,
+        open_hub(poller or open_poller(), clock=clock, jitter=lambda: 0.5, limits=limits, held_max=held_max) as hub,
     ):
         running = Edge(made, hub, expiry)
         try:

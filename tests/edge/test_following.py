@@ -8,10 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from actors.messages import Purge
+from actors.messages import Forget, Purge
 from actors.resume import Wanted
 from actors.subscriber import Burst, Ending
-from storage.records import NewAuditRow, Seq
+from storage.records import AcknowledgedBy, NewAuditRow, Seq
 from tests.actors.world import DIAGNOSIS
 from tests.edge.pairs import Edge, connect_frame, edge
 from tests.edge.raw import BINARY, CLOSE, PING, PONG, TEXT, Got, RawClient, client_frame
@@ -103,6 +103,69 @@ async def test_a_pong_that_echoes_a_receipt_moves_the_cursor(autojump_clock: Moc
         await client.pong(await client.pinged())
         await trio.sleep(2)
         assert await server.cursor() == 3
+
+
+@pytest.mark.parametrize(
+    ("ending", "ack", "answer", "cursor"),
+    [
+        (Ending.STOPPING, "transport", 1012, 3),
+        (Ending.STOPPING, "app", 1012, 0),
+        (Ending.STOPPING, "transport", 1000, 0),
+        (Ending.STOPPING, "transport", 1001, 0),
+        (Ending.STOPPING, "transport", None, 0),
+        (Ending.QUARANTINED, "transport", 1013, 0),
+        (Ending.REPLACED, "transport", 4000, 0),
+        (Ending.REVOKED, "transport", 1008, 0),
+    ],
+)
+async def test_a_close_that_answers_bye_1012_with_its_code_is_a_receipt_and_no_other_is(
+    ending: Ending, ack: AcknowledgedBy, answer: int | None, cursor: int, autojump_clock: MockClock
+) -> None:
+    async with edge() as server:
+        client, follower = await server.follow(ack=ack)
+        await client.says("live")
+        await server.publish(3)
+        follower.end(ending)
+        while (got := await client.next()) is not None and got.opcode != CLOSE:
+            pass
+        await client.send(client_frame(CLOSE, b"" if answer is None else answer.to_bytes(2, "big")))
+        assert await client.next() is None
+        await trio.sleep(2)
+        assert await server.cursor() == cursor
+
+
+async def test_a_close_that_crosses_ours_on_the_way_is_no_receipt_whatever_its_code(autojump_clock: MockClock) -> None:
+    async with edge() as server:
+        for device in ("before", "unread"):
+            client, follower = await server.follow(device=device, wanted=Wanted(newest=0))
+            await client.says("live")
+            await server.publish(3)
+            close = client_frame(CLOSE, (1012).to_bytes(2, "big"))
+            if device == "before":
+                await client.send(close)
+                follower.end(Ending.STOPPING)
+            else:
+                follower.end(Ending.STOPPING)
+                await client.send(close)  # nothing that came before it is read
+            await trio.sleep(2)
+            assert server.hub.connections == 0
+        cursors = [await server.cursor(device=device) for device in ("before", "unread")]
+        assert cursors == [0, 3], "where each began"
+
+
+async def test_who_is_forgotten_before_it_answers_the_goodbye_stays_forgotten(autojump_clock: MockClock) -> None:
+    async with edge() as server:
+        client, follower = await server.follow()
+        await client.says("live")
+        await server.publish(3)
+        follower.end(Ending.STOPPING)
+        await server.world.registry.ask(DIAGNOSIS, Forget(lambda _: True, lambda _: NewAuditRow("op", "forget", "d")))
+        while (got := await client.next()) is not None and got.opcode != CLOSE:
+            pass
+        await client.send(client_frame(CLOSE, (1012).to_bytes(2, "big")))
+        assert await client.next() is None
+        await trio.sleep(2)
+        assert await server.cursor() is None
 
 
 async def test_a_live_event_after_a_silence_carries_its_receipt(autojump_clock: MockClock) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
@@ -132,3 +134,43 @@ async def test_a_unix_socket_that_cannot_be_made_is_named_in_one_line(tmp_path: 
     assert f"cannot listen on {path}: " in line
     assert why in line
     assert "Traceback" not in said
+
+
+@pytest.mark.guarantee(3)
+async def test_an_orderly_restart_repeats_nothing_for_a_client_without_code(tmp_path: Path) -> None:
+    received: list[int] = []
+    accepted = 0
+    for _ in range(6):
+        async with served(tmp_path / "data") as (process, server):
+            await server.register()
+            async with trio.open_nursery() as nursery:
+                is_live = trio.Event()
+
+                async def follow(is_live: trio.Event) -> None:
+                    async with server.connect(device="phone") as client:
+                        for frame in await client.until_live():
+                            received.extend([frame["seq"]] if "seq" in frame else [])
+                        is_live.set()
+                        frames, code, _ = await client.close_frames()
+                    received.extend(frame["seq"] for frame in frames if "seq" in frame)
+                    assert code == 1012
+
+                async def publish() -> None:
+                    nonlocal accepted
+                    with suppress(httpx.HTTPError):
+                        while True:
+                            answer = await server.publish(accepted)
+                            if answer.status_code != 200:
+                                return
+                            accepted += 1
+                            await trio.sleep(0.025)
+
+                nursery.start_soon(follow, is_live)
+                await is_live.wait()
+                nursery.start_soon(publish)
+                before = accepted
+                while accepted < before + 30:
+                    await trio.sleep(0.01)
+                assert await process.stop() == 0
+    assert received == sorted(set(received)), "a number came twice"
+    assert len(received) >= 150

@@ -29,6 +29,17 @@ READ_BYTES: Final = 4 * 1024
 REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and is cut off."""
 
+HELD_BYTES_MAX: Final = 64 * 1024
+"""What a client may send while its Close is held back. Beyond: it is not."""
+
+NO_CODE: Final = 1005
+"""In place of a code where the Close had none (RFC 6455 section 7.1.5)."""
+
+NO_CLOSE: Final = 1006
+"""In place of a code where there was no Close."""
+
+LOST: Final = "the connection was lost"
+
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -59,12 +70,34 @@ class State(IntEnum):
     OPENING = 0
     """No socket yet."""
     OPEN = 1
-    ENDING = 2
+    HELD = 2
+    """What there is to say is on its way, or written; the Close behind it is held back for a while."""
+    ENDING = 3
     """A Close is on its way, or written; the client's own is awaited."""
-    FAILED = 3
+    FAILED = 4
     """The client broke the protocol or sends too much: a Close is on its way. Until that is out, nothing more is read
     from it; then what it still sends is thrown away."""
-    CLOSED = 4
+    CLOSED = 5
+
+
+class Closing:
+    """How one connection ends; made when that begins."""
+
+    __slots__ = ("code", "deadline", "goodbye", "heard_bytes", "held", "is_answered", "reason")
+
+    def __init__(self, code: int | None, reason: str, goodbye: bytes) -> None:
+        self.code = code
+        """Of the first Close, whoever sends it; `None`: it has none."""
+        self.reason = reason
+        self.goodbye: bytes | None = goodbye
+        """What is still to be composed."""
+        self.held = b""
+        """The Close that is held back."""
+        self.heard_bytes = 0
+        """What has come while it is."""
+        self.is_answered = False
+        """The client's own Close has come."""
+        self.deadline = inf
 
 
 class Channel:
@@ -74,11 +107,10 @@ class Channel:
     """
 
     __slots__ = (
-        "_closing_at",
-        "_goodbye",
+        "_closing",
         "_hub",
         "_inbound",
-        "_peer_closed",
+        "_opened_at",
         "_pinged",
         "_pong",
         "_queued",
@@ -106,18 +138,18 @@ class Channel:
         self._tail: bytes | memoryview = b""
         self._replies: list[bytes] | None = None
         self._pong: bytes | None = None
-        self._goodbye: bytes | None = None
         self._inbound: Inbound | None = None
         """Kept only while a message is incomplete."""
         self._rate: FrameRate | None = None
-        self._peer_closed = False
         self._pinged = False
         """A ping of ours has not been answered."""
         self._queued = -1
         """Bytes in the kernel's send queue when they were last looked at; -1: not since it took any from us."""
         self._stuck_since = 0.0
         """Since when what is unsent makes no progress, or the ping that has left is unanswered."""
-        self._closing_at = inf
+        self._closing: Closing | None = None
+        """`None`: it does not end yet."""
+        self._opened_at = 0.0
 
     # For subclasses to fill
 
@@ -146,6 +178,20 @@ class Channel:
     def left(self) -> None:
         """The conversation is over, whoever ended it. Called once."""
 
+    def answered_goodbye(self, code: int) -> None:
+        """The client has answered our Close with this code, ours; nothing that was written is on its way any more."""
+
+    def stalled(self, why: str) -> None:
+        """The client is cut off for what it does not do."""
+        self._hub.log.stalled(None, why)
+
+    def over(self, code: int, reason: str, seconds: float | None) -> None:
+        """The connection is gone. Called once, at last.
+
+        Args:
+            seconds: how long it was open; `None`: it never was.
+        """
+
     # Output
 
     def open(self, sock: socket.socket, head: bytes) -> None:
@@ -155,6 +201,7 @@ class Channel:
         """
         self._sock, self.fd = sock, sock.fileno()
         self.heard_at = self._hub.now
+        self._opened_at = self._hub.tick
         if self._hub.limits.send_buffer_bytes is not None:
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._hub.limits.send_buffer_bytes)
@@ -189,17 +236,26 @@ class Channel:
         if not self.blocked:
             self.flush()
 
-    def close(self, code: int | None, reason: str = "", *, bye: bytes = b"", deaf: bool = False) -> None:
+    def close(
+        self, code: int | None, reason: str = "", *, bye: bytes = b"", deaf: bool = False, hold_seconds: float = 0.0
+    ) -> None:
         """Send `bye` and a Close once what is unsent is out; the client has a while to answer, then it is cut off.
 
         Args:
             deaf: whatever the client says from now on, nobody listens.
+            hold_seconds: the Close follows so much later, if not too many wait for theirs.
         """
-        self._end(State.FAILED if deaf else State.ENDING, bye + frames.close(code, reason))
+        state, closing = State.FAILED if deaf else State.ENDING, Closing(code, reason, bye)
+        close = frames.close(code, reason)
+        if hold_seconds and self.state <= State.OPEN and self._hub.hold(self, hold_seconds):
+            state, closing.held = State.HELD, close
+        else:
+            closing.goodbye = bye + close
+        self._end(state, closing)
 
     def _fail(self, code: CloseCode) -> None:
         """The client broke the protocol (RFC 6455 section 7.1.7)."""
-        self._end(State.FAILED, frames.close(code))
+        self._end(State.FAILED, Closing(code, code.name.lower().replace("_", " "), frames.close(code)))
 
     def _flooded(self) -> None:
         """The client sends too much, or does not read what it asked for."""
@@ -212,12 +268,11 @@ class Channel:
         else:
             self.abort()
 
-    def _end(self, state: State, goodbye: bytes) -> None:
+    def _end(self, state: State, closing: Closing) -> None:
         if self.state > State.OPEN:
             return
         has_socket = self.state is State.OPEN
-        self.state = state
-        self._goodbye = goodbye
+        self.state, self._closing = state, closing
         if has_socket:
             self._close_within(self._hub.limits.accept_seconds)
         self.left()
@@ -227,7 +282,18 @@ class Channel:
             self._hub.poller.watch(self.fd, read=False, write=True)
 
     def _close_within(self, seconds: float) -> None:
-        self._closing_at = self._hub.clock.monotonic() + seconds
+        assert self._closing is not None, "it ends"
+        self._closing.deadline = self._hub.clock.monotonic() + seconds
+
+    def release(self) -> None:
+        """Send the Close that was held back."""
+        if self.state is not State.HELD:
+            return
+        assert self._closing is not None, "it ends"
+        self.state = State.ENDING
+        self._closing.goodbye = (self._closing.goodbye or b"") + self._closing.held
+        if self.fd >= 0:
+            self.flush()
 
     def flush(self) -> None:
         """Write what is unsent and what is due, until the socket is full or nothing is left."""
@@ -249,7 +315,7 @@ class Channel:
             # Only what was held is flushed while blocked.
             self._hub.poller.watch(self.fd)
         self.blocked = self.state > State.OPEN
-        if self.blocked:
+        if self.state > State.HELD:
             self._said_goodbye()
 
     def hold(self, tail: memoryview, *, progressed: bool) -> None:
@@ -273,14 +339,14 @@ class Channel:
             self._replies = None
         if self.state is State.OPEN:
             parts.append(self.compose_due())
-        elif self._goodbye is not None:
-            parts.append(self._goodbye)
-            self._goodbye = None
+        elif self._closing is not None and self._closing.goodbye is not None:
+            parts.append(self._closing.goodbye)
+            self._closing.goodbye = None
         return b"".join(parts)
 
     def _said_goodbye(self) -> None:
         """Nothing more will be written."""
-        if self._peer_closed:
+        if self._has_answered:
             self._let_go()
             return
         self._close_within(self._hub.limits.closing_seconds)
@@ -304,13 +370,23 @@ class Channel:
             return
         self.heard_at = self._hub.now
         self._pinged = False
-        if self.state is State.FAILED or self._peer_closed:
+        closing = self._closing
+        if closing is not None and (self.state is State.FAILED or closing.is_answered):
             return
-        if self._inbound is None and self.state is State.OPEN and (payload := sole_pong(data)) is not None:
+        if closing is None and self._inbound is None and (payload := sole_pong(data)) is not None:
             if self.ponged(payload):
                 self._count_frame()
-        else:
-            self._decode(data)
+            return
+        self._decode(data)
+        if closing is not None and self.state is State.HELD:
+            closing.heard_bytes += len(data)
+            if closing.heard_bytes > HELD_BYTES_MAX:
+                self.release()
+
+    @property
+    def _has_answered(self) -> bool:
+        """Whether the client's own Close has come."""
+        return self._closing is not None and self._closing.is_answered
 
     def _decode(self, data: bytes) -> None:
         inbound = self._inbound or self._hub.lend_inbound()
@@ -318,7 +394,7 @@ class Channel:
         try:
             for one in inbound.receive(data, self._hub.limits.message_bytes_max):
                 self._take(one)
-                if self.state > State.ENDING or self._peer_closed:
+                if self.state > State.ENDING or self._has_answered:
                     self._inbound = None
                     return
         except Violation as violation:
@@ -361,28 +437,40 @@ class Channel:
             self._flooded()
 
     def _take_close(self, one: Close) -> None:
-        self._peer_closed = True
-        if self.state is State.OPEN:
-            self.close(one.code)
-        elif not self._tail and self._goodbye is None:
+        closing = self._closing
+        if closing is None:
+            closing = Closing(one.code, "closed by the client", frames.close(one.code))
+            closing.is_answered = True
+            self._end(State.ENDING, closing)
+            return
+        closing.is_answered = True
+        if self.state is State.HELD:
+            self.release()
+        elif not self._tail and closing.goodbye is None:
+            # Our Close is not in the kernel's queue either: theirs has not crossed it on the way.
+            if one.code is not None and one.code == closing.code and not self._hub.unsent(self._sock):
+                self.answered_goodbye(one.code)
             self._let_go()
 
     # Time
 
     def on_time(self, now: float) -> None:
         """Look after a connection that is blocked, or silent for long."""
-        if self.state > State.OPEN:
-            if now < self._closing_at:
-                return
-            if self._tail or self._goodbye is not None:
-                self.abort()
-            else:
-                self._let_go()
+        if self._closing is not None:
+            self._watch_end(self._closing, now)
         elif self.blocked or self._pinged:
             self._watch_progress(now)
         else:
             self._pinged, self._queued = True, -1
             self._reply(frames.ping(b""))
+
+    def _watch_end(self, closing: Closing, now: float) -> None:
+        if now < closing.deadline:
+            return
+        if self._tail or closing.goodbye is not None:
+            self._abort_stalled(f"it did not take its goodbye within {self._hub.limits.accept_seconds:g} s")
+        elif self.state is not State.HELD:
+            self._let_go()
 
     def _watch_progress(self, now: float) -> None:
         """The client must keep taking bytes; the time for its Pong runs only once the Ping has left."""
@@ -392,18 +480,28 @@ class Channel:
         has_left = not self.blocked and not queued
         patience = self._hub.limits.pong_seconds if has_left else self._hub.limits.accept_seconds
         if now - self._stuck_since >= patience:
-            self.abort()
+            what = "answered no Ping" if has_left else "accepted no byte"
+            self._abort_stalled(f"it {what} for {patience:g} s")
+
+    def _abort_stalled(self, why: str) -> None:
+        self.stalled(why)
+        self.abort(f"stalled: {why}")
 
     # The end
 
-    def abort(self) -> None:
+    def abort(self, why: str = LOST) -> None:
         """Cut the connection at once; what is unsent is lost."""
         if self.fd >= 0 and self.state is not State.CLOSED:
             with suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._let_go()
+        self._let_go(why)
 
-    def _let_go(self) -> None:
+    def _let_go(self, why: str = LOST) -> None:
+        """Close the socket.
+
+        Args:
+            why: said of a connection that ends without a Close.
+        """
         if self.state is State.CLOSED:
             return
         was_open = self.state <= State.OPEN
@@ -412,6 +510,9 @@ class Channel:
         if self.fd >= 0:
             self._hub.remove(self)
             self._sock.close()
-        self._tail, self._replies, self._inbound, self._pong, self._goodbye = b"", None, None, None, None
+        self._tail, self._replies, self._inbound, self._pong = b"", None, None, None
+        closing, self._closing = self._closing, None
         if was_open:
             self.left()
+        code, reason = (NO_CLOSE, why) if closing is None else (closing.code or NO_CODE, closing.reason)
+        self.over(code, reason, self._hub.clock.monotonic() - self._opened_at if self.fd >= 0 else None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+from actors.ring import Gap
 from actors.subscriber import Burst, Ending, EventFrame, Subscriber
 from storage.records import Seq
 from web import wire
@@ -160,6 +161,8 @@ class Follower(Channel):
                     frame = item.frame
                     events += 1
                 else:
+                    if isinstance(item, Gap):
+                        self._hub.log.gap(subscriber, item)
                     frame = frames.text_frame(self._session.frame_of(item))
                 parts.append(frame)
                 size += len(frame)
@@ -173,10 +176,26 @@ class Follower(Channel):
         if self.state > State.OPEN:
             return
         bye, _ = self._session.goodbye(code, reason, self._hub.jitter)
-        self.close(code, reason, bye=frames.text_frame(bye), deaf=deaf)
+        hold_seconds = 0.0
+        if code is CloseCode.REPLACED:
+            # Two clients that take the same device from each other, at once and for ever, slow each other down.
+            name = (self._session.diagnosis_id, self._subscriber.id)
+            hold_seconds = self._hub.holds.seconds(name, self._hub.clock.monotonic())
+        self.close(code, reason, bye=frames.text_frame(bye), deaf=deaf, hold_seconds=hold_seconds)
 
     def left(self) -> None:
-        subscriber = self._subscriber
-        subscriber.detach()
+        self._subscriber.detach()
+
+    def answered_goodbye(self, code: int) -> None:
+        # TCP order makes that a receipt, as a Pong is. Other ends are not: who comes back from them asks anew.
+        if code == CloseCode.RESTART and self._asks:
+            self._session.received_all()
+
+    def stalled(self, why: str) -> None:
+        self._hub.log.stalled(self._subscriber, why)
+
+    def over(self, code: int, reason: str, seconds: float | None) -> None:
+        if seconds is not None:
+            self._hub.log.ended("WebSocket", self._subscriber, code, reason, seconds)
         # Session, subscriber and transport know each other: cut here, so that the collector need not look for them.
         del self._session, self._subscriber

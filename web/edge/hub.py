@@ -17,7 +17,9 @@ from actors.roster import Roster
 from actors.subscriber import Burst
 from actors.supervisor import describe, keep_up
 from storage.clock import Clock
+from web.connection_log import ConnectionLog
 from web.edge.channel import Channel, ChannelLimits, State
+from web.edge.holds import Holds
 from web.edge.inbound import Inbound
 from web.edge.poller import WRITE, Poller
 from web.edge.receipts import Receipts
@@ -31,6 +33,9 @@ DEADLINES_LOOK_SECONDS: Final = 0.5
 
 LOOK_CHUNK: Final = 1024
 """Connections looked after between two checkpoints."""
+
+HELD_MAX: Final = 1000
+"""Connections whose Close is held back. Beyond: it is not. Reason: each is an open socket."""
 
 DRAIN_SECONDS: Final = 3.0
 """Time a drain gives clients to take their goodbye. Beyond: cut off."""
@@ -49,6 +54,8 @@ class Hub:
         jitter: Callable[[], float],
         limits: ChannelLimits | None = None,
         unsent: Callable[[socket.socket], int] = unsent_bytes,
+        log: ConnectionLog | None = None,
+        held_max: int = HELD_MAX,
     ) -> None:
         """A hub without connections.
 
@@ -56,6 +63,8 @@ class Hub:
             jitter: random numbers from 0 up to 1.
             limits: what one connection may take.
             unsent: how many bytes of a socket have not reached its peer's machine.
+            log: is told how connections end.
+            held_max: connections whose Close may be held back at once.
 
         Ownership: the poller stays its maker's, to be closed when `run` has ended; `open_hub` sees to both.
         """
@@ -66,6 +75,13 @@ class Hub:
         self.unsent = unsent
         self.now = clock.monotonic()
         """When this turn began: a tenth of a second ago at most, while there is time for turns."""
+        self.tick = self.now
+        """As `now`, but moved on ten times a second only: those that begin in between share the object."""
+        self.log = log or ConnectionLog(clock)
+        self.holds = Holds()
+        self._held_max = held_max
+        self._held: dict[Channel, float] = {}
+        """Channels whose Close is held back, and until when."""
         self._channels: dict[int, Channel] = {}
         self._beating: dict[Channel, None] = {}
         """Those whose clients asked for heartbeats."""
@@ -92,12 +108,20 @@ class Hub:
     def remove(self, channel: Channel) -> None:
         """Forget a channel whose socket is about to be closed."""
         self._beating.pop(channel, None)
+        self._held.pop(channel, None)
         if self._channels.get(channel.fd) is not channel:
             return
         del self._channels[channel.fd]
         self.poller.remove(channel.fd)
         if not self._channels:
             self._emptied.set()
+
+    def hold(self, channel: Channel, seconds: float) -> bool:
+        """Release a channel so many seconds from now; False: too many are held, or the server stops."""
+        if len(self._held) >= self._held_max:
+            return False
+        self._held[channel] = self.clock.monotonic() + seconds
+        return True
 
     def lend_inbound(self) -> Inbound:
         """A decoder; one that is idle again comes back through `return_inbound`."""
@@ -137,7 +161,9 @@ class Hub:
             await self._serve_ready(min(receipts_at, deadlines_at))
             now = self.now = self.clock.monotonic()
             if now >= receipts_at:
+                self.tick = now
                 receipts_at = now + RECEIPTS_LOOK_SECONDS
+                self._release_due(now)
                 await self._ask_for_receipts(now)
             if now >= deadlines_at:
                 deadlines_at = now + DEADLINES_LOOK_SECONDS
@@ -173,8 +199,20 @@ class Hub:
                 if index % LOOK_CHUNK == 0:
                     await trio.lowlevel.checkpoint()
 
+    def _release_due(self, now: float) -> None:
+        for channel in [one for one, until in self._held.items() if until <= now]:
+            self._release(channel)
+
+    def _release(self, channel: Channel) -> None:
+        del self._held[channel]
+        try:
+            channel.release()
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self.contain(channel, error)
+
     async def _look_at_deadlines(self, now: float) -> None:
         self._receipts.forget_deserted()
+        self.holds.forget_quiet(now)
         silent = now - self.limits.silence_seconds
         for index, channel in enumerate(list(self._channels.values()), start=1):
             if (channel.blocked or channel.heard_at <= silent) and channel.state is not State.CLOSED:
@@ -199,8 +237,13 @@ class Hub:
     async def drain(self) -> None:
         """Wait until every connection is gone, a while at most, then cut off the rest. Say goodbye to them first.
 
+        From now on no Close is held back.
+
         Cancellation: cuts them off at once.
         """
+        self._held_max = 0
+        for channel in list(self._held):
+            self._release(channel)
         try:
             with trio.move_on_after(DRAIN_SECONDS):
                 while self._channels:
@@ -217,13 +260,19 @@ class Hub:
 
 @asynccontextmanager
 async def open_hub(
-    poller: Poller, *, clock: Clock, jitter: Callable[[], float], limits: ChannelLimits | None = None
+    poller: Poller,
+    *,
+    clock: Clock,
+    jitter: Callable[[], float],
+    limits: ChannelLimits | None = None,
+    log: ConnectionLog | None = None,
+    held_max: int = HELD_MAX,
 ) -> AsyncIterator[Hub]:
     """A running hub; at the end whoever is left is cut off. Arguments as of `Hub`.
 
     Ownership: closes the poller.
     """
-    hub = Hub(poller, clock=clock, jitter=jitter, limits=limits)
+    hub = Hub(poller, clock=clock, jitter=jitter, limits=limits, log=log, held_max=held_max)
     try:
         async with trio.open_nursery() as hub_nursery:
             await hub_nursery.start(hub.run)
