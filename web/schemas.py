@@ -13,6 +13,7 @@ import msgspec
 from storage.records import OUTBOX_EVENTS_MAX
 from web.errors import STATUS_OF_CODE, STATUSES_OF_THE_EDGE
 from web.records import (
+    ID_DIGITS_MAX,
     KINDS,
     SUB_CHARACTERS_MAX,
     EffectivenessLine,
@@ -227,6 +228,12 @@ _ANSWERS: Final[dict[str, Schema]] = {
 }
 
 
+_ID_DOC: Final = (
+    f"An integer of at most {ID_DIGITS_MAX} digits, or a text. An integer beyond 2^53-1 of either sign is delivered as "
+    "the text of its digits."
+)
+
+
 def components() -> dict[str, Schema]:
     """Every schema by name."""
     _, bodies = msgspec.json.schema_components(BODIES, ref_template=REF + "{name}")
@@ -234,6 +241,9 @@ def components() -> dict[str, Schema]:
         if "diagnosis_id" in body["properties"]:
             # The records take any integer or text; the rule is checked after decoding.
             body["properties"]["diagnosis_id"] = ref("DiagnosisId")
+        for name in ("recommendation_id", "feedback_id"):
+            if name in body["properties"]:
+                body["properties"][name]["description"] = _ID_DOC
         if "new_effectiveness" in body["properties"]:
             names = ("new_effectiveness", "effectiveness")
             body["oneOf"] = [{"required": [name], "properties": {name: {}}} for name in names]

@@ -124,6 +124,17 @@ async def test_odd_frames_get_error_frames_on_a_connection_that_stays(server: Se
         assert (await client.next())["data"] == {"n": 1}
 
 
+@pytest.mark.parametrize("token", ["", ".", "..", "a.b.c", "é.é.é", "\0", "\u2028", "x" * 7000, "eyJ" + "." * 2000])
+async def test_a_text_that_is_no_token_is_told_so_on_a_connection_that_stays(server: Server, token: str) -> None:
+    await server.register()
+    async with server.live() as client:
+        await client.say(type="auth", token=token)
+        error = await client.next()
+        assert (error["type"], error["data"]["code"]) == ("error", "invalid_token")
+        await client.say(type="ping")
+        assert (await client.next())["type"] == "pong"
+
+
 @pytest.mark.parametrize("seq", ["1.0", "1e0", "0.1e1", "10.0e-1"])
 async def test_an_ack_may_be_written_with_a_fraction_of_zero(server: Server, seq: str) -> None:
     await server.register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from web.edge.handshake import Headers
@@ -25,7 +26,7 @@ def origin_form(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
     """
     if any(name == b"host" and not _is_authority(value) for name, value in headers):
         raise BadTarget("Host must be a host, with or without a port")
-    if (absolute := _ABSOLUTE.fullmatch(target)) is not None:
+    if not target.startswith(b"/") and (absolute := _ABSOLUTE.fullmatch(target)) is not None:
         authority, path = absolute.groups()
         if not _is_authority(authority):
             raise BadTarget("the target of a request must name a host, with or without a port")
@@ -37,5 +38,6 @@ def origin_form(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
     return target, headers
 
 
+@lru_cache(maxsize=100)
 def _is_authority(text: bytes) -> bool:
     return text.isascii() and split_authority(text.decode("ascii")) is not None
