@@ -132,6 +132,8 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
     jitter = random.SystemRandom().random
     _warn(*trust.check_directory(settings.data, (KEY_FILE, *files.names_of(DATABASE_FILE))))
     connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
+    connections_max = connections_possible(settings.max_connections)
+    held_max = min(HELD_MAX, connections_max // 10)  # so that those who are refused take no one's place
     is_database_missing = _lacks_its_database(settings.data)
     keys = load_keys(settings)
     _warn(caution_about_keys(settings), caution_about_origins(settings))
@@ -144,7 +146,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             on_damage=settings.damaged_database,
         ) as store,
         trio.open_nursery() as actors_nursery,
-        open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=_held_max(settings)) as hub,
+        open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=held_max) as hub,
     ):
         if is_database_missing:
             logger.warning("no database in %s, though its key is there: a new, empty one was made", settings.data)
@@ -167,7 +169,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             await services.remote_keys.fetch()
         for name, service in _kept_up(services, trail).items():
             actors_nursery.start_soon(keep_up, name, service, clock, jitter)
-        deadline = await _serve_front_end(services, ready)
+        deadline = await _serve_front_end(services, ready, connections_max)
         with trio.move_on_at(deadline):
             await registry.drain()
         actors_nursery.cancel_scope.cancel()
@@ -200,11 +202,6 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
     if services.remote_keys is not None:
         kept_up["fetching of keys"] = services.remote_keys.run
     return kept_up
-
-
-def _held_max(settings: Settings) -> int:
-    """Connections whose Close may be held back at once: a tenth of all, so that they take no one's place."""
-    return min(HELD_MAX, settings.max_connections // 10)
 
 
 def _new_id() -> str:
@@ -281,7 +278,7 @@ async def _services(
     return services
 
 
-async def _serve_front_end(services: Services, ready: Ready) -> float:
+async def _serve_front_end(services: Services, ready: Ready, connections_max: int) -> float:
     """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
     settings, stopping, hub = services.settings, services.stopping, services.hub
 
@@ -290,7 +287,7 @@ async def _serve_front_end(services: Services, ready: Ready) -> float:
         await hub.drain()
 
     terms = Terms(
-        connections_max=connections_possible(settings.max_connections),
+        connections_max=connections_max,
         drain_seconds_max=CONNECTIONS_SECONDS_MAX,
         patience=Patience(idle_seconds=settings.keep_alive_seconds),
         elsewhere=lambda: hub.connections,

@@ -126,7 +126,7 @@ def _over(
     subscriber.detach()
     if subscriber.roster is None:
         return  # never admitted: the line of its request says why
-    code, reason = None, "left by the client"
+    code, reason = None, "its connection ended"
     if transport.ending is not None:
         code, reason = close_of(transport.ending)
     elif transport.overflowed:

@@ -204,7 +204,7 @@ async def test_the_end_of_an_event_stream_is_one_line_with_the_id_of_its_request
         await stream.until_live()
     found = await the_end(logbook)
     assert (found["diagnosis_id"], found["device"], found["code"]) == ("42", "tab", "-")
-    assert (found["reason"], found["events_sent"]) == ('"left by the client"', "1")
+    assert (found["reason"], found["events_sent"]) == ('"its connection ended"', "1")
     (line,) = [one for one in logbook.lines if "event stream ended" in one]
     (request,) = [one for one in logbook.lines if "GET /diagnoses/42/events" in one]
     assert line.rpartition("[")[2] == request.rpartition("[")[2]
@@ -274,8 +274,9 @@ async def test_json_lines_have_the_fields_beside_the_message(tmp_path: Path) -> 
     mine = Logbook()
     async with served(tmp_path / "data", logbook=mine, AVICENNA_LOG_FORMAT="json") as (process, server):
         await server.register()
-        async with server.live(device="phone"):
+        async with server.live(device="phone") as client:
             await server.publish(1)
+            await client.events(1)
         await process.stop()
     lines = [json.loads(line) for line in "".join(mine.lines).splitlines()]
     (end,) = [line for line in lines if line["logger"] == "avicenna.connections"]
