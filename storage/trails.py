@@ -51,10 +51,13 @@ def audit(db: sqlite3.Connection, before: int | None, limit: int, wanted: TrailF
 
 def _where(wanted: TrailFilter, before: int | None, *, who: str) -> tuple[str, list[str | float | int]]:
     """The condition that picks rows of a trail, and its values; `who` is the column of people."""
+    # Few kinds of acts share all rows. SQLite knows that only after ANALYZE: a plus keeps it from that index where a
+    # person or a diagnosis leaves fewer rows (of two million, a quarter of a second).
+    has_narrower = wanted.who is not None or wanted.diagnosis_id is not None
     conditions = (
         ("number < ?", before),
         (f"{who} = ?", wanted.who),
-        ("what = ?", wanted.what),
+        ("+what = ?" if has_narrower else "what = ?", wanted.what),
         ("diagnosis = ?", wanted.diagnosis_id),
         ("at >= ?", wanted.since),
         ("at < ?", wanted.until),

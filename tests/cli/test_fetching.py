@@ -27,6 +27,7 @@ def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.delenv(f"AVICENNA_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
     load_or_create_key(tmp_path / "data")
+    (tmp_path / "data" / "listening.json").touch(mode=0o600)
     return tmp_path / "data"
 
 
@@ -212,7 +213,28 @@ def test_a_server_of_another_directory_is_not_asked_for_a_copy_nobody_could_fetc
     stranger.answer = lambda: (200, {"status": "ok"})
     assert cli.main(["backup", "copy.db", "--url", stranger.url, "--data", "absent"]) == 1
     assert stranger.asked == [("GET", "/healthz")]
-    assert "there is no absent: name the server's data directory with --data" in capsys.readouterr().err
+    assert "there is no absent/listening.json: name the server's data directory with" in capsys.readouterr().err
+    (data / "listening.json").unlink()
+    assert cli.main(["backup", "copy.db", "--url", stranger.url]) == 1
+    assert stranger.asked == [("GET", "/healthz")] * 2
+    assert not Path("copy.db").exists()
+
+
+def test_a_directory_that_cannot_be_looked_into_is_named_before_a_copy_is_made(
+    data: Path, stranger: Stranger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "backups").symlink_to(data)
+    assert backed_up(stranger) == 1
+    assert stranger.asked == []
+    assert capsys.readouterr().err == "avicenna-live: cannot open data/backups: it is a symbolic link\n"
+
+
+def test_a_copy_in_the_directory_of_another_server_is_named(
+    data: Path, stranger: Stranger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger.answer = lambda: says("/elsewhere/backups/made.db")
+    assert backed_up(stranger) == 1
+    assert "the server wrote its copy to /elsewhere/backups/made.db: name its data dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["check"], ["backup", "copy.db"]], ids=" ".join)

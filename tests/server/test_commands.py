@@ -91,8 +91,9 @@ async def test_a_server_that_is_named_is_asked_whatever_lies_here(tmp_path: Path
         # Its copy is not in the directory here: it is not fetched, and no other one is made in its place.
         code, _, said = await run("backup", "copy.db", "--url", other.url, **operator)
         assert code == 1
-        assert "is data the server's data directory?" in said
+        assert "name the server's data directory with --data" in said
         assert not (tmp_path / "copy.db").exists()
+        assert not (tmp_path / "other" / "backups").exists()
         code, _, said = await run("check", "--url", other.url)
         assert code == 1
         assert "the token was made with the key data/jwt.key" in said

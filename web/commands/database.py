@@ -7,6 +7,7 @@ the data directory decides: the server that holds it is asked, and without one t
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ from web.commands.finding import (
     given_url,
 )
 from web.commands.printing import printable, say, say_json
-from web.listening_file import NotListening
+from web.listening_file import LISTENING_FILE, NotListening
 from web.settings import DATABASE_FILE
 
 WORK_SECONDS_MAX: Final = 3600
@@ -134,10 +135,12 @@ def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
                 return path, digest
         raise client.strange()
 
-    if not directory.is_dir():
+    file = directory / LISTENING_FILE
+    if not os.path.lexists(file):
+        # No server runs on this directory: a copy that is made elsewhere could not be fetched, nor taken back.
         client.request("GET", "healthz")
         raise CommandFailed(
-            f"there is no {directory}: name the server's data directory with --data, the copy is fetched from there"
+            f"there is no {file}: name the server's data directory with --data, the copy is fetched from there"
         )
     return fetched(ask, directory, target)
 

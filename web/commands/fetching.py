@@ -48,7 +48,12 @@ def fetched(ask: Callable[[], tuple[str, str]], directory: Path, target: Path) -
         name = Path(path).name
         if not name or "\0" in name or name in before:
             raise CommandFailed(f"the server names {path}, which is not a copy it has just made")
-        backups = _opened_directory(directory)
+        try:
+            backups = _opened_directory(directory)
+        except FileNotFoundError:
+            raise CommandFailed(
+                f"the server wrote its copy to {path}: name its data directory with --data, it is not {directory}"
+            ) from None
         try:
             copy = _moved(backups, name, writing, path, directory)
         finally:
@@ -83,18 +88,25 @@ def _reserved(target: Path) -> Iterator[int]:
 def _names(directory: Path) -> frozenset[str]:
     """What is in `backups/`; nothing while there is none."""
     try:
-        return frozenset(os.listdir(directory / BACKUPS_DIRECTORY))  # noqa: PTH208 - names are what is wanted
+        opened = _opened_directory(directory)
     except FileNotFoundError:
         return frozenset()
+    try:
+        return frozenset(os.listdir(opened))  # noqa: PTH208 - a path could lead elsewhere by now
+    finally:
+        os.close(opened)
 
 
 def _opened_directory(directory: Path) -> int:
+    """`backups/`, so that a name can be looked up in it and nowhere else. Raises `FileNotFoundError`, too."""
     backups = directory / BACKUPS_DIRECTORY
     try:
         return os.open(backups, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         why = "it is a symbolic link" if backups.is_symlink() else error.strerror
-        raise CommandFailed(f"cannot open {backups}: {why}; is {directory} the server's data directory?") from None
+        raise CommandFailed(f"cannot open {backups}: {why}") from None
 
 
 def _moved(backups: int, name: str, writing: int, path: str, directory: Path) -> Copy:
