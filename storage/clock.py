@@ -76,9 +76,9 @@ class Timekeeper:
 
     def _tell(self, seconds: float, of_what: str) -> None:
         logger.warning(
-            "the wall clock is %.0f s %s of %s: nothing expires or is dropped until it has run evenly for %.0f minutes",
+            "the wall clock is %.0f s %s %s: nothing expires or is dropped until it has run evenly for %.0f minutes",
             abs(seconds),
-            "ahead" if seconds > 0 else "behind",
+            "ahead of" if seconds > 0 else "behind",
             of_what,
             _EVEN_MINUTES,
         )

@@ -39,4 +39,4 @@ class Revoked:
             return True
         if sub is None or (revocation := self._subjects.get(sub)) is None:
             return False
-        return issued_at is None or issued_at <= revocation.at
+        return issued_at is None or issued_at <= revocation.covers_until

@@ -207,6 +207,11 @@ def memory_store() -> MemoryStore:
     return MemoryStore(clock=WorldClock(), new_epoch=lambda: f"epoch-{next(names)}")
 
 
+async def settled_cursors(registry: Registry) -> None:
+    """Wait until every cursor moved so far is stored."""
+    await registry._keeper.flush()
+
+
 def render(diagnosis_id: str, event: Event) -> bytes:
     """An event as its number and body."""
     return b"%d:%b" % (event.seq, event.body)

@@ -17,9 +17,11 @@ class ManualClock:
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
+        self.wrong_by = 0.0
+        """So far is the wall clock ahead of where it should be."""
 
     def wall(self) -> float:
-        return self.now
+        return self.now + self.wrong_by
 
     def monotonic(self) -> float:
         return self.now

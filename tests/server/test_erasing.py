@@ -1,0 +1,52 @@
+"""`DELETE /subjects?sub=...`: the erasure of a person by any name."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.server.harness import running_server
+from tests.server.test_broadcasts import assert_problem
+from web.settings import Settings
+
+
+@pytest.mark.parametrize("sub", ["/C=DE/O=Clinic/CN=Ann", "/", "//x", "a/../b", "%2F", "a b+c&d=e", "owner"])
+async def test_any_name_can_be_erased_by_the_query(settings: Settings, sub: str) -> None:
+    async with running_server(settings) as server:
+        await server.register(42, "amira", sub)
+        async with server.live(sub=sub) as client:
+            headers = server.bearer("op", "operate")
+            answer = await server.http.delete("/subjects", params={"sub": sub}, headers=headers)
+            assert answer.status_code == 200, answer.text
+            counted = {name: answer.json()[name] for name in ("connections", "cursors", "viewer_entries")}
+            assert counted == {"connections": 1, "cursors": 1, "viewer_entries": 1}
+            _, code, reason = await client.close_frames()
+            assert (code, reason) == (1008, "disconnected by operator")
+        assert (await server.http.get("/diagnoses/42/position", headers=server.bearer(sub))).status_code == 403
+        receipt = (await server.publish()).json()
+        assert receipt["subscribers"] == {"online": 0, "known": 0, "at_risk": 0}
+
+
+@pytest.mark.parametrize("query", ["", "?sub=", "?sub=a&sub=b", "?name=a"])
+async def test_an_erasure_names_one_person(settings: Settings, query: str) -> None:
+    async with running_server(settings) as server:
+        answer = await server.http.delete(f"/subjects{query}", headers=server.bearer("op", "operate"))
+        assert_problem(answer, 422, "invalid_field")
+
+
+async def test_only_an_operator_erases(settings: Settings) -> None:
+    async with running_server(settings) as server:
+        for query in ("?sub=amira", ""):
+            answer = await server.http.delete(f"/subjects{query}", headers=server.bearer("amira"))
+            assert_problem(answer, 403, "forbidden")
+        assert_problem(await server.http.delete("/subjects?sub=amira"), 401, "unauthenticated")
+
+
+async def test_the_log_does_not_name_who_is_erased(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with running_server(settings) as server:
+        await server.http.delete("/subjects?sub=annabella", headers=server.bearer("op", "operate"))
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("DELETE /subjects 200") for line in lines)
+    assert not any("annabella" in line for line in lines if not line.startswith("HTTP Request"))
