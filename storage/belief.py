@@ -4,7 +4,8 @@ The wall clock can be wrong: a machine starts without one, an operator mistypes 
 reading must not destroy anything, so a jump holds all judgement by time until the clock has run evenly for an hour.
 The rules, of readings `(wall, monotonic)`:
 
-* A jump while running: the wall clock has moved more than `JUMP_SECONDS` more or less than the monotonic clock has.
+* A jump while running: the wall clock has moved more than `JUMP_SECONDS` more or less than the monotonic clock has,
+  since the last reading, or since the one with which the even hour began.
 * A jump at the start: the wall clock is more than `JUMP_SECONDS` behind the time that the last run kept, or more than
   `AHEAD_SECONDS_MAX` ahead of it (`JUMP_SECONDS`, if the last run ended while it was held).
 * A jump begins a hold, or the hour of a hold anew. After an even hour the new time is believed, also if it is lower.
@@ -51,7 +52,7 @@ class Kept:
 class Belief:
     """Judges the readings of one run, in the order in which they were taken."""
 
-    __slots__ = ("_anchor_monotonic", "_anchor_wall", "_believed", "_believed_at", "_held_since")
+    __slots__ = ("_anchor", "_anchor_monotonic", "_believed", "_believed_at", "_held_since", "_last")
 
     def __init__(self, kept: Kept | None, wall: float, monotonic: float) -> None:
         """Begin with the first reading of a run; `kept` is what the last run left, `None`: there was none."""
@@ -59,8 +60,9 @@ class Belief:
         """The highest wall time that was believed."""
         self._believed_at = monotonic
         """The monotonic time of that reading."""
-        self._anchor_wall, self._anchor_monotonic = wall, monotonic
-        """Since this reading the wall clock has run evenly."""
+        self._anchor = self._last = wall - monotonic
+        """How far the two clocks lay apart at the reading since which they run evenly, and at the last one."""
+        self._anchor_monotonic = monotonic
         self._held_since: float | None = None
         if kept is not None:
             ahead = wall - kept.time
@@ -76,14 +78,15 @@ class Belief:
 
     def look(self, wall: float, monotonic: float) -> Moment:
         """What a reading may be used for."""
-        elapsed = monotonic - self._anchor_monotonic
-        if abs(wall - self._anchor_wall - elapsed) > JUMP_SECONDS:
+        apart = wall - monotonic
+        if abs(apart - self._last) > JUMP_SECONDS or abs(apart - self._anchor) > JUMP_SECONDS:
             self._jump(wall, monotonic)
-        elif elapsed >= EVEN_SECONDS:
-            self._anchor_wall, self._anchor_monotonic = wall, monotonic
+        elif monotonic - self._anchor_monotonic >= EVEN_SECONDS:
+            self._anchor, self._anchor_monotonic = apart, monotonic
             if self._held_since is not None:
                 self._held_since = None
                 self._believed, self._believed_at = wall, monotonic
+        self._last = apart
         if self._held_since is not None:
             return Moment(wall, max(wall, self._moved_on(monotonic)), -math.inf)
         if wall >= self._believed:
@@ -101,8 +104,8 @@ class Belief:
             self._held_since = wall
         else:
             # The same moment, as the clock that runs now would have shown it.
-            self._held_since += wall - self._anchor_wall - (monotonic - self._anchor_monotonic)
-        self._anchor_wall, self._anchor_monotonic = wall, monotonic
+            self._held_since += wall - monotonic - self._anchor
+        self._anchor, self._anchor_monotonic = wall - monotonic, monotonic
 
     def _moved_on(self, monotonic: float) -> float:
         return self._believed + monotonic - self._believed_at

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage.belief import AHEAD_SECONDS_MAX, EVEN_SECONDS, JUMP_SECONDS, Belief, Kept, Moment
@@ -174,6 +174,8 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=30))
+@example([("set", 200.0), ("set", -200.0)])
+@settings(max_examples=300)
 def test_after_any_history_only_a_time_that_was_right_or_has_stood_for_an_hour_is_judged_by(
     steps: list[tuple[str, float]],
 ) -> None:
@@ -186,8 +188,8 @@ def test_after_any_history_only_a_time_that_was_right_or_has_stood_for_an_hour_i
             case "run":
                 machine.run(value)
             case "set":
-                machine.wrong_by = value
-                if abs(value - standing) > JUMP_SECONDS:
+                step, machine.wrong_by = value - machine.wrong_by, value
+                if abs(step) > JUMP_SECONDS or abs(value - standing) > JUMP_SECONDS:
                     standing, stands_since = value, machine.true
             case "restart":
                 kept = machine.kept
