@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -41,6 +43,8 @@ class CursorKeeper:
         self._dirty: dict[Known, None] = {}
         self._in_flight: dict[Known, dict[Subscriber, None]] = {}
         """Being stored, and the connections to tell once they are."""
+        self._held: set[Known] = set()
+        """Not to be stored now, even if they move."""
         self._marked = trio.Event()
         self._hurry = trio.Event()
         self._round_over = trio.Event()
@@ -103,6 +107,18 @@ class CursorKeeper:
         """Do not store this one any more: its subscriber is forgotten."""
         self._dirty.pop(known, None)
         self._in_flight.pop(known, None)
+        self._round_is_over()
+
+    @contextmanager
+    def holding(self, some: Iterable[Known]) -> Iterator[None]:
+        """Hand no cursor of these over to the store meanwhile: one that came behind would make them known again."""
+        held = set(some) - self._held
+        self._held |= held
+        try:
+            yield
+        finally:
+            self._held -= held
+            self._marked.set()
 
     def discard_user(self, sub: str) -> None:
         """Do not store any subscriber of a user any more; what has reached the store already stays there."""
@@ -135,11 +151,10 @@ class CursorKeeper:
             with trio.move_on_after(LINGER_SECONDS):
                 await self._hurry.wait()
             self._marked, self._hurry = trio.Event(), trio.Event()
-            while self._dirty:
-                await self._store_some()
+            while batch := [known for known in self._dirty if known not in self._held][:MOVES_MAX]:
+                await self._store_some(batch)
 
-    async def _store_some(self) -> None:
-        batch = list(self._dirty)[:MOVES_MAX]
+    async def _store_some(self, batch: list[Known]) -> None:
         moves = []
         for known in batch:
             del self._dirty[known]
@@ -166,8 +181,12 @@ class CursorKeeper:
             await trio.sleep(RETRY_SECONDS)
         finally:
             self._take_back()
-            self._round_over.set()
-            self._round_over = trio.Event()
+            self._round_is_over()
+
+    def _round_is_over(self) -> None:
+        """Have who flushes look again."""
+        self._round_over.set()
+        self._round_over = trio.Event()
 
     def _take_back(self) -> None:
         """What is still in flight was not stored: it has to be, later."""

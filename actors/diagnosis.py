@@ -25,7 +25,9 @@ from actors.messages import (
     Evict,
     Forget,
     ForgetUnseen,
+    Forgotten,
     Inspect,
+    Judged,
     Publish,
     Purge,
     Receipt,
@@ -35,17 +37,17 @@ from actors.messages import (
 from actors.resume import Plan, plan
 from actors.ring import Ring
 from actors.roster import Known, Roster
-from actors.subscriber import Burst
+from actors.subscriber import Burst, Ending, Subscriber
 from storage.belief import Moment
 from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
 from storage.records import (
     OUTBOX_EVENTS_MAX,
     AcknowledgedBy,
     Appended,
-    Audit,
     Cursor,
     CursorMove,
     Event,
+    NewAuditRow,
     NewEvent,
     Seq,
     SubscriberId,
@@ -203,6 +205,29 @@ class DiagnosisActor:
             case _:
                 assert_never(envelope.message)
 
+    async def _judged(self, batch: Sequence[Envelope]) -> list[Envelope]:
+        """Those whose senders still may do what they ask for; the others are answered.
+
+        No checkpoint since they were judged: what they allow is to be handed over to the store before the next one.
+        """
+        try:
+            while (registered := self._store.known(self._diagnosis_id)) is None:
+                await self._store.get(self._diagnosis_id)
+        except NoSuchDiagnosis:
+            registered = None
+        except StorageError as refusal:
+            for envelope in batch:
+                self._refuse(envelope, refusal)
+            return []
+        allowed = []
+        for envelope in batch:
+            assert isinstance(envelope.message, Judged), "nobody needs a right to the others"
+            if (refused := envelope.message.judge(registered)) is None:
+                allowed.append(envelope)
+            else:
+                self._refuse(envelope, refused)
+        return allowed
+
     # Publishing
 
     def _batch(self, first: Envelope) -> list[Envelope]:
@@ -215,7 +240,10 @@ class DiagnosisActor:
             batch.append(envelope)
         return batch
 
-    async def _publish(self, batch: Sequence[Envelope]) -> None:
+    async def _publish(self, received: Sequence[Envelope]) -> None:
+        # No checkpoint until the store has them: what is judged here is true of the append.
+        if not (batch := await self._judged(received)):
+            return
         events = [_event_in(envelope) for envelope in batch]
         try:
             pending = self._store.append_nowait(self._diagnosis_id, events)
@@ -278,6 +306,9 @@ class DiagnosisActor:
 
     async def _subscribe(self, envelope: Envelope, message: Subscribe) -> None:
         """Attach a connection. Its start is stored as its cursor first, so that it is known from now on."""
+        # No checkpoint until its start is in the store, or waits for company: whoever may not follow moves no cursor.
+        if not await self._judged([envelope]):
+            return
         subscriber, ring = message.subscriber, self._ring
         self._roster.detach(subscriber)  # the former incarnation may have attached it before it crashed
         if message.peeks:
@@ -334,16 +365,22 @@ class DiagnosisActor:
         self._keeper.saw(known)
         return known
 
-    async def _drop_known(self, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:
+    async def _drop_known(self, subscribers: Sequence[SubscriberId]) -> int:
         """Forget known subscribers, here and in the store; how many there were."""
+        self._forget_known(subscribers)
+        return await self._store.forget(self._diagnosis_id, subscribers)
+
+    def _forget_known(self, subscribers: Sequence[SubscriberId]) -> None:
         for subscriber_id in subscribers:
             if (known := self._roster.forget(subscriber_id)) is not None:
                 self._keeper.discard(known)
-        return await self._store.forget(self._diagnosis_id, subscribers, audit)
 
     # Operators
 
     async def _purge(self, envelope: Envelope, message: Purge) -> None:
+        # No checkpoint until the store has it.
+        if not await self._judged([envelope]):
+            return
         try:
             with _carried_out():
                 purged = await self._store.purge(self._diagnosis_id, message.audit)
@@ -355,14 +392,30 @@ class DiagnosisActor:
         self._answer(envelope, self._ring.window)
 
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
-        away = [one.id for one in self._everyone_known.values() if message.which(one.id) and not one.connections]
+        """Nobody is disconnected before the row that says so is stored."""
+
+        def picked(subscriber: Subscriber) -> bool:
+            return message.which(subscriber.id)
+
+        def audit(cursors: int) -> NewAuditRow:
+            return message.audit(Forgotten(connections, cursors))
+
+        # No checkpoint until the store has it.
+        if not await self._judged([envelope]):
+            return
+        meant = [one for one in self._everyone_known.values() if message.which(one.id)]
+        named = [one.id for one in meant]
+        connections = self._roster.count_where(picked)
         try:
-            with _carried_out():
-                dropped = await self._drop_known(away, message.audit)
+            with _carried_out(), self._keeper.holding(meant):
+                cursors = await self._store.forget(self._diagnosis_id, named, audit)
+                # No checkpoint until the cursors are let go of: stored now, they would be there again.
+                ended = self._roster.end_where(picked, Ending.DISCONNECTED)
+                self._forget_known(named)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return
-        self._answer(envelope, dropped)
+        self._answer(envelope, Forgotten(ended, cursors))
 
     def _evict(self, window: Window) -> None:
         # A diagnosis of this name may have been deleted and registered again since its events were dropped.

@@ -12,10 +12,29 @@ import trio
 from actors.resume import Plan, Wanted
 from actors.subscriber import Subscriber
 from storage.errors import StorageError
-from storage.records import AcknowledgedBy, Appended, Audit, Epoch, NewEvent, Purged, Seq, SubscriberId, Window
+from storage.records import (
+    AcknowledgedBy,
+    Appended,
+    Audit,
+    Diagnosis,
+    Epoch,
+    NewAuditRow,
+    NewEvent,
+    Purged,
+    Seq,
+    SubscriberId,
+    Window,
+)
 from storage.store import PendingAppend
 
 Answer = TypeVar("Answer")
+
+Judge = Callable[[Diagnosis | None], Exception | None]
+"""Whether the sender of a message still may do what it asks for; `None`: yes, else the answer in its place.
+
+Asked with the diagnosis as it is registered (`None`: it is not), and without a checkpoint before the actor hands the
+act over to the store. Never waits.
+"""
 
 
 class Asks(Generic[Answer]):
@@ -80,6 +99,7 @@ class Publish(Asks[Receipt]):
     """Store an event and send it to everyone."""
 
     event: NewEvent
+    judge: Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +108,7 @@ class Subscribe(Asks[Admission]):
 
     subscriber: Subscriber
     wanted: Wanted
+    judge: Judge
     peeks: bool = False
     """It only looks: its subscriber does not become known by it, and no cursor is read or moved."""
 
@@ -109,6 +130,7 @@ class Purge(Asks[Window]):
     """Drop the retained events."""
 
     audit: Audit[Purged]
+    judge: Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +141,22 @@ class Evict(Asks[Window]):
 
 
 @dataclass(frozen=True, slots=True)
-class Forget(Asks[int]):
-    """Drop the cursors of known subscribers that are not connected; how many there were."""
+class Forgotten:
+    """What was forgotten."""
+
+    connections: int
+    """Connections that were ended."""
+    cursors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget(Asks[Forgotten]):
+    """End the connections of some subscribers and drop their cursors."""
 
     which: Callable[[SubscriberId], bool]
-    audit: Audit[int]
+    audit: Callable[[Forgotten], NewAuditRow]
+    """Made in the transaction that drops the cursors, right before the connections end."""
+    judge: Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +164,10 @@ class ForgetUnseen(Asks[int]):
     """Drop the known subscribers that were not seen for too long; how many. Who is connected is seen now."""
 
 
-Message = Publish | Subscribe | Inspect | Trace | Purge | Evict | Forget | ForgetUnseen
+Judged = Publish | Subscribe | Purge | Forget
+"""What somebody must have the right to."""
+
+Message = Judged | Inspect | Trace | Evict | ForgetUnseen
 
 
 class Reply(Generic[Answer]):

@@ -111,6 +111,7 @@ class Registry(Watcher):
             Quarantined: the actor rests.
             Crashed: the actor crashed twice over it; whether it was done is unknown.
             StorageError: the store refused; see there.
+            Exception: what the message's `judge` answered; certainly not done.
 
         Cancellation: stops waiting; a message that is in the mailbox is still carried out.
         """
@@ -140,6 +141,15 @@ class Registry(Watcher):
         """End the connections of one diagnosis that `which` picks; how many."""
         cell = self._cells.get(diagnosis_id)
         return 0 if cell is None else cell.roster.end_where(which, ending)
+
+    def count_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool]) -> int:
+        """How many connections of one diagnosis `which` picks."""
+        cell = self._cells.get(diagnosis_id)
+        return 0 if cell is None else cell.roster.count_where(which)
+
+    def count_everywhere(self, which: Callable[[Subscriber], bool]) -> int:
+        """How many connections of all diagnoses `which` picks."""
+        return sum(cell.roster.count_where(which) for cell in self._cells.values())
 
     def end_everywhere(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
         """End the connections of all diagnoses that `which` picks; how many."""

@@ -202,6 +202,10 @@ class Roster:
             self.end(subscriber, ending)
         return len(picked)
 
+    def count_where(self, which: Callable[[Subscriber], bool]) -> int:
+        """How many attached connections `which` picks."""
+        return sum(1 for subscriber in self.subscribers if which(subscriber))
+
     def wake_all(self) -> None:
         """Have every attached connection look at the ring again."""
         for subscriber in list(self.subscribers):

@@ -31,7 +31,8 @@ PUBLISHES: Final = 400
 """Publishes of a round."""
 
 CALM: Final = [f"calm-{number}" for number in range(10)]
-BODY: Final = b'{"feedback_id":1,"rating":5}'
+PUBLISH: Final = Publish(NewEvent("feedback_update", b'{"feedback_id":1,"rating":5}'), lambda diagnosis: None)
+"""What everybody publishes, and may."""
 
 
 class Neighbour:
@@ -45,7 +46,7 @@ class Neighbour:
         """Until cancelled: publish, crash, and start again."""
         while True:
             try:
-                await self._registry.ask("wild", Publish(NewEvent("feedback_update", BODY)))
+                await self._registry.ask("wild", PUBLISH)
             except (ActorError, StorageError):
                 self.crashes += 1
             await self._registry.restart("wild")
@@ -63,7 +64,7 @@ async def measure(registry: Registry) -> list[float]:
     took = []
     for number in range(PUBLISHES):
         began = trio.current_time()
-        await registry.ask(CALM[number % len(CALM)], Publish(NewEvent("feedback_update", BODY)))
+        await registry.ask(CALM[number % len(CALM)], PUBLISH)
         took.append((trio.current_time() - began) * 1000)
     return took
 

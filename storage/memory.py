@@ -396,7 +396,7 @@ class MemoryStore:
         return ForgottenUnseen(len(unseen), last)
 
     @_change
-    def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
+    def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
         self._changing()
         sub, cursors, viewers, owned = erasure.sub, 0, 0, []
         for diagnosis_id, stream in sorted(self._streams.items()):

@@ -241,6 +241,13 @@ class PendingAppend:
         return [next(stored) if refusal is None else refusal for refusal in self._refused]
 
 
+class _Looks:
+    """Look-ups of one diagnosis since its last change."""
+
+    count = 0
+    """Those under way."""
+
+
 class SqliteStore:
     """A `storage.store.Store`; see there for what each method does."""
 
@@ -249,8 +256,8 @@ class SqliteStore:
         self._time = time
         self._new_epoch = new_epoch
         self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
-        self._cache_version = 0
-        """Counts changes: what was read before one is not remembered after it."""
+        self._looks: dict[str, _Looks] = {}
+        """Look-ups under way, by diagnosis id: what was read before a change of it is not remembered after it."""
 
     def moment(self) -> Moment:
         return self._time.moment()
@@ -293,9 +300,16 @@ class SqliteStore:
         return self.known(diagnosis_id) or await self.look_up(diagnosis_id)
 
     async def look_up(self, diagnosis_id: str) -> Diagnosis:
-        version = self._cache_version
-        _, found = await self._read(transactions.find, diagnosis_id)
-        if version == self._cache_version:
+        looks = self._looks.setdefault(diagnosis_id, _Looks())
+        looks.count += 1
+        try:
+            _, found = await self._read(transactions.find, diagnosis_id)
+        finally:
+            looks.count -= 1
+            is_unchanged = self._looks.get(diagnosis_id) is looks
+            if is_unchanged and not looks.count:
+                del self._looks[diagnosis_id]
+        if is_unchanged:
             self._remember(found)
         return found
 
@@ -390,7 +404,7 @@ class SqliteStore:
             lambda db, now: retention.forget_unseen(db, now.judged - seconds, spared, after, diagnoses)
         )
 
-    async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
+    async def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
         return await self._change(
             lambda db, now: retention.erase(db, erasure), audit, lambda erased: self._forget_all_cached()
         )
@@ -438,7 +452,7 @@ class SqliteStore:
         return await self._committer.submit(work, after).wait()
 
     def _registered(self, registered: Registered) -> None:
-        self._cache_version += 1
+        self._looks.pop(registered.diagnosis.diagnosis_id, None)
         self._remember(registered.diagnosis)
 
     def _remember(self, diagnosis: Diagnosis) -> None:
@@ -448,9 +462,9 @@ class SqliteStore:
             self._cache.popitem(last=False)
 
     def _forget_all_cached(self) -> None:
-        self._cache_version += 1
+        self._looks.clear()
         self._cache.clear()
 
     def _forget_cached(self, diagnosis_id: str) -> None:
-        self._cache_version += 1
+        self._looks.pop(diagnosis_id, None)
         self._cache.pop(diagnosis_id, None)

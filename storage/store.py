@@ -216,7 +216,7 @@ class Store(Protocol):
     ) -> ForgottenUnseen:
         """Drop the cursors not seen for `seconds` of the next diagnoses above `after`, by id, but of those `spared`."""
 
-    async def erase(self, erasure: Erasure, audit: Audit[Erased]) -> Erased:
+    async def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
         """Remove a person from cursors and viewers, and its name from both trails and from deleted diagnoses.
 
         Diagnoses it owns keep their owner until they are registered with another one, or deleted.

@@ -5,11 +5,10 @@ The one place where a missing right is told apart from a missing diagnosis, and 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from quart import request
@@ -17,7 +16,7 @@ from quart.wrappers import Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 
 from actors.errors import Draining
-from actors.messages import Admission, Subscribe
+from actors.messages import Admission, Asks, Subscribe
 from actors.subscriber import Subscriber
 from storage.errors import NoSuchDiagnosis
 from storage.records import Diagnosis
@@ -25,23 +24,30 @@ from web import rights
 from web.errors import (
     ACCESS_DENIED,
     INVALID_TOKEN,
-    KEYS_MISSING,
-    NOT_FOUND,
     ORIGIN_NOT_ALLOWED,
-    REVOKED,
-    TOKEN_EXPIRED,
     ConnectionRefused,
     Problem,
-    Refusal,
     retry_after,
     too_many,
+)
+from web.judging import (
+    absent,
+    absent_to_follower,
+    allowed_now,
+    forbidden,
+    problem_of_token,
+    refusal_of_follower,
+    refusal_of_token,
+    say_not_accepted,
 )
 from web.limits import TooMany
 from web.origins import normal_origin
 from web.parameters import Parameters
 from web.peers import address_of, is_own_origin
 from web.services import Services
-from web.tokens import ANONYMOUS, KeysMissing, Principal, TokenError, TokenExpired, TokenRevoked
+from web.tokens import ANONYMOUS, Principal, TokenError
+
+Answer = TypeVar("Answer")
 
 SUBPROTOCOL: Final = "avicenna.v1"
 """The subprotocol the server selects where a client offers it."""
@@ -51,9 +57,6 @@ BEARER_SUBPROTOCOL: Final = "bearer."
 
 CHANGE_SECONDS_MAX: Final = 30
 """Longest time a change of rights may take once it has begun. Beyond: 500; what became of it is unknown."""
-
-
-logger = logging.getLogger("avicenna.access")
 
 
 def bearer_token(channel: BaseRequestWebsocket) -> str | None:
@@ -70,13 +73,8 @@ def verified(services: Services, token: str) -> Principal:
     try:
         return services.verifier.verify(token, services.clock.wall())
     except TokenError as error:
-        _say_not_accepted(error)
+        say_not_accepted(error)
         raise
-
-
-def _say_not_accepted(why: object) -> None:
-    """One line for the operator: clients are told less."""
-    logger.info("a token was not accepted: %s", why)
 
 
 def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
@@ -124,22 +122,13 @@ def authenticate(services: Services, *, anonymous_allowed: bool = False, query_a
     if token is None:
         if anonymous_allowed:
             return ANONYMOUS
-        _say_not_accepted("there is none")
+        say_not_accepted("there is none")
         raise Problem("unauthenticated", "a bearer token is required", {"WWW-Authenticate": "Bearer"})
-    challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     try:
         who = verified(services, token)
         services.limits.request_of(who.sub)
-    except TokenExpired:
-        raise Problem("token_expired", "the token has expired", challenge) from None
-    except TokenRevoked:
-        raise Problem("unauthenticated", "the token has been revoked", challenge) from None
-    except KeysMissing:
-        detail = "tokens cannot be verified right now; nothing was done"
-        assert services.remote_keys is not None, "only a JWKS URL can have a key that is not here"
-        raise Problem("storage_unavailable", detail, retry_after(services.remote_keys.retry_after_seconds)) from None
-    except TokenError:
-        raise Problem("unauthenticated", "the token is not valid", challenge) from None
+    except TokenError as error:
+        raise problem_of_token(services, error) from None
     except TooMany as excess:
         raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
     return who
@@ -154,19 +143,29 @@ async def authorized_diagnosis(
         Problem: 403, or 404 for those who may know.
     """
     try:
-        diagnosis = await services.store.get(diagnosis_id)
+        diagnosis = await allowed_now(services.store, diagnosis_id, partial(may, who))
     except NoSuchDiagnosis:
-        if rights.may_know_absence(who, anonymous_allowed=services.settings.allow_anonymous):
-            raise Problem("not_found", "this diagnosis is not registered") from None
-        raise forbidden() from None
-    if not may(who, diagnosis):
+        raise absent(services, who) from None
+    if diagnosis is None:
         raise forbidden()
     return diagnosis
 
 
-def forbidden() -> Problem:
-    """The same words for a diagnosis that is somebody else's and one that does not exist."""
-    return Problem("forbidden", "you may not do this with this diagnosis")
+async def ask_for(services: Services, who: Principal, diagnosis_id: str, message: Asks[Answer]) -> Answer:
+    """Ask an actor for somebody who may; a diagnosis that was deleted meanwhile is answered as at the head.
+
+    Raises:
+        Problem: 403, or 404 for those who may know; or what the message's judge answered.
+        ActorError, StorageError: see `Registry.ask`.
+    """
+    try:
+        return await services.registry.ask(diagnosis_id, message)
+    except NoSuchDiagnosis:
+        raise absent(services, who) from None
+    except Problem as refused:
+        if refused.status == 401:
+            say_not_accepted(refused.detail)
+        raise
 
 
 def authenticate_for(services: Services, right: rights.Right) -> Principal:
@@ -210,27 +209,15 @@ def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
         if token is None:
             if services.settings.allow_anonymous:
                 return ANONYMOUS
-            _say_not_accepted("there is none")
+            say_not_accepted("there is none")
             raise ConnectionRefused(INVALID_TOKEN)
         who = verified(services, token)
         services.limits.connect_of(who.sub)
     except TokenError as error:
-        raise ConnectionRefused(_refusal_of_token(error)) from None
+        raise ConnectionRefused(refusal_of_token(error)) from None
     except TooMany as excess:
         raise ConnectionRefused(too_many(str(excess))) from None
     return who
-
-
-def _refusal_of_token(error: TokenError) -> Refusal:
-    match error:
-        case TokenExpired():
-            return TOKEN_EXPIRED
-        case TokenRevoked():
-            return REVOKED
-        case KeysMissing():
-            return KEYS_MISSING
-        case _:
-            return INVALID_TOKEN
 
 
 def socket_token(services: Services, websocket: Websocket) -> str | None:
@@ -281,10 +268,11 @@ async def admit(services: Services, who: Principal, subscriber: Subscriber, para
         ActorError, StorageError: see `Registry.ask`; `Draining` also if the server has begun to stop meanwhile.
     """
     try:
-        message = Subscribe(subscriber, parameters.wanted, parameters.peeks)
+        judge = partial(refusal_of_follower, services, who)
+        message = Subscribe(subscriber, parameters.wanted, judge, parameters.peeks)
         admission = await services.registry.ask(parameters.diagnosis_id, message)
     except NoSuchDiagnosis:
-        raise _absent(who, anonymous_allowed=services.settings.allow_anonymous) from None
+        raise ConnectionRefused(absent_to_follower(services, who)) from None
     # Rights may have been taken away while the actor was asked; from here on the roster is told.
     await check_may_subscribe(services, who, parameters.diagnosis_id)
     if services.stopping.is_set():
@@ -292,28 +280,23 @@ async def admit(services: Services, who: Principal, subscriber: Subscriber, para
     return admission
 
 
-def _absent(who: Principal, *, anonymous_allowed: bool) -> ConnectionRefused:
-    """For whoever wants to follow a diagnosis that is not registered."""
-    may_know = rights.may_know_absence_connecting(who, anonymous_allowed=anonymous_allowed)
-    return ConnectionRefused(NOT_FOUND if may_know else ACCESS_DENIED)
-
-
 async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: str) -> None:
-    """Let only those pass who may follow this diagnosis, and whose token is still accepted.
+    """Let only those pass who may follow this diagnosis, and whose token is still accepted; no checkpoint since.
 
     Raises:
         ConnectionRefused: `access denied`, or `diagnosis not found` for those who may know; or as
             `authenticate_socket`.
     """
-    anonymous_allowed = services.settings.allow_anonymous
+    allowed = services.settings.allow_anonymous
+    may = partial(rights.may_subscribe, who, anonymous_allowed=allowed)
     try:
-        diagnosis = await services.store.get(diagnosis_id)
+        diagnosis = await allowed_now(services.store, diagnosis_id, may)
     except NoSuchDiagnosis:
-        raise _absent(who, anonymous_allowed=anonymous_allowed) from None
-    if not rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed):
+        raise ConnectionRefused(absent_to_follower(services, who)) from None
+    if diagnosis is None:
         raise ConnectionRefused(ACCESS_DENIED)
     try:
         services.verifier.check(who, services.clock.wall())
     except TokenError as error:
-        _say_not_accepted(error)
-        raise ConnectionRefused(_refusal_of_token(error)) from None
+        say_not_accepted(error)
+        raise ConnectionRefused(refusal_of_token(error)) from None

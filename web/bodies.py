@@ -71,6 +71,15 @@ async def read_body(bytes_max: int) -> bytes:
     raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s", status_instead=408)
 
 
+async def whole_request() -> None:
+    """Wait until the current request, which needs no body, has come whole; what it carries is thrown away.
+
+    Raises:
+        Problem: as `read_body`, over 64 KiB.
+    """
+    await read_body(BODY_BYTES_MAX)
+
+
 def declared_length() -> int:
     """The `Content-Length` of the current request.
 

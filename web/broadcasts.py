@@ -6,8 +6,9 @@ from quart import Blueprint, Response
 
 from actors.messages import Publish, Receipt
 from web import wire
-from web.access import authenticate, authorized_diagnosis
+from web.access import ask_for, authenticate, authorized_diagnosis
 from web.bodies import answer, idempotency_key, read_json_body
+from web.judging import judge_of
 from web.records import (
     EffectivenessUpdate,
     FeedbackUpdate,
@@ -46,7 +47,8 @@ async def _broadcast(services: Services, kind: type[Update]) -> Response:
     diagnosis_id = diagnosis_id_of(update.diagnosis_id)
     event = wire.new_event(update, key)
     await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
-    receipt = await services.registry.ask(diagnosis_id, Publish(event))
+    publish = Publish(event, judge_of(services, who, may_broadcast))
+    receipt = await ask_for(services, who, diagnosis_id, publish)
     return answer({"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)})
 
 

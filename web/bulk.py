@@ -16,7 +16,7 @@ from quart import Blueprint, Response, request
 
 from actors.errors import ActorError, MailboxFull
 from actors.messages import Publish, Receipt
-from storage.errors import StorageError
+from storage.errors import NoSuchDiagnosis, StorageError
 from web import wire
 from web.access import authenticate, authorized_diagnosis
 from web.bodies import (
@@ -31,6 +31,7 @@ from web.bodies import (
 )
 from web.broadcasts import shown_receipt
 from web.errors import RETRY_AFTER_SECONDS, Problem, problem_of
+from web.judging import absent, judge_of, refusal_of_sender, say_not_accepted
 from web.records import diagnosis_id_of
 from web.rights import may_broadcast
 from web.services import Services
@@ -127,7 +128,10 @@ async def _publish(services: Services, who: Principal, lines: list[bytes]) -> li
         told.append(await _tell(services, who, line, patience))
         if number % LINES_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-    return [{"line": number, **await _result(one)} for number, one in enumerate(told, start=1)]
+    results = [await _result(services, who, one) for one in told]
+    if (refused := next((one for one in results if isinstance(one, Problem) and one.status == 401), None)) is not None:
+        say_not_accepted(refused.detail)
+    return [{"line": number, **_shown(one)} for number, one in enumerate(results, start=1)]
 
 
 async def _tell(services: Services, who: Principal, line: bytes, patience: Patience) -> Told | Problem:
@@ -138,12 +142,15 @@ async def _tell(services: Services, who: Principal, line: bytes, patience: Patie
         diagnosis_id = diagnosis_id_of(update.diagnosis_id)
         event = wire.new_event(update, update.idempotency_key)
         await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
-        while True:
+        publish = Publish(event, judge_of(services, who, may_broadcast))
+        # The actor judges again, in the moment of the act: here it is only that nobody waits who is refused anyway.
+        while (refused := refusal_of_sender(services, who)) is None:
             try:
-                return Told(diagnosis_id, services.registry.tell(diagnosis_id, Publish(event)))
+                return Told(diagnosis_id, services.registry.tell(diagnosis_id, publish))
             except MailboxFull:
                 if not await patience.paused():
                     raise
+        return refused
     except (Problem, ActorError, StorageError) as error:
         return _as_problem(error)
 
@@ -163,14 +170,21 @@ class Patience:
         return True
 
 
-async def _result(told: Told | Problem) -> dict[str, object]:
+async def _result(services: Services, who: Principal, told: Told | Problem) -> tuple[str, Receipt] | Problem:
     if isinstance(told, Problem):
-        return wire.problem_object(told)
+        return told
     try:
-        receipt = await told.receipt()
-    except (ActorError, StorageError) as error:
-        return wire.problem_object(_as_problem(error))
-    return {"status": 200, **shown_receipt(told.diagnosis_id, receipt)}
+        return told.diagnosis_id, await told.receipt()
+    except NoSuchDiagnosis:
+        return absent(services, who)
+    except (Problem, ActorError, StorageError) as error:
+        return _as_problem(error)
+
+
+def _shown(result: tuple[str, Receipt] | Problem) -> dict[str, object]:
+    if isinstance(result, Problem):
+        return wire.problem_object(result)
+    return {"status": 200, **shown_receipt(*result)}
 
 
 def _as_problem(error: Problem | ActorError | StorageError) -> Problem:

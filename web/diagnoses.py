@@ -11,7 +11,8 @@ from actors.subscriber import Ending, Subscriber
 from storage.records import Diagnosis, NewAuditRow, Registered
 from web import rights, wire
 from web.access import authenticate, authenticate_for, authorized_diagnosis, carried_through
-from web.bodies import answer, read_json_body
+from web.bodies import answer, read_json_body, whole_request
+from web.judging import judge_token
 from web.paging import page_of
 from web.records import diagnosis_id_as_json, diagnosis_id_of
 from web.services import Services
@@ -37,9 +38,11 @@ def diagnoses(services: Services) -> Blueprint:
         wanted = wire.decode_registration(await read_json_body())
         viewers = tuple(dict.fromkeys(wanted.viewers))
         with carried_through():
+            judge_token(services, who)
             registered = await services.store.register(checked_id, wanted.owner, viewers, partial(_registering, who))
             lost = _lost_the_right(services, registered.diagnosis)
             services.registry.end_where(checked_id, lost, Ending.VIEWER_REMOVED)
+            await services.store.barrier()
         return answer(_registration(registered.diagnosis), 201 if registered.created else 200)
 
     @blueprint.get("/diagnoses/<diagnosis_id>")
@@ -53,9 +56,12 @@ def diagnoses(services: Services) -> Blueprint:
     async def delete(diagnosis_id: str) -> Response:
         who = authenticate_for(services, rights.REGISTER)
         checked_id = diagnosis_id_of(diagnosis_id)
+        await whole_request()
         with carried_through():
+            judge_token(services, who)
             deleted = await services.store.delete(checked_id, partial(_deleting, who))
             services.registry.retire(checked_id)
+            await services.store.barrier()
         return answer(_registration(deleted))
 
     return blueprint

@@ -16,7 +16,8 @@ from actors.subscriber import Ending
 from storage.clock import Clock
 from storage.errors import StorageError
 from web import wire
-from web.tokens import LEEWAY_SECONDS, KeysMissing, Principal, TokenError, Verifier
+from web.judging import detail_of_revoked
+from web.tokens import LEEWAY_SECONDS, KeysMissing, Principal, TokenError, TokenRevoked, Verifier
 
 if TYPE_CHECKING:
     from web.session import Session
@@ -166,7 +167,8 @@ class Expiry:
             raise wire.FrameError("quarantined", "the token cannot be verified right now; send it again") from None
         except TokenError as error:
             logger.info("a newer token was not accepted on a connection of %s: %s", session.diagnosis_id, error)
-            raise wire.FrameError("invalid_token", "the token is not valid") from None
+            detail = detail_of_revoked(error) if isinstance(error, TokenRevoked) else "the token is not valid"
+            raise wire.FrameError("invalid_token", detail) from None
         except StorageError:
             raise wire.FrameError("quarantined", "the token cannot be checked right now; send it again") from None
         if not may_follow:

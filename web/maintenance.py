@@ -1,4 +1,7 @@
-"""`POST /backup`, `POST /check`: look after the database of a running server (PROTOCOL section 8)."""
+"""`POST /backup`, `POST /check`: look after the database of a running server (PROTOCOL section 8).
+
+The audit row of either is stored first: a copy holds the row of its own making.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from quart import Blueprint, Response
 from storage.records import NewAuditRow
 from web import rights, wire
 from web.access import authenticate_for
-from web.bodies import answer
+from web.bodies import answer, whole_request
+from web.judging import judge_token
 from web.services import Services
 from web.settings import BACKUPS_DIRECTORY
 
@@ -22,22 +26,24 @@ def maintenance(services: Services) -> Blueprint:
     @blueprint.post("/backup")
     async def backup() -> Response:
         who = authenticate_for(services, rights.OPERATE)
+        await whole_request()
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(services.clock.wall()))
         # The random part keeps two backups of one second apart.
         name = f"avicenna-{stamp}-{secrets.token_hex(4)}.db"
-        made = await services.store.backup(services.settings.data.absolute() / BACKUPS_DIRECTORY / name)
-        shown = {"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256}
-        await services.store.record(
-            NewAuditRow(who.sub or "", "database.backup", name, after=wire.encode(shown).decode())
-        )
-        return answer(shown)
+        path = services.settings.data.absolute() / BACKUPS_DIRECTORY / name
+        after = wire.encode({"path": str(path)}).decode()
+        judge_token(services, who)
+        await services.store.record(NewAuditRow(who.sub or "", "database.backup", name, after=after))
+        made = await services.store.backup(path)
+        return answer({"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256})
 
     @blueprint.post("/check")
     async def check() -> Response:
         who = authenticate_for(services, rights.OPERATE)
+        await whole_request()
+        judge_token(services, who)
+        await services.store.record(NewAuditRow(who.sub or "", "database.check", ""))
         problems = list(await services.store.check())
-        shown = {"status": "damaged" if problems else "ok", "problems": problems}
-        await services.store.record(NewAuditRow(who.sub or "", "database.check", "", after=wire.encode(shown).decode()))
-        return answer(shown)
+        return answer({"status": "damaged" if problems else "ok", "problems": problems})
 
     return blueprint

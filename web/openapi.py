@@ -17,8 +17,8 @@ from web.schemas import TEXT, Schema, components, ref, words
 ANY_OPERATION: Final = ("internal_error", "method_not_allowed", "rate_limited")
 """Codes that need no entry: anything can fail, a path that takes other methods says so, an address asks too often."""
 
-OF_CHANGES: Final = ("origin_not_allowed",)
-"""Codes of every operation that changes something: pages of foreign origins may not."""
+OF_CHANGES: Final = ("origin_not_allowed", "too_large")
+"""Codes of every operation that changes something: pages of foreign origins may not, and a body has its limit."""
 
 OF_HOSTS: Final = ("misdirected_request",)
 """Codes of operations that are not answered on every host, where the operator allows anonymous subscribers."""

@@ -1,6 +1,7 @@
 """`/actors`: look at diagnosis actors, restart and stop them, look after their outboxes and subscribers.
 
-Everything here needs the scope `operate`, and every act writes one audit row (PROTOCOL section 8).
+Everything here needs the scope `operate`, and every act leaves one audit row (PROTOCOL section 8), stored before it is
+done or with it: what leaves no row is not done.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from functools import partial
 
 from quart import Blueprint, Response, request
 
-from actors.errors import ActorError
-from actors.messages import Forget, Inspect, Purge
+from actors.messages import Forget, Forgotten, Inspect, Purge
 from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.subscriber import Ending, Subscriber
+from actors.supervisor import ActorState
 from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Purged, Seq, SubscriberId, Window
 from web import rights, wire
-from web.access import authenticate_for
-from web.bodies import answer
+from web.access import ask_for, authenticate_for
+from web.bodies import answer, whole_request
 from web.errors import Problem
+from web.judging import judge_of, judge_token
 from web.paging import page_of
 from web.records import DEVICE, DEVICE_RULE, diagnosis_id_as_json, diagnosis_id_of
 from web.services import Services
@@ -48,10 +50,11 @@ def operators(services: Services) -> Blueprint:
     @blueprint.post("/actors/<diagnosis_id>/restart")
     async def restart(diagnosis_id: str) -> Response:
         who = authenticate_for(services, rights.OPERATE)
+        await whole_request()
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         before = services.registry.statistics_of(diagnosis.diagnosis_id)
+        await _announce(services, who, "actor.restart", before, ActorState.RUNNING, before.incarnation + 1)
         await services.registry.restart(diagnosis.diagnosis_id)
-        await _audit_change(services, who, "actor.restart", before)
         # Answered once the new incarnation has loaded its outbox and finished what was in hand.
         await services.registry.ask(diagnosis.diagnosis_id, Inspect())
         return await _answer_with_actor(services, diagnosis)
@@ -59,10 +62,11 @@ def operators(services: Services) -> Blueprint:
     @blueprint.post("/actors/<diagnosis_id>/stop")
     async def stop(diagnosis_id: str) -> Response:
         who = authenticate_for(services, rights.OPERATE)
+        await whole_request()
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         before = services.registry.statistics_of(diagnosis.diagnosis_id)
+        await _announce(services, who, "actor.stop", before, ActorState.PASSIVE, before.incarnation)
         await services.registry.stop(diagnosis.diagnosis_id)
-        await _audit_change(services, who, "actor.stop", before)
         return await _answer_with_actor(services, diagnosis)
 
     @blueprint.get("/actors/<diagnosis_id>/outbox")
@@ -82,14 +86,16 @@ def operators(services: Services) -> Blueprint:
     @blueprint.delete("/actors/<diagnosis_id>/outbox")
     async def purge(diagnosis_id: str) -> Response:
         who = authenticate_for(services, rights.OPERATE)
+        await whole_request()
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
-        audit = partial(_purging, who, diagnosis.diagnosis_id)
-        window = await services.registry.ask(diagnosis.diagnosis_id, Purge(audit))
+        purge = Purge(partial(_purging, who, diagnosis.diagnosis_id), judge_of(services, who, rights.may_operate))
+        window = await ask_for(services, who, diagnosis.diagnosis_id, purge)
         return answer(_window(diagnosis.diagnosis_id, window))
 
     @blueprint.delete("/actors/<diagnosis_id>/subscribers")
     async def disconnect(diagnosis_id: str) -> Response:
         who = authenticate_for(services, rights.OPERATE)
+        await whole_request()
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         sub, device, forget = request.args.get("sub"), request.args.get("device"), request.args.get("forget", "0")
         if device is not None and not DEVICE.fullmatch(device):
@@ -110,25 +116,22 @@ async def _disconnect(
     def picked(subscriber: Subscriber) -> bool:
         return meant(subscriber.id)
 
-    disconnected = services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
+    def act(done: Forgotten) -> NewAuditRow:
+        named, after = wire.encode({"sub": sub, "device": device}), wire.encode(_disconnected(done))
+        what = "subscriber.disconnect"
+        return NewAuditRow(who.sub or "", what, diagnosis_id, named.decode(), after.decode(), diagnosis_id)
 
-    def act(forgotten: int | None) -> NewAuditRow:
-        named = wire.encode({"sub": sub, "device": device}).decode()
-        done = wire.encode({"disconnected": disconnected, "forgotten": forgotten}).decode()
-        return NewAuditRow(who.sub or "", "subscriber.disconnect", diagnosis_id, named, done, diagnosis_id)
+    if forget:
+        message = Forget(meant, act, judge_of(services, who, rights.may_operate))
+        return answer(_disconnected(await ask_for(services, who, diagnosis_id, message)))
+    judge_token(services, who)
+    await services.store.record(act(Forgotten(services.registry.count_where(diagnosis_id, picked), 0)))
+    ended = services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
+    return answer(_disconnected(Forgotten(ended, 0)))
 
-    forgotten = 0
-    if not forget:
-        await services.store.record(act(0))
-    else:
-        try:
-            forgotten = await services.registry.ask(diagnosis_id, Forget(meant, act))
-        except ActorError:
-            # Half of it is done, and is not taken back.
-            if disconnected:
-                await services.store.record(act(None))
-            raise
-    return answer({"disconnected": disconnected, "forgotten": forgotten})
+
+def _disconnected(done: Forgotten) -> dict[str, object]:
+    return {"disconnected": done.connections, "forgotten": done.cursors}
 
 
 def _purging(who: Principal, diagnosis_id: str, purged: Purged) -> NewAuditRow:
@@ -136,15 +139,18 @@ def _purging(who: Principal, diagnosis_id: str, purged: Purged) -> NewAuditRow:
     return NewAuditRow(who.sub or "", "outbox.purge", diagnosis_id, before, after, diagnosis_id)
 
 
-async def _audit_change(services: Services, who: Principal, act: str, before: ActorStatistics) -> None:
-    after = services.registry.statistics_of(before.diagnosis_id)
+async def _announce(
+    services: Services, who: Principal, act: str, before: ActorStatistics, state: ActorState, incarnation: int
+) -> None:
+    """Store the row of an act that follows: what is, and what will be."""
     named = before.diagnosis_id
-    row = NewAuditRow(who.sub or "", act, named, _in_short(before), _in_short(after), diagnosis_id=named)
-    await services.store.record(row)
+    was, will_be = _in_short(before.state, before.incarnation), _in_short(state, incarnation)
+    judge_token(services, who)
+    await services.store.record(NewAuditRow(who.sub or "", act, named, was, will_be, diagnosis_id=named))
 
 
-def _in_short(statistics: ActorStatistics) -> str:
-    return wire.encode({"state": statistics.state, "incarnation": statistics.incarnation}).decode()
+def _in_short(state: ActorState, incarnation: int) -> str:
+    return wire.encode({"state": state, "incarnation": incarnation}).decode()
 
 
 async def _answer_with_actor(services: Services, diagnosis: Diagnosis) -> Response:

@@ -9,7 +9,7 @@ from quart import Blueprint, Response, request
 from actors.messages import Delivery, Inspect, Trace
 from storage.records import Seq
 from web import rights, wire
-from web.access import authenticate, authorized_diagnosis, authorized_to_follow
+from web.access import ask_for, authenticate, authorized_diagnosis, authorized_to_follow
 from web.bodies import answer
 from web.errors import Problem
 from web.paging import page_of
@@ -26,19 +26,19 @@ def positions(services: Services) -> Blueprint:
     async def position(diagnosis_id: str) -> Response:
         who = authenticate(services, anonymous_allowed=anonymous_allowed)
         diagnosis = await authorized_to_follow(services, who, diagnosis_id_of(diagnosis_id))
-        window = await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+        window = await ask_for(services, who, diagnosis.diagnosis_id, Inspect())
         return answer({"epoch": window.epoch, "head": window.head, "floor": window.floor})
 
     @blueprint.get("/diagnoses/<diagnosis_id>/delivery")
     async def delivery(diagnosis_id: str) -> Response:
         who = authenticate(services)
         diagnosis = await authorized_diagnosis(services, who, diagnosis_id_of(diagnosis_id), rights.may_broadcast)
-        window = await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+        window = await ask_for(services, who, diagnosis.diagnosis_id, Inspect())
         text = request.args.get("seq", "")
         if not NUMBER.fullmatch(text) or not 1 <= int(text) <= window.head:
             raise Problem("invalid_field", f"seq must be an integer from 1 to the head, {window.head}")
         page = page_of(request.args)
-        found = await services.registry.ask(diagnosis.diagnosis_id, Trace(Seq(int(text))))
+        found = await ask_for(services, who, diagnosis.diagnosis_id, Trace(Seq(int(text))))
         after = _key_after(page.after)
         later = sorted((one for one in found if _key(one) > after), key=_key)
         return answer(page.of(later, _shown, lambda one: _bookmark(_key(one))))

@@ -15,8 +15,9 @@ from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import Store
 from web import rights, wire
 from web.access import authenticate_for, carried_through
-from web.bodies import answer, read_json_body
+from web.bodies import answer, read_json_body, whole_request
 from web.errors import Problem
+from web.judging import judge_token
 from web.paging import page_of
 from web.records import NUMBER
 from web.revoked import Revoked
@@ -39,9 +40,13 @@ def revocations(services: Services) -> Blueprint:
         who = authenticate_for(services, rights.OPERATE)
         wanted = wire.decode_revocation(await read_json_body())
         with carried_through():
-            made = await services.store.revoke(sub=wanted.sub, token_id=wanted.jti, audit=partial(_adding, who))
+            judge_token(services, who)
+            made = await services.store.revoke(
+                sub=wanted.sub, token_id=wanted.jti, leeway_seconds=LEEWAY_SECONDS, audit=partial(_adding, who)
+            )
             services.revoked.add(made.revocation)
             services.registry.end_everywhere(_is_covered(services.revoked), Ending.REVOKED)
+            await services.store.barrier()
         return answer(_shown(made.revocation), 201)
 
     @blueprint.get("/revocations")
@@ -56,7 +61,9 @@ def revocations(services: Services) -> Blueprint:
         who = authenticate_for(services, rights.OPERATE)
         if not NUMBER.fullmatch(number):
             raise Problem("not_found", "there is no revocation with this id")
+        await whole_request()
         with carried_through():
+            judge_token(services, who)
             lifted = await services.store.lift_revocation(int(number), partial(_lifting, who))
             services.revoked.lift(lifted)
         return answer(_shown(lifted))
@@ -92,7 +99,7 @@ def _is_covered(revoked: Revoked) -> Callable[[Subscriber], bool]:
     def covered(subscriber: Subscriber) -> bool:
         who = subscriber.principal
         assert isinstance(who, Principal), "connections are admitted by web.sockets"
-        return revoked.covers(who.sub, who.token_id, who.issued_at)
+        return revoked.covering(who.sub, who.token_id, who.issued_at) is not None
 
     return covered
 
@@ -112,7 +119,8 @@ def _as_text(one: Revocation) -> str:
 
 
 def _shown(one: Revocation) -> dict[str, object]:
-    return {"id": one.number, **_named(one), "at": wire.timestamp(one.at)}
+    covers_until = wire.timestamp(one.covers_until)
+    return {"id": one.number, **_named(one), "at": wire.timestamp(one.at), "covers_until": covers_until}
 
 
 def _named(one: Revocation) -> dict[str, object]:

@@ -29,14 +29,14 @@ class Revoked:
             if name is not None and (found := table.get(name)) is not None and found.number <= revocation.number:
                 del table[name]
 
-    def covers(self, sub: str | None, token_id: str | None, issued_at: float | None) -> bool:
-        """Whether such a token is revoked.
+    def covering(self, sub: str | None, token_id: str | None, issued_at: float | None) -> Revocation | None:
+        """The revocation of such a token; `None`: it is not revoked.
 
-        `iat` counts whole seconds: a token of the second in which its subject was revoked counts as
-        old, and so does one that does not say when it was issued.
+        The clock of whoever issued it may be ahead of ours by the leeway: until then a token counts as older than the
+        revocation of its subject, and so does one that does not say when it was issued.
         """
-        if token_id is not None and token_id in self._tokens:
-            return True
+        if token_id is not None and (revocation := self._tokens.get(token_id)) is not None:
+            return revocation
         if sub is None or (revocation := self._subjects.get(sub)) is None:
-            return False
-        return issued_at is None or issued_at <= revocation.covers_until
+            return None
+        return revocation if issued_at is None or issued_at <= revocation.covers_until else None

@@ -72,9 +72,9 @@ def may_register(who: Principal) -> bool:
     return has_right(who, REGISTER)
 
 
-def may_operate(who: Principal) -> bool:
+def may_operate(who: Principal, diagnosis: Diagnosis | None = None) -> bool:
     """`OPERATE`."""
-    return has_right(who, OPERATE)
+    return has_right(who, OPERATE, diagnosis)
 
 
 def may_know_absence(who: Principal, *, anonymous_allowed: bool) -> bool:

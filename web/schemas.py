@@ -195,8 +195,8 @@ _ANSWERS: Final[dict[str, Schema]] = {
     ),
     "Revocation": {
         "type": "object",
-        "required": ["id", "at"],
-        "properties": {"id": COUNT, "sub": TEXT, "jti": TEXT, "at": TIME},
+        "required": ["id", "at", "covers_until"],
+        "properties": {"id": COUNT, "sub": TEXT, "jti": TEXT, "at": TIME, "covers_until": TIME},
         "oneOf": [{"required": ["sub"]}, {"required": ["jti"]}],
     },
     "Revocations": page("Revocation"),

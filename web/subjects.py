@@ -14,8 +14,9 @@ from quart import Blueprint, Response, request
 from storage.records import AuditRow, Erased, Erasure, NewAuditRow
 from web import rights, wire
 from web.access import authenticate_for, carried_through
-from web.bodies import answer
+from web.bodies import answer, whole_request
 from web.errors import Problem
+from web.judging import judge_token
 from web.records import diagnosis_id_as_json
 from web.services import Services
 from web.tokens import Principal
@@ -48,25 +49,37 @@ def subjects(services: Services) -> Blueprint:
 
     async def erase(who: Principal, sub: str) -> Response:
         erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
+
+        def act(erased: Erased) -> NewAuditRow:
+            after = wire.encode(_changed(connections, erased)).decode()
+            return NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED, after=after)
+
+        await whole_request()
         with carried_through():
-            connections = await services.registry.disconnect_user(sub)
-
-            def act(erased: Erased) -> NewAuditRow:
-                after = wire.encode(_changed(connections, erased)).decode()
-                return NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED, after=after)
-
-            # No checkpoint until the store has taken the erasure: nothing of before may reach it after that.
-            connections += services.registry.erase_user(sub, ERASED)
+            judge_token(services, who)
+            connections = services.registry.count_everywhere(lambda subscriber: subscriber.id.sub == sub)
             erased = await services.store.erase(erasure, act)
+            ended = await services.registry.disconnect_user(sub)
+            # What its connections have left since is erased, too: cursors they moved, rows of their end. It is the
+            # barrier as well, behind everything that was handed over while it still was a viewer.
+            # No checkpoint until the store has taken it: nothing of before may reach it after that.
+            ended += services.registry.erase_user(sub, ERASED)
+            left = await services.store.erase(erasure)
         return answer(
             {
-                **_changed(connections, erased),
+                **_changed(ended, _together(erased, left)),
                 "owned": [diagnosis_id_as_json(one) for one in erased.owned[:OWNED_SHOWN_MAX]],
                 "owned_total": len(erased.owned),
             }
         )
 
     return blueprint
+
+
+def _together(erased: Erased, left: Erased) -> Erased:
+    """Both passes; a cursor that was there again is counted once."""
+    audit_rows, access_rows = erased.audit_rows + left.audit_rows, erased.access_rows + left.access_rows
+    return replace(erased, audit_rows=audit_rows, access_rows=access_rows)
 
 
 def _changed(connections: int, erased: Erased) -> dict[str, object]:

@@ -58,7 +58,16 @@ class TokenExpired(TokenError):
 
 
 class TokenRevoked(TokenError):
-    """Genuine, but revoked by an operator."""
+    """Genuine, but revoked by an operator.
+
+    Args:
+        covers_until: it says that it was issued after the revocation, and is covered for the leeway between two clocks
+            alone: one with a later `iat` than this time is not. `None`: it was issued before.
+    """
+
+    def __init__(self, covers_until: float | None = None) -> None:
+        super().__init__("the token has been revoked")
+        self.covers_until = covers_until
 
 
 class KeysMissing(TokenError):
@@ -152,8 +161,10 @@ class Verifier:
         """
         if who.expires_at is not None and who.expires_at + LEEWAY_SECONDS <= now:
             raise TokenExpired("the token has expired")
-        if self._revoked.covers(who.sub, who.token_id, who.issued_at):
-            raise TokenRevoked("the token has been revoked")
+        revocation = self._revoked.covering(who.sub, who.token_id, who.issued_at)
+        if revocation is not None:
+            by_leeway = revocation.sub is not None and who.issued_at is not None and who.issued_at > revocation.at
+            raise TokenRevoked(revocation.covers_until if by_leeway else None)
 
     def unknown_key_of(self, token: str) -> KeyName | None:
         """The key a well-formed token names that is not known, but may come from the JWKS URL; `None`: no such."""

@@ -157,14 +157,15 @@ def test_a_session_has_all_the_watch_asks_for() -> None:
 async def test_revocations_go_once_no_token_they_refuse_can_live(autojump_clock: trio.testing.MockClock) -> None:
     clock = TrioClock()
     store = MemoryStore(clock=clock, new_epoch=lambda: "e")
-    made: Revocation = (await store.revoke(sub="amira")).revocation
+    made: Revocation = (await store.revoke(sub="amira", leeway_seconds=10)).revocation
     revoked = Revoked([made])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expire_revocations, store, revoked, 86_400)
-        await trio.sleep(86_400)
+        # The last token it covers is issued 10 s after it, lives for a day, and is accepted for 10 s longer.
+        await trio.sleep(86_400 + 19)
         assert list(await store.revocations()) == [made]
-        assert revoked.covers("amira", None, None)
+        assert revoked.covering("amira", None, None) == made
         await trio.sleep(2 * EXPIRE_EVERY_SECONDS)
         assert list(await store.revocations()) == []
-        assert not revoked.covers("amira", None, None)
+        assert revoked.covering("amira", None, None) is None
         nursery.cancel_scope.cancel()

@@ -286,7 +286,7 @@ def test_a_lifted_revocation_does_not_lift_the_one_that_took_its_place() -> None
     second = Revocation(2, "amira", None, NOW + 1, covers_until=NOW + 1)
     revoked = Revoked([first, second])
     revoked.lift(first)
-    assert revoked.covers("amira", None, NOW)
+    assert revoked.covering("amira", None, NOW) == second
 
 
 def test_the_memory_for_verified_tokens_is_bounded() -> None:

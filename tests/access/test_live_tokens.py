@@ -193,19 +193,69 @@ async def test_a_subject_revoked_while_away_cannot_resume_until_it_has_a_newer_t
     async with server.connect(sub=None, token=old, device="phone", after=1) as client:
         frames, code, reason = await client.close_frames()
     assert ([frame["type"] for frame in frames], code, reason) == (["error"], 1008, "revoked")
-    newer = issue(server.key, sub="amira", scope="", ttl_seconds=60, now=time.time() + 1, token_id="n")
+    clock.ahead_seconds = 11
+    newer = issue(server.key, sub="amira", scope="", ttl_seconds=60, now=clock.wall(), token_id="n")
     async with server.connect(sub=None, token=newer, device="phone", after=1) as client:
         assert (await client.until_live())[0]["data"]["resume"] == "exact"
 
 
-async def test_a_token_of_the_second_of_the_revocation_and_one_without_iat_count_as_old(server: Server) -> None:
-    second = int(datetime.fromisoformat((await revoke(server, sub="amira"))["at"]).timestamp())
-    statuses = []
-    for extra in ({"iat": second}, {}, {"iat": second + 1}):
-        made = jwt.encode({"sub": "amira", "exp": second + 60, **extra}, server.key, "HS256")
-        answer = await server.http.get("/ws/status", headers={"Authorization": f"Bearer {made}"})
-        statuses.append(answer.status_code)
-    assert statuses == [401, 401, 200]
+async def test_a_token_counts_as_old_until_both_clocks_must_be_past_the_revocation(
+    server: Server, clock: MovableClock
+) -> None:
+    await server.register()
+    made = await revoke(server, sub="amira")
+    at, covers_until = (datetime.fromisoformat(made[name]).timestamp() for name in ("at", "covers_until"))
+    assert covers_until - at == pytest.approx(10)
+    second = int(at)
+    clock.ahead_seconds = 2  # so that a token of the first second behind it is not of the future
+    details = {}
+    for ahead in (None, -60, 0, 1, 3, 8, 10, 11):
+        extra = {} if ahead is None else {"iat": second + ahead}
+        token = jwt.encode({"sub": "amira", "exp": second + 60, **extra}, server.key, "HS256")
+        answer = await server.http.get("/ws/status", headers={"Authorization": f"Bearer {token}"})
+        details[ahead] = answer.json().get("detail")
+        async with server.connect(sub=None, token=token) as client:
+            if answer.status_code == 200:
+                await client.until_live()
+            else:
+                assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+                (error,), code, reason = await client.close_frames()
+                assert error["data"] == {"code": "invalid_token", "detail": details[ahead]}
+                assert (code, reason) == (1008, "revoked")
+    old = "the token has been revoked"
+    wait = f"issued within 10 s of a revocation: get a new one after {made['covers_until']} (with an iat after it)"
+    assert details == {None: old, -60: old, 0: old, 1: wait, 3: wait, 8: wait, 10: wait, 11: None}
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 8])
+async def test_a_live_connection_whose_token_comes_from_a_clock_ahead_of_ours_ends_with_its_subject(
+    server: Server, ahead: int
+) -> None:
+    await server.register()
+    async with (
+        server.connect(sub=None, token=token(server, ago=-ahead)) as client,
+        server.live(sub="amira") as same,
+    ):
+        await client.until_live()
+        await revoke(server, sub="amira")
+        for one in (client, same):
+            assert (await one.close_frames())[1:] == (1008, "revoked")
+
+
+async def test_a_newer_token_that_is_revoked_is_told_when_the_next_one_will_do(
+    server: Server, clock: MovableClock
+) -> None:
+    await server.register()
+    made = await revoke(server, sub="amira")
+    clock.ahead_seconds = 15
+    async with server.connect(sub=None, token=token(server, ago=-15)) as client:
+        await client.until_live()
+        for ago, words in ((60, "the token has been revoked"), (-5, made["covers_until"])):
+            await client.say(type="auth", token=token(server, ago=ago))
+            refused = (await client.next())["data"]
+            assert refused["code"] == "invalid_token"
+            assert words in refused["detail"]
+        await server_says_pong(client)
 
 
 async def test_a_revocation_survives_a_restart_and_every_act_is_audited(settings: Settings) -> None:

@@ -13,12 +13,12 @@ import trio
 from trio.testing import MockClock
 
 from actors.errors import Draining
-from actors.messages import Forget, Purge
+from actors.messages import Forget, Forgotten, Purge
 from actors.supervisor import ActorState
 from storage.errors import Failed
 from storage.memory import MemoryStore
 from storage.records import Audit, NewAuditRow, Purged, SubscriberId
-from tests.actors.world import Reader, World, WorldClock, world
+from tests.actors.world import Reader, World, WorldClock, anybody, world
 
 BODIES = (b"one", b"two", b"three")
 STEPS_MAX = 500
@@ -130,8 +130,8 @@ def purging(purged: Purged) -> NewAuditRow:
     return NewAuditRow("op", "purge", "d", f"{purged.before.floor}", f"{purged.after.floor}")
 
 
-def forgetting(forgotten: int) -> NewAuditRow:
-    return NewAuditRow("op", "forget", "d", after=f"{forgotten}")
+def forgetting(forgotten: Forgotten) -> NewAuditRow:
+    return NewAuditRow("op", "forget", "d", after=f"{forgotten.cursors}")
 
 
 async def test_an_act_is_done_and_recorded_once_whenever_its_actor_is_restarted(autojump_clock: MockClock) -> None:
@@ -144,8 +144,9 @@ async def test_an_act_is_done_and_recorded_once_whenever_its_actor_is_restarted(
             await here.publish()
             interrupt = AtStep(step, is_actor, lambda: operators.start_soon(here.registry.restart, "d"))
             trio.lowlevel.add_instrument(interrupt)
-            assert (await here.registry.ask("d", Purge(purging))).floor == 1
-            assert await here.registry.ask("d", Forget(lambda one: True, forgetting)) == 1
+            assert (await here.registry.ask("d", Purge(purging, anybody))).floor == 1
+            forget = Forget(lambda one: True, forgetting, anybody)
+            assert await here.registry.ask("d", forget) == Forgotten(connections=0, cursors=1)
             await here.settled()
             trio.lowlevel.remove_instrument(interrupt)
             rows = [(row.what, row.before, row.after) for row in await late.audit()]

@@ -10,7 +10,7 @@ from actors.resume import Resume, Wanted
 from actors.ring import Gap
 from actors.subscriber import Live
 from storage.records import NewAuditRow, Seq
-from tests.actors.world import Reader, World
+from tests.actors.world import Reader, World, anybody
 
 
 async def test_live_comes_once_after_the_replay(autojump_clock: MockClock, small: World) -> None:
@@ -108,7 +108,7 @@ async def test_a_purge_opens_an_exact_gap_for_a_reader_that_lags(autojump_clock:
     reader.slow = True
     for _ in range(5):
         await small.publish()
-    await small.registry.ask("d", Purge(lambda _: NewAuditRow("op", "outbox.purge", "d")))
+    await small.registry.ask("d", Purge(lambda _: NewAuditRow("op", "outbox.purge", "d"), anybody))
     await small.publish()
     reader.take()
     assert reader.got[1:2] == [Gap(Seq(1), Seq(5), purged=True)]

@@ -25,7 +25,7 @@ from actors.resume import OLDEST, Resume, Wanted
 from actors.supervisor import Limits
 from storage.records import OUTBOX_EVENTS_MAX, NewAuditRow, Seq
 from storage.sqlite import open_store
-from tests.actors.world import Bug, Reader, World, WorldClock, world
+from tests.actors.world import Bug, Reader, World, WorldClock, anybody, world
 
 Answer = TypeVar("Answer")
 
@@ -188,7 +188,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def purge(self) -> None:
         row = NewAuditRow("op", "outbox.purge", "d")
-        self.thread.run(lambda: self.world.registry.ask("d", Purge(lambda _: row)))
+        self.thread.run(lambda: self.world.registry.ask("d", Purge(lambda _: row, anybody)))
 
     def _forget_ended(self) -> None:
         """A named device that came again has taken over."""

@@ -10,7 +10,7 @@ from actors.messages import Publish
 from actors.supervisor import ActorState, Limits
 from storage.errors import Busy
 from storage.records import NewEvent
-from tests.actors.world import Reader, World, world
+from tests.actors.world import Reader, World, anybody, world
 
 IDLE_SECONDS = 300.0
 
@@ -140,7 +140,7 @@ async def test_draining_finishes_what_is_in_the_mailbox_and_stores_all_cursors(
 
 async def test_draining_survives_an_actor_that_refuses(autojump_clock: MockClock, small: World) -> None:
     small.store.fail("read_after", Busy("locked"))
-    answer = small.registry.tell("d", Publish(NewEvent("feedback_update", b"x")))
+    answer = small.registry.tell("d", Publish(NewEvent("feedback_update", b"x"), anybody))
     await small.registry.drain()
     with pytest.raises(Busy):
         await answer()

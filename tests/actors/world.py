@@ -18,7 +18,7 @@ from actors.subscriber import Burst, Ending, EventFrame, Live, Subscriber
 from actors.supervisor import Limits
 from storage.errors import StorageError
 from storage.memory import MemoryStore
-from storage.records import AcknowledgedBy, Appended, Event, NewEvent, Seq, SubscriberId, Window
+from storage.records import AcknowledgedBy, Appended, Diagnosis, Event, NewEvent, Seq, SubscriberId, Window
 from storage.store import PendingAppend, Store
 
 DIAGNOSIS = "d"
@@ -33,6 +33,10 @@ class WorldClock:
 
     def monotonic(self) -> float:
         return trio.current_time()
+
+
+def anybody(diagnosis: Diagnosis | None) -> None:
+    """Judges a message: everybody may."""
 
 
 class Bug(Exception):
@@ -168,13 +172,14 @@ class World:
 
     async def publish(self, body: bytes = b"x", diagnosis_id: str = DIAGNOSIS, key: str | None = None) -> Receipt:
         """Publish one event."""
-        return await self.registry.ask(diagnosis_id, Publish(NewEvent("feedback_update", body, key, body)))
+        return await self.registry.ask(diagnosis_id, Publish(NewEvent("feedback_update", body, key, body), anybody))
 
     async def connect(
         self, reader: Reader, wanted: Wanted | None = None, diagnosis_id: str = DIAGNOSIS, *, peeks: bool = False
     ) -> Admission:
         """Attach a reader, which takes at once what is due."""
-        admission = await self.registry.ask(diagnosis_id, Subscribe(reader.subscriber, wanted or Wanted(), peeks))
+        message = Subscribe(reader.subscriber, wanted or Wanted(), anybody, peeks)
+        admission = await self.registry.ask(diagnosis_id, message)
         reader.wake()
         return admission
 

@@ -13,7 +13,7 @@ from actors.messages import Subscribe
 from actors.resume import Wanted
 from actors.subscriber import Subscriber
 from storage.records import AcknowledgedBy, SubscriberId
-from tests.actors.world import DIAGNOSIS, World, WorldClock, world
+from tests.actors.world import DIAGNOSIS, World, WorldClock, anybody, world
 from tests.edge.raw import RawClient
 from web import wire
 from web.edge.channel import ChannelLimits
@@ -77,9 +77,8 @@ class Edge:
 
     async def admit(self, follower: Follower, wanted: Wanted | None = None) -> None:
         """Have the actor attach it."""
-        await self.world.registry.ask(
-            DIAGNOSIS, Subscribe(follower._subscriber, wanted or Wanted(), follower._session.ack is None)
-        )
+        message = Subscribe(follower._subscriber, wanted or Wanted(), anybody, follower._session.ack is None)
+        await self.world.registry.ask(DIAGNOSIS, message)
 
     def opened(self, follower: Follower, head: bytes = b"") -> RawClient:
         """Give it a socket; the other end of it."""

@@ -12,7 +12,7 @@ from actors.messages import Forget, Purge
 from actors.resume import Wanted
 from actors.subscriber import Burst, Ending
 from storage.records import AcknowledgedBy, NewAuditRow, Seq
-from tests.actors.world import DIAGNOSIS
+from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, connect_frame, edge
 from tests.edge.raw import BINARY, CLOSE, PING, PONG, TEXT, Got, RawClient, client_frame
 from web.edge.poller import SelectorPoller
@@ -159,7 +159,8 @@ async def test_who_is_forgotten_before_it_answers_the_goodbye_stays_forgotten(au
         await client.says("live")
         await server.publish(3)
         follower.end(Ending.STOPPING)
-        await server.world.registry.ask(DIAGNOSIS, Forget(lambda _: True, lambda _: NewAuditRow("op", "forget", "d")))
+        forget = Forget(lambda _: True, lambda _: NewAuditRow("op", "forget", "d"), anybody)
+        await server.world.registry.ask(DIAGNOSIS, forget)
         while (got := await client.next()) is not None and got.opcode != CLOSE:
             pass
         await client.send(client_frame(CLOSE, (1012).to_bytes(2, "big")))
@@ -226,7 +227,8 @@ async def test_a_gap_with_no_event_behind_it_is_receipted_too(autojump_clock: Mo
         await client.leave()
         await trio.sleep(2)
         await server.publish(5)
-        await server.world.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("", "outbox.purge", DIAGNOSIS)))
+        purge = Purge(lambda _: NewAuditRow("", "outbox.purge", DIAGNOSIS), anybody)
+        await server.world.registry.ask(DIAGNOSIS, purge)
         client, _ = await server.follow()
         (gap, _) = await client.says("gap", "live")
         assert (gap["data"]["from"], gap["data"]["to"]) == (4, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -99,7 +100,7 @@ async def test_a_disconnect_leaves_one_row_whether_it_forgets_or_not(
     assert trail.states("subscriber.disconnect") == [({"sub": "bo", "device": None}, done)]
 
 
-async def test_a_disconnect_leaves_its_row_even_if_nothing_can_be_forgotten(
+async def test_nobody_is_disconnected_who_cannot_be_forgotten(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(registry: Registry, diagnosis_id: str, message: object) -> object:
@@ -107,17 +108,37 @@ async def test_a_disconnect_leaves_its_row_even_if_nothing_can_be_forgotten(
 
     async with trailing(settings) as (server, trail):
         await server.register()
-        async with server.live():
+        async with server.live() as client:
             monkeypatch.setattr(Registry, "ask", refuse)
-            for _ in range(2):
-                answer = await server.http.delete(
-                    "/actors/42/subscribers?sub=amira&forget=1", headers=server.bearer("op", "operate")
-                )
-                assert answer.status_code == 429
+            answer = await server.http.delete(
+                "/actors/42/subscribers?sub=amira&forget=1", headers=server.bearer("op", "operate")
+            )
+            assert answer.status_code == 429
             monkeypatch.undo()
-    # The second one has changed nothing.
-    assert trail.states("subscriber.disconnect") == [
-        ({"sub": "amira", "device": None}, {"disconnected": 1, "forgotten": None})
+            await server.publish()
+            assert (await client.next())["seq"] == 1
+    assert trail.states("subscriber.disconnect") == []
+
+
+async def test_what_cannot_be_told_beforehand_is_told_as_what_will_be_done(settings: Settings) -> None:
+    async with trailing(settings) as (server, trail):
+        await server.register()
+        async with server.live():
+            await act(server, "POST", "/actors/42/restart")
+            await act(server, "POST", "/actors/42/stop")
+            made = await act(server, "POST", "/backup")
+            await act(server, "POST", "/check")
+    running, again = {"state": "running", "incarnation": 1}, {"state": "running", "incarnation": 2}
+    assert trail.states("actor.restart") == [(running, again)]
+    assert trail.states("actor.stop") == [(again, {"state": "passive", "incarnation": 2})]
+    assert trail.states("database.backup") == [(None, {"path": made["path"]})]
+    assert trail.states("database.check") == [(None, None)]
+    assert [(row.target, row.diagnosis_id) for row in trail] == [
+        ("42", "42"),
+        ("42", "42"),
+        ("42", "42"),
+        (Path(str(made["path"])).name, None),
+        ("", None),
     ]
 
 

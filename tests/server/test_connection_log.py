@@ -18,7 +18,7 @@ from actors.messages import Purge
 from actors.subscriber import Ending
 from storage.records import NewAuditRow
 from tests.access.conftest import MovableClock
-from tests.actors.world import DIAGNOSIS
+from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, edge
 from tests.edge.raw import CLOSE, TEXT, RawClient, client_frame, upgraded
 from tests.logbook import Logbook
@@ -359,7 +359,7 @@ async def test_the_gaps_of_a_connection_are_one_line_a_minute_with_their_sum(
         return [line.partition("told of gaps: ")[2].strip() for line in logbook.lines if "told of gaps" in line]
 
     async def purge(server: Edge, follower: object) -> None:
-        await server.world.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("op", "purge", "d")))
+        await server.world.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("op", "purge", "d"), anybody))
 
     async with edge() as server, trio.open_nursery() as nursery:
         nursery.start_soon(server.hub.log.run)

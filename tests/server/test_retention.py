@@ -23,6 +23,7 @@ from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import AccessRow, AuditRow, Epoch, NewEvent, Seq, SubscriberId, Window
 from storage.sqlite import open_store
+from tests.actors.world import anybody
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.storage.conftest import ManualClock
@@ -64,12 +65,13 @@ class Room:
 
     async def publish(self, count: int) -> None:
         for _ in range(count):
-            await self.registry.ask("d", Publish(NewEvent("feedback_update", b"{}")))
+            await self.registry.ask("d", Publish(NewEvent("feedback_update", b"{}"), anybody))
 
     async def follow(self, sub: str, after: int | None = None, device: str | None = None) -> Reader:
         reader = Reader()
         reader.subscriber = Subscriber(SubscriberId(sub, device), None, reader)
-        await self.registry.ask("d", Subscribe(reader.subscriber, Wanted(None if after is None else Seq(after))))
+        wanted = Wanted(None if after is None else Seq(after))
+        await self.registry.ask("d", Subscribe(reader.subscriber, wanted, anybody))
         reader.wake()
         return reader
 
