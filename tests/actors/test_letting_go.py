@@ -17,7 +17,7 @@ from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import Erased, Erasure, NewAuditRow, Seq, SubscriberId
 from storage.store import Store
-from tests.actors.world import DIAGNOSIS, Reader, World, WorldClock, memory_store, world
+from tests.actors.world import DIAGNOSIS, Reader, World, WorldClock, anybody, memory_store, world
 
 DAY = 86_400.0
 STAND_IN = "[erased]"
@@ -263,7 +263,7 @@ async def test_a_reader_is_told_a_gap_where_events_grew_old_before_it_read_them(
         await small.publish()
     slow = Reader()
     slow.slow = True
-    await small.registry.ask(DIAGNOSIS, Subscribe(slow.subscriber, Wanted(after=Seq(0))))
+    await small.registry.ask(DIAGNOSIS, Subscribe(slow.subscriber, Wanted(after=Seq(0)), anybody))
     await trio.sleep(2 * DAY)
     evicted = await small.store.inner.evict(DAY)
     small.registry.evicted(DIAGNOSIS, evicted.windows[DIAGNOSIS])
