@@ -12,7 +12,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import jwt
@@ -87,6 +87,8 @@ class Principal:
     """The token's `jti`."""
     issued_at: float | None = None
     """The token's `iat`."""
+    key: Key | None = field(default=None, repr=False, compare=False)
+    """What the token was made with; `None`: anonymous."""
 
     def has(self, *scopes: str) -> bool:
         """Whether the token carries any of these scopes."""
@@ -158,7 +160,10 @@ class Verifier:
 
         Raises:
             TokenExpired, TokenRevoked: not any more.
+            TokenInvalid: the key of the token has been withdrawn.
         """
+        if who.key is not None and not self._keys.holds(who.key):
+            raise TokenInvalid("its key has been withdrawn")
         if who.expires_at is not None and who.expires_at + LEEWAY_SECONDS <= now:
             raise TokenExpired("the token has expired")
         revocation = self._revoked.covering(who.sub, who.token_id, who.issued_at)
@@ -206,14 +211,14 @@ class Verifier:
                 payload = self._signatures.decode(token, key.material, algorithms=[key.algorithm])
             except (jwt.PyJWTError, ValueError):
                 continue
-            return self._principal(_object_of(payload), now)
+            return self._principal(_object_of(payload), key, now)
         if self._unknown is not None and self._may_come(named) and not self._unknown.is_absent(named):
             raise KeysMissing("its source of keys has not been asked yet for the key it names")
         raise TokenInvalid(
             "its signature does not fit its key" if candidates else "no key known here has its kid and alg"
         )
 
-    def _principal(self, claims: dict[str, Any], now: float) -> Principal:
+    def _principal(self, claims: dict[str, Any], key: Key, now: float) -> Principal:
         sub, scope, token_id = claims.get("sub"), claims.get("scope", ""), claims.get("jti")
         if not is_name(sub):
             raise TokenInvalid(f"sub {_NAME_RULE}")
@@ -237,7 +242,7 @@ class Verifier:
         begins_at = now + LEEWAY_SECONDS if issued_at is None else issued_at
         if expires_at - begins_at > self._lifetime_seconds_max:
             raise TokenInvalid(f"it lives for more than {self._lifetime_seconds_max} s")
-        return Principal(sub, self._scopes_of(scope), expires_at, token_id, issued_at)
+        return Principal(sub, self._scopes_of(scope), expires_at, token_id, issued_at, key)
 
     def _scopes_of(self, scope: str) -> frozenset[str]:
         scopes = self._scopes.get(scope)

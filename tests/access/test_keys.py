@@ -261,6 +261,21 @@ def test_keys_rotate_by_kid_and_a_fetched_set_replaces_the_one_before() -> None:
     assert verifier.verify(jwt.encode(claims(), SECRET, "HS256", headers={"kid": "configured"}), NOW).sub == "amira"
 
 
+def test_whoever_was_verified_with_a_key_is_not_accepted_once_the_key_is_withdrawn() -> None:
+    verifier = Verifier([hmac_key(SECRET, "configured")], Revoked(), unknown=UnknownKeys())
+    verifier.take_fetched([hmac_key(SECRET, "fetched")])
+    fetched, configured = (
+        verifier.verify(jwt.encode(claims(), SECRET, "HS256", headers={"kid": kid}), NOW)
+        for kid in ("fetched", "configured")
+    )
+    verifier.take_fetched([hmac_key(SECRET, "fetched")])
+    verifier.check(fetched, NOW)
+    verifier.take_fetched([hmac_key(SECRET, "another")])
+    verifier.check(configured, NOW)
+    with pytest.raises(TokenInvalid, match="withdrawn"):
+        verifier.check(fetched, NOW)
+
+
 def test_a_token_that_is_remembered_still_expires_and_can_be_revoked() -> None:
     revoked = Revoked()
     verifier = Verifier([hmac_key(SECRET)], revoked)
