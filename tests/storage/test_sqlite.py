@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from storage import transactions
+from storage.committer import Committer
 from storage.errors import InUse, NewerVersion, NotOurs
-from storage.records import CursorMove, NewEvent, Seq, SubscriberId
+from storage.records import CursorMove, Erasure, NewEvent, Seq, SubscriberId
 from storage.schema import APPLICATION_ID, MIGRATIONS
 from storage.sqlite import open_store
 from tests.storage.conftest import ManualClock
@@ -140,17 +142,52 @@ async def test_whatever_is_looked_up_at_once_is_remembered(path: Path, clock: Ma
         assert all(store.known(name) is not None for name in names)
 
 
-async def test_what_was_read_before_a_change_is_not_remembered_after_it(
+async def test_what_is_looked_up_is_remembered_however_often_others_are_registered_meanwhile(
     path: Path, clock: ManualClock, new_epoch: NewEpoch
 ) -> None:
     async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
         await store.register("d", "amira", [])
-    for _ in range(20):
-        async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
-            async with trio.open_nursery() as nursery:
-                for number in range(8):
-                    nursery.start_soon(store.get, "d")
-                    nursery.start_soon(store.register, "d", f"owner-{number}", [])
-            known = store.known("d")
-            assert known is not None
-            assert known == await store.look_up("d")
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store, trio.open_nursery() as nursery:
+
+        async def register() -> None:
+            while True:
+                await store.register("other", "bo", [])
+
+        for _ in range(8):
+            nursery.start_soon(register)
+        await store.register("another", "bo", [])
+        await store.get("d")
+        assert store.known("d") is not None
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("change", ["register", "delete", "erase"])
+async def test_what_was_read_before_a_change_is_not_remembered_after_it(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    has_read, go_on, read = trio.Event(), trio.Event(), Committer.read
+
+    async def late(committer: Committer, function: object, *args: object, **options: object) -> object:
+        found: object = await read(committer, function, *args, **options)  # type: ignore[arg-type]
+        if function is transactions.find and not has_read.is_set():
+            has_read.set()
+            await go_on.wait()
+        return found
+
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await store.register("d", "amira", ["bo"])
+    monkeypatch.setattr(Committer, "read", late)
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.look_up, "d")
+            await has_read.wait()
+            if change == "register":
+                await store.register("d", "cyrus", [])
+            elif change == "delete":
+                await store.delete("d")
+            else:
+                await store.erase(Erasure("bo", "[erased]", ["bo"], lambda row: row))
+            go_on.set()
+        known = store.known("d")
+        assert (known and known.owner) == {"register": "cyrus"}.get(change)
+        assert store._looks == {}
