@@ -136,7 +136,7 @@ async def test_a_unix_socket_that_cannot_be_made_is_named_in_one_line(tmp_path: 
     assert "Traceback" not in said
 
 
-@pytest.mark.guarantee(3)
+@pytest.mark.guarantee(11)
 async def test_an_orderly_restart_repeats_nothing_for_a_client_without_code(tmp_path: Path) -> None:
     received: list[int] = []
     accepted = 0
