@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from quart import Response, g, request
+from werkzeug.http import parse_accept_header
 
 from web import wire
 from web.errors import RETRY_AFTER_SECONDS, CloseCode, Problem
@@ -44,8 +45,10 @@ def goodbye_instead(services: Services, problem: Problem) -> Response | None:
 
 def _wants_a_stream() -> bool:
     """Whether `Accept` names the type: what takes anything at all is no `EventSource`, and wants the status."""
-    named = {value.partition(";")[0].strip().lower() for value, quality in request.accept_mimetypes if quality > 0}
-    return STREAM_MEDIA_TYPE in named
+    accepted = parse_accept_header(",".join(request.headers.getlist("Accept")))
+    return any(
+        value.partition(";")[0].strip().lower() == STREAM_MEDIA_TYPE for value, quality in accepted if quality > 0
+    )
 
 
 def _checked_event_id() -> str | None:

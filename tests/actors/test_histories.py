@@ -110,14 +110,22 @@ class Histories(RuleBasedStateMachine):
         assert sorted(seqs) == list(range(self.head + 1, self.head + count + 1))
         self.head += count
 
-    @rule(sub=USERS, device=DEVICES, after=st.none() | st.integers(0, 400), newest=st.sampled_from([OLDEST, 0, 3]))
-    def connect(self, sub: str, device: str | None, after: int | None, newest: int) -> None:
-        reader = Reader(sub, device)
+    @rule(
+        sub=USERS,
+        device=DEVICES,
+        peeks=st.booleans(),
+        after=st.none() | st.integers(0, 400),
+        newest=st.sampled_from([OLDEST, 0, 3]),
+    )
+    def connect(self, sub: str, device: str | None, peeks: bool, after: int | None, newest: int) -> None:
+        reader = Reader(sub, None if peeks else device)
+        wanted = Wanted(None if after is None else Seq(after), None, newest)
 
         async def step() -> Any:
-            return await self.world.connect(reader, Wanted(None if after is None else Seq(after), None, newest))
+            return await self.world.connect(reader, wanted, peeks=peeks)
 
         plan = self.thread.run(step).plan
+        assert (reader.subscriber.known is None) == peeks
         self.starts[reader] = plan.position
         self.readers.append(reader)
         if after is not None and after > self.head:
@@ -131,7 +139,8 @@ class Histories(RuleBasedStateMachine):
         seq = data.draw(st.integers(0, reader.subscriber.position))
 
         async def step() -> None:
-            assert self.world.acknowledge(reader, seq)
+            peeks = reader.subscriber.known is None
+            assert self.world.acknowledge(reader, seq) is not peeks
 
         self.thread.run(step)
 
@@ -176,6 +185,13 @@ class Histories(RuleBasedStateMachine):
             return 1
 
         self.head += self.thread.run(step)
+
+    @rule()
+    def count_who_is_notified_and_who_is_online(self) -> None:
+        following = {one.subscriber.id for one in self.readers if one.subscriber.known is not None}
+        receipt = self.thread.run(self.world.publish)
+        self.head += 1
+        assert (receipt.clients_notified, receipt.online) == (len(self.readers), len(following))
 
     @rule()
     def restart(self) -> None:
