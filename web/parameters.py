@@ -153,12 +153,13 @@ def parse_stream(
         raise Problem("invalid_field", refused.refusal.detail) from None
     if not asked.peeks:
         asked = replace(asked, ack="app")
+    for name, event_id in (("Last-Event-ID", last_event_id), *((name, query.get(name)) for name in EVENT_ID_NAMES)):
+        if event_id and position_of(event_id) is None:
+            raise Problem("invalid_field", f"{name} must be the id of a message of this stream: epoch.number")
     given = event_id_given(query, last_event_id)
-    if not given:
-        return asked
-    position = position_of(given)
+    position = position_of(given) if given is not None else None
     if position is None:
-        raise Problem("invalid_field", "Last-Event-ID must be the id of an event of this stream: epoch.number")
+        return asked
     return replace(asked, wanted=replace(position, acknowledges=asked.device is not None))
 
 

@@ -190,7 +190,9 @@ async def test_the_position_is_taken_from_the_query_as_from_the_header(server: S
         assert shape(await stream.until_live())[:2] == [("connect", 4), ("feedback_update", 5)]
     get, amira = server.http.get, server.bearer("amira")
     for wrong in ("3", "e.", f"e.{'9' * 16}"):
-        assert_problem(await get(PATH, params={name: wrong}, headers=amira), 422, "invalid_field", "Last-Event-ID")
+        assert_problem(await get(PATH, params={name: wrong}, headers=amira), 422, "invalid_field", name)
+        beside = amira | {"Last-Event-ID": f"{epoch}.3"}
+        assert_problem(await get(PATH, params={name: wrong}, headers=beside), 422, "invalid_field", name)
     repeated = {name: [f"{epoch}.3", f"{epoch}.4"]}
     assert_problem(await get(PATH, params=repeated, headers=amira), 422, "invalid_field", name)
     async with streamed(server, device="browser", **{name: f"{epoch}.2"}) as stream:
