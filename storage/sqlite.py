@@ -22,7 +22,16 @@ from storage.belief import Moment
 from storage.bridge import Database, open_database
 from storage.clock import Clock, Timekeeper
 from storage.committer import Committer, Pending, Work
-from storage.errors import CannotCopy, CannotOpen, Damaged, NotADatabase, Refused, StorageError, StoreBroken
+from storage.errors import (
+    CannotCopy,
+    CannotOpen,
+    Damaged,
+    NoSuchDiagnosis,
+    NotADatabase,
+    Refused,
+    StorageError,
+    StoreBroken,
+)
 from storage.history import end_run, keep_time
 from storage.records import (
     EVERY_ROW,
@@ -300,16 +309,20 @@ class SqliteStore:
         return self.known(diagnosis_id) or await self.look_up(diagnosis_id)
 
     async def look_up(self, diagnosis_id: str) -> Diagnosis:
+        storable.check_text(diagnosis_id)
+        known = self._cache.get(diagnosis_id)
         looks = self._looks.setdefault(diagnosis_id, _Looks())
         looks.count += 1
         try:
-            _, found = await self._read(transactions.find, diagnosis_id)
+            found = await self._committer.read(transactions.look_up, diagnosis_id, known)
         finally:
             looks.count -= 1
             is_unchanged = self._looks.get(diagnosis_id) is looks
             if is_unchanged and not looks.count:
                 del self._looks[diagnosis_id]
-        if is_unchanged:
+        if found is None:
+            raise NoSuchDiagnosis(diagnosis_id)
+        if is_unchanged and found is not known:
             self._remember(found)
         return found
 

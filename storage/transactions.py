@@ -46,13 +46,33 @@ def find(db: sqlite3.Connection, diagnosis_id: str) -> tuple[int, Diagnosis]:
     Raises:
         NoSuchDiagnosis: it is not registered.
     """
-    row = db.execute(
-        "SELECT dx, owner, epoch, created_at FROM diagnosis WHERE public_id = ? AND deleted_at IS NULL", (diagnosis_id,)
-    ).fetchone()
+    row = _registration(db, diagnosis_id)
     if row is None:
         raise NoSuchDiagnosis(diagnosis_id)
     dx, owner, epoch, created_at = row
     return dx, Diagnosis(diagnosis_id, owner, _viewers(db, dx), Epoch(epoch), created_at)
+
+
+def look_up(db: sqlite3.Connection, diagnosis_id: str, known: Diagnosis | None) -> Diagnosis | None:
+    """A registered diagnosis; `None`: it is not registered. One statement for either, if it is known already.
+
+    Args:
+        known: what it was when it was last read or changed; returned if it is the same registration.
+    """
+    row = _registration(db, diagnosis_id)
+    if row is None:
+        return None
+    dx, owner, epoch, created_at = row
+    if known is not None and (known.owner, known.epoch) == (owner, epoch):
+        return known
+    return Diagnosis(diagnosis_id, owner, _viewers(db, dx), Epoch(epoch), created_at)
+
+
+def _registration(db: sqlite3.Connection, diagnosis_id: str) -> tuple[int, str, str, float] | None:
+    row: tuple[int, str, str, float] | None = db.execute(
+        "SELECT dx, owner, epoch, created_at FROM diagnosis WHERE public_id = ? AND deleted_at IS NULL", (diagnosis_id,)
+    ).fetchone()
+    return row
 
 
 def _viewers(db: sqlite3.Connection, dx: int) -> tuple[str, ...]:

@@ -145,7 +145,8 @@ async def allowed_now(store: Store, diagnosis_id: str, may: Callable[[Diagnosis]
         NoSuchDiagnosis: it is not registered.
     """
     while (diagnosis := store.known(diagnosis_id)) is None or not may(diagnosis):
-        if not may(await store.look_up(diagnosis_id)):
+        found = await store.look_up(diagnosis_id)
+        if found is diagnosis or not may(found):
             return None
     return diagnosis
 

@@ -14,7 +14,6 @@ import pytest
 import trio
 
 from storage import revocations, trails, transactions
-from storage.errors import NoSuchDiagnosis
 from storage.records import Diagnosis, Epoch, NewEvent
 from storage.sqlite import PendingAppend, SqliteStore
 from tests.access.acts import ACTS, CHANGING, SENDER, Act, Ward, expect_alive
@@ -183,16 +182,16 @@ async def test_a_refusal_takes_one_look_up_and_the_same_words_whatever_is_there(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_ups: list[str] = []
-    find = transactions.find
+    look_up = transactions.look_up
 
-    def counted(db: sqlite3.Connection, diagnosis_id: str) -> object:
+    def counted(db: sqlite3.Connection, diagnosis_id: str, known: Diagnosis | None) -> object:
         look_ups.append(diagnosis_id)
-        return find(db, diagnosis_id)
+        return look_up(db, diagnosis_id, known)
 
     async with running_server(settings) as server:
         for name in ROUTES:
             await server.register(f"far-{name.replace(' ', '-')}")
-    monkeypatch.setattr(transactions, "find", counted)
+    monkeypatch.setattr(transactions, "look_up", counted)
     async with running_server(settings) as server:
         await server.register("near")
         for name, request in ROUTES.items():
@@ -210,10 +209,10 @@ async def test_whoever_may_takes_no_look_up_of_what_is_in_memory(
     await server.register()
     await server.publish(1)
 
-    def unexpected(db: sqlite3.Connection, diagnosis_id: str) -> object:
-        raise NoSuchDiagnosis(diagnosis_id)
+    def unexpected(db: sqlite3.Connection, diagnosis_id: str, known: Diagnosis | None) -> None:
+        """Nothing is registered."""
 
-    monkeypatch.setattr(transactions, "find", unexpected)
+    monkeypatch.setattr(transactions, "look_up", unexpected)
     assert (await server.publish(2)).status_code == 200
     async with server.live() as client:
         await expect_alive(client)

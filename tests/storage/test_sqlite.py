@@ -169,7 +169,7 @@ async def test_what_was_read_before_a_change_is_not_remembered_after_it(
 
     async def late(committer: Committer, function: object, *args: object, **options: object) -> object:
         found: object = await read(committer, function, *args, **options)  # type: ignore[arg-type]
-        if function is transactions.find and not has_read.is_set():
+        if function is transactions.look_up and not has_read.is_set():
             has_read.set()
             await go_on.wait()
         return found
