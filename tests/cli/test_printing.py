@@ -96,3 +96,9 @@ def test_json_is_one_line_of_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     written = capsys.readouterr().out
     assert written.isascii()
     assert written.count("\n") == 1
+
+
+def test_a_status_names_the_clock_only_where_it_is_not_believed() -> None:
+    assert "clock" not in status_text({"total_diagnoses": 0, "clock_held_since": None})
+    shown = status_text({"total_diagnoses": 0, "clock_held_since": "2026-01-02T03:04:05.678Z"})
+    assert "clock held since  2026-01-02T03:04:05.678Z" in shown

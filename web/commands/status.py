@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def status_text(status: dict[str, Any]) -> str:
     """The status, for people: totals, then a line for each diagnosis where something is going on."""
-    totals = [(name.replace("_", " "), value) for name, value in status.items() if not isinstance(value, dict)]
+    totals = [(name.replace("_", " "), value) for name, value in status.items() if not isinstance(value, dict | None)]
     totals += [(f"node {name}", value) for name, value in status.get("node", {}).items()]
     connections = status.get("connections_by_diagnosis", {})
     queued = status.get("queued_messages_by_diagnosis", {})
