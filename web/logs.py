@@ -18,6 +18,7 @@ from typing import Final
 from quart import g, has_request_context, has_websocket_context
 
 from web import wire
+from web.log_writer import LogWriter
 from web.settings import Settings
 
 REQUEST_ID: Final = "request_id"
@@ -138,12 +139,22 @@ def current_request_id() -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _dropped(count: int) -> logging.LogRecord:
+    """What the log says once it flows again."""
+    said = "%d log lines were dropped: nobody read the log"
+    return logging.LogRecord("avicenna.log", logging.WARNING, __file__, 0, said, (count,), None)
+
+
 def set_up_logging(settings: Settings) -> None:
-    """Send every log line of this process to stderr in the format the operator chose."""
+    """Send every log line of this process to stderr in the format the operator chose.
+
+    The end of the process writes what still waits (`logging.shutdown`).
+    """
     # Nothing of this is in a line: it need not be found out (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # where a line was logged, says the same page
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter(json=settings.log_format == "json"))
+    formatter = Formatter(json=settings.log_format == "json")
+    handler = LogWriter(sys.stderr.fileno(), lambda dropped: formatter.format(_dropped(dropped)))
+    handler.setFormatter(formatter)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)

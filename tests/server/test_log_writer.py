@@ -1,0 +1,133 @@
+"""A log that nobody reads stops nothing, and says afterwards what is missing."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from tests.server.process import COMMAND
+from web.log_writer import HELD_BYTES_MAX, LogWriter
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The two ends of a pipe that holds a page."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def writer_to(fd: int) -> LogWriter:
+    writer = LogWriter(fd, lambda count: f"dropped {count}")
+    writer.setFormatter(logging.Formatter("%(message)s"))
+    return writer
+
+
+def say(writer: LogWriter, text: str) -> None:
+    writer.emit(logging.LogRecord("test", logging.INFO, __file__, 1, text, (), None))
+
+
+def test_lines_are_written_in_order_and_a_flush_waits_for_them(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = writer_to(file.fileno())
+        for number in range(1000):
+            say(writer, f"line {number}")
+        writer.flush()
+    assert (tmp_path / "log").read_text().splitlines() == [f"line {number}" for number in range(1000)]
+
+
+def test_what_does_not_fit_is_dropped_and_counted_when_the_log_flows_again(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    writer = writer_to(writing)
+    given = 2 * HELD_BYTES_MAX // 1000
+    for _ in range(given):
+        say(writer, "x" * 999)
+    written = dropped = 0
+    said = b""
+    while written + dropped < given:
+        said += os.read(reading, 1 << 20)
+        *lines, said = said.split(b"\n")
+        written += lines.count(b"x" * 999)
+        dropped += sum(int(line.removeprefix(b"dropped ")) for line in lines if line.startswith(b"dropped "))
+    assert written + dropped == given
+    assert dropped >= given // 2 - 1000, "as many fit as may wait, and as were being written"
+
+
+def test_a_flush_that_nobody_reads_ends(pipe: tuple[int, int]) -> None:
+    writer = writer_to(pipe[1])
+    say(writer, "x" * 10_000)
+    writer.flush()
+    said = b""
+    while not said.endswith(b"\n"):
+        said += os.read(pipe[0], 1 << 20)
+    assert said == b"x" * 10_000 + b"\n"
+
+
+def test_a_line_that_cannot_be_formatted_fails_nobody(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = writer_to(file.fileno())
+        writer.emit(logging.LogRecord("test", logging.INFO, __file__, 1, "%d", ("no number",), None))
+        say(writer, "half \ud800")
+        writer.flush()
+    assert (tmp_path / "log").read_text() == "a log line could not be formatted\nhalf \\ud800\n"
+
+
+def test_a_closed_log_is_no_fault(pipe: tuple[int, int]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    writer = writer_to(writing)
+    for _ in range(3):
+        say(writer, "nobody hears this")
+        writer.flush()
+    os.close(writing)
+
+
+@pytest.mark.guarantee(11)
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_server_whose_log_nobody_reads_answers_and_stops(
+    tmp_path: Path, pipe: tuple[int, int], signals: int
+) -> None:
+    reading, writing = pipe
+    process = await trio.lowlevel.open_process(
+        [str(COMMAND), "serve", "--port", "0", "--data", str(tmp_path / "data")], stderr=writing
+    )
+    try:
+        with trio.fail_after(20):
+            said = b""
+            while b"listening on " not in said:
+                said += await trio.to_thread.run_sync(os.read, reading, 4096)
+        url = said.partition(b"listening on ")[2].split()[0].decode()
+        async with httpx.AsyncClient(base_url=url, timeout=5) as client:
+            for _ in range(150):  # a line each: the pipe is full long before
+                assert (await client.get("/healthz")).status_code == 200
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+        with trio.fail_after(10):
+            assert await process.wait() in ((0,) if signals == 1 else (0, 128 + signal.SIGTERM))
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def test_what_was_said_last_is_in_the_log_of_a_server_that_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = await trio.run_process(
+        [str(COMMAND), "serve", "--data", str(tmp_path / "data"), "--port", "0"],
+        check=False,
+        capture_stderr=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"AVICENNA_UNIX_SOCKET": str(tmp_path / "file" / "socket")},
+    )
+    assert done.returncode == 2
+    assert b"cannot start" in done.stderr
