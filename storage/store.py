@@ -108,7 +108,7 @@ class Store(Protocol):
         """The registered diagnosis as of the last commit, if it is in memory; never waits. `None`: ask with `get`."""
 
     async def look_up(self, diagnosis_id: str) -> Diagnosis:
-        """As `get`, but always asks what is stored: it takes as long as for what is not registered, in memory or not."""
+        """As `get`, but always asks what is stored: it takes as long for what is in memory as for what is nowhere."""
 
     async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
         """Registered diagnoses with an id above `after`, by id; only those of `owner` if given."""

@@ -21,7 +21,7 @@ from web.records import Ack, Auth, Ping
 from web.tokens import Principal
 
 REPEATS_PER_SECOND_MAX: Final = 1000
-"""AcknowledgedBys of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
+"""Acknowledgements of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
 come only as often as events do; these might never end."""
 
 RETRY_SPREAD_SECONDS: Final = 5.0
