@@ -96,26 +96,37 @@ def put_in_place(path: Path, content: bytes) -> bool:
 
     Returns:
         False: the file is there already, and stays as it is.
+
+    Raises:
+        OSError: it cannot be made; it names `path`.
     """
     made_at = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(made_at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(made_at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Unlike a renaming, this never replaces a file that another process has put there meanwhile.
-            path.hardlink_to(made_at)
-        except FileExistsError:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            is_made = _give_name(made_at, path)
+        finally:
+            made_at.unlink(missing_ok=True)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return is_made
+
+
+def _give_name(made_at: Path, path: Path) -> bool:
+    try:
+        # Unlike a renaming, a link never replaces a file that another process has put there meanwhile.
+        path.hardlink_to(made_at)
+    except FileExistsError:
+        return False
+    except OSError:
+        if os.path.lexists(path):
             return False
-        except OSError:
-            if os.path.lexists(path):
-                return False
-            made_at.rename(path)  # a file system without hard links
-    finally:
-        made_at.unlink(missing_ok=True)
-    sync_directory(path.parent)
+        made_at.rename(path)  # a file system without hard links
     return True
 
 

@@ -141,6 +141,16 @@ def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: p
     assert load_or_create_key(tmp_path) == (key, False)
 
 
+def test_a_key_that_cannot_be_made_is_named_as_it_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/jwt\.key'$"):
+        load_or_create_key(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_starts_that_race_agree_on_one_key(tmp_path: Path) -> None:
     for round_number in range(20):
         directory, together = tmp_path / str(round_number), threading.Barrier(8)
