@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -429,6 +430,13 @@ async def test_every_transport_says_try_later_until_the_source_was_asked_and_the
                 answer = await server.http.get(path + token if in_query else path, headers=headers)
                 assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
                 assert 1 <= int(answer.headers["Retry-After"]) <= ASKED_AGAIN_SECONDS
+            headers = {"Authorization": f"Bearer {token}", "Accept": "text/event-stream"}
+            answer = await server.http.get("/diagnoses/42/events", headers=headers)
+            retry = re.match(r"retry: (\d+)\n", answer.text)
+            assert answer.status_code == 200
+            assert retry is not None
+            assert 1000 <= int(retry[1]) <= ASKED_AGAIN_SECONDS * 1000
+            assert '"code":1013' in answer.text
             async with server.connect(sub=None, token=token) as client:
                 frames, code, reason = await client.close_frames()
             assert (frames[0]["data"]["code"], code, reason) == ("quarantined", 1013, "try later")
