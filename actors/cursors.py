@@ -54,13 +54,16 @@ class CursorKeeper:
 
         Args:
             by: what acknowledged.
-            answer: tell the connection (`Transport.acknowledged`) once the cursor is stored, and store it at once.
+            answer: tell the connection (`Transport.acknowledged`) once the cursor is stored, and store it at once;
+                what is stored already costs no commit.
         """
         known, roster = subscriber.known, subscriber.roster
         if seq > subscriber.position or subscriber.gone or known is None or roster is None or roster.ring is None:
             return False
         self._advance(roster, known, roster.ring.epoch, seq, self.saw(known), by)
-        if answer:
+        if answer and seq <= known.stored:
+            subscriber.transport.acknowledged(known.stored)
+        elif answer:
             known.waiting = (known.waiting or {}) | {subscriber: None}
             self.mark(known, hurry=True)
         return True
@@ -173,7 +176,9 @@ class CursorKeeper:
             )
         try:
             stored = await self._store.move_cursors(moves)
-            for known, seq in zip(batch, stored, strict=True):
+            for move, known, seq in zip(moves, batch, stored, strict=True):
+                if seq is not None and known.epoch == move.epoch:
+                    known.stored = max(known.stored, seq)
                 self._answer(self._in_flight.pop(known, {}), seq)
         except (Busy, Failed) as refusal:
             logger.warning("%d cursors not stored, trying again: %s", len(moves), refusal)

@@ -362,6 +362,7 @@ class DiagnosisActor:
         if known.epoch != epoch or stored > known.seq:
             known.acknowledged(acknowledged_at, by)
         self._roster.advance(known, epoch, max(known.seq_in(epoch), stored))
+        known.stored = max(known.stored, stored)
         self._keeper.saw(known)
         return known
 

@@ -36,6 +36,7 @@ class Known:
         "seen_at",
         "seen_turn",
         "seq",
+        "stored",
         "waiting",
     )
 
@@ -44,6 +45,8 @@ class Known:
         self.id = cursor.subscriber
         self.epoch: Epoch = cursor.epoch
         self.seq: Seq = cursor.seq
+        self.stored: Seq = cursor.seq
+        """What of `seq` is in the store, as far as is known here; as `seq` of `epoch`."""
         self.seen_at = cursor.seen_at
         self.seen_turn = 0
         """Who was seen later has the higher one, whatever the clocks say; 0: not seen since its cursor was loaded."""
@@ -147,6 +150,8 @@ class Roster:
         """Move the cursor of a known subscriber."""
         if self._is_at_risk(known):
             self._at_risk = None
+        if known.epoch != epoch:
+            known.stored = Seq(0)
         known.epoch, known.seq = epoch, seq
 
     def attach(self, subscriber: Subscriber, known: Known | None, position: Seq) -> None:

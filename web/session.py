@@ -14,15 +14,11 @@ from actors.subscriber import Due, Ending, EventFrame, Live, Subscriber
 from storage.clock import Clock
 from storage.records import AcknowledgedBy, Seq
 from web import wire
-from web.edge.flood import FrameRate
+from web.edge.flood import Cost
 from web.errors import CloseCode
 from web.expiry import Expiry
 from web.records import Ack, Auth, Ping
 from web.tokens import Principal
-
-REPEATS_PER_SECOND_MAX: Final = 1000
-"""Acknowledgements of nothing new each second. Beyond, for five seconds in a row: they count as frames. Reason: others
-come only as often as events do; these might never end."""
 
 RETRY_SPREAD_SECONDS: Final = 5.0
 """Clients that are all sent away at once are told to come back at random within this time."""
@@ -43,7 +39,6 @@ class Session:
         "_clock",
         "_expiry",
         "_registry",
-        "_repeats",
         "_speaker",
         "_subscriber",
         "ack",
@@ -81,8 +76,6 @@ class Session:
         """Whether the client was told that its token is about to expire."""
         self._acknowledged = Seq(0)
         """The highest number the client has acknowledged here."""
-        self._repeats: FrameRate | None = None
-        """How many acknowledgements of nothing new come; `None`: none has."""
         self._subscriber = subscriber
         self._speaker = speaker
         self._registry = registry
@@ -90,12 +83,11 @@ class Session:
         self._clock = clock
         expiry.watch(self)
 
-    def received(self, message: str | bytes) -> bool:
+    def received(self, message: str | bytes) -> Cost:
         """Answer a message of the client; a wrong one gets an `error` frame and the connection stays.
 
         Returns:
-            Whether it counts towards the limit of frames a second: an acknowledgement does not, unless it is one of
-            very many that acknowledge nothing new.
+            What it costs: an acknowledgement of something new costs nothing.
         """
         try:
             if isinstance(message, bytes):
@@ -103,9 +95,9 @@ class Session:
             return self._act_on(wire.decode_client_frame(message))
         except wire.FrameError as error:
             self.say("error", wire.error_data(error.code, error.detail))
-            return True
+            return Cost.FRAME
 
-    def _act_on(self, frame: Ping | Ack | Auth) -> bool:
+    def _act_on(self, frame: Ping | Ack | Auth) -> Cost:
         match frame:
             case Ping():
                 self.say("pong", frame.data)
@@ -115,20 +107,17 @@ class Session:
                 self._expiry.renew(self, frame.token)
             case _:
                 assert_never(frame)
-        return True
+        return Cost.FRAME
 
-    def _take_ack(self, seq: Seq) -> bool:
+    def _take_ack(self, seq: Seq) -> Cost:
         if self.ack is None:
             raise wire.FrameError("invalid_field", "ack is not for a connection that peeks: it has no cursor")
         if not self._registry.acknowledge(self._subscriber, seq, "app", answer=True):
             raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
-        if seq > self._acknowledged:
-            self._acknowledged = seq
-            return False
-        now = self._clock.monotonic()
-        if self._repeats is None:
-            self._repeats = FrameRate(now)
-        return self._repeats.exceeded(now, REPEATS_PER_SECOND_MAX)
+        if seq <= self._acknowledged:
+            return Cost.REPEAT
+        self._acknowledged = seq
+        return Cost.NOTHING
 
     def renewed(self, who: Principal) -> None:
         """A newer token of the same subject was accepted (PROTOCOL section 9)."""

@@ -79,6 +79,7 @@ async def _figures(services: Services, who: Principal) -> dict[str, object]:
         figures["node"] = {
             "actors": services.registry.actors,
             "connections": sum(connections.values()),
+            "aborted": services.hub.aborted,
         }
     return figures
 

@@ -15,6 +15,7 @@ from web.edge import frames
 from web.edge.adoption import NotAdoptable, adoption_of
 from web.edge.channel import Channel, ChannelLimits
 from web.edge.connection import Patience
+from web.edge.flood import Cost
 from web.edge.hub import Hub, open_hub
 from web.edge.lean import LeanWebsocket
 from web.edge.listening import listen_on_tcp
@@ -30,12 +31,12 @@ class Echo(Channel):
 
     __slots__ = ()
 
-    def received(self, message: str | bytes) -> bool:
+    def received(self, message: str | bytes) -> Cost:
         if isinstance(message, str):
             self.say(message.encode())
         else:
             self._reply(frames.binary_frame(message))
-        return True
+        return Cost.FRAME
 
 
 def echo_app(hub: Hub) -> QuartTrio:

@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from web.edge.flood import FrameRate
+from web.edge.flood import FLOOD_SECONDS, FRAMES_BURST_MAX, Allowance, Cost
+
+LOOK_SECONDS = 0.1
 
 
-def closed_after(per_second: float, seconds: float, *, jitter: float = 0.0) -> float | None:
-    """When a client that sends at this rate is closed, `None`: not within so many seconds."""
-    shake = random.Random(7)
-    rate = FrameRate(0.0)
-    for number in range(int(per_second * seconds)):
-        at = number / per_second + shake.random() * jitter
-        if rate.exceeded(at, 20):
-            return at
-    return None
+class Client:
+    """Sends steadily, is read while it may be, 32 frames at once at most, and is looked at ten times a second."""
+
+    def __init__(self, per_second: float, cost: Cost = Cost.FRAME, burst: int = 0) -> None:
+        self.allowance = Allowance(20, 0.0)
+        for _ in range(burst):
+            self.allowance.take(Cost.FRAME, 0.0)
+        self.per_second = per_second
+        self.cost = cost
+        self.read = 0
+
+    def closed_after(self, seconds: float) -> float | None:
+        """When it is closed, `None`: not within so many seconds."""
+        now, looked_at = 0.0, 0.0
+        while now < seconds:
+            now += 0.01
+            waiting = int(self.per_second * now) - self.read
+            if not self.allowance.is_empty:
+                for _ in range(min(32, waiting)):
+                    self.allowance.take(self.cost, now)
+                    self.read += 1
+            if now >= looked_at + LOOK_SECONDS:
+                looked_at = now
+                if self.allowance.look(now):
+                    return now
+        return None
 
 
-@pytest.mark.parametrize("per_second", [21, 25, 100, 5000])
-def test_a_flood_is_closed_after_five_seconds(per_second: float) -> None:
-    at = closed_after(per_second, 20)
+@pytest.mark.parametrize("per_second", [30, 100, 5000])
+def test_a_flood_is_closed_five_seconds_after_its_allowance_was_used_up(per_second: float) -> None:
+    client = Client(per_second)
+    at = client.closed_after(60)
     assert at is not None
-    assert 5 <= at < 6
+    used_up_at = FRAMES_BURST_MAX / (per_second - 21)
+    assert used_up_at + FLOOD_SECONDS - 1 < at < used_up_at + FLOOD_SECONDS + 2
+    assert client.read <= FRAMES_BURST_MAX + 21 * at + 32
 
 
 @pytest.mark.parametrize("per_second", [1, 19, 20])
-@pytest.mark.parametrize("jitter", [0.0, 0.04])
-def test_a_busy_client_is_not(per_second: float, jitter: float) -> None:
-    assert closed_after(per_second, 600, jitter=jitter) is None
+@pytest.mark.parametrize("burst", [0, FRAMES_BURST_MAX])
+def test_a_busy_client_is_not(per_second: float, burst: int) -> None:
+    assert Client(per_second, burst=burst).closed_after(600) is None
 
 
 def test_bursts_with_pauses_are_not() -> None:
-    rate = FrameRate(0.0)
-    assert not any(rate.exceeded(second * 6.0 + n / 1000, 20) for second in range(50) for n in range(100))
+    allowance = Allowance(20, 0.0)
+    for burst in range(50):
+        for frame in range(FRAMES_BURST_MAX):
+            allowance.take(Cost.FRAME, burst * 6.0 + frame / 1000)
+        for look in range(1, 60):
+            assert not allowance.look(burst * 6.0 + look / 10)
+
+
+def test_what_confirms_something_new_is_free() -> None:
+    assert Client(5000, Cost.NOTHING).closed_after(60) is None
+
+
+def test_a_hundred_repeats_a_second_are_free_and_more_take_from_the_allowance() -> None:
+    assert Client(100, Cost.REPEAT).closed_after(600) is None
+    assert Client(119, Cost.REPEAT).closed_after(600) is None
+    client = Client(5000, Cost.REPEAT)
+    at = client.closed_after(60)
+    assert at is not None
+    assert client.read <= 2 * FRAMES_BURST_MAX + 126 * at + 32
+
+
+def test_a_burst_beyond_the_allowance_is_read_later() -> None:
+    allowance = Allowance(20, 0.0)
+    for _ in range(FRAMES_BURST_MAX + 1):
+        assert not allowance.is_empty
+        allowance.take(Cost.FRAME, 0.0)
+    assert allowance.is_empty
+    assert not allowance.look(0.04)
+    assert allowance.is_empty
+    assert not allowance.look(0.1)
+    assert not allowance.is_empty

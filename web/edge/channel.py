@@ -15,7 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from web.edge import frames
-from web.edge.flood import FrameRate
+from web.edge.flood import Allowance, Cost
 from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Violation, sole_pong
 from web.errors import CloseCode
 from web.wire import PING_INTERVAL_SECONDS
@@ -23,8 +23,14 @@ from web.wire import PING_INTERVAL_SECONDS
 if TYPE_CHECKING:
     from web.edge.hub import Hub
 
-READ_BYTES: Final = 4 * 1024
-"""Bytes read from one socket before the others get their turn."""
+READ_BYTES_MAX: Final = 4 * 1024
+"""Bytes read from one socket before the others get their turn, of a frame that is known to be so long."""
+
+FRAMES_AT_ONCE_MAX: Final = 32
+"""Frames read from one socket before the others get their turn."""
+
+FRAME_BYTES_MIN: Final = 6
+"""The shortest frame of a client: opcode, length, mask (RFC 6455 section 5.2)."""
 
 REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and is cut off."""
@@ -50,7 +56,7 @@ class ChannelLimits:
     message_bytes_max: int = 8 * 1024
     """Largest message of a client, however many frames it comes in. Beyond: close 1009."""
     frames_per_second_max: int = 20
-    """Frames a client may send each second. Beyond, for five seconds in a row: close 1008."""
+    """Frames a client may send steadily. Beyond: it is read no faster, and closed if it goes on (`web.edge.flood`)."""
     silence_seconds: float = PING_INTERVAL_SECONDS
     """After so long without a sign of life the client is pinged."""
     pong_seconds: float = 10.0
@@ -107,6 +113,7 @@ class Channel:
     """
 
     __slots__ = (
+        "_allowance",
         "_closing",
         "_hub",
         "_inbound",
@@ -114,7 +121,6 @@ class Channel:
         "_pinged",
         "_pong",
         "_queued",
-        "_rate",
         "_replies",
         "_sock",
         "_stuck_since",
@@ -140,7 +146,8 @@ class Channel:
         self._pong: bytes | None = None
         self._inbound: Inbound | None = None
         """Kept only while a message is incomplete."""
-        self._rate: FrameRate | None = None
+        self._allowance: Allowance | None = None
+        """What the client may still send; `None`: all of it, it has sent nothing that costs."""
         self._pinged = False
         """A ping of ours has not been answered."""
         self._queued = -1
@@ -153,13 +160,13 @@ class Channel:
 
     # For subclasses to fill
 
-    def received(self, message: str | bytes) -> bool:
-        """Act on a message of the client; whether it counts towards the rate limit."""
-        return True
+    def received(self, message: str | bytes) -> Cost:
+        """Act on a message of the client; what it costs."""
+        return Cost.FRAME
 
-    def ponged(self, payload: bytes) -> bool:
-        """A Pong has come; whether it counts towards the rate limit."""
-        return True
+    def ponged(self, payload: bytes) -> Cost:
+        """A Pong has come; what it costs."""
+        return Cost.REPEAT
 
     def compose_due(self) -> bytes:
         """What is due next beside replies; empty: nothing."""
@@ -271,15 +278,15 @@ class Channel:
     def _end(self, state: State, closing: Closing) -> None:
         if self.state > State.OPEN:
             return
-        has_socket = self.state is State.OPEN
+        has_socket, was_throttled = self.state is State.OPEN, self.is_throttled
         self.state, self._closing = state, closing
         if has_socket:
             self._close_within(self._hub.limits.accept_seconds)
+        if was_throttled or (has_socket and self.blocked):
+            self._watch()
         self.left()
         if not self.blocked:
             self.flush()
-        elif has_socket and state is State.FAILED:
-            self._hub.poller.watch(self.fd, read=False, write=True)
 
     def _close_within(self, seconds: float) -> None:
         assert self._closing is not None, "it ends"
@@ -311,10 +318,10 @@ class Channel:
                 return
             tail = b""
         self._tail = b""
-        if self.blocked:
+        was_blocked, self.blocked = self.blocked, self.state > State.OPEN
+        if was_blocked:
             # Only what was held is flushed while blocked.
-            self._hub.poller.watch(self.fd)
-        self.blocked = self.state > State.OPEN
+            self._watch()
         if self.state > State.HELD:
             self._said_goodbye()
 
@@ -323,10 +330,16 @@ class Channel:
         self._tail = tail
         if not self.blocked:
             self.blocked = progressed = True
-            self._hub.poller.watch(self.fd, read=self.state is not State.FAILED, write=True)
+            self._watch()
         if progressed:
             self._stuck_since = self._hub.clock.monotonic()
             self._queued = -1
+
+    def _watch(self) -> None:
+        """Have the poller report what there is to do: reading, unless the client sent too much; writing the rest."""
+        is_unsent = bool(self._tail)
+        is_deaf = self.state is State.FAILED and is_unsent
+        self._hub.poller.watch(self.fd, read=not (is_deaf or self.is_throttled), write=is_unsent)
 
     def _compose(self) -> bytes:
         """What comes next on the wire; empty: nothing."""
@@ -360,7 +373,7 @@ class Channel:
     def on_readable(self) -> None:
         """Take what the client sent."""
         try:
-            data = self._sock.recv(READ_BYTES)
+            data = self._sock.recv(self._bytes_wanted)
         except BlockingIOError:
             return
         except OSError:
@@ -374,14 +387,26 @@ class Channel:
         if closing is not None and (self.state is State.FAILED or closing.is_answered):
             return
         if closing is None and self._inbound is None and (payload := sole_pong(data)) is not None:
-            if self.ponged(payload):
-                self._count_frame()
+            self._pay(self.ponged(payload))
             return
         self._decode(data)
         if closing is not None and self.state is State.HELD:
             closing.heard_bytes += len(data)
             if closing.heard_bytes > HELD_BYTES_MAX:
                 self.release()
+
+    @property
+    def _bytes_wanted(self) -> int:
+        """What to read at once: no more frames than others can wait for, whatever their size."""
+        if self._closing is not None and (self.state is State.FAILED or self._closing.is_answered):
+            return READ_BYTES_MAX  # it is thrown away
+        missing = 0 if self._inbound is None else self._inbound.missing_bytes
+        return min(READ_BYTES_MAX, missing + FRAMES_AT_ONCE_MAX * FRAME_BYTES_MIN)
+
+    @property
+    def is_throttled(self) -> bool:
+        """Whether the client has sent all it may for now: it is not read from, and need not answer."""
+        return self.state is State.OPEN and self._allowance is not None and self._allowance.is_empty
 
     @property
     def _has_answered(self) -> bool:
@@ -416,25 +441,41 @@ class Channel:
             return
         match one:
             case Message():
-                counts = self.received(one.data)
+                cost = self.received(one.data)
             case Fragment():
-                counts = True
+                cost = Cost.FRAME
             case Control(is_ping=True):
                 # One answer is enough for several Pings (RFC 6455 section 5.5.3), so nothing piles up here.
                 self._pong = frames.pong(one.payload)
                 if not self.blocked:
                     self.flush()
-                counts = True
+                cost = Cost.FRAME
             case Control():
-                counts = self.ponged(one.payload)
-        if counts:
-            self._count_frame()
+                cost = self.ponged(one.payload)
+        self._pay(cost)
 
-    def _count_frame(self) -> None:
-        if self._rate is None:
-            self._rate = FrameRate(self.heard_at)
-        if self._rate.exceeded(self.heard_at, self._hub.limits.frames_per_second_max):
+    def _pay(self, cost: Cost) -> None:
+        if cost is Cost.NOTHING or self.state is not State.OPEN:
+            return
+        if self._allowance is None:
+            self._allowance = Allowance(self._hub.limits.frames_per_second_max, self.heard_at)
+        was_empty = self._allowance.is_empty
+        self._allowance.take(cost, self.heard_at)
+        if self._allowance.is_empty and not was_empty:
+            self._hub.throttle(self)
+            self._watch()
+
+    def look_at_allowance(self, now: float) -> bool:
+        """Read on if the client may send again, or close if it floods; False: it need not be looked at any more."""
+        if self.state is not State.OPEN or self._allowance is None:
+            return False
+        was_empty = self._allowance.is_empty
+        if self._allowance.look(now):
             self._flooded()
+            return False
+        if was_empty and not self._allowance.is_empty:
+            self._watch()
+        return not self._allowance.is_calm
 
     def _take_close(self, one: Close) -> None:
         closing = self._closing
@@ -458,6 +499,8 @@ class Channel:
         """Look after a connection that is blocked, or silent for long."""
         if self._closing is not None:
             self._watch_end(self._closing, now)
+        elif self.is_throttled:
+            self._stuck_since = now
         elif self.blocked or self._pinged:
             self._watch_progress(now)
         else:
@@ -465,7 +508,7 @@ class Channel:
             self._reply(frames.ping(b""))
 
     def _watch_end(self, closing: Closing, now: float) -> None:
-        if now < closing.deadline:
+        if now < max(closing.deadline, self._hub.resumed_at + self._hub.limits.closing_seconds):
             return
         if self._tail or closing.goodbye is not None:
             self._abort_stalled(f"it did not take its goodbye within {self._hub.limits.accept_seconds:g} s")
@@ -479,11 +522,18 @@ class Channel:
             self._queued, self._stuck_since = queued, now
         has_left = not self.blocked and not queued
         patience = self._hub.limits.pong_seconds if has_left else self._hub.limits.accept_seconds
-        if now - self._stuck_since >= patience:
-            what = "answered no Ping" if has_left else "accepted no byte"
-            self._abort_stalled(f"it {what} for {patience:g} s")
+        if now - max(self._stuck_since, self._hub.resumed_at) < patience:
+            return
+        if has_left:
+            # What has come in time may lie unread, behind others.
+            self.on_readable()
+            if self.state is not State.OPEN or not self._pinged:
+                return
+        what = "answered no Ping" if has_left else "accepted no byte"
+        self._abort_stalled(f"it {what} for {patience:g} s")
 
     def _abort_stalled(self, why: str) -> None:
+        self._hub.aborted += 1
         self.stalled(why)
         self.abort(f"stalled: {why}")
 

@@ -1,36 +1,92 @@
-"""Telling a flood of frames from a busy client (PROTOCOL section 3). Pure; the time is an argument."""
+"""How much a client may send (PROTOCOL section 4): token buckets. Pure; the time is an argument.
+
+Whoever has used up its allowance is not read from until some of it is back: TCP then slows it down. Whoever goes on
+all the same for `FLOOD_SECONDS` floods.
+"""
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Final
 
-FLOOD_SECONDS: Final = 5
-"""Seconds in a row with too many frames. Reason: a burst is no attack."""
+FRAMES_BURST_MAX: Final = 100
+"""Frames a client may send at once. Reason: a page that wakes up says a lot. Beyond: it is not read for a while."""
 
-JITTER_FRAMES: Final = 3
-"""So many too many within those seconds are forgiven. Reason: what is sent steadily does not arrive steadily."""
+REPEATS_PER_SECOND_MAX: Final = 100
+"""Acknowledgements and Pongs of nothing new that are free each second. Reason: others come only as often as events do,
+these might never end. Beyond: they take from the allowance of frames."""
+
+REFILL: Final = 1.05
+"""Allowances come back a little faster than they may be used. Reason: what is sent steadily does not arrive steadily,
+and what was late must not stay behind for ever."""
+
+FLOOD_SECONDS: Final = 5.0
+"""So long may a client use up its allowance again and again. Beyond: it floods."""
 
 
-class FrameRate:
-    """Counts the frames of one client, second by second."""
+class Cost(Enum):
+    """What a frame of a client takes."""
 
-    __slots__ = ("_began_at", "_excess", "_frames", "_seconds")
+    NOTHING = auto()
+    """It confirms something new: that comes only as often as events do."""
+    REPEAT = auto()
+    """It confirms what is confirmed already."""
+    FRAME = auto()
 
-    def __init__(self, now: float) -> None:
-        self._began_at = now
-        self._frames = 0
-        self._seconds = 0
-        """Seconds in a row with too many."""
-        self._excess = 0.0
-        """Frames beyond the limit in those seconds."""
 
-    def exceeded(self, now: float, per_second_max: int) -> bool:
-        """Count a frame; whether there have been more than `per_second_max` a second for `FLOOD_SECONDS`."""
-        elapsed = now - self._began_at
-        if elapsed >= 1.0:
-            excess = self._frames - per_second_max * elapsed
-            self._seconds, self._excess = (self._seconds + 1, self._excess + excess) if excess > 0 else (0, 0.0)
-            self._began_at = now
-            self._frames = 0
-        self._frames += 1
-        return self._seconds >= FLOOD_SECONDS and self._excess > JITTER_FRAMES
+class Allowance:
+    """What one client may send. Made with its first frame that costs something."""
+
+    __slots__ = ("_at", "_emptied", "_flooding_since", "_frames", "_per_second", "_repeats", "is_empty")
+
+    def __init__(self, per_second: int, now: float) -> None:
+        """A full one.
+
+        Args:
+            per_second: frames a client may send steadily.
+        """
+        self._per_second = per_second
+        self._frames = float(FRAMES_BURST_MAX)
+        """Below zero: as much was read at once beyond what was left."""
+        self._repeats = float(REPEATS_PER_SECOND_MAX)
+        self._at = now
+        self.is_empty = False
+        """The client is not to be read from."""
+        self._emptied = False
+        """It was used up since the last look."""
+        self._flooding_since: float | None = None
+        """Since when it was used up at every look."""
+
+    def take(self, cost: Cost, now: float) -> None:
+        """Pay for a frame that was read."""
+        self._refill(now)
+        if cost is Cost.REPEAT and self._repeats >= 1:
+            self._repeats -= 1
+            return
+        if cost is Cost.NOTHING:
+            return
+        self._frames -= 1
+        if self._frames < 0:
+            self.is_empty = self._emptied = True
+            if self._flooding_since is None:
+                self._flooding_since = now
+
+    def look(self, now: float) -> bool:
+        """To be called at every look; whether the client has used up its allowance at all of them for too long."""
+        self._refill(now)
+        if not self.is_empty and not self._emptied:
+            self._flooding_since = None
+        self._emptied = False
+        self.is_empty = self._frames < 0
+        return self._flooding_since is not None and now - self._flooding_since >= FLOOD_SECONDS
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether the client has stayed within its allowance since the look before the last."""
+        return self._flooding_since is None
+
+    def _refill(self, now: float) -> None:
+        elapsed, self._at = max(0.0, now - self._at), now
+        refill = elapsed * REFILL
+        self._frames = min(FRAMES_BURST_MAX, self._frames + refill * self._per_second)
+        self._repeats = min(REPEATS_PER_SECOND_MAX, self._repeats + refill * REPEATS_PER_SECOND_MAX)

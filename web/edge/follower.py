@@ -15,6 +15,7 @@ from storage.records import Seq
 from web import wire
 from web.edge import frames
 from web.edge.channel import Channel, State
+from web.edge.flood import Cost
 from web.edge.heartbeat import Heartbeat
 from web.edge.hub import Hub
 from web.edge.receipts import RECEIPT_EVENTS_MAX, receipt_ping, receipt_seq
@@ -131,15 +132,15 @@ class Follower(Channel):
         if self._heartbeat.is_due(subscriber.position, now) and subscriber.is_caught_up:
             self._session.say("heartbeat", wire.seq_data(subscriber.position))
 
-    def received(self, message: str | bytes) -> bool:
+    def received(self, message: str | bytes) -> Cost:
         return self._session.received(message)
 
-    def ponged(self, payload: bytes) -> bool:
+    def ponged(self, payload: bytes) -> Cost:
         seq = receipt_seq(payload)
         if seq is None or seq <= self._confirmed or not self._asks or not self._session.reached(seq):
-            return True
+            return Cost.REPEAT
         self._confirmed = seq
-        return False
+        return Cost.NOTHING
 
     def ask_receipt(self) -> None:
         if self.state is State.OPEN and self._asks and self._confirmed < self._subscriber.position:

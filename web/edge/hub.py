@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Final
 
 import trio
@@ -30,6 +31,13 @@ RECEIPTS_LOOK_SECONDS: Final = 0.1
 
 DEADLINES_LOOK_SECONDS: Final = 0.5
 """How often the connections' deadlines are looked at. Reason: they are seconds, and nobody counts on tenths."""
+
+TURN_SECONDS_MAX: Final = 0.005
+"""Time spent on sockets that are ready before everybody else gets a turn."""
+
+GAP_SECONDS: Final = 2.0
+"""Between two looks at deadlines: beyond, the process stood still (a pause of the machine), and clients could not be
+heard. Deadlines then begin anew."""
 
 LOOK_CHUNK: Final = 1024
 """Connections looked after between two checkpoints."""
@@ -85,6 +93,12 @@ class Hub:
         self._channels: dict[int, Channel] = {}
         self._beating: dict[Channel, None] = {}
         """Those whose clients asked for heartbeats."""
+        self._throttled: dict[Channel, None] = {}
+        """Those that have used up their allowance lately."""
+        self.resumed_at = -inf
+        """When the process went on after it had stood still."""
+        self.aborted = 0
+        """Connections cut off for what their clients did not do, since the start."""
         self._receipts = Receipts()
         self._spare: Inbound | None = None
         self._emptied = trio.Event()
@@ -109,6 +123,7 @@ class Hub:
         """Forget a channel whose socket is about to be closed."""
         self._beating.pop(channel, None)
         self._held.pop(channel, None)
+        self._throttled.pop(channel, None)
         if self._channels.get(channel.fd) is not channel:
             return
         del self._channels[channel.fd]
@@ -122,6 +137,10 @@ class Hub:
             return False
         self._held[channel] = self.clock.monotonic() + seconds
         return True
+
+    def throttle(self, channel: Channel) -> None:
+        """A client has used up its allowance: look when it may send again."""
+        self._throttled[channel] = None
 
     def lend_inbound(self) -> Inbound:
         """A decoder; one that is idle again comes back through `return_inbound`."""
@@ -158,34 +177,45 @@ class Hub:
     async def _look_after_all(self) -> None:
         receipts_at = deadlines_at = self.clock.monotonic()
         while True:
-            await self._serve_ready(min(receipts_at, deadlines_at))
+            # Sockets are served in every turn, however late it is; and the next look is due some time after this one.
+            await self._serve_ready(await self._ready_by(min(receipts_at, deadlines_at)))
             now = self.now = self.clock.monotonic()
             if now >= receipts_at:
                 self.tick = now
-                receipts_at = now + RECEIPTS_LOOK_SECONDS
                 self._release_due(now)
+                self._look_at_allowances(now)
                 await self._ask_for_receipts(now)
+                receipts_at = self.clock.monotonic() + RECEIPTS_LOOK_SECONDS
             if now >= deadlines_at:
-                deadlines_at = now + DEADLINES_LOOK_SECONDS
+                if now > deadlines_at + GAP_SECONDS:
+                    self.resumed_at = now
                 await self._look_at_deadlines(now)
                 await self._send_heartbeats(now)
+                deadlines_at = self.clock.monotonic() + DEADLINES_LOOK_SECONDS
 
-    async def _serve_ready(self, until: float) -> None:
+    async def _ready_by(self, until: float) -> Sequence[tuple[int, int]]:
+        """The sockets that are ready, as soon as there are some; those that are ready at this time, if it is over."""
         with trio.move_on_at(until):
-            ready = await self.poller.wait()
-            self.now = self.clock.monotonic()
-            for fd, events in ready:
-                # Closed since it was found ready, or its number given to a newer one: no harm is done.
-                channel = self._channels.get(fd)
-                if channel is None:
-                    continue
-                try:
-                    if events & WRITE:
-                        channel.flush()
-                    if events & ~WRITE and channel.state is not State.CLOSED:
-                        channel.on_readable()
-                except Exception as error:  # noqa: BLE001 - the boundary of a connection
-                    self.contain(channel, error)
+            return await self.poller.wait()
+        return self.poller.look()
+
+    async def _serve_ready(self, ready: Sequence[tuple[int, int]]) -> None:
+        self.now = turn_began = self.clock.monotonic()
+        for fd, events in ready:
+            # Closed since it was found ready, or its number given to a newer one: no harm is done.
+            channel = self._channels.get(fd)
+            if channel is None:
+                continue
+            try:
+                if events & WRITE:
+                    channel.flush()
+                if events & ~WRITE and channel.state is not State.CLOSED:
+                    channel.on_readable()
+            except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                self.contain(channel, error)
+            if self.clock.monotonic() - turn_began >= TURN_SECONDS_MAX:
+                await trio.lowlevel.checkpoint()
+                turn_began = self.clock.monotonic()
 
     async def _ask_for_receipts(self, now: float) -> None:
         for roster in self._receipts.take_due(now):
@@ -198,6 +228,14 @@ class Hub:
                         self.contain(channel, error)
                 if index % LOOK_CHUNK == 0:
                     await trio.lowlevel.checkpoint()
+
+    def _look_at_allowances(self, now: float) -> None:
+        for channel in list(self._throttled):
+            try:
+                if not channel.look_at_allowance(now):
+                    self._throttled.pop(channel, None)
+            except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                self.contain(channel, error)
 
     def _release_due(self, now: float) -> None:
         for channel in [one for one, until in self._held.items() if until <= now]:

@@ -78,6 +78,14 @@ class Inbound:
         decoder = self._decoder
         return not len(decoder.buffer) and decoder.header is None and self._messages.opcode is None
 
+    @property
+    def missing_bytes(self) -> int:
+        """How much of the frame that has begun is still to come."""
+        decoder = self._decoder
+        if decoder.header is None:
+            return 0
+        return max(0, decoder.header.payload_len - decoder.payload_consumed - len(decoder.buffer))
+
     def receive(self, data: bytes, message_bytes_max: int) -> Iterator[Received]:
         """What has become complete with `data`.
 

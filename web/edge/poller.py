@@ -40,6 +40,9 @@ class Poller(Protocol):
     async def wait(self) -> Sequence[tuple[int, int]]:
         """Pairs of a descriptor and `READ`, `WRITE` or both, at most `EVENTS_MAX`; possibly none. A checkpoint."""
 
+    def look(self) -> Sequence[tuple[int, int]]:
+        """As `wait`, but what is ready now; no checkpoint."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -61,6 +64,9 @@ class EpollPoller:
 
     async def wait(self) -> Sequence[tuple[int, int]]:
         await trio.lowlevel.wait_readable(self._epoll.fileno())
+        return self.look()
+
+    def look(self) -> Sequence[tuple[int, int]]:
         return self._epoll.poll(0, EVENTS_MAX)
 
     def close(self) -> None:
@@ -84,6 +90,9 @@ class SelectorPoller:
 
     async def wait(self) -> Sequence[tuple[int, int]]:
         await trio.sleep(LOOK_SECONDS)
+        return self.look()
+
+    def look(self) -> Sequence[tuple[int, int]]:
         found = self._selector.select(0) if self._selector.get_map() else []
         return [
             (key.fd, (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0))
