@@ -306,7 +306,7 @@ class DiagnosisActor:
 
     async def _subscribe(self, envelope: Envelope, message: Subscribe) -> None:
         """Attach a connection. Its start is stored as its cursor first, so that it is known from now on."""
-        # Before anything of it reaches the store or the roster: whoever may not follow moves no cursor, and ends nobody.
+        # Before anything of it reaches store or roster: whoever may not follow moves no cursor, and ends nobody.
         if not await self._judged([envelope]):
             return
         subscriber, ring = message.subscriber, self._ring
