@@ -8,6 +8,7 @@ started by the supervisor, finishes it. Expected refusals of the store are answe
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -46,6 +47,7 @@ from storage.records import (
     Appended,
     Cursor,
     CursorMove,
+    Epoch,
     Event,
     NewAuditRow,
     NewEvent,
@@ -57,6 +59,9 @@ from storage.store import Store
 
 BATCH_EVENTS_MAX: Final = 64
 """Publishes stored in one append. Reason: their receipts leave together. Beyond: the next append."""
+
+BATCH_SUBSCRIBERS_MAX: Final = 64
+"""Subscribers whose starts are stored in one operation. Reason: a publisher behind them waits. Beyond: the next one."""
 
 FANOUT_CHUNK: Final = 256
 """Subscribers served between two checkpoints. Reason: other actors and sockets get their turn."""
@@ -78,6 +83,23 @@ class Hands:
     """Taken from the mailbox, not answered yet."""
     retries: list[Envelope] = field(default_factory=list)
     """Were in hand at a crash and never reached the store: done again, one by one, before the mailbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A connection that begins where its subscriber's cursor is not stored yet."""
+
+    envelope: Envelope
+    subscriber: Subscriber
+    plan: Plan
+    at: Moment
+
+    def move(self, diagnosis_id: str, epoch: Epoch) -> CursorMove:
+        """The cursor to store."""
+        by: AcknowledgedBy | None = "app" if self.plan.acknowledges else None
+        acknowledged_at = None if by is None else self.at.wall
+        cursor, seen_at = self.plan.cursor, self.at.reckoned
+        return CursorMove(diagnosis_id, self.subscriber.id, epoch, cursor, seen_at, by, acknowledged_at)
 
 
 class DiagnosisActor:
@@ -186,9 +208,9 @@ class DiagnosisActor:
     async def _handle(self, envelope: Envelope) -> None:
         match envelope.message:
             case Publish():
-                await self._publish(self._batch(envelope))
+                await self._publish(self._batch(envelope, Publish, BATCH_EVENTS_MAX))
             case Subscribe():
-                await self._subscribe(envelope, envelope.message)
+                await self._subscribe(self._batch(envelope, Subscribe, BATCH_SUBSCRIBERS_MAX))
             case Inspect():
                 self._answer(envelope, self._ring.window)
             case Trace():
@@ -228,17 +250,17 @@ class DiagnosisActor:
                 self._refuse(envelope, refused)
         return allowed
 
-    # Publishing
-
-    def _batch(self, first: Envelope) -> list[Envelope]:
-        """`first` and the publishes right behind it; a retry stays alone, so that it can only crash itself."""
+    def _batch(self, first: Envelope, kind: type[Publish | Subscribe], most: int) -> list[Envelope]:
+        """`first` and those of its kind right behind it; a retry stays alone, so that it can only crash itself."""
         batch = [first]
-        while not first.crashes and len(batch) < BATCH_EVENTS_MAX:
-            if (envelope := self._mailbox.receive_publish_nowait()) is None:
+        while not first.crashes and len(batch) < most:
+            if (envelope := self._mailbox.receive_nowait(kind)) is None:
                 break
             self._hands.holding.append(envelope)
             batch.append(envelope)
         return batch
+
+    # Publishing
 
     async def _publish(self, received: Sequence[Envelope]) -> None:
         # No checkpoint until the store has them: what is judged here is true of the append.
@@ -304,67 +326,107 @@ class DiagnosisActor:
 
     # Subscribing
 
-    async def _subscribe(self, envelope: Envelope, message: Subscribe) -> None:
-        """Attach a connection. Its start is stored as its cursor first, so that it is known from now on."""
-        # Before anything of it reaches store or roster: whoever may not follow moves no cursor, and ends nobody.
-        if not await self._judged([envelope]):
-            return
+    async def _subscribe(self, batch: Sequence[Envelope]) -> None:
+        """Attach connections, in order. The start of each is stored as its cursor first: it is known from then on."""
+        waiting = batch
+        while waiting:
+            # Before anything of them reaches store or roster: whoever may not follow moves no cursor, and ends nobody.
+            starts, waiting = self._begin(await self._judged(waiting))
+            if starts:
+                await self._store_starts(starts)
+            elif waiting and not await self._makes_room_for(waiting[0]):
+                waiting = waiting[1:]
+
+    def _begin(self, judged: Sequence[Envelope]) -> tuple[list[Start], Sequence[Envelope]]:
+        """Attach those whose start need not be stored.
+
+        Returns:
+            The starts to store, and the messages behind them that must wait for it; no starts: the first of those
+            messages waits for room among the devices of its user.
+        """
+        starts: dict[SubscriberId, Start] = {}
+        coming: Counter[str | None] = Counter()
+        for index, envelope in enumerate(judged):
+            assert isinstance(envelope.message, Subscribe), "a batch holds one kind"
+            subscriber_id = envelope.message.subscriber.id
+            if subscriber_id in starts and not envelope.message.peeks:
+                return list(starts.values()), judged[index:]
+            start = self._start_of(envelope, envelope.message)
+            if start is None:
+                continue
+            if subscriber_id not in self._everyone_known:
+                if not self._roster.has_room_for(subscriber_id, coming[subscriber_id.sub]):
+                    return list(starts.values()), judged[index:]
+                coming[subscriber_id.sub] += subscriber_id.device is not None
+            starts[subscriber_id] = start
+        return list(starts.values()), ()
+
+    def _start_of(self, envelope: Envelope, message: Subscribe) -> Start | None:
+        """Where a connection begins, if that is to be stored; `None`: it is attached already."""
         subscriber, ring = message.subscriber, self._ring
         self._roster.detach(subscriber)  # the former incarnation may have attached it before it crashed
-        if message.peeks:
-            decided = plan(ring.window, message.wanted, None)
-            if not subscriber.gone:
-                self._roster.attach(subscriber, None, decided.position)
-            self._answer(envelope, Admission(ring.window, decided))
-            return
-        known = self._everyone_known.get(subscriber.id)
+        known = None if message.peeks else self._everyone_known.get(subscriber.id)
         decided = plan(ring.window, message.wanted, None if known is None else (known.epoch, known.seq))
-        now = self._store.moment()
+        if message.peeks:
+            self._attach(envelope, subscriber, None, decided)
+            return None
+        if known is not None and known.epoch == ring.epoch and decided.cursor <= known.seq:
+            self._keeper.seen(known)
+            self._attach(envelope, subscriber, known, decided)
+            return None
+        return Start(envelope, subscriber, decided, self._store.moment())
+
+    async def _makes_room_for(self, envelope: Envelope) -> bool:
+        """Forget a device of a newcomer's user; False: that cannot be, and the newcomer was refused."""
+        assert isinstance(envelope.message, Subscribe), "it is one that waits for room"
         try:
-            if known is None or known.epoch != ring.epoch or decided.cursor > known.seq:
-                known = await self._make_known(subscriber.id, decided, now)
-            else:
-                self._keeper.seen(known)
+            await self._drop_known([self._roster.device_to_forget(envelope.message.subscriber.id)])
         except (StorageError, DevicesExhausted) as refusal:
             self._refuse(envelope, refusal)
-            return
-        if not subscriber.gone:
-            # It may have been forgotten while its start was stored: then it is known anew.
-            self._roster.attach(subscriber, self._roster.learn(known), decided.position)
-        self._answer(envelope, Admission(ring.window, decided))
+            return False
+        return True
 
-    async def _make_known(self, subscriber_id: SubscriberId, decided: Plan, now: Moment) -> Known:
-        """As `_store_start`, and again if a user is erased meanwhile: an erasure takes what was stored before it."""
+    async def _store_starts(self, starts: Sequence[Start]) -> None:
+        """Make subscribers known from where they begin, or move known ones there, and attach their connections."""
+        epoch = self._ring.epoch
+        moves = [start.move(self._diagnosis_id, epoch) for start in starts]
         while True:
             erasures = self._roster.erasures
-            known = await self._store_start(subscriber_id, decided, now)
+            try:
+                stored = await self._store.move_cursors(moves)
+            except StorageError as refusal:
+                for start in starts:
+                    self._refuse(start.envelope, refusal)
+                return
+            # An erasure takes what was stored before it: if a user was erased meanwhile, it is stored again.
             if erasures == self._roster.erasures:
-                return known
+                break
+        for start, move, seq in zip(starts, moves, stored, strict=True):
+            if seq is None:
+                self._refuse(start.envelope, NoSuchDiagnosis(self._diagnosis_id))
+            else:
+                self._attach(start.envelope, start.subscriber, self._learn(move, seq), start.plan)
 
-    async def _store_start(self, subscriber_id: SubscriberId, decided: Plan, now: Moment) -> Known:
-        """Make a subscriber known from the cursor of `decided` on, or move a known one there."""
-        if subscriber_id not in self._everyone_known:
-            longest_unseen = self._roster.device_to_forget(subscriber_id)
-            if longest_unseen is not None:
-                await self._drop_known([longest_unseen])
-        epoch = self._ring.epoch
-        by: AcknowledgedBy | None = "app" if decided.acknowledges else None
-        acknowledged_at = None if by is None else now.wall
-        move = CursorMove(self._diagnosis_id, subscriber_id, epoch, decided.cursor, now.reckoned, by, acknowledged_at)
-        (stored,) = await self._store.move_cursors([move])
-        if stored is None:
-            raise NoSuchDiagnosis(self._diagnosis_id)
-        known = self._everyone_known.get(subscriber_id)
+    def _learn(self, move: CursorMove, stored: Seq) -> Known:
+        """The subscriber whose cursor was stored."""
+        known = self._everyone_known.get(move.subscriber)
         if known is None:
-            known = Known(self._diagnosis_id, Cursor(subscriber_id, epoch, stored, now.reckoned, acknowledged_at, by))
-            self._keeper.saw(known)
-            return self._roster.learn(known)
-        if known.epoch != epoch or stored > known.seq:
-            known.acknowledged(acknowledged_at, by)
-        self._roster.advance(known, epoch, max(known.seq_in(epoch), stored))
-        known.stored = max(known.stored, stored)
+            first = Cursor(
+                move.subscriber, move.epoch, stored, move.seen_at, move.acknowledged_at, move.acknowledged_by
+            )
+            known = self._roster.learn(Known(self._diagnosis_id, first))
+        else:
+            if known.epoch != move.epoch or stored > known.seq:
+                known.acknowledged(move.acknowledged_at, move.acknowledged_by)
+            self._roster.advance(known, move.epoch, max(known.seq_in(move.epoch), stored))
+            known.stored = max(known.stored, stored)
         self._keeper.saw(known)
         return known
+
+    def _attach(self, envelope: Envelope, subscriber: Subscriber, known: Known | None, decided: Plan) -> None:
+        if not subscriber.gone:
+            self._roster.attach(subscriber, known, decided.position)
+        self._answer(envelope, Admission(self._ring.window, decided))
 
     async def _drop_known(self, subscribers: Sequence[SubscriberId]) -> int:
         """Forget known subscribers, here and in the store; how many there were."""

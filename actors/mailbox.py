@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from actors.errors import Draining, MailboxFull
-from actors.messages import Envelope, Publish
+from actors.messages import Envelope, Publish, Subscribe
 
 CONTROLS_MAX: Final = 20_000
 """Messages other than publishes that may wait. Reason: everybody reconnects at once. Beyond: refused."""
@@ -67,12 +67,12 @@ class Mailbox:
             return self._taken(self._take_held())
         return self._taken(await self._receive.receive())
 
-    def receive_publish_nowait(self) -> Envelope | None:
-        """The next message if it is here and is a publish."""
+    def receive_nowait(self, kind: type[Publish | Subscribe]) -> Envelope | None:
+        """The next message if it is here and is of this kind."""
         envelope = self._next_nowait()
         if envelope is None:
             return None
-        if not isinstance(envelope.message, Publish):
+        if not isinstance(envelope.message, kind):
             self._held = envelope
             return None
         return self._taken(envelope)

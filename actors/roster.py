@@ -5,6 +5,7 @@ Nothing here waits, so every method is atomic. The actor attaches; anybody may d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -101,6 +102,8 @@ class Roster:
         """Attached connections, oldest first."""
         self.known: dict[SubscriberId, Known] | None = None
         """All known subscribers; `None` until the first incarnation has loaded them. Changed by methods here alone."""
+        self._devices: Counter[str | None] = Counter()
+        """Known named devices of each user (`None`: of all anonymous ones)."""
         self.erasures = 0
         """How often a user was forgotten here."""
         self._left_out: set[str] = set()
@@ -118,6 +121,8 @@ class Roster:
         if self._left_out:
             known = {one: cursor for one, cursor in known.items() if one.sub not in self._left_out}
             self._left_out.clear()
+        if known is not self.known:
+            self._devices = Counter(one.sub for one in known if one.device is not None)
         self.ring, self.known = ring, known
         self._at_risk = None
 
@@ -125,6 +130,8 @@ class Roster:
         """Know a subscriber from now on; the one that is known by this name already comes first."""
         assert self.known is not None, "nobody becomes known before the others are loaded"
         self._at_risk = None
+        if known.id not in self.known and known.id.device is not None:
+            self._devices[known.id.sub] += 1
         return self.known.setdefault(known.id, known)
 
     def knows(self, known: Known) -> bool:
@@ -135,7 +142,12 @@ class Roster:
         """Do not know a subscriber any more, who has no connection; `None`: it was not known."""
         assert self.known is not None, "nobody is forgotten before the others are loaded"
         self._at_risk = None
-        return self.known.pop(subscriber_id, None)
+        known = self.known.pop(subscriber_id, None)
+        if known is not None and subscriber_id.device is not None:
+            self._devices[subscriber_id.sub] -= 1
+            if not self._devices[subscriber_id.sub]:
+                del self._devices[subscriber_id.sub]
+        return known
 
     def forget_user(self, sub: str) -> None:
         """Do not know a user any more, who has no connection; also if the known subscribers are being loaded."""
@@ -254,17 +266,17 @@ class Roster:
         before = judged - UNSEEN_SECONDS_MAX
         return [one.id for one in known.values() if not one.connections and one.seen_at <= before]
 
-    def device_to_forget(self, newcomer: SubscriberId) -> SubscriberId | None:
-        """The device that must go so that `newcomer` can become known; `None`: there is room.
+    def has_room_for(self, newcomer: SubscriberId, coming: int) -> bool:
+        """Whether `newcomer` can become known beside so many devices of its user that are about to."""
+        return newcomer.device is None or self._devices[newcomer.sub] + coming < DEVICES_MAX
+
+    def device_to_forget(self, newcomer: SubscriberId) -> SubscriberId:
+        """The device that must go so that `newcomer` can become known, for whom there is no room.
 
         Raises:
             DevicesExhausted: all of this user's devices are connected.
         """
-        if newcomer.device is None:
-            return None
-        devices = list(self._devices_of(newcomer.sub))
-        if len(devices) < DEVICES_MAX:
-            return None
+        devices = self._devices_of(newcomer.sub)
         away = [one for one in devices if not one.connections]
         if not away:
             raise DevicesExhausted(f"at most {DEVICES_MAX} devices of one user can follow a diagnosis")
