@@ -8,6 +8,7 @@ started by the supervisor, finishes it. Expected refusals of the store are answe
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,12 @@ BATCH_EVENTS_MAX: Final = 64
 
 BATCH_SUBSCRIBERS_MAX: Final = 64
 """Subscribers whose starts are stored in one operation. Reason: a publisher behind them waits. Beyond: the next one."""
+
+PAGE_CURSORS: Final = 2000
+"""Cursors read from the store at once. Reason: some milliseconds, in which nothing is committed."""
+
+TRACED_AT_ONCE_MAX: Final = 5000
+"""Known subscribers looked at between two checkpoints."""
 
 FANOUT_CHUNK: Final = 256
 """Subscribers served between two checkpoints. Reason: other actors and sockets get their turn."""
@@ -141,7 +148,7 @@ class DiagnosisActor:
         settled = await self._settle_appends()
         await self._load()
         self._answer_publishes(settled, len(self._roster.subscribers))
-        self._roster.wake_all()
+        await self._roster.wake_all()
         while True:
             while self._hands.retries:
                 envelope = self._hands.retries.pop(0)
@@ -168,8 +175,7 @@ class DiagnosisActor:
             ring.append(event.seq, self._render(self._diagnosis_id, event))
         if self._roster.known is None:
             await self._flush_cursors()
-            cursors = await self._store.cursors(self._diagnosis_id)
-            known = {one.subscriber: Known(self._diagnosis_id, one) for one in cursors}
+            known = await self._load_known()
         else:
             known = self._roster.known
         self._roster.begin(ring, known)
@@ -177,6 +183,18 @@ class DiagnosisActor:
             # A full disk is no reason not to start: the next incarnation forgets them as well.
             with contextlib.suppress(Busy, Failed):
                 await self._drop_known(unseen)
+
+    async def _load_known(self) -> dict[SubscriberId, Known]:
+        """All known subscribers, a page after the other: a commit waits for a page of them, and so does everybody."""
+        known: dict[SubscriberId, Known] = {}
+        after: SubscriberId | None = None
+        while True:
+            page = await self._store.cursors(self._diagnosis_id, after=after, limit=PAGE_CURSORS)
+            for cursor in page:
+                known[cursor.subscriber] = Known(self._diagnosis_id, cursor)
+            if len(page) < PAGE_CURSORS:
+                return known
+            after = page[-1].subscriber
 
     async def _flush_cursors(self) -> None:
         """Have the cursors an earlier life of this diagnosis moved in the store before they are read from it.
@@ -214,11 +232,11 @@ class DiagnosisActor:
             case Inspect():
                 self._answer(envelope, self._ring.window)
             case Trace():
-                self._answer(envelope, self._trace(envelope.message.seq))
+                self._answer(envelope, await self._trace(envelope.message))
             case Purge():
                 await self._purge(envelope, envelope.message)
             case Evict():
-                self._evict(envelope.message.window)
+                await self._evict(envelope.message.window)
                 self._answer(envelope, self._ring.window)
             case Forget():
                 await self._forget(envelope, envelope.message)
@@ -304,7 +322,7 @@ class DiagnosisActor:
         """Give everyone the events above `before`, in chunks."""
         numbered = tuple(self._ring.frames_after(before, OUTBOX_EVENTS_MAX))
         if not numbered:  # they were dropped for their age between their commit and a look at the store
-            self._roster.wake_all()
+            await self._roster.wake_all()
             return
         burst = Burst(numbered[0][0], numbered[-1][0], tuple(frame for _, frame in numbered))
         for index, subscriber in enumerate(list(self._roster.subscribers), start=1):
@@ -451,7 +469,7 @@ class DiagnosisActor:
             self._refuse(envelope, refusal)
             return
         self._ring.raise_floor(purged.after)
-        self._roster.wake_all()
+        await self._roster.wake_all()
         self._answer(envelope, self._ring.window)
 
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
@@ -472,19 +490,18 @@ class DiagnosisActor:
         try:
             with _carried_out(), self._keeper.holding(meant):
                 cursors = await self._store.forget(self._diagnosis_id, named, audit)
-                # No checkpoint until the cursors are let go of: stored now, they would be there again.
-                ended = self._roster.end_where(picked, Ending.DISCONNECTED)
+                ended = await self._roster.end_in_turns(picked, Ending.DISCONNECTED)
                 self._forget_known(named)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return
         self._answer(envelope, Forgotten(ended, cursors))
 
-    def _evict(self, window: Window) -> None:
+    async def _evict(self, window: Window) -> None:
         # A diagnosis of this name may have been deleted and registered again since its events were dropped.
         if window.epoch == self._ring.epoch:
             self._ring.raise_floor(window)
-            self._roster.wake_all()
+            await self._roster.wake_all()
 
     async def _forget_unseen(self, envelope: Envelope) -> None:
         for known in self._everyone_known.values():
@@ -498,17 +515,24 @@ class DiagnosisActor:
             return
         self._answer(envelope, dropped)
 
-    def _trace(self, seq: Seq) -> tuple[Delivery, ...]:
+    async def _trace(self, message: Trace) -> tuple[Delivery, ...]:
+        everyone = list(self._everyone_known.values())
+        first: list[Known] = []
+        for begin in range(0, len(everyone), TRACED_AT_ONCE_MAX):
+            some = everyone[begin : begin + TRACED_AT_ONCE_MAX]
+            later = (one for one in some if message.after is None or one.id.order > message.after.order)
+            first = heapq.nsmallest(message.limit, (*first, *later), key=lambda one: one.id.order)
+            await trio.lowlevel.checkpoint()
         epoch = self._ring.epoch
         return tuple(
             Delivery(
                 one.id,
                 bool(one.connections),
                 one.seq_in(epoch),
-                self._state_of(seq, one),
+                self._state_of(message.seq, one),
                 *one.acknowledgement_in(epoch),
             )
-            for one in self._everyone_known.values()
+            for one in first
         )
 
     def _state_of(self, seq: Seq, known: Known) -> DeliveryState:

@@ -120,9 +120,13 @@ class Inspect(Asks[Window]):
 
 @dataclass(frozen=True, slots=True)
 class Trace(Asks[tuple[Delivery, ...]]):
-    """Say what became of one event, for every known subscriber."""
+    """Say what became of one event for known subscribers, by name."""
 
     seq: Seq
+    after: SubscriberId | None = None
+    """Only those whose names come after these; `None`: from the start."""
+    limit: int = 1000
+    """So many at most."""
 
 
 @dataclass(frozen=True, slots=True)

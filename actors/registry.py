@@ -20,7 +20,7 @@ from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
 from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
 from actors.ring import Ring
-from actors.roster import Roster, Watcher
+from actors.roster import AT_ONCE_MAX, Roster, Watcher
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
 from actors.trail import AccessTrail
@@ -137,10 +137,13 @@ class Registry(Watcher):
         """Move the cursor of a connection that has left up to its position; see `CursorKeeper.settle`."""
         self._keeper.settle(subscriber, by)
 
-    def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
-        """End the connections of one diagnosis that `which` picks; how many."""
+    async def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+        """End the connections of one diagnosis that `which` picks, and leave others their turn; how many.
+
+        Whoever is attached meanwhile is not looked at: take the right to be admitted away first.
+        """
         cell = self._cells.get(diagnosis_id)
-        return 0 if cell is None else cell.roster.end_where(which, ending)
+        return 0 if cell is None else await cell.roster.end_in_turns(which, ending)
 
     def count_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool]) -> int:
         """How many connections of one diagnosis `which` picks."""
@@ -151,9 +154,16 @@ class Registry(Watcher):
         """How many connections of all diagnoses `which` picks."""
         return sum(cell.roster.count_where(which) for cell in self._cells.values())
 
-    def end_everywhere(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
-        """End the connections of all diagnoses that `which` picks; how many."""
-        return sum(cell.roster.end_where(which, ending) for cell in list(self._cells.values()))
+    async def end_everywhere(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+        """As `end_where`, of all diagnoses."""
+        ended = looked_at = 0
+        for cell in list(self._cells.values()):
+            looked_at += len(cell.roster.subscribers)
+            ended += await cell.roster.end_in_turns(which, ending)
+            if looked_at >= AT_ONCE_MAX:
+                looked_at = 0
+                await trio.lowlevel.checkpoint()
+        return ended
 
     def is_connected(self, diagnosis_id: str, subscriber: SubscriberId) -> bool:
         """Whether this subscriber has an attached connection."""
@@ -166,10 +176,9 @@ class Registry(Watcher):
         cell = self._cells.get(diagnosis_id)
         return 0.0 if cell is None else max(0.0, cell.quarantined_until - self._clock.monotonic())
 
-    def end_all(self) -> None:
+    async def end_all(self) -> None:
         """The server stops: say goodbye to every connection."""
-        for cell in list(self._cells.values()):
-            cell.roster.end_where(lambda _: True, Ending.STOPPING)
+        await self.end_everywhere(lambda _: True, Ending.STOPPING)
 
     def evicted(self, diagnosis_id: str, window: Window) -> None:
         """The store has dropped old events: have the actor let go of them, if it is in memory.
@@ -204,7 +213,7 @@ class Registry(Watcher):
 
     async def disconnect_user(self, sub: str) -> int:
         """End every connection of a user, and have the access trail of them stored; how many there were."""
-        ended = self._end_user(sub)
+        ended = await self.end_everywhere(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
         if self._trail is not None:
             await self._trail.flush()
         return ended
@@ -212,19 +221,18 @@ class Registry(Watcher):
     def erase_user(self, sub: str, stand_in: str) -> int:
         """Forget a user in every actor and in all that waits to be stored; how many connections had to be ended.
 
+        Have them ended before, by `disconnect_user`: here nobody else gets a turn.
         To be called in the same stretch, without a checkpoint, as the store is asked to erase it: what has reached the
         store by then is erased there, and nothing of before reaches it later.
         """
-        ended = self._end_user(sub)
-        for cell in self._cells.values():
+        ended = 0
+        for cell in list(self._cells.values()):
+            ended += cell.roster.end_where(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
             cell.roster.forget_user(sub)
         self._keeper.discard_user(sub)
         if self._trail is not None:
             self._trail.rename(sub, stand_in)
         return ended
-
-    def _end_user(self, sub: str) -> int:
-        return self.end_everywhere(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
 
     async def restart(self, diagnosis_id: str) -> None:
         """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine.
@@ -251,14 +259,14 @@ class Registry(Watcher):
         while cell.state is not ActorState.PASSIVE and cell.history.incarnation == before:
             await cell.changed.wait()
 
-    def retire(self, diagnosis_id: str) -> None:
+    async def retire(self, diagnosis_id: str) -> None:
         """The diagnosis was deleted: end its connections, answer what waits, and forget its actor."""
         cell = self._cells.pop(diagnosis_id, None)
         if cell is None:
             return
         self._remember(cell)
-        cell.roster.end_where(lambda _: True, Ending.DELETED)
         cell.ask_for(Wish.RETIRE)
+        await cell.roster.end_in_turns(lambda _: True, Ending.DELETED)
 
     async def drain(self) -> None:
         """Take nothing new, finish what is in the mailboxes, store all cursors.
@@ -282,14 +290,12 @@ class Registry(Watcher):
         """Attached connections of every diagnosis that has any."""
         return {one.diagnosis_id: len(one.roster.subscribers) for one in self._cells.values() if one.roster.subscribers}
 
-    @property
-    def unacknowledged(self) -> dict[str, int]:
-        """What `Report.unacknowledged` says, for every actor that has loaded its outbox."""
-        return {
-            one.diagnosis_id: one.roster.unacknowledged()
-            for one in self._cells.values()
-            if one.roster.ring is not None and one.roster.known is not None
-        }
+    def unacknowledged(self, diagnosis_id: str) -> int | None:
+        """Retained events that some known subscriber has not acknowledged; `None`: the outbox is not in memory."""
+        cell = self._cells.get(diagnosis_id)
+        if cell is None or cell.roster.ring is None or cell.roster.known is None:
+            return None
+        return cell.roster.unacknowledged()
 
     @property
     def escalated(self) -> bool:

@@ -1,13 +1,17 @@
 """Who follows one diagnosis: attached connections and known subscribers. Outlives incarnations of its actor.
 
-Nothing here waits, so every method is atomic. The actor attaches; anybody may detach.
+Every method that is no `async def` is atomic; the others only leave others their turn. The actor attaches; anybody may
+detach.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
+
+import trio
 
 from actors.errors import DevicesExhausted
 from actors.ring import Ring
@@ -19,6 +23,9 @@ DEVICES_MAX: Final = 100
 
 UNSEEN_SECONDS_MAX: Final = 30 * 24 * 3600
 """A subscriber unseen for so long is forgotten (PROTOCOL section 2)."""
+
+AT_ONCE_MAX: Final = 128
+"""Connections ended or woken between two checkpoints: some milliseconds. Reason: everybody else gets a turn."""
 
 AT_RISK_LAG: Final = 80
 """A known subscriber more than so many events behind will lose some soon (PROTOCOL section 7)."""
@@ -112,6 +119,8 @@ class Roster:
         """Known subscribers with a connection."""
         self._at_risk: int | None = None
         """How many were at risk when they were last counted; `None`: that may have changed."""
+        self._lowest: Seq | None = None
+        """The lowest cursor of a known subscriber when it was last looked for; `None`: that may have changed."""
         self._safe_until = Seq(0)
         """As long as the head is not above this number, nobody else has come to be at risk."""
 
@@ -124,12 +133,12 @@ class Roster:
         if known is not self.known:
             self._devices = Counter(one.sub for one in known if one.device is not None)
         self.ring, self.known = ring, known
-        self._at_risk = None
+        self._at_risk = self._lowest = None
 
     def learn(self, known: Known) -> Known:
         """Know a subscriber from now on; the one that is known by this name already comes first."""
         assert self.known is not None, "nobody becomes known before the others are loaded"
-        self._at_risk = None
+        self._at_risk = self._lowest = None
         if known.id not in self.known and known.id.device is not None:
             self._devices[known.id.sub] += 1
         return self.known.setdefault(known.id, known)
@@ -141,7 +150,7 @@ class Roster:
     def forget(self, subscriber_id: SubscriberId) -> Known | None:
         """Do not know a subscriber any more, who has no connection; `None`: it was not known."""
         assert self.known is not None, "nobody is forgotten before the others are loaded"
-        self._at_risk = None
+        self._at_risk = self._lowest = None
         known = self.known.pop(subscriber_id, None)
         if known is not None and subscriber_id.device is not None:
             self._devices[subscriber_id.sub] -= 1
@@ -162,6 +171,8 @@ class Roster:
         """Move the cursor of a known subscriber."""
         if self._is_at_risk(known):
             self._at_risk = None
+        if self.ring is None or known.seq_in(self.ring.epoch) == self._lowest:
+            self._lowest = None
         if known.epoch != epoch:
             known.stored = Seq(0)
         known.epoch, known.seq = epoch, seq
@@ -219,14 +230,28 @@ class Roster:
             self.end(subscriber, ending)
         return len(picked)
 
+    async def end_in_turns(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+        """As `end_where`, and leave others their turn; whoever is attached meanwhile is not looked at."""
+        ended = 0
+        for index, subscriber in enumerate(list(self.subscribers), start=1):
+            if not subscriber.gone and which(subscriber):
+                self.end(subscriber, ending)
+                ended += 1
+            if index % AT_ONCE_MAX == 0:
+                await trio.lowlevel.checkpoint()
+        return ended
+
     def count_where(self, which: Callable[[Subscriber], bool]) -> int:
         """How many attached connections `which` picks."""
         return sum(1 for subscriber in self.subscribers if which(subscriber))
 
-    def wake_all(self) -> None:
-        """Have every attached connection look at the ring again."""
-        for subscriber in list(self.subscribers):
-            subscriber.transport.wake()
+    async def wake_all(self) -> None:
+        """Have every attached connection look at the ring again, and leave others their turn."""
+        for index, subscriber in enumerate(list(self.subscribers), start=1):
+            if not subscriber.gone:
+                subscriber.transport.wake()
+            if index % AT_ONCE_MAX == 0:
+                await trio.lowlevel.checkpoint()
 
     def counts(self) -> tuple[int, int, int]:
         """Known subscribers: how many are online, how many there are, how many are at risk."""
@@ -249,8 +274,10 @@ class Roster:
         """Retained events that some known subscriber has not acknowledged; all of them while nobody is known."""
         if self.ring is None:
             return 0
-        epoch, floor = self.ring.epoch, self.ring.floor
-        lowest = min((one.seq_in(epoch) for one in (self.known or {}).values()), default=floor)
+        floor = self.ring.floor
+        if self._lowest is None and self.known:
+            self._lowest = min(one.seq_in(self.ring.epoch) for one in self.known.values())
+        lowest = floor if self._lowest is None else self._lowest
         return self.ring.head - max(lowest, floor)
 
     def lagging(self, most: int) -> list[Known]:
@@ -258,7 +285,7 @@ class Roster:
         if self.ring is None or self.known is None:
             return []
         epoch = self.ring.epoch
-        return sorted(self.known.values(), key=lambda one: one.seq_in(epoch))[:most]
+        return heapq.nsmallest(most, self.known.values(), key=lambda one: one.seq_in(epoch))
 
     def unseen(self, judged: float) -> list[SubscriberId]:
         """Known subscribers that are not connected and were last seen too long ago, if it is now `judged`."""

@@ -194,12 +194,12 @@ class Supervisor:
             try:
                 await self._incarnate(cell).run()
                 return True
-            except NoSuchDiagnosis as refusal:
-                cell.refuse_all(refusal)
-                cell.roster.end_where(lambda _: True, Ending.DELETED)
-                return True
             except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
                 failure = error
+        if isinstance(failure, NoSuchDiagnosis):
+            cell.refuse_all(failure)
+            await cell.roster.end_in_turns(lambda _: True, Ending.DELETED)
+            return not cell.has_work
         if isinstance(failure, StorageError):
             return await self._after_refusal(cell, failure)
         if failure is not None:
@@ -290,7 +290,7 @@ class Supervisor:
                 self._limits.escalation_seconds,
             )
         cell.refuse_all(Quarantined(rest))
-        cell.roster.end_where(lambda _: True, Ending.QUARANTINED)
+        await cell.roster.end_in_turns(lambda _: True, Ending.QUARANTINED)
         wanted_to_rest = await self._rest(cell, rest)
         cell.intensity.reset()
         return wanted_to_rest or (cell.wish is Wish.NONE and not cell.has_work)

@@ -248,10 +248,12 @@ class MemoryStore:
         stream.cursors[move.subscriber] = new
         return new.seq
 
-    async def cursors(self, diagnosis_id: str) -> Sequence[Cursor]:
+    async def cursors(
+        self, diagnosis_id: str, *, after: SubscriberId | None = None, limit: int | None = None
+    ) -> Sequence[Cursor]:
         await trio.lowlevel.checkpoint()
-        found = self._stream(diagnosis_id).cursors.values()
-        return sorted(found, key=lambda one: (one.subscriber.sub or "", one.subscriber.device or ""))
+        found = sorted(self._stream(diagnosis_id).cursors.values(), key=lambda one: one.subscriber.order)
+        return [one for one in found if after is None or one.subscriber.order > after.order][:limit]
 
     @_change
     def forget(self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:

@@ -131,6 +131,11 @@ class SubscriberId:
     device: str | None
     """The name the client chose; `None`: all its unnamed connections together."""
 
+    @property
+    def order(self) -> tuple[str, str]:
+        """Orders subscribers by name: the anonymous before all users, unnamed connections before named devices."""
+        return self.sub or "", self.device or ""
+
 
 AcknowledgedBy = Literal["transport", "app"]
 """What acknowledged: a client's WebSocket library (Pong, Close), or the application above it (`ack`, a position)."""

@@ -348,8 +348,10 @@ class SqliteStore:
         storable.check(given)
         return await self._change(lambda db, now: transactions.move_cursors(db, given))
 
-    async def cursors(self, diagnosis_id: str) -> Sequence[Cursor]:
-        return await self._read(transactions.cursors, diagnosis_id)
+    async def cursors(
+        self, diagnosis_id: str, *, after: SubscriberId | None = None, limit: int | None = None
+    ) -> Sequence[Cursor]:
+        return await self._read(transactions.cursors, diagnosis_id, after, limit)
 
     async def forget(
         self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None

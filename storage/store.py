@@ -135,8 +135,10 @@ class Store(Protocol):
         was stored for it. A move above the diagnosis's head is stored as the head.
         """
 
-    async def cursors(self, diagnosis_id: str) -> Sequence[Cursor]:
-        """The cursors of all known subscribers, by (sub, device).
+    async def cursors(
+        self, diagnosis_id: str, *, after: SubscriberId | None = None, limit: int | None = None
+    ) -> Sequence[Cursor]:
+        """The cursors of known subscribers, by `SubscriberId.order`; those after `after`, at most `limit`.
 
         Raises:
             NoSuchDiagnosis: it is not registered.

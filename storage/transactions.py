@@ -118,34 +118,49 @@ def delete(db: sqlite3.Connection, diagnosis_id: str, now: float) -> Diagnosis:
 
 def diagnoses(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Diagnosis]:
     """A page of registered diagnoses, by id."""
-    return [
-        Diagnosis(public_id, found_owner, _viewers(db, dx), Epoch(epoch), created_at)
-        for dx, public_id, found_owner, epoch, created_at in db.execute(
-            "SELECT dx, public_id, owner, epoch, created_at FROM diagnosis"
-            " WHERE deleted_at IS NULL AND public_id > ? AND (? IS NULL OR owner = ?) ORDER BY public_id LIMIT ?",
-            (after, owner, owner, limit),
-        ).fetchall()
-    ]
+    return [outbox.diagnosis for outbox in _page(db, owner, after, limit, "NULL")]
 
 
 def count_diagnoses(db: sqlite3.Connection, owner: str | None) -> int:
     """How many diagnoses are registered."""
-    (count,) = db.execute(
-        "SELECT count(*) FROM diagnosis WHERE deleted_at IS NULL AND (? IS NULL OR owner = ?)", (owner, owner)
-    ).fetchone()
+    where, values = _registered(owner)
+    (count,) = db.execute(f"SELECT count(*) FROM diagnosis WHERE {where}", values).fetchone()  # noqa: S608 - see there
     return int(count)
 
 
 def outboxes(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Outbox]:
     """The same page as `diagnoses`, with windows and lowest cursors."""
-    found = []
-    for diagnosis in diagnoses(db, owner, after, limit):
-        dx = find(db, diagnosis.diagnosis_id)[0]
-        (lowest,) = db.execute(
-            "SELECT min(iif(epoch = ?, seq, 0)) FROM cursor WHERE dx = ?", (diagnosis.epoch, dx)
-        ).fetchone()
-        found.append(Outbox(diagnosis, _window(db, dx, diagnosis.epoch), None if lowest is None else Seq(lowest)))
-    return found
+    lowest = "(SELECT min(iif(cursor.epoch = diagnosis.epoch, seq, 0)) FROM cursor WHERE cursor.dx = diagnosis.dx)"
+    return _page(db, owner, after, limit, lowest)
+
+
+def _page(db: sqlite3.Connection, owner: str | None, after: str, limit: int, lowest: str) -> list[Outbox]:
+    where, values = _registered(owner)
+    rows = db.execute(
+        f"SELECT dx, public_id, owner, epoch, created_at, last_seq, floor, purged, {lowest}"  # noqa: S608 - constants
+        f" FROM diagnosis JOIN head USING (dx) WHERE {where} AND public_id > ? ORDER BY public_id LIMIT ?",
+        (*values, after, limit),
+    ).fetchall()
+    viewers: dict[int, list[str]] = {}
+    for dx, sub in db.execute(
+        "SELECT dx, sub FROM viewer WHERE dx IN (SELECT value FROM json_each(?)) ORDER BY dx, place",
+        (f"[{','.join(str(row[0]) for row in rows)}]",),
+    ):
+        viewers.setdefault(dx, []).append(sub)
+    return [
+        Outbox(
+            Diagnosis(public_id, found_owner, tuple(viewers.get(dx, ())), Epoch(epoch), created_at),
+            Window(Epoch(epoch), Seq(last_seq), Seq(floor), Seq(purged)),
+            None if lowest_cursor is None else Seq(lowest_cursor),
+        )
+        for dx, public_id, found_owner, epoch, created_at, last_seq, floor, purged, lowest_cursor in rows
+    ]
+
+
+def _registered(owner: str | None) -> tuple[str, tuple[str, ...]]:
+    """The condition of registered diagnoses, and its values; only those of `owner` if given, by their index."""
+    condition = "deleted_at IS NULL"
+    return (condition, ()) if owner is None else (f"{condition} AND owner = ?", (owner,))
 
 
 # Events
@@ -300,15 +315,16 @@ def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -
     return Seq(stored)
 
 
-def cursors(db: sqlite3.Connection, diagnosis_id: str) -> list[Cursor]:
-    """All cursors of a diagnosis."""
+def cursors(db: sqlite3.Connection, diagnosis_id: str, after: SubscriberId | None, limit: int | None) -> list[Cursor]:
+    """Cursors of a diagnosis, by subscriber."""
     dx, _ = find(db, diagnosis_id)
+    condition, values = ("", ()) if after is None else (" AND (sub, device) > (?, ?)", after.order)
     return [
         Cursor(SubscriberId(sub or None, device or None), Epoch(epoch), Seq(seq), *rest)
         for sub, device, epoch, seq, *rest in db.execute(
-            "SELECT sub, device, epoch, seq, seen_at, acknowledged_at, acknowledged_by FROM cursor"
-            " WHERE dx = ? ORDER BY sub, device",
-            (dx,),
+            "SELECT sub, device, epoch, seq, seen_at, acknowledged_at, acknowledged_by FROM cursor"  # noqa: S608 - a constant
+            f" WHERE dx = ?{condition} ORDER BY sub, device LIMIT ?",
+            (dx, *values, -1 if limit is None else limit),
         )
     ]
 

@@ -283,7 +283,7 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
     settings, stopping, hub = services.settings, services.stopping, services.hub
 
     async def say_goodbye() -> None:
-        services.registry.end_all()
+        await services.registry.end_all()
         await hub.drain()
 
     terms = Terms(

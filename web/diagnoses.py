@@ -41,7 +41,7 @@ def diagnoses(services: Services) -> Blueprint:
             judge_token(services, who)
             registered = await services.store.register(checked_id, wanted.owner, viewers, partial(_registering, who))
             lost = _lost_the_right(services, registered.diagnosis)
-            services.registry.end_where(checked_id, lost, Ending.VIEWER_REMOVED)
+            await services.registry.end_where(checked_id, lost, Ending.VIEWER_REMOVED)
             await services.store.barrier()
         return answer(_registration(registered.diagnosis), 201 if registered.created else 200)
 
@@ -60,7 +60,7 @@ def diagnoses(services: Services) -> Blueprint:
         with carried_through():
             judge_token(services, who)
             deleted = await services.store.delete(checked_id, partial(_deleting, who))
-            services.registry.retire(checked_id)
+            await services.registry.retire(checked_id)
             await services.store.barrier()
         return answer(_registration(deleted))
 

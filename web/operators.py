@@ -126,7 +126,7 @@ async def _disconnect(
         return answer(_disconnected(await ask_for(services, who, diagnosis_id, message)))
     judge_token(services, who)
     await services.store.record(act(Forgotten(services.registry.count_where(diagnosis_id, picked), 0)))
-    ended = services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
+    ended = await services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
     return answer(_disconnected(Forgotten(ended, 0)))
 
 

@@ -7,7 +7,7 @@ import base64
 from quart import Blueprint, Response, request
 
 from actors.messages import Delivery, Inspect, Trace
-from storage.records import Seq
+from storage.records import Seq, SubscriberId
 from web import rights, wire
 from web.access import ask_for, authenticate, authorized_diagnosis, authorized_to_follow
 from web.bodies import answer
@@ -38,29 +38,28 @@ def positions(services: Services) -> Blueprint:
         if not NUMBER.fullmatch(text) or not 1 <= int(text) <= window.head:
             raise Problem("invalid_field", f"seq must be an integer from 1 to the head, {window.head}")
         page = page_of(request.args)
-        found = await ask_for(services, who, diagnosis.diagnosis_id, Trace(Seq(int(text))))
-        after = _key_after(page.after)
-        later = sorted((one for one in found if _key(one) > after), key=_key)
-        return answer(page.of(later, _shown, lambda one: _bookmark(_key(one))))
+        trace = Trace(Seq(int(text)), _subscriber_of(page.after), page.limit + 1)
+        found = await ask_for(services, who, diagnosis.diagnosis_id, trace)
+        return answer(page.of(found, _shown, lambda one: _bookmark(one.subscriber)))
 
     return blueprint
 
 
-def _key(delivery: Delivery) -> str:
-    """Orders subscribers by name; neither name can hold the separator."""
-    return f"{delivery.subscriber.sub or ''}\n{delivery.subscriber.device or ''}"
+def _bookmark(subscriber: SubscriberId) -> str:
+    """A subscriber as it travels in a URL; neither name can hold the separator."""
+    return base64.urlsafe_b64encode("\n".join(subscriber.order).encode()).rstrip(b"=").decode()
 
 
-def _bookmark(key: str) -> str:
-    """A key as it travels in a URL."""
-    return base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
-
-
-def _key_after(bookmark: str) -> str:
+def _subscriber_of(bookmark: str) -> SubscriberId | None:
+    """The subscriber that a bookmark names; `None`: an empty one names none."""
+    if not bookmark:
+        return None
     try:
-        return base64.b64decode(bookmark + "=" * (-len(bookmark) % 4), b"-_", validate=True).decode()
+        text = base64.b64decode(bookmark + "=" * (-len(bookmark) % 4), b"-_", validate=True).decode()
+        sub, device = text.split("\n")
     except ValueError:
         raise Problem("invalid_field", "after must be the next of an earlier answer") from None
+    return SubscriberId(sub or None, device or None)
 
 
 def _shown(delivery: Delivery) -> dict[str, object]:

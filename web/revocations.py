@@ -45,7 +45,7 @@ def revocations(services: Services) -> Blueprint:
                 sub=wanted.sub, token_id=wanted.jti, leeway_seconds=LEEWAY_SECONDS, audit=partial(_adding, who)
             )
             services.revoked.add(made.revocation)
-            services.registry.end_everywhere(_is_covered(services.revoked), Ending.REVOKED)
+            await services.registry.end_everywhere(_is_covered(services.revoked), Ending.REVOKED)
             await services.store.barrier()
         return answer(_shown(made.revocation), 201)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from math import inf
+from typing import Final
 
+import trio
 from quart import Blueprint, Response
 
 from storage.records import Outbox, Seq
+from storage.store import Store
 from web import wire
 from web.access import authenticate
 from web.bodies import answer
@@ -15,21 +20,28 @@ from web.rights import may_operate
 from web.services import Services
 from web.tokens import Principal
 
-PAGE_DIAGNOSES = 1000
-"""Diagnoses read from the store at once."""
+PAGE_DIAGNOSES: Final = 250
+"""Diagnoses read from the store at once. Reason: commits wait for a page, some milliseconds."""
+
+DIAGNOSES_AT_ONCE: Final = 1000
+"""Diagnoses looked at between two checkpoints."""
+
+KEPT_SECONDS: Final = 1.0
+"""So old may be what is said of diagnoses whose outbox is not in memory."""
 
 
 def status(services: Services) -> Blueprint:
     """The routes that only look."""
     blueprint = Blueprint("status", __name__)
     release = version("avicenna-live")
+    overview = Overview(services)
 
     @blueprint.get("/ws/status")
     async def show_status() -> Response:
         who = authenticate(services, anonymous_allowed=services.settings.allow_anonymous)
         held_since = services.store.clock_held_since
         shown = {
-            **await _figures(services, who),
+            **await _figures(services, overview, who),
             "clock_held_since": None if held_since is None else wire.timestamp(held_since),
             "uptime_seconds": round(services.clock.monotonic() - services.started_at, 3),
             "version": release,
@@ -56,7 +68,27 @@ def status(services: Services) -> Blueprint:
     return blueprint
 
 
-async def _figures(services: Services, who: Principal) -> dict[str, object]:
+class Overview:
+    """The outboxes of all registered diagnoses, read once for all who ask within `KEPT_SECONDS`."""
+
+    def __init__(self, services: Services) -> None:
+        self._store = services.store
+        self._clock = services.clock
+        self._reading = trio.Lock()
+        self._read_at = -inf
+        self._outboxes: list[Outbox] = []
+
+    async def outboxes(self) -> Sequence[Outbox]:
+        """All of them, by id, as they were `KEPT_SECONDS` ago at most; how many there are is looked at anew."""
+        async with self._reading:
+            is_old = self._clock.monotonic() - self._read_at >= KEPT_SECONDS
+            if is_old or await self._store.count_diagnoses() != len(self._outboxes):
+                self._outboxes = await _outboxes(self._store, None)
+                self._read_at = self._clock.monotonic()
+        return self._outboxes
+
+
+async def _figures(services: Services, overview: Overview, who: Principal) -> dict[str, object]:
     """Totals for anonymous, one's own diagnoses for a user, everything for an operator."""
     connections = services.registry.connections
     if who.sub is None:
@@ -64,31 +96,44 @@ async def _figures(services: Services, who: Principal) -> dict[str, object]:
             "total_diagnoses": await services.store.count_diagnoses(),
             "total_connections": sum(connections.values()),
         }
-    outboxes = await _outboxes(services, None if may_operate(who) else who.sub)
-    ids = [one.diagnosis.diagnosis_id for one in outboxes]
-    seen = {diagnosis_id: connections[diagnosis_id] for diagnosis_id in ids if diagnosis_id in connections}
-    in_memory = services.registry.unacknowledged
-    queued = {one.diagnosis.diagnosis_id: in_memory.get(one.diagnosis.diagnosis_id, _queued(one)) for one in outboxes}
-    figures: dict[str, object] = {
-        "total_diagnoses": len(ids),
-        "total_connections": sum(seen.values()),
-        "connections_by_diagnosis": seen,
-        "queued_messages_by_diagnosis": {diagnosis_id: count for diagnosis_id, count in queued.items() if count},
-    }
-    if may_operate(who):
-        figures["node"] = {
+    if not may_operate(who):
+        return await _of(await _outboxes(services.store, who.sub), services, connections)
+    figures = await _of(await overview.outboxes(), services, connections)
+    return figures | {
+        "node": {
             "actors": services.registry.actors,
             "connections": sum(connections.values()),
             "aborted": services.hub.aborted,
-        }
-    return figures
+        },
+    }
 
 
-async def _outboxes(services: Services, owner: str | None) -> list[Outbox]:
+async def _of(outboxes: Sequence[Outbox], services: Services, connections: Mapping[str, int]) -> dict[str, object]:
+    """The figures of some diagnoses."""
+    seen: dict[str, int] = {}
+    queued: dict[str, int] = {}
+    for number, outbox in enumerate(outboxes, start=1):
+        diagnosis_id = outbox.diagnosis.diagnosis_id
+        if diagnosis_id in connections:
+            seen[diagnosis_id] = connections[diagnosis_id]
+        in_memory = services.registry.unacknowledged(diagnosis_id)
+        if count := _queued(outbox) if in_memory is None else in_memory:
+            queued[diagnosis_id] = count
+        if number % DIAGNOSES_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+    return {
+        "total_diagnoses": len(outboxes),
+        "total_connections": sum(seen.values()),
+        "connections_by_diagnosis": seen,
+        "queued_messages_by_diagnosis": queued,
+    }
+
+
+async def _outboxes(store: Store, owner: str | None) -> list[Outbox]:
     found: list[Outbox] = []
     while True:
         after = found[-1].diagnosis.diagnosis_id if found else ""
-        page = await services.store.outboxes(owner=owner, after=after, limit=PAGE_DIAGNOSES)
+        page = await store.outboxes(owner=owner, after=after, limit=PAGE_DIAGNOSES)
         found.extend(page)
         if len(page) < PAGE_DIAGNOSES:
             return found

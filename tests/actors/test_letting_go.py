@@ -96,7 +96,7 @@ async def test_events_of_an_earlier_registration_say_nothing_about_the_new_one(
     await small.publish()
     window = await small.settled()
     await small.store.inner.delete(DIAGNOSIS)
-    small.registry.retire(DIAGNOSIS)
+    await small.registry.retire(DIAGNOSIS)
     await small.store.inner.register(DIAGNOSIS, "amira", [])
     await small.publish()
     small.registry.evicted(DIAGNOSIS, replace(window, floor=window.head))

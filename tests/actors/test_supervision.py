@@ -252,7 +252,7 @@ async def test_a_deleted_diagnosis_ends_its_connections_and_answers_who_waits(
         nursery.start_soon(publish)
         await wait_all_tasks_blocked()
         await small.store.inner.delete("d")
-        small.registry.retire("d")
+        await small.registry.retire("d")
     assert reader.ending is Ending.DELETED
     assert small.registry.actors == 0
     with pytest.raises(NoSuchDiagnosis):

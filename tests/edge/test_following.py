@@ -487,7 +487,7 @@ async def test_a_drain_cuts_off_who_does_not_take_its_goodbye(autojump_clock: Mo
         while not stalled.blocked:
             await server.publish(1, size=20_000)
             await numbers(client, 1)
-        server.world.registry.end_all()
+        await server.world.registry.end_all()
         at = trio.current_time()
         await server.hub.drain()
         assert trio.current_time() - at <= 4

@@ -168,7 +168,7 @@ async def test_a_drain_ends_all_that_are_held_at_once(autojump_clock: MockClock)
             await client.says("bye")
         at = trio.current_time()
         async with trio.open_nursery() as nursery:
-            server.world.registry.end_all()
+            await server.world.registry.end_all()
             nursery.start_soon(server.hub.drain)
             for client in newest:
                 got = await client.next()

@@ -150,7 +150,7 @@ async def test_a_goodbye_to_who_is_not_read_is_answered_all_the_same(autojump_cl
         await client.send(client_frame(PING) * 130)
         await trio.sleep(0.5)
         assert follower.is_throttled
-        server.world.registry.end_all()
+        await server.world.registry.end_all()
         assert (await text(client))["type"] == "bye"
         await client.send(client_frame(CLOSE, (1012).to_bytes(2, "big")))
         with trio.fail_after(1):

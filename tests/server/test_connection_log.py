@@ -347,7 +347,7 @@ async def test_a_drain_that_cuts_everybody_off_still_says_how_each_ended(
     async with edge() as server:
         for number in range(3):
             await server.follow(device=f"device{number}")
-        server.world.registry.end_all()
+        await server.world.registry.end_all()
         await server.hub.drain()
         assert [one["code"] for one in ends(logbook)] == ["1012"] * 3
 

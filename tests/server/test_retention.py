@@ -161,7 +161,7 @@ async def test_the_access_trail_says_who_followed_what_from_when_to_when(autojum
         await there.follow("amira", device="phone")
         assert first.ending is Ending.REPLACED
         there.clock.now += 5
-        there.registry.end_all()
+        await there.registry.end_all()
         shown = [(row.at - there.clock.now, row.what, row.diagnosis_id, row.subscriber) for row in await there.rows()]
     phone = SubscriberId("amira", "phone")
     assert shown == [

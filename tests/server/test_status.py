@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import trio
+
+from storage.sqlite import SqliteStore
 from tests.server.harness import Server
 
 
@@ -92,3 +98,27 @@ async def test_diagnoses_are_listed_in_pages(server: Server) -> None:
 async def test_a_running_server_is_healthy_and_ready(server: Server) -> None:
     assert (await server.http.get("/healthz")).status_code == 200
     assert (await server.http.get("/readyz")).status_code == 200
+
+
+async def test_one_reading_of_all_outboxes_is_shared_by_all_operators_who_ask(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        await server.register(number)
+    read: list[str | None] = []
+    inner = SqliteStore.outboxes
+
+    async def counting(store: SqliteStore, *, owner: str | None = None, **page: Any) -> Any:
+        read.append(owner)
+        return await inner(store, owner=owner, **page)
+
+    monkeypatch.setattr(SqliteStore, "outboxes", counting)
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(server.status)
+    assert len(read) <= 2, "one, unless a second is over"
+    await server.register(99)
+    assert (await server.status())["total_diagnoses"] == 6, "a new one is noticed at once"
+    own = (await server.http.get("/ws/status", headers=server.bearer("nobody"))).json()
+    assert own["total_diagnoses"] == 0
+    assert read[-1] == "nobody"
