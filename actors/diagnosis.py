@@ -16,6 +16,7 @@ from typing import Final, assert_never
 
 import trio
 
+from actors import turns
 from actors.cursors import CursorKeeper
 from actors.errors import DevicesExhausted
 from actors.mailbox import Mailbox
@@ -148,7 +149,7 @@ class DiagnosisActor:
         settled = await self._settle_appends()
         await self._load()
         self._answer_publishes(settled, len(self._roster.subscribers))
-        await self._roster.wake_all()
+        await turns.wake_all(self._roster)
         while True:
             while self._hands.retries:
                 envelope = self._hands.retries.pop(0)
@@ -322,7 +323,7 @@ class DiagnosisActor:
         """Give everyone the events above `before`, in chunks."""
         numbered = tuple(self._ring.frames_after(before, OUTBOX_EVENTS_MAX))
         if not numbered:  # they were dropped for their age between their commit and a look at the store
-            await self._roster.wake_all()
+            await turns.wake_all(self._roster)
             return
         burst = Burst(numbered[0][0], numbered[-1][0], tuple(frame for _, frame in numbered))
         for index, subscriber in enumerate(list(self._roster.subscribers), start=1):
@@ -469,7 +470,7 @@ class DiagnosisActor:
             self._refuse(envelope, refusal)
             return
         self._ring.raise_floor(purged.after)
-        await self._roster.wake_all()
+        await turns.wake_all(self._roster)
         self._answer(envelope, self._ring.window)
 
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
@@ -490,7 +491,7 @@ class DiagnosisActor:
         try:
             with _carried_out(), self._keeper.holding(meant):
                 cursors = await self._store.forget(self._diagnosis_id, named, audit)
-                ended = await self._roster.end_in_turns(picked, Ending.DISCONNECTED)
+                ended = await turns.end_where(self._roster, picked, Ending.DISCONNECTED)
                 self._forget_known(named)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
@@ -501,7 +502,7 @@ class DiagnosisActor:
         # A diagnosis of this name may have been deleted and registered again since its events were dropped.
         if window.epoch == self._ring.epoch:
             self._ring.raise_floor(window)
-            await self._roster.wake_all()
+            await turns.wake_all(self._roster)
 
     async def _forget_unseen(self, envelope: Envelope) -> None:
         for known in self._everyone_known.values():

@@ -13,6 +13,7 @@ from typing import Final, TypeVar, cast
 
 import trio
 
+from actors import turns
 from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
@@ -20,7 +21,7 @@ from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
 from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
 from actors.ring import Ring
-from actors.roster import AT_ONCE_MAX, Roster, Watcher
+from actors.roster import Roster, Watcher
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
 from actors.trail import AccessTrail
@@ -143,7 +144,7 @@ class Registry(Watcher):
         Whoever is attached meanwhile is not looked at: take the right to be admitted away first.
         """
         cell = self._cells.get(diagnosis_id)
-        return 0 if cell is None else await cell.roster.end_in_turns(which, ending)
+        return 0 if cell is None else await turns.end_where(cell.roster, which, ending)
 
     def count_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool]) -> int:
         """How many connections of one diagnosis `which` picks."""
@@ -159,8 +160,8 @@ class Registry(Watcher):
         ended = looked_at = 0
         for cell in list(self._cells.values()):
             looked_at += len(cell.roster.subscribers)
-            ended += await cell.roster.end_in_turns(which, ending)
-            if looked_at >= AT_ONCE_MAX:
+            ended += await turns.end_where(cell.roster, which, ending)
+            if looked_at >= turns.AT_ONCE_MAX:
                 looked_at = 0
                 await trio.lowlevel.checkpoint()
         return ended
@@ -266,7 +267,7 @@ class Registry(Watcher):
             return
         self._remember(cell)
         cell.ask_for(Wish.RETIRE)
-        await cell.roster.end_in_turns(lambda _: True, Ending.DELETED)
+        await turns.end_where(cell.roster, lambda _: True, Ending.DELETED)
 
     async def drain(self) -> None:
         """Take nothing new, finish what is in the mailboxes, store all cursors.

@@ -1,7 +1,7 @@
 """Who follows one diagnosis: attached connections and known subscribers. Outlives incarnations of its actor.
 
-Every method that is no `async def` is atomic; the others only leave others their turn. The actor attaches; anybody may
-detach.
+Nothing here waits, so every method is atomic. The actor attaches; anybody may detach. What is done to thousands of
+connections goes through `actors.turns`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
-
-import trio
 
 from actors.errors import DevicesExhausted
 from actors.ring import Ring
@@ -23,9 +21,6 @@ DEVICES_MAX: Final = 100
 
 UNSEEN_SECONDS_MAX: Final = 30 * 24 * 3600
 """A subscriber unseen for so long is forgotten (PROTOCOL section 2)."""
-
-AT_ONCE_MAX: Final = 128
-"""Connections ended or woken between two checkpoints: some milliseconds. Reason: everybody else gets a turn."""
 
 AT_RISK_LAG: Final = 80
 """A known subscriber more than so many events behind will lose some soon (PROTOCOL section 7)."""
@@ -230,28 +225,9 @@ class Roster:
             self.end(subscriber, ending)
         return len(picked)
 
-    async def end_in_turns(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
-        """As `end_where`, and leave others their turn; whoever is attached meanwhile is not looked at."""
-        ended = 0
-        for index, subscriber in enumerate(list(self.subscribers), start=1):
-            if not subscriber.gone and which(subscriber):
-                self.end(subscriber, ending)
-                ended += 1
-            if index % AT_ONCE_MAX == 0:
-                await trio.lowlevel.checkpoint()
-        return ended
-
     def count_where(self, which: Callable[[Subscriber], bool]) -> int:
         """How many attached connections `which` picks."""
         return sum(1 for subscriber in self.subscribers if which(subscriber))
-
-    async def wake_all(self) -> None:
-        """Have every attached connection look at the ring again, and leave others their turn."""
-        for index, subscriber in enumerate(list(self.subscribers), start=1):
-            if not subscriber.gone:
-                subscriber.transport.wake()
-            if index % AT_ONCE_MAX == 0:
-                await trio.lowlevel.checkpoint()
 
     def counts(self) -> tuple[int, int, int]:
         """Known subscribers: how many are online, how many there are, how many are at risk."""

@@ -16,6 +16,7 @@ from typing import Final
 
 import trio
 
+from actors import turns
 from actors.cursors import CursorKeeper
 from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Hands, Render
 from actors.errors import Crashed, Draining, Quarantined
@@ -198,7 +199,7 @@ class Supervisor:
                 failure = error
         if isinstance(failure, NoSuchDiagnosis):
             cell.refuse_all(failure)
-            await cell.roster.end_in_turns(lambda _: True, Ending.DELETED)
+            await turns.end_where(cell.roster, lambda _: True, Ending.DELETED)
             return not cell.has_work
         if isinstance(failure, StorageError):
             return await self._after_refusal(cell, failure)
@@ -290,7 +291,7 @@ class Supervisor:
                 self._limits.escalation_seconds,
             )
         cell.refuse_all(Quarantined(rest))
-        await cell.roster.end_in_turns(lambda _: True, Ending.QUARANTINED)
+        await turns.end_where(cell.roster, lambda _: True, Ending.QUARANTINED)
         wanted_to_rest = await self._rest(cell, rest)
         cell.intensity.reset()
         return wanted_to_rest or (cell.wish is Wish.NONE and not cell.has_work)
