@@ -31,7 +31,7 @@ async def test_the_document_is_served_to_everybody(server: Server) -> None:
 
 
 def test_every_route_is_documented_and_everything_documented_is_a_route() -> None:
-    app = create_app(cast(Services, SimpleNamespace(settings=Settings(), remote_keys=None)))
+    app = create_app(cast(Services, SimpleNamespace(settings=Settings(), remote_keys=None, store=None, clock=None)))
     routes = {
         (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
