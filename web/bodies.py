@@ -63,12 +63,12 @@ async def read_body(bytes_max: int) -> bytes:
     Raises:
         Problem: 413, or 408 if it does not arrive in time.
     """
-    with trio.CancelScope(relative_deadline=BODY_SECONDS_MAX):
-        try:
-            return await current_request().receive_body(bytes_max)
-        except RequestEntityTooLarge:
-            raise Problem("too_large", f"the body must be at most {bytes_max} bytes") from None
-    raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s", status_instead=408)
+    try:
+        return await current_request().receive_body(bytes_max, BODY_SECONDS_MAX)
+    except RequestEntityTooLarge:
+        raise Problem("too_large", f"the body must be at most {bytes_max} bytes") from None
+    except trio.TooSlowError:
+        raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s", status_instead=408) from None
 
 
 async def whole_request() -> None:

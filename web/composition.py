@@ -39,6 +39,7 @@ from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
 from web.edge.hub import HELD_MAX, Hub, open_hub
 from web.edge.listening import listen_on_tcp, listening_on_unix, url_of
+from web.edge.open_connections import OpenConnections
 from web.edge.poller import open_poller
 from web.edge.serving import Terms
 from web.edge.serving import serve as serve_http
@@ -268,6 +269,7 @@ async def _services(
         expiry=expiry,
         limits=ClientLimits(settings, clock.monotonic),
         hub=hub,
+        open_connections=OpenConnections(),
         connection_log=hub.log,
         clock=clock,
         jitter=jitter,
@@ -291,6 +293,7 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
         drain_seconds_max=CONNECTIONS_SECONDS_MAX,
         patience=Patience(idle_seconds=settings.keep_alive_seconds),
         elsewhere=lambda: hub.connections,
+        open=services.open_connections,
         drain=say_goodbye,
     )
     with contextlib.ExitStack() as listening:

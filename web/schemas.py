@@ -118,10 +118,18 @@ _LAG: Final = thing(user_id=TEXT_OR_NULL, device=TEXT_OR_NULL, online=FLAG, curs
 _STATUS: Final[Schema] = {
     "type": "object",
     "description": "The last three fields depend on who asks: totals only, one's own diagnoses, everything.",
-    "required": ["total_diagnoses", "total_connections", "clock_held_since", "uptime_seconds", "version"],
+    "required": [
+        "total_diagnoses",
+        "total_connections",
+        "connections_open",
+        "clock_held_since",
+        "uptime_seconds",
+        "version",
+    ],
     "properties": {
         "total_diagnoses": COUNT,
         "total_connections": COUNT,
+        "connections_open": COUNT | {"description": "All connections of the server, whatever they are for."},
         "clock_held_since": or_null(TIME),
         "uptime_seconds": {"type": "number", "minimum": 0},
         "version": TEXT,

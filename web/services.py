@@ -12,6 +12,7 @@ from storage.clock import Clock
 from storage.store import Store
 from web.connection_log import ConnectionLog
 from web.edge.hub import Hub
+from web.edge.open_connections import OpenConnections
 from web.expiry import Expiry
 from web.jwks import RemoteKeys
 from web.limits import Limits
@@ -35,6 +36,8 @@ class Services:
     limits: Limits
     hub: Hub
     """Has the sockets of all who follow by WebSocket."""
+    open_connections: OpenConnections
+    """Counts all connections, whatever they are for."""
     connection_log: ConnectionLog
     """Is told how connections end."""
     clock: Clock

@@ -42,6 +42,7 @@ def status(services: Services) -> Blueprint:
         held_since = services.store.clock_held_since
         shown = {
             **await _figures(services, overview, who),
+            "connections_open": services.open_connections.count,
             "clock_held_since": None if held_since is None else wire.timestamp(held_since),
             "uptime_seconds": round(services.clock.monotonic() - services.started_at, 3),
             "version": release,

@@ -61,7 +61,7 @@ class Routes:
     def _add(self, app: Quart) -> None:
         @app.post("/work")
         async def work() -> bytes:
-            await current_request().receive_body(100)
+            await current_request().receive_body(100, 10)
             self.entered.set()
             await self.may_end.wait()
             self.ended.set()
@@ -71,7 +71,7 @@ class Routes:
         async def half() -> bytes:
             self.entered.set()
             try:
-                await current_request().receive_body(100)
+                await current_request().receive_body(100, 10)
             except ClientDisconnected as error:
                 self.failed.append(error)
                 self.ended.set()

@@ -47,6 +47,8 @@ class Patience:
     """From the first byte of a head to its last. Beyond: 408."""
     stall_seconds: float = 10.0
     """For a peer to accept a byte. Beyond: closed, whatever was being written."""
+    answer_seconds: float = 120.0
+    """For an answer, once the peer has ended its side. Beyond: closed; what its route has begun is done."""
     linger_seconds: float = 2.0
     """For a peer to close after a last answer. Beyond: closed."""
 
@@ -79,6 +81,11 @@ class Connection:
         """The socket is somebody else's: not to be touched any more."""
         self._client = client
         self._reading = trio.CancelScope()
+        """Cancelled to end the connection; whatever its reader is at."""
+        self._deadline = inf
+        """Of our patience with a peer that is to send something."""
+        self._waiting: trio.CancelScope | None = None
+        """While the reader waits for the peer."""
         self._writing = trio.Lock()
         self._is_idle = True
         self._is_within_head = False
@@ -102,7 +109,7 @@ class Connection:
     def retire(self) -> None:
         """The server stops: an idle connection ends now, another one after its answer."""
         if self._is_idle:
-            self._reading.cancel()
+            self._be_patient_until(-inf)
 
     def cut(self) -> None:
         """End the connection now, also if it is writing: that is shielded from everything but the socket's end."""
@@ -128,7 +135,8 @@ class Connection:
             try:
                 await self._read()
                 if not self._is_broken:
-                    await self._protocol.finish()
+                    with trio.move_on_after(place.patience.answer_seconds):
+                        await self._protocol.finish()
                 await self._protocol.handle(Closed())
                 await self._linger()
                 # Now, whatever its requests still do: nothing they say can be heard any more.
@@ -141,51 +149,55 @@ class Connection:
     async def _read(self) -> None:
         """Hand over what the peer sends, as long as there is patience."""
         self._await_request(self._place.patience.first_byte_seconds)
-        data = b""
-        while True:
-            with self._reading:
-                while data or (data := await self._receive()):
-                    await self._protocol.handle(RawData(data))
-                    self._watch_head()
-                    data = b""
-                if not self._is_broken:
-                    await self._protocol.handle(RawData(b""))
-                return
-            if not (data := self._come_meanwhile()):
-                break
-            # It met the end of our patience: answered all the same.
-            self._reading = trio.CancelScope()
-        is_late = trio.current_time() >= self._reading.deadline
-        if is_late and self._is_within_head and not self._is_broken and self._protocol.is_within_head:
-            await self._protocol.refuse(answers.head_too_slow(self._place.patience.head_seconds))
+        with self._reading:
+            while data := await self._receive():
+                await self._protocol.handle(RawData(data))
+                self._watch_head()
+            if data is not None and not self._is_broken:
+                await self._protocol.handle(RawData(b""))
+            elif self._protocol.is_within_head and not self._place.context.terminated.is_set():
+                await self._protocol.refuse(answers.head_too_slow(self._place.patience.head_seconds))
 
-    async def _receive(self) -> bytes:
-        """What came; nothing: the peer has ended, or is gone, or the socket has been given away."""
+    async def _receive(self) -> bytes | None:
+        """What came; empty: the peer has ended, or is gone, or the socket has been given away; `None`: out of patience.
+
+        What lies in the socket when our patience ends has come in time, however late it is looked at: this process may
+        have been paused. So the socket is read once more, without waiting.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while (data := self._arrived()) is None and trio.current_time() < self._deadline:
+            with trio.CancelScope(deadline=self._deadline) as self._waiting, suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._sock)
+            self._waiting = None
+        return data
+
+    def _arrived(self) -> bytes | None:
+        """What lies in the socket; `None`: nothing yet."""
         if not self._is_broken:
             try:
-                return await receive(self._sock, HEAD_BYTES_USUAL if self._is_idle else READ_BYTES_MAX)
-            except Gone:
+                return self._sock.recv(HEAD_BYTES_USUAL if self._is_idle else READ_BYTES_MAX)
+            except BlockingIOError:
+                return None
+            except OSError:
                 self._is_broken = True
-        return b""
-
-    def _come_meanwhile(self) -> bytes:
-        """What an idle connection has sent by the time it is to be closed."""
-        if self._is_idle and not self._is_within_head and not (self._was_answered or self._is_broken):
-            with suppress(OSError):
-                return self._sock.recv(HEAD_BYTES_USUAL)
         return b""
 
     def _await_request(self, seconds: float) -> None:
         self._is_idle, self._is_within_head = True, False
-        self._reading.deadline = trio.current_time() + seconds
-        if self._place.context.terminated.is_set():
-            self._reading.cancel()  # it was accepted just before the server stopped
+        # Where the server stops, the connection was accepted just before it.
+        self._be_patient_until(-inf if self._place.context.terminated.is_set() else trio.current_time() + seconds)
 
     def _watch_head(self) -> None:
         """From the first byte of a head on there is one deadline for all of it."""
         if self._is_idle and not self._is_within_head and self._protocol.is_within_head:
             self._is_within_head = True
-            self._reading.deadline = trio.current_time() + self._place.patience.head_seconds
+            if not self._place.context.terminated.is_set():
+                self._be_patient_until(trio.current_time() + self._place.patience.head_seconds)
+
+    def _be_patient_until(self, deadline: float) -> None:
+        self._deadline = deadline
+        if self._waiting is not None:
+            self._waiting.deadline = deadline
 
     async def _protocol_send(self, event: Event) -> None:
         match event:
@@ -199,7 +211,7 @@ class Connection:
                 self._await_request(self._place.patience.idle_seconds)
             case Updated():
                 self._is_idle = self._is_within_head = False
-                self._reading.deadline = inf
+                self._be_patient_until(inf)
 
     async def _end(self) -> None:
         await self._protocol.handle(Closed())
@@ -213,24 +225,32 @@ class Connection:
         if not self._writing.locked():
             with suppress(OSError):  # if more is wrong than that it is full, that is found again
                 data = data[self._sock.send(data) :]
-        return not data or await self._write_patiently(data)
+        if data:
+            # Shielded, as part of a message may be out already. `cut` ends it all the same.
+            with trio.CancelScope(shield=True):
+                return await self._write_patiently(data)
+        return True
 
     async def _write_patiently(self, data: bytes) -> bool:
+        async with self._writing:
+            rest = memoryview(data)
+            while rest and not self._is_broken:
+                rest = rest[await self._send_some(rest) :]
+        return not self._is_broken
+
+    async def _send_some(self, data: memoryview) -> int:
+        """Have the peer accept some of it, at least a byte; 0: it never will."""
         seconds = self._place.patience.stall_seconds
-        # Shielded, as part of a message may be out already. `cut` ends it all the same.
-        with trio.CancelScope(shield=True) as waiting:
-            async with self._writing:
-                rest = memoryview(data)
-                try:
-                    while rest and not self._is_broken:
-                        waiting.deadline = trio.current_time() + seconds
-                        rest = rest[await send_some(self._sock, rest) :]
-                except Gone:
-                    self._is_broken = True
-            return not self._is_broken
-        logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
-        self.cut()
-        return False
+        try:
+            with trio.move_on_after(seconds):
+                return await send_some(self._sock, data)
+            return self._sock.send(data)  # there may be room since: this process may have been paused
+        except BlockingIOError:
+            logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
+            self.cut()
+        except (Gone, OSError):
+            self._is_broken = True
+        return 0
 
     async def _linger(self) -> None:
         """Have the peer read our last answer before the connection goes: what is unread at the end resets it away."""

@@ -117,7 +117,7 @@ class Http1(H11Protocol):
     _is_head = False
     _unsent_head = b""
     _last_is_over: trio.Event | None = None
-    """Set once the request is over after which nothing more can come; `None`: more may come."""
+    """Set once the request is over, however it ends, after which nothing more can come; `None`: more may come."""
 
     @property
     def is_within_head(self) -> bool:
@@ -129,6 +129,9 @@ class Http1(H11Protocol):
         if isinstance(event, RawData):
             self._received += len(event.data)
         await super().handle(event)
+        if isinstance(event, Closed):
+            # The peer is gone: its stream has been told, and ends without a further word to this protocol.
+            self._say_last_is_over()
 
     async def finish(self) -> None:
         """The peer has ended its side: wait until what it asked for is answered. A streamed answer ends."""
@@ -283,5 +286,8 @@ class Http1(H11Protocol):
             self._head_begins = self._received - len(self.connection.trailing_data[0])
             if stream is not None:
                 await stream.handle(StreamClosed(stream_id=STREAM_ID))
+        self._say_last_is_over()
+
+    def _say_last_is_over(self) -> None:
         if self._last_is_over is not None:
             self._last_is_over.set()

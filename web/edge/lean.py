@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
@@ -20,6 +20,9 @@ from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioRequest, TrioWebsocket
 from quart_trio.wrappers.request import TrioBody
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+LATE_SECONDS_MAX: Final = 1.0
+"""Longest time it may take to look at what had arrived of a body when its time was up."""
 
 
 class _Routed(BaseRequestWebsocket):
@@ -50,16 +53,34 @@ class LeanRequest(_Routed, TrioRequest):
         self.at_end = ExitStack()
         """Undone when the request is over."""
 
-    async def receive_body(self, bytes_max: int) -> bytes:
+    async def receive_body(self, bytes_max: int, seconds_max: float) -> bytes:
         """The body, whole. Once.
+
+        What has arrived when the time is up has come in time, however late it is looked at.
 
         Raises:
             RequestEntityTooLarge: it has more bytes; the rest is not received.
             ClientDisconnected: it will never be whole.
+            trio.TooSlowError: it has not come in time.
         """
         if (self.content_length or 0) > bytes_max:
             raise RequestEntityTooLarge
         data = bytearray()
+        with trio.move_on_after(seconds_max):
+            return await self._rest_of_body(data, bytes_max)
+        with trio.fail_after(LATE_SECONDS_MAX):
+            received = -1
+            while len(data) > received:
+                received = len(data)
+                # The reader of the connection is woken by its socket in one turn, and has read in the next.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+                with trio.move_on_after(0):
+                    return await self._rest_of_body(data, bytes_max)
+        raise trio.TooSlowError
+
+    async def _rest_of_body(self, data: bytearray, bytes_max: int) -> bytes:
+        """Cancellation: what came is in `data`."""
         while True:
             message = await self.receive()
             if message["type"] != "http.request":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -19,6 +19,7 @@ from web.edge import answers
 from web.edge.accepting import Address, accept_from
 from web.edge.connection import Connection, Patience, linger
 from web.edge.nonblocking import Gone, close, send_some
+from web.edge.open_connections import OpenConnections
 
 REFUSED_AT_ONCE_MAX: Final = 100
 """Connections beyond the limit that are told so and waited for. Beyond: closed without a word."""
@@ -47,6 +48,8 @@ class Terms:
     patience: Patience
     elsewhere: Callable[[], int] = lambda: 0
     """How many sockets that were given away are open."""
+    open: OpenConnections = field(default_factory=OpenConnections)
+    """Counts everything that was accepted and is not closed."""
     drain: Callable[[], Awaitable[None]] = _nothing
     """Ends what this file does not know of, once nothing new is accepted; cancelled when time is up."""
 
@@ -65,6 +68,10 @@ class Edge:
         self._emptied = trio.Event()
         self._refused = 0
         self._is_full = False
+
+    async def accept_counted(self, sock: socket.socket, client: Address | None) -> None:
+        """Serve one more connection, counted as long as its socket is open, whoever has it. Takes the socket."""
+        await self.accept(self._terms.open.counted(sock), client)
 
     async def accept(self, sock: socket.socket, client: Address | None) -> None:
         """Serve one more connection, until its end.
@@ -141,7 +148,7 @@ async def serve(
         async with trio.open_nursery() as connections_nursery:
             async with trio.open_nursery() as accepting_nursery:
                 for listener in listeners:
-                    accepting_nursery.start_soon(accept_from, listener, edge.accept, connections_nursery)
+                    accepting_nursery.start_soon(accept_from, listener, edge.accept_counted, connections_nursery)
                 task_status.started()
                 await stop()
                 accepting_nursery.cancel_scope.cancel()
