@@ -124,7 +124,14 @@ class DiagnosisActor:
         keeper: CursorKeeper,
         render: Render,
         passivate_after_seconds: float,
+        stops: bool = False,
     ) -> None:
+        """An incarnation that begins with `run`.
+
+        Args:
+            passivate_after_seconds: without subscribers and mail for so long, it passivates.
+            stops: it passivates as soon as no mail waits, whoever follows.
+        """
         self._diagnosis_id = diagnosis_id
         self._mailbox = mailbox
         self._roster = roster
@@ -133,6 +140,7 @@ class DiagnosisActor:
         self._keeper = keeper
         self._render = render
         self._passivate_after_seconds = passivate_after_seconds
+        self._stops = stops
 
     async def run(self) -> None:
         """Work until there is nothing to do for long enough (passivation).
@@ -211,6 +219,8 @@ class DiagnosisActor:
     async def _next(self) -> Envelope | None:
         """The next message, now in hand; `None`: passivate."""
         while True:
+            if self._stops and not self._mailbox:
+                return None
             # With subscribers it stays, and needs no timer: whoever leaves last sends a message (`Registry`).
             if self._roster.subscribers:
                 return self._take_in_hand(await self._mailbox.receive())

@@ -242,22 +242,23 @@ class Registry(Watcher):
             NoSuchDiagnosis: it was deleted meanwhile.
         """
         cell = self._cell(diagnosis_id)
-        before = cell.history.incarnation
+        history, before = cell.history, cell.history.incarnation
         cell.ask_for(Wish.RESTART)
-        while cell.history.incarnation == before:
+        while history.incarnation == before:
             if cell.wish is Wish.RETIRE:
                 raise NoSuchDiagnosis(diagnosis_id)
+            # Never one that has left memory meanwhile: there would be two actors of one diagnosis.
+            cell = self._cell(diagnosis_id)
             self._wake(cell)
             await cell.changed.wait()
 
     async def stop(self, diagnosis_id: str) -> None:
         """Passivate the actor now. Sockets stay open; the next message wakes it."""
         cell = self._cells.get(diagnosis_id)
-        if cell is None:
+        if cell is None or cell.state is ActorState.PASSIVE:
             return
-        before = cell.history.incarnation
         cell.ask_for(Wish.STOP)
-        while cell.state is not ActorState.PASSIVE and cell.history.incarnation == before:
+        while cell.wish is Wish.STOP:
             await cell.changed.wait()
 
     async def retire(self, diagnosis_id: str) -> None:

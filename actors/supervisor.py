@@ -127,6 +127,16 @@ class Cell:
             self.scope.cancel()
 
     @property
+    def is_to_stop(self) -> bool:
+        """Whether an operator wants it to leave memory."""
+        return self.wish is Wish.STOP
+
+    def settle_wish(self) -> None:
+        """What an operator wanted is done; a retirement stays."""
+        if self.wish is not Wish.RETIRE:
+            self.wish = Wish.NONE
+
+    @property
     def has_work(self) -> bool:
         """Whether a message waits or is in hand."""
         return bool(self.mailbox or self.hands.holding or self.hands.retries)
@@ -176,6 +186,7 @@ class Supervisor:
         try:
             while True:
                 if await self._run_one(cell):
+                    cell.settle_wish()
                     rested(cell)
                     return
         except trio.Cancelled:
@@ -185,15 +196,18 @@ class Supervisor:
 
     async def _run_one(self, cell: Cell) -> bool:
         """Run one incarnation, and what follows from its end; True: the actor rests now."""
-        if cell.wish is Wish.RETIRE:
+        if cell.wish is Wish.RETIRE or (cell.is_to_stop and not cell.has_work):
             return await self._after_wish(cell)
-        cell.wish = Wish.NONE
+        # Who is to stop and has mail finishes it first: the wish stands until there is none.
+        stops = cell.is_to_stop
+        if not stops:
+            cell.settle_wish()
         cell.history.incarnation += 1
         cell.become(ActorState.RUNNING)
         failure: Exception | None = None
         with trio.CancelScope() as cell.scope:
             try:
-                await self._incarnate(cell).run()
+                await self._incarnate(cell, stops=stops).run()
                 return True
             except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
                 failure = error
@@ -207,7 +221,7 @@ class Supervisor:
             return await self._after_crash(cell, failure)
         return await self._after_wish(cell)
 
-    def _incarnate(self, cell: Cell) -> DiagnosisActor:
+    def _incarnate(self, cell: Cell, *, stops: bool) -> DiagnosisActor:
         return DiagnosisActor(
             cell.diagnosis_id,
             cell.mailbox,
@@ -217,6 +231,7 @@ class Supervisor:
             keeper=self._keeper,
             render=self._render,
             passivate_after_seconds=self._limits.passivate_after_seconds,
+            stops=stops,
         )
 
     async def _after_wish(self, cell: Cell) -> bool:
@@ -228,7 +243,8 @@ class Supervisor:
             case Wish.STOP:
                 with trio.move_on_after(FLUSH_SECONDS_MAX):
                     await self._keeper.flush(cell.diagnosis_id)
-                return not cell.has_work
+                # Meanwhile it may have been asked for something else.
+                return cell.is_to_stop and not cell.has_work
             case _:
                 return False
 
@@ -263,7 +279,7 @@ class Supervisor:
         with trio.CancelScope() as cell.scope:
             if cell.wish is Wish.NONE:
                 await trio.sleep(seconds)
-        return cell.wish is Wish.STOP and not cell.has_work
+        return cell.is_to_stop and not cell.has_work
 
     def _give_up_on_repeaters(self, hands: Hands) -> None:
         """A message in hand at two crashes is answered; the others are tried once more, each alone.

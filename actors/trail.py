@@ -72,6 +72,8 @@ class AccessTrail:
 
         Cancellation: rows that were not stored are lost; `flush` first.
         """
+        if self._waiting:
+            self._marked.set()  # an earlier run has crashed, and left them
         while True:
             await self._marked.wait()
             with trio.move_on_after(LINGER_SECONDS):

@@ -7,14 +7,17 @@ import logging
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.errors import Crashed, Quarantined
 from actors.intensity import BACKOFF_FIRST_SECONDS
+from actors.messages import Publish
 from actors.subscriber import Ending
 from actors.supervisor import ActorState, Limits
 from storage.errors import Busy, Failed, NoSuchDiagnosis
-from tests.actors.world import RESILIENT, Bug, Reader, World, world
+from storage.records import NewEvent
+from tests.actors.world import RESILIENT, Bug, Reader, World, anybody, world
 
 
 async def test_a_publish_in_hand_at_a_crash_is_done_by_the_next_incarnation(
@@ -328,3 +331,53 @@ async def test_the_isolation_of_one_that_crashes_in_a_loop_is_not_paid_by_the_ot
                 await trio.sleep(0.01)
         assert max(waits) == 0
         assert trio.current_time() > began
+
+
+@pytest.mark.parametrize("is_followed", [False, True])
+async def test_a_stop_and_a_restart_together_leave_one_actor(
+    autojump_clock: MockClock, small: World, is_followed: bool
+) -> None:
+    reader = Reader()
+    await small.connect(reader)
+    await small.publish()
+    small.acknowledge(reader, 1)  # its cursor is still to be stored, and the stop waits for that
+    if not is_followed:
+        reader.leave()
+    async with trio.open_nursery() as nursery:
+        for act in (small.registry.stop, small.registry.restart, small.registry.stop, small.registry.restart):
+            nursery.start_soon(act, "d")
+    await small.publish()
+    running = [task for task in small.actors_nursery.child_tasks if task.name == "d"]
+    assert len(running) == 1
+    assert [number for number, _ in await small.stored()] == [1, 2]
+    assert reader.numbers == ([1, 2] if is_followed else [1])
+
+
+async def test_a_restart_that_comes_while_a_stop_waits_is_carried_out(autojump_clock: MockClock, small: World) -> None:
+    reader = Reader()
+    await small.connect(reader)
+    await small.publish()
+    before = small.actor().incarnation
+    async with trio.open_nursery() as nursery:
+        small.acknowledge(reader, 1)
+        nursery.start_soon(small.registry.stop, "d")
+        await trio.lowlevel.checkpoint()
+        await small.registry.restart("d")
+    assert small.actor().incarnation > before
+
+
+async def test_a_stop_right_after_a_wake_counts_and_the_mail_is_read_first(
+    autojump_clock: MockClock, small: World
+) -> None:
+    reader = Reader()
+    await small.connect(reader)
+    await small.registry.stop("d")
+    assert small.actor().state is ActorState.PASSIVE
+    receipt = small.registry.tell("d", Publish(NewEvent("k", b"x"), anybody))
+    with trio.fail_after(1):
+        await small.registry.stop("d")
+    assert small.actor().state is ActorState.PASSIVE
+    assert (await receipt()).seq == 1
+    assert reader.numbers == [1]
+    await small.publish()
+    assert small.actor().state is ActorState.RUNNING, "it was to stop once"
