@@ -35,6 +35,9 @@ Answer = TypeVar("Answer")
 LAG_SHOWN: Final = 10
 """Subscribers shown with their lag."""
 
+RINGS_LOOK_SECONDS: Final = 1.0
+"""How often it is looked at what all rings take."""
+
 HISTORIES_MAX: Final = 100_000
 """Resting diagnoses whose history is remembered. Beyond: the one that has rested longest begins anew."""
 
@@ -102,6 +105,24 @@ class Registry(Watcher):
         task_status.started()
         await keep_up("cursor keeper", self._keeper.run, self._clock, self._jitter)
 
+    async def keep_rings_small(self) -> None:
+        """Have actors that nobody follows leave memory while all rings take more than they may; until cancelled."""
+        while True:
+            await self._shrink_rings()
+            await trio.sleep(RINGS_LOOK_SECONDS)
+
+    async def _shrink_rings(self) -> None:
+        cells = list(self._cells.values())
+        excess = self.ring_bytes(followed_only=False) - self._limits.ring_bytes_max
+        if excess <= 0:
+            return
+        idle = [one for one in cells if one.ring_bytes and not one.roster.subscribers and not one.has_work]
+        for cell in sorted(idle, key=lambda one: one.used_at):
+            if excess <= 0:
+                return
+            excess -= cell.ring_bytes
+            await self.stop(cell.diagnosis_id)
+
     # Talking to actors
 
     async def ask(self, diagnosis_id: str, message: Asks[Answer]) -> Answer:
@@ -127,6 +148,7 @@ class Registry(Watcher):
             raise Quarantined(max(0.0, cell.quarantined_until - self._clock.monotonic()))
         envelope = Envelope(cast(Message, message))
         cell.mailbox.tell_nowait(envelope)
+        cell.used_at = self._clock.monotonic()
         self._wake(cell)
         return cast("Callable[[], Awaitable[Answer]]", envelope.reply.wait)
 
@@ -298,6 +320,20 @@ class Registry(Watcher):
         if cell is None or cell.roster.ring is None or cell.roster.known is None:
             return None
         return cell.roster.unacknowledged()
+
+    def ring_bytes(self, *, followed_only: bool) -> int:
+        """What events take in memory: of all diagnoses, or of those that somebody follows."""
+        return sum(one.ring_bytes for one in self._cells.values() if one.roster.subscribers or not followed_only)
+
+    def window(self, diagnosis_id: str) -> Window | None:
+        """What a diagnosis retains, if its outbox is in memory; wakes nobody."""
+        cell = self._cells.get(diagnosis_id)
+        return None if cell is None or cell.roster.ring is None else cell.roster.ring.window
+
+    @property
+    def ring_bytes_max(self) -> int:
+        """What events may take in memory."""
+        return self._limits.ring_bytes_max
 
     @property
     def escalated(self) -> bool:

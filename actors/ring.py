@@ -28,7 +28,7 @@ class Gap:
 class Ring:
     """At most `OUTBOX_EVENTS_MAX` rendered events: `floor < seq <= head`."""
 
-    __slots__ = ("_frames", "epoch", "floor", "head", "purged")
+    __slots__ = ("_frames", "epoch", "floor", "frame_bytes", "head", "purged")
 
     def __init__(self, window: Window) -> None:
         """Start empty at the floor of `window`; its events follow through `append`."""
@@ -38,6 +38,8 @@ class Ring:
         self.purged: Seq = window.purged
         self._frames: list[bytes] = []
         """Those of `floor + 1` to `head`."""
+        self.frame_bytes = 0
+        """What they take together."""
 
     def append(self, seq: Seq, frame: bytes) -> None:
         """Add the next event; at the cap the oldest goes.
@@ -48,16 +50,22 @@ class Ring:
         if seq != self.head + 1:
             raise ValueError(f"event {seq} cannot follow {self.head}")
         self._frames.append(frame)
+        self.frame_bytes += len(frame)
         self.head = seq
         if len(self._frames) > OUTBOX_EVENTS_MAX:
-            del self._frames[0]
+            self._let_go(1)
             self.floor = Seq(self.floor + 1)
+
+    def _let_go(self, count: int) -> None:
+        """Drop the oldest frames."""
+        self.frame_bytes -= sum(map(len, self._frames[:count]))
+        del self._frames[:count]
 
     def raise_floor(self, window: Window) -> None:
         """Let go of what `window` no longer retains (a purge, events that were too old, or lost in the store)."""
         self.purged = max(self.purged, window.purged)
         if window.floor > self.floor:
-            del self._frames[: window.floor - self.floor]
+            self._let_go(window.floor - self.floor)
             self.floor = window.floor
             self.head = max(self.head, self.floor)
 

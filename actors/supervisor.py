@@ -53,6 +53,8 @@ class Limits:
     escalation_quarantines_max: int = 10
     """Quarantines tolerated within the window. Beyond: escalated, the fault is probably not theirs."""
     escalation_seconds: float = 60.0
+    ring_bytes_max: int = 256 * 1024 * 1024
+    """Events in memory, of all diagnoses. Beyond: those that nobody follows and that were used least recently leave."""
 
 
 class ActorState(StrEnum):
@@ -109,8 +111,16 @@ class Cell:
     """Around the running incarnation, or the wait that stands in for it."""
     quarantined_until: float = 0.0
     """On the monotonic clock."""
+    used_at: float = 0.0
+    """When it was last told something, on the monotonic clock."""
+
     changed: trio.Event = field(default_factory=trio.Event)
     """Set, and replaced, whenever `state` changes or an incarnation begins."""
+
+    @property
+    def ring_bytes(self) -> int:
+        """What its events take in memory."""
+        return 0 if self.roster.ring is None else self.roster.ring.frame_bytes
 
     def become(self, state: ActorState) -> None:
         """Change the state and tell who waits for it."""

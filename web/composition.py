@@ -159,6 +159,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             quarantine_seconds=settings.quarantine_seconds,
             escalation_quarantines_max=settings.escalation_quarantines_max,
             escalation_seconds=settings.escalation_seconds,
+            ring_bytes_max=settings.ring_bytes_max,
         )
         trail = AccessTrail(store, clock) if settings.access_trail else None
         registry = Registry(
@@ -194,6 +195,7 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
     lifetime = settings.token_lifetime_seconds_max
     kept_up: dict[str, Callable[[], Awaitable[None]]] = {
         "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
+        "budget of events in memory": services.registry.keep_rings_small,
         "watch over expiring tokens": services.expiry.run,
         "sums in the log": services.connection_log.run,
         "expiry of revocations": partial(expire_revocations, store, services.revoked, lifetime),

@@ -135,7 +135,7 @@ _STATUS: Final[Schema] = {
         "version": TEXT,
         "connections_by_diagnosis": COUNTS_BY_DIAGNOSIS,
         "queued_messages_by_diagnosis": COUNTS_BY_DIAGNOSIS,
-        "node": thing(actors=COUNT, connections=COUNT, aborted=COUNT),
+        "node": thing(actors=COUNT, connections=COUNT, aborted=COUNT, ring_bytes=COUNT, ring_bytes_exceeded=FLAG),
     },
 }
 

@@ -170,6 +170,11 @@ class Settings:
     escalation_seconds: float = _setting(
         60.0, Number(0.01, DAY_SECONDS, "seconds"), "The time in which quarantines are counted."
     )
+    ring_bytes_max: int = _setting(
+        256 * 1024 * 1024,
+        Whole(1024 * 1024, 2**40, "bytes"),
+        "Events in memory, of all diagnoses; beyond: those that nobody follows leave, the longest unused first.",
+    )
     max_connections: int = _setting(
         10_000, Whole(1, 1_000_000, "connections"), "Open connections of all kinds; beyond: refused."
     )

@@ -105,6 +105,8 @@ async def _figures(services: Services, overview: Overview, who: Principal) -> di
             "actors": services.registry.actors,
             "connections": sum(connections.values()),
             "aborted": services.hub.aborted,
+            "ring_bytes": services.registry.ring_bytes(followed_only=False),
+            "ring_bytes_exceeded": services.registry.ring_bytes(followed_only=True) > services.registry.ring_bytes_max,
         },
     }
 

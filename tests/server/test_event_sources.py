@@ -87,7 +87,7 @@ async def test_a_passing_condition_is_a_stream_for_a_browser_and_a_status_for_ot
     for accept in ("*/*", "text/*", "application/json", "text/event-stream;q=0"):
         answer = await server.http.get(PATH, headers=headers | {"Accept": accept})
         assert_problem(answer, status, code)
-    assert_problem(await server.http.get("/diagnoses/42/position", headers=headers | BROWSER), status, code)
+    assert_problem(await server.http.get("/diagnoses/42/delivery?seq=1", headers=headers | BROWSER), status, code)
 
 
 @pytest.mark.parametrize(

@@ -247,3 +247,18 @@ async def test_operator_restarts_under_load_lose_and_repeat_nothing(server: Serv
                 for _ in range(50):
                     await post(server, "/actors/42/restart")
     assert received == [list(range(1, 201))] * 20
+
+
+async def test_asking_for_a_position_loads_no_outbox(server: Server) -> None:
+    await server.register()
+    await server.publish()
+    await server.http.post("/actors/42/stop", headers=server.bearer("op", "operate"))
+    before = (await server.status())["node"]
+    position = (await server.http.get("/diagnoses/42/position", headers=server.bearer("amira"))).json()
+    assert (position["head"], position["floor"]) == (1, 0)
+    after = (await server.status())["node"]
+    assert (after["actors"], after["ring_bytes"]) == (before["actors"], before["ring_bytes"]) == (0, 0)
+    await server.publish()
+    again = (await server.http.get("/diagnoses/42/position", headers=server.bearer("amira"))).json()
+    assert again == {**position, "head": 2}
+    assert (await server.status())["node"]["ring_bytes"] > 0
