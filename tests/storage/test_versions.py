@@ -16,7 +16,7 @@ from storage.sqlite import open_store
 from tests.storage.conftest import ManualClock
 from tests.storage.databases.make import BEGAN_AT, HERE, described, key_is_known
 
-VERSIONS = range(1, len(MIGRATIONS))
+VERSIONS = range(1, len(MIGRATIONS) + 1)
 
 
 @pytest.fixture
