@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from tests.server.process import served
 from web.composition import CONNECTIONS_SECONDS_MAX
+from web.edge import serving
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
 from web.edge.serving import Edge, Terms
@@ -233,3 +236,63 @@ async def test_event_streams_that_begin_as_the_server_stops_are_told_so_too(serv
     refused = [one for one in said if b'"code":"draining"' in one]
     assert [one for one in streams if b'"code":1012' not in one] == []
     assert [one for one in said if one and one not in streams + refused] == []
+
+
+async def test_after_the_deadline_nothing_is_begun_however_many_tasks_are_runnable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    edges: list[Edge] = []
+    begun_late: collections.Counter[int] = collections.Counter()
+    numbers = itertools.count()
+
+    class Known(Edge):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            edges.append(self)
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await short(scope, receive, send)
+            return
+        number = next(numbers)
+        begun_late[number] = 0
+        while True:
+            begun_late[number] += trio.current_time() >= edges[0].cut_at
+            time.sleep(0.002)  # noqa: ASYNC251 - it works, it does not wait
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(serving, "Edge", Known)
+    async with running_edge(busy, drain_seconds_max=0.5) as edge:
+        peers = [await connect(edge.url) for _ in range(100)]
+        for peer in peers:
+            await peer.send(request())
+        with trio.fail_after(10):
+            while len(begun_late) < len(peers):
+                await trio.sleep(0.01)
+        edge.stopping.set()
+        with trio.fail_after(10):
+            await edge.ended.wait()
+        for peer in peers:
+            await trio.aclose_forcefully(peer.stream)
+    assert max(begun_late.values()) <= 1, "the turn that was under way is finished, and no further one begun"
+
+
+async def test_what_is_read_after_the_deadline_is_not_begun_any_more() -> None:
+    begun = 0
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal begun
+        begun += 1
+        await short(scope, receive, send)
+
+    edge = Edge(counting, Terms(connections_max=1, drain_seconds_max=1.0, patience=Patience()))
+    server_end, client_end = socket.socketpair()
+    server_end.setblocking(False)
+    with client_end:
+        async with trio.open_nursery() as connections_nursery:
+            connections_nursery.start_soon(edge.accept, server_end, None)
+            await trio.testing.wait_all_tasks_blocked()
+            edge.cut_at = trio.current_time()
+            client_end.send(request())
+        assert client_end.recv(1) == b""
+    assert begun == 0

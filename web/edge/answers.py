@@ -12,6 +12,12 @@ from web.errors import Problem, retry_after
 HEAD_BYTES_MAX: Final = 16 * 1024
 """Largest request head. Beyond: 431."""
 
+HEADER_LINES_MAX: Final = 100
+"""Header lines of a request, and of the trailer of its body. Beyond: 431. Reason: each costs as much as a kilobyte."""
+
+PARAMETERS_MAX: Final = 64
+"""Parameters of a query, empty ones included. Beyond: 414."""
+
 _PROBLEM_MEDIA_TYPE: Final = b"application/problem+json"
 
 _FULL_RETRY_SECONDS: Final = 5
@@ -25,7 +31,14 @@ def malformed(detail: str = "the request is malformed", status: int = 400) -> Pr
 
 def head_too_large() -> Problem:
     """431."""
-    return Problem("too_large", f"the head of a request must be at most {HEAD_BYTES_MAX} bytes", status_instead=431)
+    detail = f"the head of a request must be at most {HEAD_BYTES_MAX} bytes and {HEADER_LINES_MAX} header lines"
+    return Problem("too_large", detail, status_instead=431)
+
+
+def too_many_parameters() -> Problem:
+    """414."""
+    detail = f"the query of a request must have at most {PARAMETERS_MAX} parameters"
+    return Problem("too_large", detail, status_instead=414)
 
 
 def head_too_slow(seconds: float) -> Problem:

@@ -62,6 +62,10 @@ class Place(Protocol):
     state: LifespanState
     patience: Patience
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no connection does anything any more."""
+
     def left(self, connection: Connection) -> None:
         """The connection is no longer ours to count."""
 
@@ -119,7 +123,8 @@ class Connection:
 
     async def _serve(self) -> None:
         place = self._place
-        async with Tasks() as tasks:
+        tasks = Tasks()
+        async with tasks:
             self._protocol = Http1(
                 place.app,
                 place.config,
@@ -132,6 +137,7 @@ class Connection:
                 self._protocol_send,
             )
             self._protocol.parent = self
+            tasks.ask = self._protocol.ask_for_body
             try:
                 await self._read()
                 if not self._is_broken:
@@ -144,13 +150,16 @@ class Connection:
             finally:
                 if self.adoption is not None:
                     self.adoption.expire()
-        del self._protocol  # they know each other: nothing but the collector would free them
+        del self._protocol, tasks.ask  # they know each other: nothing but the collector would free them
 
     async def _read(self) -> None:
         """Hand over what the peer sends, as long as there is patience."""
         self._await_request(self._place.patience.first_byte_seconds)
         with self._reading:
             while data := await self._receive():
+                if self._place.is_over:
+                    self.cut()
+                    return
                 await self._protocol.handle(RawData(data))
                 self._watch_head()
             if data is not None and not self._is_broken:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, cast
 
 import h11
 import trio
+from h11._receivebuffer import ReceiveBuffer
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.events import Body, Data, Event, Request, Response, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
@@ -22,6 +24,9 @@ from web.edge.targets import BadTarget, origin_form
 from web.errors import Problem
 
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
+
+_LINES_MAX: Final = 1 + answers.HEADER_LINES_MAX
+_BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 
 logger = logging.getLogger("avicenna.access")
 
@@ -81,8 +86,28 @@ async def _answer(send: Callable[[Event], Awaitable[None]], problem: Problem, *,
         await send(event)
 
 
+class _Received(ReceiveBuffer):
+    """h11's, which finds lines and parses each at a price: there are only so many, and they are counted first."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """The lines of a head, or of a trailer; `None`: they are not whole."""
+        data = self._data
+        if data.count(b"\n") > _LINES_MAX and not data.startswith((b"\n", b"\r\n")):
+            end = _BLANK_LINE.search(data)
+            if data.count(b"\n", 0, len(data) if end is None else end.start() + 1) > _LINES_MAX:
+                raise h11.RemoteProtocolError("too many lines", error_status_hint=431)
+        return super().maybe_extract_lines()
+
+
 class Requests(h11.Connection):
     """h11's, but for one empty line before a request, which is not looked at (RFC 9112 section 2.2)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._receive_buffer = _Received()
+
+    they_are_waiting_for_100_continue = False
+    """Hypercorn would ask for every body; here the route does, which has looked at the token by then."""
 
     _has_skipped = False
 
@@ -132,6 +157,11 @@ class Http1(H11Protocol):
         if isinstance(event, Closed):
             # The peer is gone: its stream has been told, and ends without a further word to this protocol.
             self._say_last_is_over()
+
+    async def ask_for_body(self) -> None:
+        """Somebody waits for the body: tell a client that holds it back to send it (RFC 9110 section 10.1.1)."""
+        if isinstance(self.connection, h11.Connection) and self.connection.client_is_waiting_for_100_continue:
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
 
     async def finish(self) -> None:
         """The peer has ended its side: wait until what it asked for is answered. A streamed answer ends."""
@@ -204,7 +234,9 @@ class Http1(H11Protocol):
         except BadTarget as bad:
             await self.refuse(answers.malformed(str(bad)))
             return
-        if is_upgrade(request.method, headers):
+        if target.partition(b"?")[2].count(b"&") >= answers.PARAMETERS_MAX:
+            await self.refuse(answers.too_many_parameters())
+        elif is_upgrade(request.method, headers):
             await self._begin_upgrade(request, target, headers, behind)
         else:
             await self._begin(Exchange, request, target, headers, self.connection_state)
@@ -283,6 +315,7 @@ class Http1(H11Protocol):
         stream, self.stream = self.stream, None
         with trio.CancelScope(shield=True):
             await super()._maybe_recycle()
+            self._is_head = False
             self._head_begins = self._received - len(self.connection.trailing_data[0])
             if stream is not None:
                 await stream.handle(StreamClosed(stream_id=STREAM_ID))

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 import trio
@@ -65,6 +66,8 @@ class Edge:
         self.patience = terms.patience
         self.connections: dict[Connection, None] = {}
         self._terms = terms
+        self.cut_at = inf
+        """When every connection that is left ends, whatever it does."""
         self._emptied = trio.Event()
         self._refused = 0
         self._is_full = False
@@ -92,6 +95,11 @@ class Edge:
         if not self.connections:
             self._emptied.set()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no connection does anything any more."""
+        return trio.current_time() >= self.cut_at
+
     async def retire(self) -> None:
         """Have idle connections end now, and the others after their answers."""
         await self.context.terminated.set()
@@ -106,6 +114,8 @@ class Edge:
 
     def cut(self) -> None:
         """End every connection that is left."""
+        if self.connections:
+            logger.warning("cutting %d connections that have not ended in time", len(self.connections))
         for connection in list(self.connections):
             connection.cut()
 
@@ -152,6 +162,8 @@ async def serve(
                 task_status.started()
                 await stop()
                 accepting_nursery.cancel_scope.cancel()
+            # Every task is cancelled as the time is up: where many are runnable, the one that cuts has its turn late.
+            edge.cut_at = connections_nursery.cancel_scope.deadline = trio.current_time() + terms.drain_seconds_max
             await _drain(edge, terms)
             connections_nursery.cancel_scope.cancel()
         await lifespan.wait_for_shutdown()
@@ -159,13 +171,12 @@ async def serve(
 
 
 async def _drain(edge: Edge, terms: Terms) -> None:
-    """Nothing new is accepted: have what is open end, and cut what has not by the deadline."""
-    with trio.move_on_after(terms.drain_seconds_max) as patience:
+    """Nothing new is accepted: have what is open end. Cancelled at the deadline: what has not ended by then is cut."""
+    try:
         await edge.retire()
         await terms.drain()
         await edge.wait_until_empty()
-    if patience.cancelled_caught:
-        logger.warning("cutting %d connections that have not ended in time", len(edge.connections))
+    finally:
         edge.cut()
 
 

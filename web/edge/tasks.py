@@ -20,12 +20,18 @@ _DISCONNECTS: Final = frozenset({"http.disconnect", "websocket.disconnect"})
 logger = logging.getLogger("avicenna.http")
 
 
+async def _nothing() -> None:
+    """Nobody has to be asked."""
+
+
 class Inbox:
     """What a connection has for the application that serves its request."""
 
-    __slots__ = ("_changed", "_messages")
+    __slots__ = ("_ask", "_changed", "_messages")
 
-    def __init__(self) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[None]] = _nothing) -> None:
+        """`ask` is called whenever the application waits for a message that is not there yet."""
+        self._ask = ask
         self._messages: deque[ASGIReceiveEvent] = deque()
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -38,6 +44,8 @@ class Inbox:
 
     async def receive(self) -> ASGIReceiveEvent:
         """The next message. No checkpoint if there is one."""
+        if not self._messages:
+            await self._ask()
         while not self._messages:
             await self._changed.park()
         self._tell()
@@ -51,6 +59,9 @@ class Inbox:
 class Tasks(TaskGroup):
     """The tasks of one connection."""
 
+    ask: Callable[[], Awaitable[None]]
+    """Has the peer send the body it holds back. Set by the connection, which makes its protocol after this."""
+
     async def spawn_app(
         self,
         app: AppWrapper,
@@ -59,15 +70,19 @@ class Tasks(TaskGroup):
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
         """Have the application serve one request; returns what tells it more."""
-        inbox = Inbox()
+        inbox = Inbox(self._ask)
         self.spawn(_serve, app, scope, inbox, send)
         return inbox.put
+
+    async def _ask(self) -> None:
+        await self.ask()  # looked up each time, so that the connection can let go of its protocol
 
 
 async def _serve(
     app: AppWrapper, scope: Scope, inbox: Inbox, send: Callable[[ASGISendEvent | None], Awaitable[None]]
 ) -> None:
     """Cancellation: the connection is over, or the server is."""
+    await trio.lowlevel.checkpoint_if_cancelled()  # of a server whose time is up nothing more is begun
     try:
         await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
     except Exception as error:
