@@ -189,7 +189,11 @@ async def _frames(
             spoke_at = clock.monotonic()
         if transport.ending is not None:
             bye, retry_ms = session.goodbye(*close_of(transport.ending), services.jitter)
+            subscriber.detach()
             yield with_retry(reached(bye), retry_ms)
+            if transport.ending is Ending.REPLACED:
+                # As behind a WebSocket: clients that take a device from each other for ever slow each other down.
+                await services.hub.hold_stream((parameters.diagnosis_id, subscriber.id))
             return
         if due := subscriber.take(EVENTS_AT_ONCE):
             for gap in [item for item in due if isinstance(item, Gap)]:

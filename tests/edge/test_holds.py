@@ -6,6 +6,7 @@ import json
 import struct
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -14,6 +15,7 @@ from tests.edge.pairs import Edge, edge
 from tests.edge.raw import CLOSE, PING, TEXT, Got, RawClient, client_frame, upgraded
 from tests.logbook import Logbook
 from tests.server.harness import Server, running_server
+from tests.server.test_streams import Stream, streamed
 from web.edge.channel import HELD_BYTES_MAX
 from web.edge.holds import Holds
 from web.settings import Settings
@@ -292,3 +294,93 @@ async def test_a_tenth_of_the_connections_is_held_at_most(tmp_path: Path) -> Non
         assert patience.cancelled_caught
         for client in (held, not_held):
             await client.stream.aclose()
+
+
+# Event streams, on the real server
+
+
+async def until_bye(stream: Stream) -> None:
+    """Read a stream up to the `bye` of its take-over."""
+    while (one := await stream.next()).frame["type"] != "bye":
+        pass
+    assert one.frame["data"]["code"] == 4000
+
+
+async def end_after(stream: Stream) -> float:
+    """How long after now a stream ends."""
+    began_at = trio.current_time()
+    with pytest.raises(EOFError):
+        await stream.block()
+    return trio.current_time() - began_at
+
+
+async def test_two_streams_of_one_device_take_it_from_each_other_now_and_then(server: Server) -> None:
+    await server.register()
+    connections = 0
+
+    async def follow_for_ever() -> None:
+        nonlocal connections
+        while True:
+            connections += 1
+            async with streamed(server, device="phone") as stream:
+                await until_bye(stream)
+                await end_after(stream)
+
+    with trio.move_on_after(3.5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow_for_ever)
+            nursery.start_soon(follow_for_ever)
+    assert 3 <= connections <= 8
+
+
+async def test_a_stream_and_a_websocket_of_one_device_count_together(server: Server) -> None:
+    await server.register()
+    async with streamed(server, device="phone") as stream, server.live(device="phone") as client:
+        await until_bye(stream)
+        assert await end_after(stream) >= 0.15
+        async with streamed(server, device="phone") as newer, server.live(device="phone"):
+            await client.next_of("bye")
+            await until_bye(newer)
+            assert await end_after(newer) >= 0.7, "the third"
+
+
+async def test_a_held_stream_is_detached_and_a_drain_ends_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("web.edge.holds.FIRST_SECONDS", 60.0)
+    async with running_server(settings) as server:
+        await server.register()
+        async with streamed(server, device="phone") as older, streamed(server, device="phone") as newer:
+            await until_bye(older)
+            await newer.until_live()
+            assert (await server.status())["total_connections"] == 1
+            await server.publish()
+            assert (await newer.next()).number == 1
+            with trio.move_on_after(0.3) as patience:
+                await end_after(older)
+            assert patience.cancelled_caught
+            server.stop()
+            assert await end_after(older) < 5
+
+
+async def test_streams_count_among_those_that_are_held(autojump_clock: MockClock) -> None:
+    async with edge(held_max=2) as server, trio.open_nursery() as nursery:
+        hub = server.hub
+        for name in ("a", "b"):
+            nursery.start_soon(hub.hold_stream, name)
+        await trio.testing.wait_all_tasks_blocked()
+        at = trio.current_time()
+        await hub.hold_stream("c")
+        assert trio.current_time() == at
+        assert await bye_then_close(await replaced(server)) == 0.0
+        nursery.cancel_scope.cancel()
+    assert hub._streams_held == 0
+
+
+async def test_a_drain_ends_the_holds_of_streams_at_once(autojump_clock: MockClock) -> None:
+    async with edge() as server, trio.open_nursery() as nursery:
+        at = trio.current_time()
+        nursery.start_soon(server.hub.hold_stream, "a")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(server.hub.drain)
+    assert trio.current_time() == at

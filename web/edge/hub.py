@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from math import inf
 from typing import Final
@@ -43,7 +43,7 @@ LOOK_CHUNK: Final = 1024
 """Connections looked after between two checkpoints."""
 
 HELD_MAX: Final = 1000
-"""Connections whose Close is held back. Beyond: it is not. Reason: each is an open socket."""
+"""Connections whose Close, or whose stream's end, is held back. Beyond: it is not. Reason: each is an open socket."""
 
 DRAIN_SECONDS: Final = 3.0
 """Time a drain gives clients to take their goodbye. Beyond: cut off."""
@@ -72,7 +72,7 @@ class Hub:
             limits: what one connection may take.
             unsent: how many bytes of a socket have not reached its peer's machine.
             log: is told how connections end.
-            held_max: connections whose Close may be held back at once.
+            held_max: connections whose Close, or whose stream's end, may be held back at once.
 
         Ownership: the poller stays its maker's, to be closed when `run` has ended; `open_hub` sees to both.
         """
@@ -90,6 +90,9 @@ class Hub:
         self._held_max = held_max
         self._held: dict[Channel, float] = {}
         """Channels whose Close is held back, and until when."""
+        self._streams_held = 0
+        """Event streams whose end is held back."""
+        self._draining = trio.Event()
         self._channels: dict[int, Channel] = {}
         self._beating: dict[Channel, None] = {}
         """Those whose clients asked for heartbeats."""
@@ -133,10 +136,32 @@ class Hub:
 
     def hold(self, channel: Channel, seconds: float) -> bool:
         """Release a channel so many seconds from now; False: too many are held, or the server stops."""
-        if len(self._held) >= self._held_max:
+        if not self._has_room_to_hold:
             return False
         self._held[channel] = self.clock.monotonic() + seconds
         return True
+
+    async def hold_stream(self, name: Hashable) -> None:
+        """Wait before an event stream ends, as long as a Close behind the same refusal would be held back.
+
+        Args:
+            name: whose refusals are counted together; WebSockets of the same name count with it.
+
+        Cancellation: it waits no longer.
+        """
+        seconds = self.holds.seconds(name, self.clock.monotonic())
+        if not self._has_room_to_hold:
+            return
+        self._streams_held += 1
+        try:
+            with trio.move_on_after(seconds):
+                await self._draining.wait()
+        finally:
+            self._streams_held -= 1
+
+    @property
+    def _has_room_to_hold(self) -> bool:
+        return len(self._held) + self._streams_held < self._held_max
 
     def throttle(self, channel: Channel) -> None:
         """A client has used up its allowance: look when it may send again."""
@@ -275,11 +300,12 @@ class Hub:
     async def drain(self) -> None:
         """Wait until every connection is gone, a while at most, then cut off the rest. Say goodbye to them first.
 
-        From now on no Close is held back.
+        From now on neither a Close nor the end of a stream is held back.
 
         Cancellation: cuts them off at once.
         """
         self._held_max = 0
+        self._draining.set()
         for channel in list(self._held):
             self._release(channel)
         try:
