@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
+from web.commands.answers import Actor
 from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json, table
 
@@ -31,7 +33,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def show_all(arguments: argparse.Namespace) -> int:
     """List all actors."""
-    items = list(client_of(arguments, "operate").items("actors"))
+    items = list(client_of(arguments, "operate").items("actors", item=Actor))
     if arguments.json:
         say_json(items)
     else:
@@ -41,7 +43,7 @@ def show_all(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Show one actor."""
-    _, actor = client_of(arguments, "operate").request("GET", "actors", arguments.id)
+    _, actor = client_of(arguments, "operate").request("GET", "actors", arguments.id, answer=Actor)
     if arguments.json:
         say_json(actor)
     else:
@@ -60,7 +62,7 @@ def stop(arguments: argparse.Namespace) -> int:
 
 
 def _act(arguments: argparse.Namespace, act: str) -> int:
-    _, actor = client_of(arguments, "operate").request("POST", "actors", arguments.id, act)
+    _, actor = client_of(arguments, "operate").request("POST", "actors", arguments.id, act, answer=Actor)
     if arguments.json:
         say_json(actor)
     else:
@@ -70,7 +72,7 @@ def _act(arguments: argparse.Namespace, act: str) -> int:
     return 0
 
 
-def actor_text(actor: dict[str, Any]) -> str:
+def actor_text(actor: Mapping[str, Any]) -> str:
     """One actor, for people: its line, then who is furthest behind."""
     rows = [
         (
@@ -86,7 +88,7 @@ def actor_text(actor: dict[str, Any]) -> str:
     return f"{text}\n\n{table(('USER', 'DEVICE', 'ONLINE', 'CURSOR', 'BEHIND'), rows)}" if rows else text
 
 
-def _row(actor: dict[str, Any]) -> tuple[object, ...]:
+def _row(actor: Mapping[str, Any]) -> tuple[object, ...]:
     mailbox, crash = actor["mailbox"], actor["last_crash"]
     return (
         actor["diagnosis_id"],

@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from web import tokens
+from web.commands.answers import Page, Problem, is_a
 from web.commands.failures import CommandFailed, Refused, Unreachable
 from web.commands.transport import checked_url, connection_to, socket_path_of, unreachable
 from web.rights import Scope
@@ -30,6 +31,8 @@ ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 
 PAGE_ITEMS_MAX: Final = 1000
 """Items of a list asked for at once: the most a page may have."""
+
+T = TypeVar("T")
 
 LOCAL_SUB: Final = "local-operator"
 LOCAL_TTL_SECONDS: Final = 600
@@ -121,32 +124,39 @@ class Client:
         return base + parts + (f"?{urlencode(given, errors='surrogateescape')}" if given else "")
 
     def items(
-        self, *path: str, query: Mapping[str, str | None] | None = None, page_items: int = PAGE_ITEMS_MAX
-    ) -> Iterator[dict[str, Any]]:
+        self,
+        *path: str,
+        item: type[T],
+        query: Mapping[str, str | None] | None = None,
+        page_items: int = PAGE_ITEMS_MAX,
+    ) -> Iterator[T]:
         """The items of a list; a page is asked for when its first item is wanted. Raises as `request`."""
         after: str | None = None
         while True:
-            match self.request("GET", *path, query={**(query or {}), "limit": str(page_items), "after": after}):
-                case _, {"items": list(items), "next": str() | None as after}:
-                    yield from items
-                case _:
-                    raise self.strange()
+            asked = {**(query or {}), "limit": str(page_items), "after": after}
+            _, page = self.request("GET", *path, query=asked, answer=Page)
+            if not all(is_a(one, item) for one in page["items"]):
+                raise self.strange()
+            yield from page["items"]
+            after = page["next"]
             # A page without items that names another would never end.
-            if after is None or not items:
+            if after is None or not page["items"]:
                 return
 
     def request(
         self,
         method: str,
         *path: str,
+        answer: type[T],
         body: object = None,
         query: Mapping[str, str | None] | None = None,
         headers: Mapping[str, str] | None = None,
         seconds_max: float = ANSWER_SECONDS_MAX,
-    ) -> tuple[int, Any]:
+    ) -> tuple[int, T]:
         """Send one request; the status and the decoded body of a 2xx answer.
 
         Args:
+            answer: what the body must be.
             seconds_max: longest wait for each part of the answer.
 
         Raises:
@@ -161,15 +171,18 @@ class Client:
         connection = connection_to(self.url, seconds_max=seconds_max)
         try:
             connection.request(method, self.target(*path, query=query), content, sent)
-            answer = connection.getresponse()
-            received = answer.read(ANSWER_BYTES_MAX + 1)
+            response = connection.getresponse()
+            received = response.read(ANSWER_BYTES_MAX + 1)
         except (http.client.HTTPException, OSError) as error:
             raise self.unreachable(error) from None
         finally:
             connection.close()
-        if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-            raise self._refusal(answer.status, answer.reason, received)
-        return answer.status, self._decoded(received)
+        if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            raise self._refusal(response.status, response.reason, received)
+        decoded = self._decoded(received)
+        if not is_a(decoded, answer):
+            raise self.strange()
+        return response.status, decoded
 
     def unreachable(self, error: BaseException) -> Unreachable:
         """What to raise when nobody answered."""
@@ -192,8 +205,9 @@ class Client:
     def _refusal(self, status: int, reason: str, content: bytes) -> CommandFailed:
         try:
             problem = json.loads(content)
-            code, detail = problem["code"], problem["detail"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, RecursionError):
+            problem = None
+        if not is_a(problem, Problem):
             return CommandFailed(f"{self.url} answered {status} {reason}; is it an avicenna-live server?")
         remark = self.credentials.remark if status == HTTPStatus.UNAUTHORIZED else ""
-        return Refused(str(code), f"{detail}{remark}", status)
+        return Refused(problem["code"], f"{problem['detail']}{remark}", status)

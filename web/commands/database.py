@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from storage.errors import InUse, StorageError
+from web.commands.answers import Checked, CopyMade, Health
 from web.commands.client import Client
 from web.commands.failures import FAILED, CommandFailed, Unreachable
 from web.commands.fetching import Copy, fetched
@@ -83,10 +84,8 @@ def _checked_here(arguments: argparse.Namespace) -> Sequence[str] | None:
 
 
 def _checked_there(client: Client) -> Sequence[str]:
-    match client.request("POST", "check", seconds_max=WORK_SECONDS_MAX):
-        case _, {"problems": list(problems)}:
-            return [str(one) for one in problems]
-    raise client.strange()
+    _, checked = client.request("POST", "check", seconds_max=WORK_SECONDS_MAX, answer=Checked)
+    return checked["problems"]
 
 
 def check_text(problems: Sequence[str]) -> str:
@@ -130,15 +129,13 @@ def _copied_here(arguments: argparse.Namespace, target: Path) -> Copy | None:
 
 def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
     def ask() -> tuple[str, str]:
-        match client.request("POST", "backup", seconds_max=WORK_SECONDS_MAX):
-            case _, {"path": str(path), "sha256": str(digest)}:
-                return path, digest
-        raise client.strange()
+        _, made = client.request("POST", "backup", seconds_max=WORK_SECONDS_MAX, answer=CopyMade)
+        return made["path"], made["sha256"]
 
     file = directory / LISTENING_FILE
     if not os.path.lexists(file):
         # No server runs on this directory: a copy that is made elsewhere could not be fetched, nor taken back.
-        client.request("GET", "healthz")
+        client.request("GET", "healthz", answer=Health)
         raise CommandFailed(
             f"there is no {file}: name the server's data directory with --data, the copy is fetched from there"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from web.commands.answers import Diagnosis, Named
 from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json, table
 
@@ -33,7 +34,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def add(arguments: argparse.Namespace) -> int:
     """Register a diagnosis."""
     body = {"owner": arguments.owner, "viewers": arguments.viewer}
-    status, answer = client_of(arguments, "register").request("PUT", "diagnoses", arguments.id, body=body)
+    client = client_of(arguments, "register")
+    status, answer = client.request("PUT", "diagnoses", arguments.id, body=body, answer=Named)
     if arguments.json:
         say_json(answer)
     else:
@@ -45,7 +47,7 @@ def add(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """List all diagnoses the token may see."""
-    items = list(client_of(arguments, "register").items("diagnoses"))
+    items = list(client_of(arguments, "register").items("diagnoses", item=Diagnosis))
     if arguments.json:
         say_json(items)
     else:
@@ -56,7 +58,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def remove(arguments: argparse.Namespace) -> int:
     """Delete a diagnosis."""
-    _, answer = client_of(arguments, "register").request("DELETE", "diagnoses", arguments.id)
+    _, answer = client_of(arguments, "register").request("DELETE", "diagnoses", arguments.id, answer=Named)
     if arguments.json:
         say_json(answer)
     else:

@@ -46,7 +46,7 @@ def fetched(ask: Callable[[], tuple[str, str]], directory: Path, target: Path) -
         before = _names(directory)
         path, digest = ask()
         name = Path(path).name
-        if not name or "\0" in name or name in before:
+        if not _can_be_a_name(name) or name in before:
             raise CommandFailed(f"the server names {path}, which is not a copy it has just made")
         try:
             backups = _opened_directory(directory)
@@ -63,6 +63,14 @@ def fetched(ask: Callable[[], tuple[str, str]], directory: Path, target: Path) -
         os.fsync(writing)
     files.sync_directory(target.parent)
     return copy
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return bool(text) and "\0" not in text
 
 
 @contextlib.contextmanager

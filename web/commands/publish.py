@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, Final
 
+from web.commands.answers import Receipt
 from web.commands.arguments import fraction, idempotency_key, json_object, reference, whole
 from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json
@@ -75,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         "POST",
         "ws",
         f"broadcast-{arguments.kind}-update",
+        answer=Receipt,
         body=body_of(arguments),
         headers={} if key is None else {"Idempotency-Key": key},
     )
@@ -91,7 +94,7 @@ def body_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"diagnosis_id": arguments.id} | {name: value for name, value in given.items() if value is not None}
 
 
-def receipt_line(receipt: dict[str, Any]) -> str:
+def receipt_line(receipt: Mapping[str, Any]) -> str:
     """A receipt, for people."""
     who = receipt["subscribers"]
     before = " (published before with this key)" if receipt["replayed"] else ""

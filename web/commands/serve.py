@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from web import keyring, settings
+from web.commands.answers import Named, Receipt
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.printing import say, say_aside
@@ -101,13 +102,13 @@ class Samples:
     def _run(self, url: str) -> None:
         client = Client(url, Credentials(key=keyring.load_key(self._data), scopes=("register", "broadcast")))
         try:
-            client.request("PUT", "diagnoses", DEMO_ID, body={"owner": DEMO_OWNER, "viewers": []})
+            client.request("PUT", "diagnoses", DEMO_ID, body={"owner": DEMO_OWNER, "viewers": []}, answer=Named)
             say(demo_text(url, self._data))
             for number in itertools.count():
                 if self._stopping.wait(DEMO_SECONDS):
                     return
                 route, body = sample(number)
-                client.request("POST", "ws", route, body={"diagnosis_id": DEMO_ID, **body})
+                client.request("POST", "ws", route, body={"diagnosis_id": DEMO_ID, **body}, answer=Receipt)
         except CommandFailed as error:
             if not self._stopping.is_set():
                 say_aside(f"the samples ended: {error}")

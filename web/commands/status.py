@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
+from web.commands.answers import Status
 from web.commands.finding import add_client_options, client_of
 from web.commands.printing import say, say_json, table
 
@@ -18,7 +20,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print."""
-    _, status = client_of(arguments, "operate").request("GET", "ws", "status")
+    _, status = client_of(arguments, "operate").request("GET", "ws", "status", answer=Status)
     if arguments.json:
         say_json(status)
     else:
@@ -26,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def status_text(status: dict[str, Any]) -> str:
+def status_text(status: Mapping[str, Any]) -> str:
     """The status, for people: totals, then a line for each diagnosis where something is going on."""
     totals = [(name.replace("_", " "), value) for name, value in status.items() if not isinstance(value, dict | None)]
     totals += [(f"node {name}", value) for name, value in status.get("node", {}).items()]

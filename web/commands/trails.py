@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from web.commands.answers import Access, Act
 from web.commands.arguments import whole
 from web.commands.finding import add_client_options, client_of
 from web.commands.printing import compact, say, say_aside, say_json, table
+
+Row = TypeVar("Row", Act, Access)
 
 ROWS_DEFAULT: Final = 100
 ROWS_MAX: Final = 1_000_000
@@ -55,7 +58,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 def show_acts(arguments: argparse.Namespace) -> int:
     """Show rows of the audit trail."""
-    rows = _rows(arguments, "audit", {"actor": arguments.actor, "action": arguments.action})
+    rows = _rows(arguments, "audit", Act, {"actor": arguments.actor, "action": arguments.action})
     if arguments.json:
         say_json(rows)
     else:
@@ -65,7 +68,7 @@ def show_acts(arguments: argparse.Namespace) -> int:
 
 def show_accesses(arguments: argparse.Namespace) -> int:
     """Show rows of the access trail."""
-    rows = _rows(arguments, "accesses", {"user_id": arguments.user, "what": arguments.what})
+    rows = _rows(arguments, "accesses", Access, {"user_id": arguments.user, "what": arguments.what})
     if arguments.json:
         say_json(rows)
     else:
@@ -73,17 +76,17 @@ def show_accesses(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(arguments: argparse.Namespace, trail: str, query: Mapping[str, str | None]) -> list[dict[str, Any]]:
+def _rows(arguments: argparse.Namespace, trail: str, row: type[Row], query: Mapping[str, str | None]) -> list[Row]:
     wanted = {"diagnosis_id": arguments.diagnosis, "since": arguments.since, "until": arguments.until, **query}
     # One more than is shown tells whether there are more.
-    found = client_of(arguments, "operate").items(trail, query=wanted, page_items=PAGE_ROWS)
+    found = client_of(arguments, "operate").items(trail, item=row, query=wanted, page_items=PAGE_ROWS)
     rows = list(islice(found, arguments.limit + 1))
     if len(rows) > arguments.limit:
         say_aside(f"older rows are not shown; --limit {arguments.limit} can be raised")
     return rows[: arguments.limit]
 
 
-def acts_text(rows: list[dict[str, Any]]) -> str:
+def acts_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the audit trail, for people."""
     return table(
         ACTS_HEAD,
@@ -91,7 +94,7 @@ def acts_text(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def accesses_text(rows: list[dict[str, Any]]) -> str:
+def accesses_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the access trail, for people."""
     return table(
         ACCESSES_HEAD,
@@ -109,7 +112,7 @@ def accesses_text(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _change(act: dict[str, Any]) -> str:
+def _change(act: Mapping[str, Any]) -> str:
     """What an act found, and what it left; one of the two is often nothing."""
     before, after = act["before"], act["after"]
     left = "nothing" if after is None else compact(after)

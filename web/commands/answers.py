@@ -1,0 +1,162 @@
+"""What the commands need of a server's answers; whatever else is in one is passed on unlooked at. Pure.
+
+What answers may be no avicenna-live server, or a proxy in front of one: nothing of an answer is used before it has been
+compared with one of these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+DiagnosisId = int | str
+
+
+class Named(TypedDict):
+    """What was done is about one diagnosis."""
+
+    diagnosis_id: DiagnosisId
+
+
+class Diagnosis(TypedDict):
+    """A registered diagnosis."""
+
+    diagnosis_id: DiagnosisId
+    owner: str
+    viewers: list[str]
+    created_at: str
+
+
+class Subscribers(TypedDict):
+    """Of a receipt: who was there."""
+
+    online: int
+    known: int
+    at_risk: int
+
+
+class Receipt(TypedDict):
+    """The answer to a publish."""
+
+    diagnosis_id: DiagnosisId
+    seq: int
+    clients_notified: int
+    subscribers: Subscribers
+    replayed: bool
+
+
+class Mailbox(TypedDict):
+    """Of an actor: what waits."""
+
+    depth: int
+    limit: int
+
+
+class Crash(TypedDict):
+    """Of an actor: its last crash."""
+
+    at: str
+    error: str
+
+
+class Lag(TypedDict):
+    """Of an actor: a subscriber that is behind."""
+
+    user_id: str | None
+    device: str | None
+    online: bool
+    cursor: int
+    lag: int
+
+
+class Actor(TypedDict):
+    """An actor."""
+
+    diagnosis_id: DiagnosisId
+    state: str
+    incarnation: int
+    subscribers: int
+    mailbox: Mailbox
+    head: int
+    restarts: int
+    last_crash: Crash | None
+    lag: list[Lag]
+
+
+class Status(TypedDict):
+    """The status; what is not required depends on who asks."""
+
+    total_diagnoses: int
+    total_connections: int
+    clock_held_since: NotRequired[str | None]
+    connections_by_diagnosis: NotRequired[dict[str, int]]
+    queued_messages_by_diagnosis: NotRequired[dict[str, int]]
+    node: NotRequired[dict[str, int]]
+
+
+class Act(TypedDict):
+    """A row of the audit trail."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    target: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class Access(TypedDict):
+    """A row of the access trail."""
+
+    id: int
+    at: str
+    what: str
+    diagnosis_id: DiagnosisId
+    user_id: str | None
+    device: str | None
+
+
+class Checked(TypedDict):
+    """The outcome of a check."""
+
+    problems: list[str]
+
+
+class CopyMade(TypedDict):
+    """Where a backup is."""
+
+    path: str
+    sha256: str
+
+
+class Health(TypedDict):
+    """The process lives."""
+
+    status: str
+
+
+class Page(TypedDict):
+    """Items of a list, and where the next ones begin."""
+
+    items: list[Any]
+    next: str | None
+
+
+class Problem(TypedDict):
+    """A refusal (RFC 9457)."""
+
+    code: str
+    detail: str
+
+
+def is_a(value: object, kind: type[T]) -> bool:
+    """Whether an answer has what is needed of this kind, of the right types."""
+    try:
+        msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError):
+        return False
+    return True
