@@ -1,56 +1,47 @@
-"""The command `avicenna-live`: finds the subcommand, runs it, and turns its failure into one line and an exit code."""
+"""The command `avicenna-live`: runs a command line, and obeys Ctrl-C in silence from the first moment on.
+
+So it imports next to nothing until then.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from typing import Any
 
-from web.commands import actors, database, diagnoses, publish, serve, status, tail, token, trails
-from web.commands.failures import FAILED, INTERRUPTED, WRONG_USAGE, CommandFailed, UsageError
-from web.commands.printing import say_aside
-
-NAME = "avicenna-live"
+INTERRUPTED = 130
+"""What a shell reports for a process that SIGINT ended."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 not done, 2 wrongly asked, 3 no server there, 130 interrupted."""
-    arguments = parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
-    except UsageError as error:
-        say_aside(f"{NAME}: {error}")
-        return WRONG_USAGE
-    except CommandFailed as error:
-        say_aside(f"{NAME}: {error}")
-        return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone (`tail 42 | head -1`): there is nobody left to tell, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        _leave_when_interrupted()
+        from web.commands import line  # noqa: PLC0415 - takes longer than many commands do
+
+        _raise_when_interrupted()
+        return line.run(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-class Parser(argparse.ArgumentParser):
-    """Takes options by their full names only, so that a new option never changes what an old line means."""
+def _leave_when_interrupted() -> None:
+    """End at once: in the middle of an import, an exception would be printed, or taken for a fault of the import."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _handle_interrupts(lambda *_: os._exit(INTERRUPTED))
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+
+def _raise_when_interrupted() -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        _handle_interrupts(signal.default_int_handler)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = Parser(prog=NAME, description="Live updates of diagnoses: numbered, stored, and delivered in order.")
-    top.add_argument("--version", action="version", version=f"{NAME} {version(NAME)}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, token, diagnoses, publish, tail, actors, status, trails, database):
-        command.add_to(commands)
-    return top
+def _handle_interrupts(handler: signal._HANDLER) -> None:
+    try:
+        signal.signal(signal.SIGINT, handler)
+    except ValueError:
+        # A thread of another program runs us: its main thread handles signals.
+        return
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from web import cli
-from web.commands import publish
+from web.commands import line, publish
 from web.commands.client import Client, Credentials
 from web.commands.failures import UsageError
 from web.keyring import load_or_create_key
@@ -25,7 +25,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def parsed(*argv: str) -> Any:
-    return cli.parser().parse_args(argv)
+    return line.parser().parse_args(argv)
 
 
 def claims_of(token: str, key: bytes) -> dict[str, Any]:
@@ -165,7 +165,20 @@ def test_objects_are_given_as_json() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["127.0.0.1:8000", "http://", "http://u:p@host", "http://host:x", "http://host/?a=b", "http://h/a b", "unix:"],
+    [
+        "127.0.0.1:8000",
+        "http://",
+        "http://u:p@host",
+        "http://host:x",
+        "http://host/?a=b",
+        "http://h/a b",
+        "unix:",
+        "http://h/x",
+        "http://h//",
+        "https://h/a/",
+        "http://h?",
+        "http://h#",
+    ],
 )
 def test_what_is_no_url_of_a_server_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(UsageError) as refused:
@@ -174,7 +187,7 @@ def test_what_is_no_url_of_a_server_is_refused_without_repeating_it(url: str) ->
 
 
 def test_a_target_quotes_what_it_is_given() -> None:
-    client = Client("https://live.example/base/", Credentials())
-    assert client.target("diagnoses", "../x y") == "/base/diagnoses/..%2Fx%20y"
-    assert client.target("ws", "42", query={"after": "1", "epoch": None}) == "/base/ws/42?after=1"
+    client = Client("https://live.example/", Credentials())
+    assert client.target("diagnoses", "../x y") == "/diagnoses/..%2Fx%20y"
+    assert client.target("ws", "42", query={"after": "1", "epoch": None}) == "/ws/42?after=1"
     assert Client("unix:/run/live.sock", Credentials()).target("actors", "\udcff") == "/actors/%FF"

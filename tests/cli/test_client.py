@@ -199,7 +199,8 @@ def test_a_server_that_hangs_up_is_said_to_have_done_so(capsys: pytest.CaptureFi
         for command in (["status"], ["tail", "42"]):
             assert cli.main([*command, "--url", url, "--token", TOKEN]) == 3
             assert capsys.readouterr().err == (
-                f"avicenna-live: cannot reach {url}: the connection ended without an answer\n"
+                f"avicenna-live: cannot reach {url}: the connection ended without an answer; "
+                f"does it speak TLS? then --url {url.replace('http', 'https')}\n"
             )
         thread.join()
 
@@ -211,3 +212,21 @@ def test_no_failure_prints_the_token(server: StandIn, capsys: pytest.CaptureFixt
     assert cli.main(["status", "--json"]) == 1
     printed = capsys.readouterr()
     assert TOKEN not in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["audit", "--since", "2026-11-27"],
+        ["accesses", "--user", ""],
+        ["diagnoses", "add", "a b", "--owner", "dr"],
+        ["actors", "show", "x" * 65],
+        ["publish", "feedback", "42", "--feedback-id", "9" * 15, "--rating", "5"],
+    ],
+)
+def test_a_value_that_the_server_takes_for_wrong_is_wrong_usage(
+    command: list[str], server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.will_refuse(422, "invalid_field", "it must be another one")
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == "avicenna-live: invalid_field: it must be another one\n"

@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.strangers import Stranger
 from web import cli
+from web.commands import line
 from web.commands.failures import UsageError
 from web.commands.finding import client_of, find
 from web.keyring import load_or_create_key
@@ -30,7 +31,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def parsed(*argv: str) -> Any:
-    return cli.parser().parse_args(argv)
+    return line.parser().parse_args(argv)
 
 
 def claims_of(token: str, key: bytes) -> dict[str, Any]:
@@ -159,8 +160,8 @@ def test_help_names_no_option_that_shows_the_token_to_everybody(capsys: pytest.C
 
 def test_the_url_comes_from_the_option_the_variable_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find(parsed("status")).url == "http://127.0.0.1:8000"
-    monkeypatch.setenv("AVICENNA_URL", "https://live.example/base/")
-    assert find(parsed("status")).url == "https://live.example/base"
+    monkeypatch.setenv("AVICENNA_URL", "https://live.example/")
+    assert find(parsed("status")).url == "https://live.example"
     assert find(parsed("status", "--url", "http://[::1]:9000")).url == "http://[::1]:9000"
     with pytest.raises(UsageError):
         find(parsed("status", "--url", ""))

@@ -118,10 +118,10 @@ def answering() -> Iterator[Fake]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(fake.status)
-            self.send_header("Content-Length", str(len(fake.content)))
+            self.send_response(found.status)
+            self.send_header("Content-Length", str(len(found.content)))
             self.end_headers()
-            self.wfile.write(fake.content)
+            self.wfile.write(found.content)
 
         do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - the names http.server looks for
 
@@ -129,11 +129,11 @@ def answering() -> Iterator[Fake]:
             """Keep quiet."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        fake = Fake(f"http://127.0.0.1:{server.server_port}")
+        found = Fake(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield fake
+            yield found
         finally:
             server.shutdown()
             thread.join()

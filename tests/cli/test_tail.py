@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -89,7 +90,7 @@ async def test_events_are_printed_one_a_line_until_enough(capsys: pytest.Capture
         await tail_of(stand_in, events_max=2, device="d", start="new").follow(True)
     printed = capsys.readouterr()
     assert numbers(printed.out) == [1, 2]
-    assert printed.err.startswith("connected to diagnosis 42, from the start")
+    assert printed.err.startswith("connected to diagnosis 42, from now on")
     assert stand_in.queries == [{"device": ["d"], "start": ["new"]}]
 
 
@@ -233,6 +234,83 @@ async def test_how_many_events_before_the_first_are_gone_is_said(
     async with standing_in(says(connect(resume, floor=12, head=13), event(13))) as stand_in:
         await tail_of(stand_in, events_max=1).follow(True)
     assert capsys.readouterr().err.rstrip().endswith("; 12 events before #13 are gone")
+
+
+@pytest.mark.parametrize(
+    ("start", "floor", "head", "said"),
+    [
+        (None, 0, 7, "from the start; 0 queued, head #7"),
+        ("oldest", 12, 20, "from #13 on; 0 queued, head #20; 12 events before #13 are gone"),
+        ("new", 30, 130, "from now on; 0 queued, head #130"),
+        ("2", 30, 130, "from #129 on; 0 queued, head #130"),
+        ("100", 30, 130, "from #31 on; 0 queued, head #130"),
+        ("101", 30, 130, "from #31 on; 0 queued, head #130; 1 event before #31 is gone"),
+        ("900", 30, 130, "from #31 on; 0 queued, head #130; 30 events before #31 are gone"),
+        ("0", 30, 130, "from #131 on; 0 queued, head #130"),
+        ("5", 0, 3, "from the start; 0 queued, head #3"),
+    ],
+)
+async def test_where_it_really_begins_is_said_and_as_gone_only_what_was_asked_for(
+    start: str | None, floor: int, head: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with standing_in(says(connect(floor=floor, head=head), event(head + 1))) as stand_in:
+        await tail_of(stand_in, start=start, events_max=1).follow(True)
+    assert capsys.readouterr().err == f"connected to diagnosis 42, {said}\n"
+
+
+async def test_a_refused_upgrade_is_said_with_code_and_detail() -> None:
+    problem = json.dumps({"code": "misdirected_request", "detail": "see allowed_hosts \x1b"}).encode()
+    for body, said in (
+        (problem, ": misdirected_request: see allowed_hosts \\x1b"),
+        (b"<html>", ""),
+        (b'{"code": 1}', ""),
+        (b"", ""),
+    ):
+        async with refusing(421, body) as url:
+            tail = Tail(Client(url, Credentials("t")), "42", Position(), jitter=lambda: 0.0)
+            with pytest.raises(CommandFailed) as failure, trio.fail_after(10):
+                await tail.follow(True)
+        assert str(failure.value) == "the connection ended: 421 instead of a WebSocket" + said
+
+
+@asynccontextmanager
+async def refusing(status: int, body: bytes) -> AsyncIterator[str]:
+    """Something that answers an upgrade with this."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_parameter_the_server_takes_for_wrong_is_wrong_usage() -> None:
+    refused = says(other("error", code="invalid_field", detail="start must be ..."), then_close=(1008, "invalid field"))
+    async with standing_in(refused) as stand_in:
+        command = ["tail", "42", "--url", stand_in.url, "--token", "t", "--start", "middle"]
+        assert await trio.to_thread.run_sync(main, command) == 2
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        other("bye", code=1, reason=1)[:-1] + ', "data": "x"}',
+        '{"type": "bye", "data": [1]}',
+        '{"type": "connect", "data": "x"}',
+        "[" * 100_000 + "]" * 100_000,
+        "[]",
+        "1",
+        '{"type": "feedback_update", "seq": "x", "data": {}}',
+        '{"type": [], "data": {}}',
+    ],
+)
+async def test_a_frame_that_is_none_ends_the_connection_with_one_line(frame: str) -> None:
+    async with standing_in(says(frame, then_close=(1012, "restart"))) as stand_in:
+        with pytest.raises(CommandFailed, match="the connection ended: 1002"):
+            await tail_of(stand_in).follow(True)
 
 
 async def test_nothing_is_said_to_be_gone_where_nothing_is_or_a_gap_says_so(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,7 +143,47 @@ def test_a_port_with_tls_is_not_taken_for_one_without(
     said = capsys.readouterr().err
     assert said.startswith(f"avicenna-live: cannot reach http://127.0.0.1:{port}: ")
     # A server that speaks TLS answers with an alert, or with nothing.
-    assert any(why in said for why in ("does not speak HTTP", "ended without an answer", "Connection reset"))
+    assert said.endswith(f" --url https://127.0.0.1:{port}\n")
+    assert any(why in said for why in ("speaks TLS", "ended without an answer", "Connection reset"))
+
+
+@COMMANDS
+def test_an_alert_of_tls_is_known_for_one(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with answering_once(bytes.fromhex("15030300020246")) as port:
+        assert cli.main([*argv, "--url", f"http://127.0.0.1:{port}"]) == 3
+    url = f"127.0.0.1:{port}"
+    assert capsys.readouterr().err == (
+        f"avicenna-live: cannot reach http://{url}: what answers there speaks TLS; give --url https://{url}\n"
+    )
+
+
+@COMMANDS
+@pytest.mark.parametrize("with_reset", [True, False])
+def test_a_server_that_breaks_off_may_speak_tls(
+    with_reset: bool, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering_once(b"", with_reset=with_reset) as port:
+        assert cli.main([*argv, "--url", f"http://127.0.0.1:{port}"]) == 3
+    assert capsys.readouterr().err.endswith(f"; does it speak TLS? then --url https://127.0.0.1:{port}\n")
+
+
+@contextmanager
+def answering_once(answer: bytes, *, with_reset: bool = False) -> Iterator[int]:
+    """Something that answers the first bytes of one connection so, and ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+                if with_reset:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
 
 
 @COMMANDS

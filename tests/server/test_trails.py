@@ -280,7 +280,7 @@ async def test_the_commands_show_both_trails_and_no_row_moves_the_terminal(tmp_p
         )
         assert (code, len(said.splitlines())) == (0, 2)
         code, said, aside = await run("audit", *at, "--since", "yesterday")
-        assert (code, said) == (1, "")
+        assert (code, said) == (2, "")
         assert aside == (
             "avicenna-live: invalid_field: since must be a time of RFC 3339, such as 2026-01-31T12:00:00Z\n"
         )

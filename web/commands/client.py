@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from web import tokens
 from web.commands.answers import Page, Problem, is_a
 from web.commands.failures import CommandFailed, Refused, Unreachable
-from web.commands.transport import checked_url, connection_to, socket_path_of, unreachable
+from web.commands.transport import checked_url, connection_to, unreachable
 from web.rights import Scope
 
 ANSWER_SECONDS_MAX: Final = 30
@@ -118,10 +118,9 @@ class Client:
 
     def target(self, *path: str, query: Mapping[str, str | None] | None = None) -> str:
         """Path and query of a resource; each part is quoted, query values that are `None` are left out."""
-        base = "" if socket_path_of(self.url) is not None else urlsplit(self.url).path
         given = {name: value for name, value in (query or {}).items() if value is not None}
         parts = "".join(f"/{quote(part, safe='', errors='surrogateescape')}" for part in path)
-        return base + parts + (f"?{urlencode(given, errors='surrogateescape')}" if given else "")
+        return parts + (f"?{urlencode(given, errors='surrogateescape')}" if given else "")
 
     def items(
         self,
@@ -178,7 +177,7 @@ class Client:
         finally:
             connection.close()
         if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-            raise self._refusal(response.status, response.reason, received)
+            raise self.refusal(response.status, response.reason, received)
         decoded = self._decoded(received)
         if not is_a(decoded, answer):
             raise self.strange()
@@ -202,7 +201,8 @@ class Client:
         except (ValueError, RecursionError):
             raise CommandFailed(f"the answer of {self.url} is not JSON; is it an avicenna-live server?") from None
 
-    def _refusal(self, status: int, reason: str, content: bytes) -> CommandFailed:
+    def refusal(self, status: int, reason: str, content: bytes) -> CommandFailed:
+        """What to raise when the answer is no 2xx."""
         try:
             problem = json.loads(content)
         except (ValueError, RecursionError):

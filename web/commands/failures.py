@@ -2,7 +2,8 @@
 
 CommandFailed            exit 1: the server or the machine said no
 +-- Unreachable          exit 3: no server answers: start it, or correct --url
-`-- Refused              the server answered with a problem document: its code says what to do
+`-- Refused              the server answered with a problem document: its code says what to do;
+                         exit 2 where it judged an option to be wrong
 UsageError               exit 2: the command line or a setting is wrong
 """
 
@@ -13,14 +14,15 @@ from typing import Final
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 NOBODY_THERE: Final = 3
-INTERRUPTED: Final = 130
-"""What a shell reports for a process that SIGINT ended."""
+
+WRONG_VALUE: Final = "invalid_field"
+"""The server's code for a value that is none: whoever gave it has asked wrongly."""
 
 
 class CommandFailed(Exception):
     """What was asked did not happen; the text is for the person who asked."""
 
-    exit_code = FAILED
+    exit_code: int = FAILED
 
 
 class Unreachable(CommandFailed):
@@ -36,6 +38,8 @@ class Refused(CommandFailed):
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.status = status
+        if code == WRONG_VALUE:
+            self.exit_code = WRONG_USAGE
 
 
 class UsageError(Exception):

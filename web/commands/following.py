@@ -14,6 +14,10 @@ PROTOCOL_ERROR: Final = 1002
 NOTHING_HEARD: Final = 1006
 """No close frame came: the connection broke, or there was none (RFC 6455 section 7.1.5)."""
 
+POLICY: Final = 1008
+WRONG_PARAMETER: Final = "invalid field"
+"""The reason of a 1008 whose fault is the URL's."""
+
 COME_BACK: Final = frozenset({1005, NOTHING_HEARD, 1011, 1012, 1013, 1014})
 """Close codes after which a client returns with its position: broken, failed, restarting or busy, not refused."""
 

@@ -6,6 +6,7 @@ Trio runs here and in no other command: a WebSocket is read while a second task 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import random
 from collections.abc import Callable
@@ -19,11 +20,21 @@ from wsproto.utilities import LocalProtocolError
 
 from web.commands.arguments import whole
 from web.commands.client import Client
-from web.commands.failures import INTERRUPTED, CommandFailed, UsageError
+from web.commands.failures import CommandFailed, Refused, UsageError
 from web.commands.finding import add_client_options, client_of
-from web.commands.following import EVENTS, NORMAL, NOTHING_HEARD, PROTOCOL_ERROR, Backoff, Position, comes_back
+from web.commands.following import (
+    EVENTS,
+    NORMAL,
+    NOTHING_HEARD,
+    POLICY,
+    PROTOCOL_ERROR,
+    WRONG_PARAMETER,
+    Backoff,
+    Position,
+    comes_back,
+)
 from web.commands.printing import compact, printable, say, say_aside
-from web.commands.transport import NOT_HTTP, UNIX_HOST, socket_path_of
+from web.commands.transport import UNIX_HOST, socket_path_of
 
 CONNECT_SECONDS_MAX: Final = 10
 """Longest wait for a socket, and again for the upgrade. Beyond: the server counts as unreachable."""
@@ -103,16 +114,15 @@ def run(arguments: argparse.Namespace) -> int:
         jitter=random.random,
     )
     failure: BaseException | None = None
-    interrupted = False
     try:
         trio.run(tail.follow, not arguments.no_reconnect)
     except* KeyboardInterrupt:
-        interrupted = True
-    except* (CommandFailed, BrokenPipeError) as group:
+        failure = KeyboardInterrupt()
+    except* (CommandFailed, UsageError, BrokenPipeError) as group:
         failure = first_of(group)
     if failure is not None:
         raise failure
-    return INTERRUPTED if interrupted else 0
+    return 0
 
 
 class Tail:
@@ -159,6 +169,7 @@ class Tail:
 
         Raises:
             CommandFailed: the connection ended for good, or there was none from the start.
+            UsageError: the server takes a parameter for wrong.
         """
         while True:
             ended = await self._connect_once(reconnect)
@@ -167,6 +178,8 @@ class Tail:
             # 1006 never travels and says nothing the words beside it do not.
             code = "" if ended.code == NOTHING_HEARD else f"{ended.code} "
             reason = f"the connection ended: {code}{ended.reason}".rstrip()
+            if ended.code == POLICY and ended.reason == WRONG_PARAMETER:
+                raise UsageError(reason)
             if not (reconnect and comes_back(ended.code)):
                 raise CommandFailed(reason + (self._client.credentials.remark if self._refused_token else ""))
             wait_seconds = self._backoff.seconds(ended.retry_after_ms)
@@ -221,12 +234,17 @@ class Tail:
         except* ConnectionRejected as group:
             rejected = first_of(group)
             assert isinstance(rejected, ConnectionRejected)
-            ended = Ended(rejected.status_code, "instead of a WebSocket")
+            ended = Ended(rejected.status_code, self._why_rejected(rejected))
         except* NotHttp as group:
             refused = first_of(group)
         if refused is not None:
             raise refused
         return ended
+
+    def _why_rejected(self, rejected: ConnectionRejected) -> str:
+        refusal = self._client.refusal(rejected.status_code, "", rejected.body or b"")
+        said = f": {refusal}" if isinstance(refusal, Refused) else ""
+        return printable(f"instead of a WebSocket{said}")
 
     async def _listen(self, connection: WebSocketConnection) -> Ended:
         """Read frames until the connection ends, or until everything asked for was printed."""
@@ -257,10 +275,12 @@ class Tail:
             if not self._position.advance(frame):
                 return False
             kind, data = frame["type"], frame.get("data") or {}
+            if not isinstance(data, dict):
+                raise TypeError("data must be an object")
             if kind == "acked":
                 return False
             self._print(message if isinstance(message, str) else message.decode(), kind, frame, data)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadFrame from error
         if kind == "connect":
             self._admitted = True
@@ -289,7 +309,7 @@ class Tail:
         elif kind == "gap":
             say(gap_line(data))
         elif kind == "connect":
-            say_aside(connect_line(self._diagnosis_id, data))
+            say_aside(connect_line(self._diagnosis_id, data, self._start))
         elif kind == "error":
             say_aside(f"{data.get('code')}: {data.get('detail')}")
 
@@ -330,23 +350,41 @@ def gap_line(data: dict[str, Any]) -> str:
     return printable(f"gap  {numbers}: {data['count']} no longer retained ({data['reason']})")
 
 
-def connect_line(diagnosis_id: str, data: dict[str, Any]) -> str:
-    """The start of a connection, for people."""
+def connect_line(diagnosis_id: str, data: dict[str, Any], start: str | None = None) -> str:
+    """The start of a connection, for people.
+
+    Args:
+        start: where a connection without a position was to begin.
+    """
+    wanted = _wanted_position(data["head"], start) if data["resume"] == "fresh" else 0
     ways = {
-        "fresh": "from the start",
+        "fresh": "from now on" if start == "new" else _from(max(wanted, data.get("floor", 0))),
         "exact": "exactly where you stopped",
         "partial": f"where you stopped, {data['missed']} missed",
         "reset": "anew: the numbering changed, reload your data",
     }
     way = ways.get(data["resume"], data["resume"])
     line = f"connected to diagnosis {diagnosis_id}, {way}; {data['queued']} queued, head #{data['head']}"
-    if data["resume"] in ("fresh", "reset") and data["floor"]:
+    if data["resume"] in ("fresh", "reset") and data["floor"] > wanted:
         # Of the other ways, a gap frame says so.
-        floor = data["floor"]
-        line += (
-            f"; {floor} {'event' if floor == 1 else 'events'} before #{floor + 1} {'is' if floor == 1 else 'are'} gone"
-        )
+        gone, first = data["floor"] - wanted, data["floor"] + 1
+        line += f"; {gone} {'event' if gone == 1 else 'events'} before #{first} {'is' if gone == 1 else 'are'} gone"
     return line
+
+
+def _from(position: int) -> str:
+    return f"from #{position + 1} on" if position else "from the start"
+
+
+def _wanted_position(head: int, start: str | None) -> int:
+    """The number after which a connection without a position was to begin, whether or not that is still there."""
+    match start:
+        case None | "oldest":
+            return 0
+        case "new":
+            return head
+        case _:
+            return max(0, head - int(start))
 
 
 def _given(data: dict[str, Any], *names: str) -> str:
@@ -375,9 +413,9 @@ class Answers(trio.abc.ReceiveStream):
         if len(self._begun) < len(HTTP_BEGINS):
             self._begun += received
             if not received:
-                raise NotHttp("the connection ended without an answer")
+                raise NotHttp from http.client.RemoteDisconnected("")
             if not self._begun.startswith(HTTP_BEGINS[: len(self._begun)]):
-                raise NotHttp(NOT_HTTP)
+                raise NotHttp from http.client.BadStatusLine(self._begun.decode("latin-1"))
         return received
 
     async def aclose(self) -> None:

@@ -15,7 +15,8 @@ from web.listening_file import UNIX_PREFIX
 UNIX_HOST: Final = "localhost"
 """What a request over a Unix socket names as its host."""
 
-NOT_HTTP: Final = "what answers there does not speak HTTP; is https:// meant?"
+_TLS_RECORDS: Final = ("\x15\x03", "\x16\x03")
+"""How what speaks TLS begins: with an alert, or a handshake (RFC 8446 section 5.1)."""
 
 _NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
 """OpenSSL's reasons where the other side spoke, but not TLS."""
@@ -48,11 +49,13 @@ def checked_url(url: str) -> str:
         return url
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
+        )
     except ValueError:
         usable = False
     is_plain = url.isascii() and url.isprintable() and " " not in url
-    if not usable or "@" in parts.netloc or parts.query or parts.fragment or not is_plain:
+    if not usable or any(mark in url for mark in "@?#") or not is_plain:
         raise UsageError("the URL of the server must be http://HOST[:PORT], https://HOST[:PORT] or unix:PATH")
     return url.rstrip("/")
 
@@ -79,10 +82,10 @@ def connection_to(url: str, *, seconds_max: float) -> http.client.HTTPConnection
 
 def unreachable(url: str, error: BaseException, remark: str = "") -> Unreachable:
     """Say in one line why there is no answer; `remark` ends the line."""
-    return Unreachable(f"cannot reach {url}: {_why(error)}{remark}")
+    return Unreachable(f"cannot reach {url}: {_why(url, error)}{remark}")
 
 
-def _why(error: BaseException) -> str:
+def _why(url: str, error: BaseException) -> str:
     match error:
         case ssl.SSLCertVerificationError():
             return f"its certificate cannot be verified: {error.verify_message}"
@@ -95,11 +98,20 @@ def _why(error: BaseException) -> str:
         case TimeoutError():
             return "no answer in time"
         case http.client.RemoteDisconnected():
-            return "the connection ended without an answer"
+            return "the connection ended without an answer" + _tls_hint(url)
         case http.client.BadStatusLine():
-            return NOT_HTTP
+            if str(error.args[0]).startswith(_TLS_RECORDS):
+                return "what answers there speaks TLS" + _tls_hint(url, "give")
+            return "what answers there does not speak HTTP; is https:// meant?"
+        case ConnectionResetError():
+            return (error.strerror or "Connection reset by peer") + _tls_hint(url)
         case OSError(errno=int(number)):
             # A name that was not found has a number of its own kind (below zero), and its words stand in `strerror`.
             return os.strerror(number) if number > 0 else error.strerror or str(error)
         case _:
             return str(error) or type(error).__name__
+
+
+def _tls_hint(url: str, said: str = "does it speak TLS? then") -> str:
+    parts = urlsplit(url)
+    return f"; {said} --url https://{parts.netloc}" if parts.scheme == "http" else ""

@@ -1,0 +1,51 @@
+"""The whole command line: finds the subcommand, runs it, and turns its failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from web.commands import actors, database, diagnoses, publish, serve, status, tail, token, trails
+from web.commands.failures import FAILED, WRONG_USAGE, CommandFailed, UsageError
+from web.commands.printing import say_aside
+
+NAME: Final = "avicenna-live"
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return command(arguments)
+    except UsageError as error:
+        say_aside(f"{NAME}: {error}")
+        return WRONG_USAGE
+    except CommandFailed as error:
+        say_aside(f"{NAME}: {error}")
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone (`tail 42 | head -1`): there is nobody left to tell, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options by their full names only, so that a new option never changes what an old line means."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = Parser(prog=NAME, description="Live updates of diagnoses: numbered, stored, and delivered in order.")
+    top.add_argument("--version", action="version", version=f"{NAME} {version(NAME)}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for command in (serve, token, diagnoses, publish, tail, actors, status, trails, database):
+        command.add_to(commands)
+    return top
