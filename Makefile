@@ -7,6 +7,7 @@
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make bench-storage                the store beside raw sqlite3
+#   make bench-abuse                  what a client that does harm costs everybody else
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
@@ -16,7 +17,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation bench-abuse load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -92,6 +93,9 @@ bench-storage: setup
 
 bench-isolation: setup
 	$(BIN)/python -m benchmarks.isolation
+
+bench-abuse: setup
+	$(BIN)/python -m benchmarks.abuse $(ARGS)
 
 $(BENCH_STAMP): requirements/bench.lock $(STAMP)
 	@echo "installing the servers to compare with into $(BENCH_VENV) ..."
