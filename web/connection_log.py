@@ -118,10 +118,10 @@ class ConnectionLog:
         end: Fields = {"code": code, "reason": reason, "seconds": 0.0, "events_sent": 0, "acknowledged": None}
         _say(f"{what} ended", who | end)
 
-    def stalled(self, subscriber: Subscriber | None, why: str) -> None:
+    def stalled(self, subscriber: Subscriber | None, why: str, request_id: str | None = None) -> None:
         """A peer that stands still is cut off; `None`: it was refused."""
         who = {} if subscriber is None else self._who(_diagnosis_of(subscriber), subscriber.id)
-        _say("stalled peer cut off", who | {"reason": why})
+        _say("stalled peer cut off", who | {"reason": why}, request_id)
 
     # Sums
 

@@ -42,8 +42,9 @@ def split_authority(text: str) -> tuple[str, str] | None:
 
 
 def normal_origin(text: str) -> str | None:
-    """The one spelling of an origin (RFC 6454): in lower case, without the port its scheme implies; `None`: it is none.
+    """The one spelling of an origin (RFC 6454); `None`: it is none.
 
+    In lower case, without the port its scheme implies, and without the dot that ends a name which is meant to be whole.
     Origins of apps (`capacitor://localhost`) are some, and so is `null`, that of pages which have no other.
     """
     if text == NULL:
@@ -52,6 +53,9 @@ def normal_origin(text: str) -> str | None:
     if found is None or (parts := split_authority(found["authority"])) is None:
         return None
     scheme, (host, port) = found["scheme"].lower(), parts
+    if host.endswith("..") or (host == "." and scheme in DEFAULT_PORTS):
+        return None
+    host = bare_host(host) or host  # `app://.` is what pages of some apps have
     port = str(int(port)) if port else ""
     return f"{scheme}://{host}" + (f":{port}" if port and port != DEFAULT_PORTS.get(scheme) else "")
 

@@ -74,7 +74,7 @@ def asks_known_host(channel: BaseRequestWebsocket, names: Container[str], truste
     if peer is None or _is_trusted(peer, trusted):
         return True
     parts = split_authority(channel.headers.get("Host", ""))
-    return parts is not None and (is_ip_literal(parts[0]) or bare_host(parts[0]) in names)
+    return parts is not None and (is_ip_literal(host := bare_host(parts[0])) or host in names)
 
 
 def _peer(channel: BaseRequestWebsocket) -> str:

@@ -1,7 +1,7 @@
 """One line for every request, and the id that ties its other lines to it: `X-Request-ID` of the answer.
 
 The id is ours alone: one that a client sends is not looked at. The path is logged as its route, with the diagnosis
-id and no other part of it filled in, and without the query.
+id and no other part of it filled in, and without the query; where no route is found, as it was asked, still escaped.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def log_requests(app: QuartTrio, services: Services) -> None:
 def path_of(asked: Request | Websocket) -> str:
     """The path of a request as it may be logged: a name in it (`/subjects/...`) stays out."""
     if asked.url_rule is None:
-        return "/subjects/..." if asked.path.startswith("/subjects/") else asked.path[:PATH_CHARACTERS_MAX]
+        if asked.path.lstrip("/").startswith("subjects/"):
+            return "/subjects/..."
+        return asked.scope["raw_path"].partition(b"?")[0][:PATH_CHARACTERS_MAX].decode("latin-1")
     diagnosis_id = (asked.view_args or {}).get("diagnosis_id", "")
     return asked.url_rule.rule.replace("<diagnosis_id>", diagnosis_id)[:PATH_CHARACTERS_MAX]

@@ -194,6 +194,10 @@ class Choice(Kind):
         return str(value)
 
 
+_SCHEMES_OF_NO_ORIGIN: Final = frozenset({"about", "blob", "data", "file", "filesystem", "javascript", "ws", "wss"})
+"""A page at such a URL has the origin of another one, or `null`."""
+
+
 @dataclass(frozen=True)
 class Origin(Kind):
     """A web origin (RFC 6454): scheme, host and port, without a path; in its one spelling."""
@@ -219,7 +223,7 @@ class PageOrigin(Origin):
     limit = "an origin such as https://example.org, capacitor://localhost or null (no wildcards)"
 
     def _is_allowed(self, origin: str) -> bool:
-        return True
+        return origin.partition(":")[0] not in _SCHEMES_OF_NO_ORIGIN
 
 
 @dataclass(frozen=True)

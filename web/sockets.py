@@ -34,6 +34,7 @@ from web.edge.channel import NO_CLOSE, Channel
 from web.edge.follower import Follower
 from web.edge.frames import switching_protocols, text_frame
 from web.errors import CloseCode, ConnectionRefused, Refusal, invalid_parameter, refusal_of
+from web.logs import current_request_id
 from web.parameters import Parameters, parse, repeated_parameter
 from web.peers import address_of
 from web.records import DIAGNOSIS_ID
@@ -123,7 +124,7 @@ def _begin(
         expiry=services.expiry,
         clock=services.clock,
     )
-    follower.begin(session, subscriber, parameters.heartbeat_seconds)
+    follower.begin(session, subscriber, parameters.heartbeat_seconds, current_request_id())
     return session, subscriber
 
 

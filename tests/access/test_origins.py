@@ -56,6 +56,12 @@ APPS = (
         ("://a", None),
         ("1app://a", None),
         ("file://", None),
+        ("https://app.example.org.", "https://app.example.org"),
+        ("https://app.example.org.:443", "https://app.example.org"),
+        ("https://app.example.org..", None),
+        ("https://.", None),
+        ("http://..", None),
+        ("app://...", None),
         ("https://[::g]", None),
     ],
 )
@@ -69,6 +75,29 @@ def test_any_text_is_an_origin_in_its_one_spelling_or_none(text: str) -> None:
     assert found is None or normal_origin(found) == found
     parts = split_authority(text)
     assert parts is None or split_authority(parts[0]) == (parts[0], "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "javascript://x",
+        "JavaScript://x",
+        "data://x",
+        "blob://x",
+        "file://x",
+        "about://blank",
+        "filesystem://x",
+        "ws://app.example.org",
+        "wss://app.example.org",
+        "app://...",
+        "app://..",
+        "https://.",
+        "https://...",
+    ],
+)
+def test_what_can_be_no_origin_of_a_page_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="AVICENNA_ALLOWED_ORIGINS must be"):
+        load({"AVICENNA_ALLOWED_ORIGINS": text})
 
 
 @pytest.mark.parametrize("name", ["allowed_origins", "public_url"])

@@ -176,6 +176,16 @@ async def test_a_refusal_is_one_line_with_the_id_of_its_request(server: Server, 
     assert opened.rpartition("[")[2] == ended.rpartition("[")[2]
 
 
+async def test_the_end_of_a_websocket_has_the_id_of_its_upgrade(server: Server, logbook: Logbook) -> None:
+    await server.register()
+    async with server.live(device="phone"):
+        pass
+    await the_end(logbook)
+    (opened, ended) = [line for line in logbook.lines if "GET /ws/42" in line or " ended: " in line]
+    assert re.fullmatch(r"[0-9a-f]{16}\]\n?", opened.rpartition("[")[2])
+    assert opened.rpartition("[")[2] == ended.rpartition("[")[2]
+
+
 async def test_a_diagnosis_or_device_that_is_no_name_is_not_in_the_line(server: Server, logbook: Logbook) -> None:
     async with server.connect("a%20b", device="x y") as client:
         await client.close_frames()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trio
 
 from tests.logbook import Logbook, found_in
 from tests.server.harness import Server
@@ -93,6 +94,27 @@ async def test_a_request_has_an_id_in_its_answer_and_in_its_line(server: Server,
         (found,) = found_in(logbook.lines, {request_id: "id"})
         assert line in found
     assert not found_in(logbook.lines, {"chosen-by-the-client": "", "device": ""})
+
+
+async def test_a_path_without_a_route_is_shown_as_it_was_asked(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = int(server.url.rpartition(":")[2])
+    paths = ("/%2Factors?x=1", "/act%6frs%2f", "/a%0d%0ab", "/" + "x" * 300, "/%2Fsubjects/layla", "/subjects%2Flayla")
+    for path in paths:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            while await stream.receive_some():
+                pass
+    lines = [record.getMessage() for record in caplog.records if record.name == "avicenna.access"]
+    assert [line.split(" ")[1] for line in lines] == [
+        "/%2Factors",
+        "/act%6frs%2f",
+        "/a%0d%0ab",
+        "/" + "x" * 199,
+        "/subjects/...",
+        "/subjects/...",
+    ]
 
 
 async def test_the_ids_of_requests_do_not_tell_how_many_there_were(server: Server) -> None:

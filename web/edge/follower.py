@@ -34,7 +34,7 @@ assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
 class Follower(Channel):
     """A subscriber's transport; see `actors.subscriber.Transport`. What it is fed never raises into its actor."""
 
-    __slots__ = ("_asks", "_confirmed", "_heartbeat", "_owes_receipt", "_session", "_subscriber")
+    __slots__ = ("_asks", "_confirmed", "_heartbeat", "_owes_receipt", "_request_id", "_session", "_subscriber")
 
     _session: Session
     _subscriber: Subscriber
@@ -48,13 +48,23 @@ class Follower(Channel):
         self._owes_receipt = False
         """A Ping for a receipt is due as soon as something can be written."""
         self._heartbeat: Heartbeat | None = None
+        self._request_id = b""
+        """Of the upgrade, for the log; empty: there is none. In bytes it is half as large as its text."""
 
-    def begin(self, session: Session, subscriber: Subscriber, heartbeat_seconds: int | None = None) -> None:
+    def begin(
+        self,
+        session: Session,
+        subscriber: Subscriber,
+        heartbeat_seconds: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
         """Know whom this carries frames to. Before the subscriber is given to an actor.
 
         Args:
             heartbeat_seconds: longest silence, `None`: the client asked for no heartbeats.
+            request_id: of the upgrade, in hexadecimal.
         """
+        self._request_id = bytes.fromhex(request_id or "")
         self._session, self._subscriber = session, subscriber
         self._asks = session.ack == "transport"
         if heartbeat_seconds is not None:
@@ -193,10 +203,11 @@ class Follower(Channel):
             self._session.received_all()
 
     def stalled(self, why: str) -> None:
-        self._hub.log.stalled(self._subscriber, why)
+        self._hub.log.stalled(self._subscriber, why, self._request_id.hex())
 
     def over(self, code: int, reason: str, seconds: float | None) -> None:
         if seconds is not None:
-            self._hub.log.ended("WebSocket", self._subscriber, code, reason, seconds)
+            request_id = self._request_id.hex()
+            self._hub.log.ended("WebSocket", self._subscriber, code, reason, seconds, request_id)
         # Session, subscriber and transport know each other: cut here, so that the collector need not look for them.
         del self._session, self._subscriber
