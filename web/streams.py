@@ -7,7 +7,7 @@ position. The stream goes one way, so nothing in it acknowledges; the next reque
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
 from typing import Final
 
@@ -36,7 +36,10 @@ ROUTE: Final = "streams.follow"
 LAST_EVENT_ID: Final = "Last-Event-ID"
 
 EVENTS_AT_ONCE: Final = 50
-"""Events in one write. Reason: what was written lies in memory until the client reads."""
+"""Events taken from the ring at once. They are the frames that all who follow share."""
+
+WRITTEN_BYTES: Final = 16 * 1024
+"""A write ends with the message that reaches so many. Reason: until the client reads, what was written is held."""
 
 REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and its stream ends."""
@@ -198,7 +201,8 @@ async def _frames(
         if due := subscriber.take(EVENTS_AT_ONCE):
             for gap in [item for item in due if isinstance(item, Gap)]:
                 services.connection_log.gap(subscriber, gap)
-            yield b"".join(_due_message(session, epoch, item) for item in due)
+            for part in _in_parts(_due_message(session, epoch, item) for item in due):
+                yield part
             spoke_at = clock.monotonic()
         elif not await transport.woken(spoke_at + silence_seconds - clock.monotonic()):
             spoke_at = clock.monotonic()
@@ -206,6 +210,18 @@ async def _frames(
                 yield COMMENT
             elif subscriber.is_caught_up:
                 yield reached(session.frame("heartbeat", wire.seq_data(subscriber.position)))
+
+
+def _in_parts(messages: Iterable[bytes]) -> Iterator[bytes]:
+    """The messages, in writes of at least `WRITTEN_BYTES` but for the last; each is made when it is due."""
+    part = bytearray()
+    for one in messages:
+        part += one
+        if len(part) >= WRITTEN_BYTES:
+            yield bytes(part)
+            part.clear()
+    if part:
+        yield bytes(part)
 
 
 def _due_message(session: Session, epoch: Epoch, due: Due) -> bytes:

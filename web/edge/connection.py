@@ -231,18 +231,18 @@ class Connection:
         """Write all of it; False: the peer is gone, or has accepted no byte for too long. No checkpoint if it fits."""
         if self._is_broken:
             return False
+        rest = memoryview(data)  # of which nothing is copied
         if not self._writing.locked():
             with suppress(OSError):  # if more is wrong than that it is full, that is found again
-                data = data[self._sock.send(data) :]
-        if data:
+                rest = rest[self._sock.send(rest) :]
+        if rest:
             # Shielded, as part of a message may be out already. `cut` ends it all the same.
             with trio.CancelScope(shield=True):
-                return await self._write_patiently(data)
+                return await self._write_patiently(rest)
         return True
 
-    async def _write_patiently(self, data: bytes) -> bool:
+    async def _write_patiently(self, rest: memoryview) -> bool:
         async with self._writing:
-            rest = memoryview(data)
             while rest and not self._is_broken:
                 rest = rest[await self._send_some(rest) :]
         return not self._is_broken

@@ -25,6 +25,10 @@ from web.errors import Problem
 
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
 
+COPIED_BYTES_MAX: Final = 16 * 1024
+"""Of a body, put behind its head so that both are one write. What is beyond is never copied: where a peer does not
+read, it waits as a view of the body, which thousands of others may share."""
+
 _LINES_MAX: Final = 1 + answers.HEADER_LINES_MAX
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 
@@ -305,9 +309,12 @@ class Http1(H11Protocol):
         if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
             self._unsent_head += data
             return
-        data, self._unsent_head = self._unsent_head + data, b""
-        if data:
-            await self.send(RawData(data=data))
+        head, self._unsent_head = self._unsent_head, b""
+        if head and len(data) > COPIED_BYTES_MAX:
+            await self.send(RawData(data=head + data[:COPIED_BYTES_MAX]))
+            await self.send(RawData(data=cast("bytes", memoryview(data)[COPIED_BYTES_MAX:])))
+        elif head or data:
+            await self.send(RawData(data=head + data))
 
     async def _maybe_recycle(self) -> None:
         # Hypercorn tells the application first; Quart-Trio answers by cancelling the task that is in here, and the
