@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from web.errors import Problem
+from web.number import WrittenNumber
 
 DIAGNOSIS_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DIAGNOSIS_ID_RULE: Final = "must be 1-64 characters of A-Z a-z 0-9 _ -"
@@ -43,6 +44,7 @@ Sub = Annotated[str, Meta(min_length=1, max_length=SUB_CHARACTERS_MAX, pattern=r
 """The name of a subject, or of a token (`jti`)."""
 
 SUB_RULE: Final = f"a string of 1-{SUB_CHARACTERS_MAX} characters without control characters"
+COUNT_RULE: Final = f"must be an integer from 0 to {INTEGER_MAX}"
 REFERENCE_RULE: Final = f"must be a string, or an integer of at most {ID_DIGITS_MAX} digits"
 OBJECT_RULE: Final = "must be an object"
 TEXT_RULE: Final = "must be a string"
@@ -135,7 +137,7 @@ class EffectivenessUpdate(Update, kw_only=True):
         "new_effectiveness": FRACTION_RULE,
         "effectiveness": FRACTION_RULE,
         "confidence": FRACTION_RULE + " or null",
-        "sample_size": "must be an integer >= 0 or null",
+        "sample_size": COUNT_RULE + ", or null",
         "old_effectiveness": FRACTION_RULE,
         "herb": TEXT_RULE,
     }
@@ -275,7 +277,7 @@ class Auth(Struct, tag_field="type", tag="auth", forbid_unknown_fields=True):
 
 CLIENT_FRAME_RULES: Final = {
     "ping": {"type": "is ping", "data": OBJECT_RULE},
-    "ack": {"type": "is ack", "seq": "must be an integer >= 0"},
+    "ack": {"type": "is ack", "seq": COUNT_RULE},
     "auth": {"type": "is auth", "token": TEXT_RULE},
 }
 """What the fields of a client frame must be, by its type."""
@@ -307,13 +309,13 @@ def fault_of(value: object, levels: int = DEPTH_MAX) -> str | None:
                 return f"must be at most {DEPTH_MAX} levels deep"
             inner = value.values() if isinstance(value, dict) else value
             return next((fault for one in inner if (fault := fault_of(one, levels - 1)) is not None), None)
-        case int() | float() if not _is_finite_double(value):
+        case int() | float() | WrittenNumber() if not _is_finite_double(value):
             return "must hold no number beyond a double (1.7976931348623157e308)"
         case _:
             return None
 
 
-def _is_finite_double(value: float) -> bool:
+def _is_finite_double(value: float | WrittenNumber) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # of an integer

@@ -3,16 +3,19 @@
 msgspec decodes, and leaves three things open: it takes the last of two fields of one name, it reports a wrong field
 before it has read the text to its end, and it takes no `5.0` for an integer. So a good text is read a second time for
 the names of its fields, and a text with a wrong field is read anew, slowly and to its end.
+
+Numbers that are passed on are kept as they are written (`web.number`).
 """
 
 from __future__ import annotations
 
 import json
-import math
-from decimal import Decimal
+from types import UnionType
 from typing import Final, NoReturn, TypeVar
 
 import msgspec
+
+from web.number import WrittenNumber, as_written
 
 Record = TypeVar("Record")
 
@@ -34,6 +37,11 @@ class WrongField(Exception):
         """What msgspec says; it echoes no value."""
         self.found = found
         """The text as plain values."""
+
+
+def decoder_of(kind: type[Record] | UnionType) -> msgspec.json.Decoder[Record]:
+    """A decoder for `read`, of a record or of a union of them."""
+    return msgspec.json.Decoder(kind, strict=True, float_hook=WrittenNumber)
 
 
 def read(decoder: msgspec.json.Decoder[Record], text: str | bytes) -> Record:
@@ -60,20 +68,20 @@ def read(decoder: msgspec.json.Decoder[Record], text: str | bytes) -> Record:
 def _read_anew(decoder: msgspec.json.Decoder[Record], text: str) -> Record:
     """The record of a text that msgspec found a wrong field in. Raises as `read`, and what `json` raises."""
     found = _tolerant.decode(text)
-    msgspec.json.encode(found)  # a lone surrogate, which `json` lets pass, is refused here
-    if isinstance(found, dict) and any(isinstance(value, float) for value in found.values()):
-        exact = _exact.decode(text)
-        found |= {
-            name: int(value)
-            for name, value in exact.items()
-            # A text of finite size may spell a number of any size: only that of a finite double is made an integer.
-            if isinstance(value, Decimal) and math.isfinite(found[name]) and value == value.to_integral_value()
-        }
+    msgspec.json.encode(found, enc_hook=as_written)  # a lone surrogate, which `json` lets pass, is refused here
+    if isinstance(found, dict):
+        found |= {name: _plain(value) for name, value in found.items() if isinstance(value, WrittenNumber)}
     try:
         record: Record = msgspec.convert(found, decoder.type)
     except msgspec.ValidationError as error:
         raise WrongField(str(error), found) from None
     return record
+
+
+def _plain(number: WrittenNumber) -> int | float:
+    """A number as a field takes it: none of a record's own is passed on as it is written."""
+    whole = number.as_integer()
+    return float(number) if whole is None else whole
 
 
 def _as_text(text: str | bytes) -> str:
@@ -96,13 +104,7 @@ def _integer(text: str) -> int | float:
     return int(text) if len(text) <= INTEGER_CHARACTERS_MAX else float(text)
 
 
-def _exact_number(text: str) -> Decimal | float:
-    try:
-        return Decimal(text)
-    except ArithmeticError:  # an exponent beyond all measure
-        return float(text)
-
-
 _names: Final = json.JSONDecoder(object_pairs_hook=_check_names)
-_tolerant: Final = json.JSONDecoder(object_pairs_hook=_check_names, parse_int=_integer, parse_constant=_refuse_constant)
-_exact: Final = json.JSONDecoder(parse_int=_integer, parse_float=_exact_number)
+_tolerant: Final = json.JSONDecoder(
+    object_pairs_hook=_check_names, parse_int=_integer, parse_float=WrittenNumber, parse_constant=_refuse_constant
+)

@@ -22,6 +22,7 @@ from actors.ring import Gap
 from storage.records import AcknowledgedBy, Event, NewEvent, Seq
 from web.edge import frames
 from web.errors import Problem
+from web.number import as_valued, as_written
 from web.records import (
     CLIENT_FRAME_RULES,
     KEY,
@@ -39,7 +40,7 @@ from web.records import (
     fault_of,
     large_integer,
 )
-from web.strict_json import NotJson, WrongField, read
+from web.strict_json import NotJson, WrongField, decoder_of, read
 from web.tokens import Principal
 
 Record = TypeVar("Record")
@@ -50,15 +51,13 @@ PING_INTERVAL_SECONDS: Final = 25.0
 ANSWER_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 """Of every answer with JSON: no browser takes it for a page, and no cache keeps it (PROTOCOL section 7)."""
 
-_encoder: Final = msgspec.json.Encoder()
-_sorting_encoder: Final = msgspec.json.Encoder(order="sorted")
-_update_decoders: Final = {kind: msgspec.json.Decoder(kind, strict=True) for kind in KINDS.values()}
-_line_decoder: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line, strict=True)
-_registration_decoder: Final = msgspec.json.Decoder(Registration, strict=True)
-_revoking_decoder: Final = msgspec.json.Decoder(Revoking, strict=True)
-_client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = msgspec.json.Decoder(
-    Ping | Ack | Auth, strict=True
-)
+_encoder: Final = msgspec.json.Encoder(enc_hook=as_written)
+_canonical_encoder: Final = msgspec.json.Encoder(enc_hook=as_valued, order="sorted")
+_update_decoders: Final = {kind: decoder_of(kind) for kind in KINDS.values()}
+_line_decoder: Final[msgspec.json.Decoder[Line]] = decoder_of(Line)
+_registration_decoder: Final = decoder_of(Registration)
+_revoking_decoder: Final = decoder_of(Revoking)
+_client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = decoder_of(Ping | Ack | Auth)
 _AT_FIELD: Final = re.compile(r"at `\$\.([A-Za-z_]+)")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 _NAMED_FIELD: Final = re.compile(r"field `([^`]*)`")
@@ -145,14 +144,19 @@ def decode_json(text: bytes) -> object:
 
 
 def new_event(update: Update, key: str | None) -> NewEvent:
-    """The event to store for a broadcast; equal updates have equal digests, whatever the order of their keys.
+    """The event to store for a broadcast; equal updates have equal digests, however they are written.
 
     Raises:
         Problem: fields contradict each other.
     """
     data = update.data()
-    digest = hashlib.sha256(update.KIND.encode() + b"\0" + _sorting_encoder.encode(data)).digest() if key else b""
-    return NewEvent(update.KIND, _encoder.encode(data), key, digest)
+    return NewEvent(update.KIND, _encoder.encode(data), key, _digest(update.KIND, data) if key else b"")
+
+
+def _digest(kind: str, data: dict[str, object]) -> bytes:
+    # -0.0 + 0.0 is 0.0: fields that ask for a double are floats, all other numbers know their value.
+    valued = {name: value + 0.0 if isinstance(value, float) else value for name, value in data.items()}
+    return hashlib.sha256(kind.encode() + b"\0" + _canonical_encoder.encode(valued)).digest()
 
 
 def _decode(

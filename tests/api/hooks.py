@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
@@ -20,19 +19,3 @@ _bodies = st.lists(st.one_of(_lines.map(json.dumps), st.text(alphabet=st.charact
 )
 
 schemathesis.openapi.media_type(NDJSON, _bodies)
-
-
-@schemathesis.hook
-def map_body(context: schemathesis.HookContext, body: Any) -> Any:
-    """Write integers as integers: to JSON Schema 5.0 is one, to this server it is not."""
-    return _with_plain_integers(body)
-
-
-def _with_plain_integers(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_with_plain_integers(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _with_plain_integers(item) for name, item in value.items()}
-    return value

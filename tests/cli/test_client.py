@@ -25,6 +25,7 @@ class StandIn:
     url: str = ""
     answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     def will_answer(self, status: int, body: object, **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -43,6 +44,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
             stand_in.requests.append((self.command, self.path, headers, json.loads(body) if body else None))
+            stand_in.bodies.append(body)
             status, more, content = stand_in.answers.pop(0)
             self.send_response(status)
             for name, value in {**more, "Content-Length": str(len(content))}.items():
@@ -105,6 +107,19 @@ def test_a_program_gets_the_list_as_json(server: StandIn, capsys: pytest.Capture
     server.will_answer(200, {"items": [], "next": None})
     assert cli.main(["diagnoses", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_number_of_an_object_is_sent_as_it_is_written(server: StandIn) -> None:
+    new = '{"a":123456789.123456789123,"b":[1e-400,9007199254740993.0,9007199254740993]}'
+    server.will_refuse(404, "not_found", "this diagnosis is not registered")
+    assert cli.main(["publish", "recommendation", "a", "--new-data", new]) == 1
+    assert server.bodies == [b'{"diagnosis_id":"a","new_data":%b}' % new.encode()]
+
+
+def test_what_is_no_text_is_not_sent(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["publish", "recommendation", "a", "--new-data", '{"a":"\\ud800"}']) == 2
+    assert "not all text" in capsys.readouterr().err
+    assert not server.requests
 
 
 def test_a_diagnosis_is_removed(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def assert_problem(answer: httpx.Response, status: int, code: str, *words: str) 
         ("effectiveness", {"new_effectiveness": -0.1}, ["new_effectiveness must be 0-1"]),
         ("effectiveness", {"effectiveness": 0.5}, ["exactly one of new_effectiveness and effectiveness"]),
         ("effectiveness", {"confidence": 2}, ["confidence must be 0-1"]),
-        ("effectiveness", {"sample_size": -1}, ["sample_size must be an integer >= 0"]),
+        ("effectiveness", {"sample_size": -1}, ["sample_size must be an integer from 0 to 9007199254740991"]),
         ("recommendation", {"new_data": [1]}, ["new_data must be an object"]),
         ("recommendation", {"old_data": 3}, ["old_data must be an object"]),
         ("recommendation", {"reason": 3}, ["reason must be a string"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from storage.records import Event, Seq
 from tests.server.harness import Frame, Server, running_server
 from tests.server.test_broadcasts import assert_problem
+from tests.server.test_streams import streamed
 from web import wire
 from web.errors import Problem
+from web.number import WrittenNumber
 from web.records import KINDS, EffectivenessUpdate, FeedbackUpdate, RecommendationUpdate, Update
 from web.settings import Settings
 
@@ -28,6 +31,27 @@ BODIES: dict[str, dict[str, str]] = {
 def body_of(kind: str, **fields: str) -> bytes:
     """A body with these fields as they are written in JSON."""
     return ("{" + ",".join(f'"{name}":{text}' for name, text in (BODIES[kind] | fields).items()) + "}").encode()
+
+
+EXACT = [
+    "9007199254740993.0",
+    "12345678901234567890.0",
+    "123456789.123456789123",
+    "0.1000000000000000055511151231257827021181583404541015625",
+    "1e-400",
+    "2e-324",
+    "-1e-999999999",
+    "1e-99999999999999999999",
+    "0e99999999999999999999",
+    "0." + "0" * 60_000 + "1",
+    "1" + "0" * 60_000 + "e-59990",
+    "1e-" + "9" * 60_000,
+    "1.50",
+    "1E5",
+    "1.2E+02",
+    "-0.0",
+]
+"""Finite doubles, once they are rounded to one."""
 
 
 async def post(server: Server, kind: str, key: str = "", **fields: str) -> Any:
@@ -304,3 +328,163 @@ def test_a_number_counts_as_unchanged_however_it_is_written() -> None:
 def test_an_id_is_the_same_with_and_without_a_fraction(kind: type[Update], number: int) -> None:
     field = "feedback_id" if kind is FeedbackUpdate else "recommendation_id"
     assert data_of(kind, **{field: f"{number}.0"}) == data_of(kind, **{field: str(number)})
+
+
+@pytest.mark.parametrize("written", EXACT, ids=[one[:30] for one in EXACT])
+@pytest.mark.parametrize("diagnosis_id", ["42", "42.0"], ids=["a usual body", "a body that is read anew"])
+def test_a_finite_number_is_stored_as_it_is_written_and_is_unchanged(diagnosis_id: str, written: str) -> None:
+    nested = f'{{"a":{written},"b":[{{"c":{written}}}]}}'
+    update = wire.decode_update(
+        RecommendationUpdate, body_of("recommendation", diagnosis_id=diagnosis_id, new_data=nested, old_data=nested)
+    )
+    stored = wire.new_event(update, "key").body
+    assert stored == f'{{"old_data":{nested},"new_data":{nested},"reason":null,"changed_fields":[]}}'.encode()
+
+
+async def test_every_client_gets_a_number_as_it_was_written(server: Server) -> None:
+    await server.register()
+    new_data = "{" + ",".join(f'"n{number}":{one}' for number, one in enumerate(EXACT) if len(one) < 100) + "}"
+    async with server.live() as client:
+        answer = await post(server, "recommendation", new_data=new_data)
+        assert answer.status_code == 200, answer.text
+        assert f'"new_data":{new_data},' in await client.connection.get_message()
+        ping = '{"type":"ping","data":' + new_data + "}"
+        await client.connection.send_message(ping)
+        assert f'"data":{new_data}}}' in await client.connection.get_message()
+    outbox = await server.http.get("/actors/42/outbox", headers=server.bearer("op", "operate"))
+    assert f'"new_data":{new_data},' in outbox.text
+    async with streamed(server, device="browser") as stream:
+        await stream.block()  # `connect`
+        assert f'"new_data":{new_data},' in "".join(await stream.block())
+    line = body_of("recommendation", type='"recommendation_update"', new_data=new_data)
+    headers = server.bearer("amira") | {"Content-Type": "application/x-ndjson"}
+    assert json.loads((await server.http.post("/ws/broadcast", content=line, headers=headers)).text)["status"] == 200
+    assert (
+        f'"new_data":{new_data},'
+        in (await server.http.get("/actors/42/outbox?after=1", headers=server.bearer("op", "operate"))).text
+    )
+
+
+SAME = [
+    ("1", "1.0", "10e-1", "0.1E+1", "1.000"),
+    ("100", "1e2", "100.00", "1000e-1"),
+    ("0", "-0", "0.0", "-0.0", "0e5", "0e-999999999"),
+    ("9007199254740993", "9007199254740993.0", "9.007199254740993e15"),
+    ("-5", "-5.0"),
+    ("1.5", "1.50", "15e-1"),
+    ("1e-400", "10e-401", "0.1e-399"),
+    ("1e-999999999", "10e-1000000000"),
+    ("1" + "0" * 300, "1e300"),
+]
+"""Numbers of one value."""
+
+
+@pytest.mark.parametrize("same", SAME, ids=[one[0][:20] for one in SAME])
+async def test_numbers_of_one_value_are_the_same_event_for_a_key(server: Server, same: tuple[str, ...]) -> None:
+    await server.register()
+    for number, one in enumerate(same):
+        answer = await post(server, "recommendation", key="k", new_data=f'{{"a":[{one}],"b":{one}}}')
+        assert (answer.status_code, answer.json().get("replayed")) == (200, number > 0), one
+        assert (
+            data_of(RecommendationUpdate, old_data=f'{{"a":{same[0]}}}', new_data=f'{{"a":{one}}}')["changed_fields"]
+            == []
+        )
+    assert (
+        f'"a":[{same[0].removeprefix("-") if same[0] == "-0" else same[0]}]'
+        in (await server.http.get("/actors/42/outbox", headers=server.bearer("op", "operate"))).text
+    ), "delivered is what was sent first"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "true"),
+        ("1.0", "true"),
+        ("0.0", "false"),
+        ("0", "null"),
+        ("1", '"1"'),
+        ("1.5", '"1.5"'),
+        ("9007199254740993", "9007199254740992.0"),
+        ("9007199254740993.0", "9007199254740992.0"),
+        ("0.1", "0.10000000000000001"),
+        ("1e-400", "0.0"),
+        ("1e-400", "1e-401"),
+        ("1e-999999999", "1e-999999998"),
+        ("1e-99999999999999999999", "1e-99999999999999999998"),
+        ("1.5", "-1.5"),
+        ("1", "1." + "0" * 1000 + "1"),
+    ],
+)
+async def test_other_values_are_other_events_for_a_key(server: Server, one: str, other: str) -> None:
+    await server.register()
+    assert (await post(server, "recommendation", key="k", new_data=f'{{"a":{one}}}')).status_code == 200
+    again = await post(server, "recommendation", key="k", new_data=f'{{"a":{other}}}')
+    assert_problem(again, 409, "key_reused")
+    changed = data_of(RecommendationUpdate, old_data=f'{{"a":{one}}}', new_data=f'{{"a":{other}}}')["changed_fields"]
+    assert changed == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other"),
+    [("new_effectiveness", "1", "1.0"), ("new_effectiveness", "0.0", "-0.0"), ("confidence", "0.50", "5e-1")],
+)
+async def test_a_fraction_is_the_same_event_however_it_is_written(
+    server: Server, field: str, one: str, other: str
+) -> None:
+    await server.register()
+    for replayed, written in ((False, one), (True, other)):
+        answer = await post(server, "effectiveness", key="k", **{field: written})
+        assert (answer.status_code, answer.json().get("replayed")) == (200, replayed)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=5), st.integers(0, 5))
+def test_zeros_at_the_end_change_no_value(value: Decimal, zeros: int) -> None:
+    longer = f"{value}{'0' * zeros}"
+    assert WrittenNumber(str(value)) == WrittenNumber(longer)
+    assert (WrittenNumber(longer) == int(value)) == (value == int(value))
+    assert wire.encode(WrittenNumber(longer)) == longer.encode()
+
+
+@given(st.from_regex(r"-?(0|[1-9][0-9]{0,9})([.][0-9]{1,9})?([eE][+-]?[0-9]{1,2})?", fullmatch=True))
+def test_any_number_has_the_value_the_standard_library_reads(text: str) -> None:
+    exact = Decimal(text)
+    found = WrittenNumber(text).canonical()
+    assert found == exact
+    assert isinstance(found, int) == (exact == exact.to_integral_value())
+    assert WrittenNumber(text) == WrittenNumber(str(exact))
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["1e999999999", "-1e99999999999999999999", "1e" + "9" * 60_000, "9" * 60_000 + ".5", "1" + "0" * 400 + ".0"],
+)
+async def test_a_number_beyond_every_double_is_refused_at_once(server: Server, written: str) -> None:
+    await server.register()
+    for diagnosis_id in ("42", "42.0"):
+        answer = await post(
+            server, "recommendation", diagnosis_id=diagnosis_id, new_data=f'{{"a":{written}}}', old_data='{"a":1}'
+        )
+        assert_problem(answer, 422, "invalid_field", "new_data must hold no number beyond a double")
+    # Compared before it is refused, it must not become the integer it names.
+    assert WrittenNumber(written) != 1
+    assert WrittenNumber(written) == WrittenNumber(written)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "written", "rule"),
+    [
+        ("effectiveness", "sample_size", str(SAFE + 1), f"sample_size must be an integer from 0 to {SAFE}"),
+        ("effectiveness", "sample_size", "-1", f"sample_size must be an integer from 0 to {SAFE}"),
+    ],
+)
+async def test_a_refusal_names_the_limit_that_was_met(
+    server: Server, kind: str, field: str, written: str, rule: str
+) -> None:
+    await server.register()
+    assert_problem(await post(server, kind, **{field: written}), 422, "invalid_field", rule)
+
+
+@pytest.mark.parametrize("seq", [str(SAFE + 1), "-1", "9" * 400, "9007199254740993.0"])
+def test_an_ack_that_is_no_number_of_an_event_is_told_which_are(seq: str) -> None:
+    with pytest.raises(wire.FrameError, match=f"^seq must be an integer from 0 to {SAFE}$"):
+        wire.decode_client_frame(f'{{"type":"ack","seq":{seq}}}')

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from web.number import WrittenNumber
 from web.records import KEY, KEY_RULE
 from web.setting_kinds import Number, Whole
 
@@ -49,9 +50,9 @@ def idempotency_key(text: str) -> str:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Reads a JSON object."""
+    """Reads a JSON object; numbers stay as they are written."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_float=WrittenNumber, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
+import msgspec
+
 from web import tokens
 from web.commands.answers import Page, Problem, is_a
-from web.commands.failures import CommandFailed, Refused, Unreachable
+from web.commands.failures import CommandFailed, Refused, Unreachable, UsageError
 from web.commands.transport import checked_url, connection_to, unreachable
+from web.number import as_written
 from web.rights import Scope
 
 ANSWER_SECONDS_MAX: Final = 30
@@ -162,9 +165,10 @@ class Client:
             Refused: the server answered with a problem document.
             Unreachable: nobody answered.
             CommandFailed: the answer is not one of this server.
+            UsageError: the body holds what is no text.
         """
         sent = {"Accept": "application/json", "Connection": "close", **self.credentials.headers(), **(headers or {})}
-        content = None if body is None else json.dumps(body).encode()
+        content = None if body is None else _encoded(body)
         if content is not None:
             sent["Content-Type"] = "application/json"
         connection = connection_to(self.url, seconds_max=seconds_max)
@@ -211,3 +215,10 @@ class Client:
             return CommandFailed(f"{self.url} answered {status} {reason}; is it an avicenna-live server?")
         remark = self.credentials.remark if status == HTTPStatus.UNAUTHORIZED else ""
         return Refused(problem["code"], f"{problem['detail']}{remark}", status)
+
+
+def _encoded(body: object) -> bytes:
+    try:
+        return msgspec.json.encode(body, enc_hook=as_written)
+    except UnicodeEncodeError:
+        raise UsageError("what was given is not all text: JSON is UTF-8") from None
