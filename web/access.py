@@ -221,12 +221,12 @@ def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
 
 
 def socket_token(services: Services, websocket: Websocket) -> str | None:
-    """The token of an upgrade: header before subprotocol before query; `None`: there is none."""
+    """The token of an upgrade: header before subprotocol before query; `None`: there is none. Two of one: a bad one."""
     if (token := bearer_token(websocket)) is not None:
         return token
-    for offered in websocket.requested_subprotocols:
-        if offered.startswith(BEARER_SUBPROTOCOL):
-            return offered.removeprefix(BEARER_SUBPROTOCOL)
+    offered = [one for one in websocket.requested_subprotocols if one.startswith(BEARER_SUBPROTOCOL)]
+    if offered:
+        return offered[0].removeprefix(BEARER_SUBPROTOCOL) if len(offered) == 1 else ""
     if services.settings.query_tokens:
         return websocket.args.get("token") or None
     return None

@@ -12,7 +12,7 @@ from web.errors import Problem, retry_after
 from web.limits import TooMany
 from web.operations import ON_ANY_HOST
 from web.origins import bare_host, host_of_origin, normal_origin
-from web.parameters import repeated_parameter
+from web.parameters import repeated_header, repeated_parameter
 from web.peers import address_of, asks_known_host
 from web.request_log import REQUEST_ID_HEADER
 from web.services import Services
@@ -72,6 +72,8 @@ def put_up(app: Quart, services: Services) -> None:
             raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
         if settings.allow_anonymous:
             check_host(request)
+        if (repeated := repeated_header(request.headers)) is not None:
+            raise Problem("invalid_field", repeated)
         is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
         if (is_preflight or request.method not in SAFE_METHODS) and not origin_allowed(services, request):
             raise Problem("origin_not_allowed", "pages of this origin may not do this")

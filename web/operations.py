@@ -255,6 +255,12 @@ OPERATIONS: Final = (
             Parameter("start", "query", {"type": "string", "pattern": "^(oldest|new|[0-9]{1,15})$"}, "Else, where."),
             Parameter("peek", "query", {"type": "string", "enum": ["0", "1"]}, "1: only look; not with `device`."),
             Parameter(
+                "ack",
+                "query",
+                {"type": "string", "enum": ["transport", "app"]},
+                "As on a WebSocket, and changes nothing: a stream has `app`. Not with `peek`.",
+            ),
+            Parameter(
                 "heartbeat",
                 "query",
                 {"type": "integer", "minimum": 5, "maximum": 300},
@@ -263,8 +269,10 @@ OPERATIONS: Final = (
             Parameter(
                 "Last-Event-ID", "header", EVENT_ID, "Resume after this message; wins over the query.", example="3f.7"
             ),
-            Parameter("lastEventId", "query", EVENT_ID, "The same, as polyfills send it; wins over `after`."),
-            Parameter("Last-Event-ID", "query", EVENT_ID, "The same, as other polyfills send it."),
+            Parameter("lastEventId", "query", EVENT_ID, "The same, as some polyfills send it; wins over `after`."),
+            Parameter(
+                "Last-Event-ID", "query", EVENT_ID, "The same, as other polyfills send it; not beside `lastEventId`."
+            ),
         ),
         answer_type=EVENT_STREAM,
         access="maybe",

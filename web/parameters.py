@@ -41,7 +41,11 @@ NAMES: Final = frozenset(
 """Parameters that some route looks at; others are ignored."""
 
 EVENT_ID_NAMES: Final = ("lastEventId", "Last-Event-ID")
-"""Where polyfills of `EventSource`, which set no header, put the id of the last message; the first one given counts."""
+"""Where polyfills of `EventSource`, which set no header, put the id of the last message: in one of them."""
+
+HEADERS_ONCE: Final = frozenset({"content-encoding", "content-type", "origin", "sec-fetch-site"})
+"""Headers that decide something and are no lists; `Authorization`, `Idempotency-Key` and `Last-Event-ID` are looked at
+where they are read."""
 
 HEARTBEAT_SECONDS_MIN: Final = 5
 HEARTBEAT_SECONDS_MAX: Final = 300
@@ -132,6 +136,20 @@ def repeated_parameter(query: Query) -> str | None:
     for name, values in query.lists():
         if len(values) > 1 and name in NAMES:
             return f"{name} must be given once"
+    named = {name for name, values in query.lists() if name in EVENT_ID_NAMES and any(values)}
+    if len(named) > 1:
+        return f"the position must be given once, as {' or as '.join(EVENT_ID_NAMES)}"
+    return None
+
+
+def repeated_header(headers: Iterable[tuple[str, str]]) -> str | None:
+    """What is wrong with a head that has such a header twice, even if both say the same."""
+    found = set()
+    for name, _ in headers:
+        if (lowered := name.lower()) in HEADERS_ONCE:
+            if lowered in found:
+                return f"{lowered.title()} must be given once"
+            found.add(lowered)
     return None
 
 
@@ -181,7 +199,7 @@ def _wanted(query: Mapping[str, str]) -> Wanted:
     if epoch is not None and not _EPOCH.fullmatch(epoch):
         raise _refused("epoch must be 1-64 printable characters")
     if start not in ("oldest", "new") and not NUMBER.fullmatch(start):
-        raise _refused("start must be oldest, new, or an integer >= 0")
+        raise _refused("start must be oldest, new, or an integer >= 0 of at most 15 digits")
     newest = OLDEST if start == "oldest" else 0 if start == "new" else int(start)
     return Wanted(None if after is None else Seq(int(after)), None if epoch is None else Epoch(epoch), newest)
 

@@ -35,7 +35,7 @@ from web.edge.follower import Follower
 from web.edge.frames import switching_protocols, text_frame
 from web.errors import CloseCode, ConnectionRefused, Refusal, invalid_parameter, refusal_of
 from web.logs import current_request_id
-from web.parameters import Parameters, parse, repeated_parameter
+from web.parameters import Parameters, parse, repeated_header, repeated_parameter
 from web.peers import address_of
 from web.records import DIAGNOSIS_ID
 from web.services import Services
@@ -81,7 +81,7 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
 
     Cancellation: it is gone, and is not attached any more.
     """
-    if (repeated := repeated_parameter(websocket.args)) is not None:
+    if (repeated := repeated_parameter(websocket.args) or repeated_header(websocket.headers)) is not None:
         raise ConnectionRefused(invalid_parameter(repeated))
     parameters = _parameters(services, diagnosis_id)
     who = authenticate_socket(services, websocket)

@@ -159,6 +159,13 @@ async def test_what_is_no_proper_request_gets_a_problem_document_and_the_end(
     assert (await server.http.get("/healthz")).status_code == 200
 
 
+@pytest.mark.parametrize("coding", [b"gzip", b"gzip, chunked", b"identity", b"chunked\r\nTransfer-Encoding: chunked"])
+async def test_a_transfer_coding_that_is_not_known_is_named(server: Server, coding: bytes) -> None:
+    answer, _ = await ask(server.url, request(b"/", b"POST", Transfer_Encoding=coding))
+    assert answer.status == 501
+    assert answer.problem["detail"] == "Transfer-Encoding must be chunked, once: this server knows no other"
+
+
 @pytest.mark.parametrize(
     "host",
     [

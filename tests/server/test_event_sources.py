@@ -112,6 +112,7 @@ async def test_any_spelling_of_accept_that_names_the_type_counts(
         ({}, {"lastEventId": "nonsense"}, None),
         ({"Last-Event-ID": "nonsense"}, {"lastEventId": "e.6"}, None),
         ({}, {"lastEventId": ["e.6", "e.7"]}, None),
+        ({}, {"lastEventId": "e.6", "Last-Event-ID": "e.7"}, None),
         ({"Last-Event-ID": ""}, {"lastEventId": ""}, None),
     ],
 )
@@ -200,6 +201,29 @@ async def test_the_position_is_taken_from_the_query_as_from_the_header(server: S
         answer = await get("/diagnoses/42/delivery?seq=2", headers=amira)
         (browser,) = [one for one in answer.json()["items"] if one["device"] == "browser"]
         assert (browser["cursor"], browser["acknowledged_by"]) == (2, "app")
+
+
+async def test_a_position_is_named_in_one_way_in_the_query(server: Server) -> None:
+    await server.register()
+    amira = server.bearer("amira")
+    for one, other in (("e.1", "e.2"), ("e.1", "e.1"), ("e.1", "nonsense")):
+        both = {"lastEventId": one, "Last-Event-ID": other}
+        for headers in (amira, amira | {"Last-Event-ID": "e.1"}):
+            answer = await server.http.get(PATH, params=both, headers=headers)
+            assert_problem(answer, 422, "invalid_field", "given once, as lastEventId or as Last-Event-ID")
+    # An empty one names no position.
+    async with streamed(server, **{"lastEventId": "", "Last-Event-ID": "e.0"}) as stream:
+        assert (await stream.next()).frame["data"]["resume"] == "reset"
+
+
+@pytest.mark.parametrize("ack", ["transport", "app"])
+async def test_a_stream_says_app_whatever_acknowledgement_is_asked_for(server: Server, ack: str) -> None:
+    await server.register()
+    async with streamed(server, ack=ack) as stream:
+        assert (await stream.next()).frame["data"]["ack"] == "app"
+    get, amira = server.http.get, server.bearer("amira")
+    assert_problem(await get(PATH, params={"ack": ack, "peek": "1"}, headers=amira), 422, "invalid_field", "ack")
+    assert_problem(await get(PATH, params={"ack": f"{ack}x"}, headers=amira), 422, "invalid_field", "ack")
 
 
 async def test_a_header_that_is_sent_twice_is_refused(server: Server) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from tests.edge.peers import ask, connect, request, upgrade
-from tests.server.harness import Server, running_server
+from tests.server.harness import Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
 from web.settings import Settings
 
@@ -82,6 +82,56 @@ async def test_a_header_that_decides_something_is_taken_once(server: Server, nam
         "/ws/broadcast-feedback-update", content=feedback(), headers=[*given.items(), (name, given[name])]
     )
     assert answer.status_code == status
+
+
+@pytest.mark.parametrize("second", ["{own}", "https://evil.example", "null", ""])
+async def test_a_request_names_its_origin_once(server: Server, second: str) -> None:
+    await server.register()
+    own = server.url
+    origins = [("Origin", own), ("oRIGIN", second.format(own=own))]
+    for given in (origins, origins[::-1]):
+        publish = [*(server.bearer("amira") | {"Content-Type": "application/json"}).items(), *given]
+        answer = await server.http.post("/ws/broadcast-feedback-update", content=feedback(), headers=publish)
+        assert_problem(answer, 422, "invalid_field", "Origin must be given once")
+        follow = [*server.bearer("amira").items(), *given]
+        for path in ("/diagnoses/42/events", "/diagnoses/42/position"):
+            answer = await server.http.get(path, headers=follow)
+            assert_problem(answer, 422, "invalid_field", "Origin must be given once")
+        url = f"{server.url.replace('http://', 'ws://')}/ws/42"
+        async with open_socket(url, extra_headers=follow) as client:
+            (error,), code, reason = await client.close_frames()
+        assert (error["data"]["code"], code, reason) == ("invalid_field", 1008, "invalid field")
+        assert error["data"]["detail"] == "Origin must be given once"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("Content-Type", "application/json", "text/plain"),
+        ("Content-Encoding", "identity", "gzip"),
+        ("Sec-Fetch-Site", "same-origin", "cross-site"),
+    ],
+)
+async def test_what_says_how_to_take_a_request_is_given_once(
+    server: Server, name: str, first: str, second: str
+) -> None:
+    await server.register()
+    given = server.bearer("amira") | {"Content-Type": "application/json"}
+    given.pop(name, None)
+    answer = await server.http.post(
+        "/ws/broadcast-feedback-update", content=feedback(), headers=[*given.items(), (name, first), (name, second)]
+    )
+    assert_problem(answer, 422, "invalid_field", f"{name} must be given once")
+
+
+async def test_two_tokens_among_the_subprotocols_are_a_bad_one(server: Server) -> None:
+    await server.register()
+    token = server.token("amira")
+    url = f"{server.url.replace('http://', 'ws://')}/ws/42"
+    for offered in (["avicenna.v1", f"bearer.{token}"], ["avicenna.v1", f"bearer.{token}", f"bearer.{token}"]):
+        async with open_socket(url, subprotocols=offered) as client:
+            frame = await client.next()
+        assert frame["type"] == ("connect" if len(offered) == 2 else "error")
 
 
 async def test_a_name_that_no_token_can_have_is_not_registered(server: Server) -> None:

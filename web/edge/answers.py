@@ -51,6 +51,11 @@ def wrong_http_version() -> Problem:
     return malformed("this server speaks HTTP/1.1", 505)
 
 
+def unknown_transfer_coding() -> Problem:
+    """501 (RFC 9112 section 6.1)."""
+    return malformed("Transfer-Encoding must be chunked, once: this server knows no other", 501)
+
+
 def wrong_websocket_version() -> Problem:
     """426, with the version that would do (RFC 6455 section 4.4)."""
     headers = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}
@@ -78,7 +83,9 @@ def problem_of_status(status: int) -> Problem:
             return Problem("forbidden", "this is refused")
         case 404:
             return Problem("not_found", "there is nothing at this path")
-        case _ if status >= 500 and status != 501:
+        case 501:
+            return unknown_transfer_coding()
+        case _ if status >= 500:
             return Problem("internal_error", "the request failed unexpectedly")
         case _:
             return malformed(status=status)
