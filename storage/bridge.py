@@ -156,7 +156,14 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     """Connect to a SQLite database without implicit transactions; close it at the end, whatever happens."""
     assert "trio_asyncio" not in sys.modules, "trio_asyncio replaces asyncio's loop and breaks this bridge"
     loop = _Loop(trio.lowlevel.current_trio_token())  # type: ignore[abstract]  # the rest is never asked for
-    connection = aiosqlite.connect(path, timeout=0, isolation_level=None, cached_statements=CACHED_STATEMENTS)
+    connection = aiosqlite.connect(
+        path,
+        timeout=0,
+        isolation_level=None,
+        cached_statements=CACHED_STATEMENTS,
+        # A copy in steps is made on another thread, while the database thread waits for it (`storage.stepping`).
+        check_same_thread=False,
+    )
     # A process that ends without closing loses nothing that was promised, and must not hang on this thread.
     connection._thread.daemon = True
 

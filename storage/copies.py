@@ -1,35 +1,52 @@
-"""Copies of a database: a backup of one that is in use, and putting a backup in the place of one that is not."""
+"""Copies of a database that nobody uses: finishing one, and putting one in the place of the database. Nothing waits."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Final
 
 from storage import files, history, integrity
-from storage.errors import CannotCopy, NotADatabase, NotOurs
+from storage.errors import NotADatabase, NotOurs
 from storage.schema import damaged, identify
 
-_SOURCE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-"""Primary result codes that are the fault of what is copied, not of the place it is copied to."""
 
-
-def make(db: sqlite3.Connection, target: str) -> None:
-    """Write a consistent copy over the empty file `target`. Runs on the database thread.
-
-    Raises:
-        CannotCopy: it cannot be written.
-        sqlite3.DatabaseError: the database itself is damaged.
-    """
+def finish(copy: sqlite3.Connection) -> list[str]:
+    """Make the copy of a database one file that begins new epochs wherever it is opened; what is wrong with it."""
     try:
-        db.execute("VACUUM INTO ?", (target,))
-        with closing(sqlite3.connect(target, isolation_level=None)) as copy:
-            history.mark_as_copy(copy)
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _SOURCE_CODES:
-            raise
-        raise CannotCopy(f"cannot write {target}: {error}") from error
+        set_up(copy)
+        history.mark_as_copy(copy)
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    return integrity.structure(copy, quick=True)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection to a copy; threads may use it one after another."""
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+def set_up(copy: sqlite3.Connection) -> None:
+    """Have a copy that nobody else uses, and that is synced as a file, be without a write-ahead log."""
+    for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = DELETE", "synchronous = OFF"):
+        copy.execute(f"PRAGMA {pragma}")
+
+
+def look_through(copy: sqlite3.Connection) -> list[str]:
+    """What is wrong with the structure of a copy."""
+    try:
+        set_up(copy)
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    return integrity.structure(copy, quick=False)
+
+
+def events_after(copy: sqlite3.Connection, after: int) -> tuple[list[str], int | None]:
+    """As `integrity.contents`; a copy that cannot be read any further has one problem more."""
+    try:
+        return integrity.contents(copy, after)
+    except sqlite3.DatabaseError as error:
+        return [str(error)], None
 
 
 def restore(path: Path, backup: Path) -> Path | None:

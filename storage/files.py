@@ -14,12 +14,15 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from storage.errors import CannotCopy, CannotOpen, InUse, Untrusted
+
+PIECE_BYTES: Final = 1024 * 1024
+"""Bytes of a file in memory at a time."""
 
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -108,7 +111,7 @@ def put_in_place(path: Path, content: bytes) -> bool:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            is_made = _give_name(made_at, path)
+            is_made = give_name(made_at, path)
         finally:
             made_at.unlink(missing_ok=True)
         sync_directory(path.parent)
@@ -117,7 +120,8 @@ def put_in_place(path: Path, content: bytes) -> bool:
     return is_made
 
 
-def _give_name(made_at: Path, path: Path) -> bool:
+def give_name(made_at: Path, path: Path) -> bool:
+    """Have a file be called `path`; False: something is called so already, and stays as it is."""
     try:
         # Unlike a renaming, a link never replaces a file that another process has put there meanwhile.
         path.hardlink_to(made_at)
@@ -243,10 +247,24 @@ def copy_private(source: Path, target: Path) -> None:
         raise CannotCopy(f"cannot copy {source} to {target}: {error.strerror}") from error
 
 
-def settle_copy(path: Path) -> tuple[int, str]:
-    """Have a finished copy on disk; its size in bytes and its SHA-256. Never call it with a database in use."""
+def settle_copy(path: Path, *, go_on: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    """Have a finished copy on disk; its size in bytes and its SHA-256. Never call it with a database in use.
+
+    Args:
+        go_on: called now and then; what it raises ends the work.
+    """
+    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(PIECE_BYTES):
+            go_on()
+            digest.update(piece)
+            size += len(piece)
     sync_directory(path.parent)
-    return path.stat().st_size, digest
+    return size, digest.hexdigest()
+
+
+def room_beside(path: Path) -> int:
+    """Bytes that can still be written to the file system on which `path` lies."""
+    status = os.statvfs(path.parent)
+    return status.f_bavail * status.f_frsize

@@ -425,7 +425,7 @@ class MemoryStore:
     async def backup(self, path: Path) -> Backup:
         raise CannotCopy("a store in memory has nothing to copy")
 
-    async def check(self) -> Sequence[str]:
+    async def check(self, scratch: Path | None = None) -> Sequence[str]:
         await trio.lowlevel.checkpoint()
         return []
 

@@ -17,15 +17,15 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import copies, files, integrity, retention, revocations, storable, trails, transactions
+from storage import copying, files, integrity, retention, revocations, storable, trails, transactions
 from storage.belief import Moment
 from storage.bridge import Database, open_database
 from storage.clock import Clock, Timekeeper
 from storage.committer import Committer, Pending, Work
 from storage.errors import (
-    CannotCopy,
     CannotOpen,
     Damaged,
+    Failed,
     NoSuchDiagnosis,
     NotADatabase,
     Refused,
@@ -119,6 +119,10 @@ async def open_store(
                 database, time = await stack.enter_async_context(open_it())
             presence = files.Presence(path)
             wal_bytes = partial(files.size_of, files.wal_of(path))
+
+            def size_bytes() -> int:
+                return files.size_of(path) + wal_bytes()
+
             committer = Committer(database, time, wal_bytes, presence.lost_at_a_glance, keep_time)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
@@ -126,7 +130,7 @@ async def open_store(
                     try:
                         async with trio.open_nursery() as watch_nursery:
                             watch_nursery.start_soon(_watch, committer, presence)
-                            yield SqliteStore(committer, time, new_epoch)
+                            yield SqliteStore(committer, database, time, new_epoch, size_bytes)
                             watch_nursery.cancel_scope.cancel()
                     finally:
                         committer.close()
@@ -260,8 +264,20 @@ class _Looks:
 class SqliteStore:
     """A `storage.store.Store`; see there for what each method does."""
 
-    def __init__(self, committer: Committer, time: Timekeeper, new_epoch: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        committer: Committer,
+        database: Database,
+        time: Timekeeper,
+        new_epoch: Callable[[], str],
+        size_bytes: Callable[[], int],
+    ) -> None:
         self._committer = committer
+        self._database = database
+        self._size_bytes = size_bytes
+        """Bytes of the database and of its log."""
+        self._copying = trio.Lock()
+        """Held by who makes a copy. Reason: each takes as much of the disk as the database."""
         self._time = time
         self._new_epoch = new_epoch
         self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
@@ -425,23 +441,20 @@ class SqliteStore:
         )
 
     async def backup(self, path: Path) -> Backup:
-        try:
-            files.make_directory(path.parent)
-            files.make_private(path)
-        except OSError as error:
-            raise CannotCopy(f"cannot make {path}: {error.strerror}") from error
-        try:
-            await self._read(copies.make, str(path))
-            size, digest = await trio.to_thread.run_sync(files.settle_copy, path)
-        except BaseException:
-            files.remove(path)
-            raise
-        return Backup(str(path), size, digest)
+        self._check_usable()
+        async with self._copying:
+            return await copying.back_up(self._database, self._size_bytes(), path)
 
-    async def check(self) -> Sequence[str]:
+    async def check(self, scratch: Path | None = None) -> Sequence[str]:
+        self._check_usable()
+        if scratch is not None:
+            async with self._copying:
+                return await copying.check_copy(self._database, self._size_bytes(), scratch)
+        progress = copying.Progress("check")
         found = await self._read(integrity.structure, quick=False)
         after: int | None = 0
         while after is not None and len(found) < integrity.PROBLEMS_MAX:
+            progress.is_at("the events of diagnoses up to key %d are checked", after)
             problems, after = await self._read(integrity.contents, after)
             found += problems
         return found[: integrity.PROBLEMS_MAX]
@@ -451,6 +464,10 @@ class SqliteStore:
 
     def statistics(self) -> StoreStatistics:
         return self._committer.statistics()
+
+    def _check_usable(self) -> None:
+        if self._committer.broken is not None:
+            raise Failed(str(self._committer.broken))
 
     async def _read(
         self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs

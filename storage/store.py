@@ -225,18 +225,27 @@ class Store(Protocol):
         """
 
     async def backup(self, path: Path) -> Backup:
-        """A consistent copy at `path` (mode 0600; must not exist); changes wait while it is made.
+        """A consistent copy at `path` (mode 0600; must not exist), made in steps: others go on in between.
 
-        Opened as a store, the copy begins new epochs. What cannot be finished is removed.
+        Opened as a store, the copy begins new epochs. It has its name once it is whole, checked and on disk.
 
         Raises:
-            CannotCopy: it cannot be written; the store is as it was.
+            CannotCopy: it cannot be written, or the store is damaged; the store is as it was.
+
+        Cancellation: the copy ends after the step in hand, and nothing of it is left.
         """
 
-    async def check(self) -> Sequence[str]:
+    async def check(self, scratch: Path | None = None) -> Sequence[str]:
         """The problems an integrity check finds, in words, the first 100; empty: none.
 
-        Looks at the whole store, and lets others go on in between.
+        Args:
+            scratch: a copy lies beside this path meanwhile, and is looked at in the place of the store: others go on.
+                `None`: nobody waits for the store, which is looked at itself.
+
+        Raises:
+            CannotCopy: the copy cannot be made.
+
+        Cancellation: as `backup`.
         """
 
     async def barrier(self) -> None:

@@ -31,6 +31,7 @@ from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
 from storage.store import Store
+from storage.unfinished import sweep
 from web import access
 from web.app import create_app
 from web.cautions import caution_about_keys, caution_about_listening, caution_about_origins
@@ -54,7 +55,7 @@ from web.listening_file import LISTENING_FILE, announced
 from web.logs import set_up_logging
 from web.revocations import expire_revocations, load_revoked
 from web.services import Services
-from web.settings import DATABASE_FILE, Settings
+from web.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
 from web.tokens import Principal, Verifier
 from web.unknown_keys import UnknownKeys
 from web.wire import render_event
@@ -149,6 +150,8 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         trio.open_nursery() as actors_nursery,
         open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=held_max) as hub,
     ):
+        for left in (*sweep(settings.data), *sweep(settings.data / BACKUPS_DIRECTORY)):
+            logger.warning("removed %s: the process that wrote it was killed", left)
         if is_database_missing:
             logger.warning("no database in %s, though its key is there: a new, empty one was made", settings.data)
         limits = Limits(

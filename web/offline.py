@@ -5,6 +5,7 @@ Beside the composition root the only file that opens a store.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -18,6 +19,15 @@ from storage.errors import Damaged
 from storage.records import Backup
 from storage.sqlite import open_store
 from storage.store import Store
+
+logger = logging.getLogger("avicenna.storage.progress")
+
+
+def show_progress() -> None:
+    """Have what takes long say on stderr how far it is, a line every few seconds."""
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
 
 
 def check(database: Path) -> Sequence[str]:

@@ -464,7 +464,7 @@ OPERATIONS: Final = (
         "makeBackup",
         "A consistent copy of the database in the server's data directory, made while others go on.",
         {200: ref("Backup")},
-        ("forbidden", *STORE),
+        ("forbidden", "draining", *STORE),
         tag="operating",
     ),
     Operation(
@@ -473,7 +473,7 @@ OPERATIONS: Final = (
         "checkDatabase",
         "The problems an integrity check of the database finds.",
         {200: ref("Checked")},
-        ("forbidden", *STORE),
+        ("forbidden", "draining", *STORE),
         tag="operating",
     ),
     Operation(

@@ -14,6 +14,7 @@ import trio
 
 from tests.server.harness import Server, running_server
 from tests.server.process import run, served
+from web.composition import CONNECTIONS_SECONDS_MAX
 from web.settings import Settings
 
 
@@ -33,6 +34,48 @@ async def test_backup_and_check_answer_and_leave_a_row_each(server: Server) -> N
     assert rows == [("op", "database.backup"), ("op", "database.check"), ("op", "database.backup")]
     assert (await server.http.post("/backup", headers=server.bearer("amira"))).status_code == 403
     assert (await server.http.post("/check")).status_code == 401
+
+
+@pytest.mark.parametrize("act", ["backup", "check"])
+async def test_a_drain_interrupts_a_copy_and_leaves_nothing_of_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    monkeypatch.setattr("storage.stepping.PAGES_PER_STEP", 4)
+    monkeypatch.setattr("storage.copying.PAUSE_SECONDS_MAX", 3600)
+    monkeypatch.setattr("storage.copying.PAUSE_SECONDS_MIN", 3600)
+    answers = []
+    async with running_server(settings) as server:
+        await server.register()
+
+        async def ask() -> None:
+            answers.append(await server.http.post(f"/{act}", headers=server.bearer("op", "operate")))
+
+        with trio.fail_after(CONNECTIONS_SECONDS_MAX - 1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                while not (found := [*settings.data.rglob(".*.unfinished")]):
+                    await trio.sleep(0.01)
+                assert len(found) == 1
+                # Others go on meanwhile.
+                assert (await server.publish(1)).status_code == 200
+                server.stop()
+    assert (answers[0].status_code, answers[0].json()["code"]) == (503, "draining")
+    assert [*settings.data.rglob("*check*"), *settings.data.rglob("*avicenna-*")] == []
+
+
+async def test_what_a_killed_backup_left_is_removed_by_the_next_start(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [settings.data / "backups" / ".avicenna-1.db.unfinished", settings.data / ".check-1.db.unfinished"]
+    (settings.data / "backups").mkdir(parents=True, mode=0o700)
+    whole = settings.data / "backups" / "avicenna-2.db"
+    for one in (*left, whole):
+        one.write_bytes(b"some")
+    async with running_server(settings):
+        pass
+    assert [one for one in (*left, whole) if one.exists()] == [whole]
+    said = [record.getMessage() for record in caplog.records if "removed" in record.getMessage()]
+    assert sorted(said) == sorted(f"removed {one}: the process that wrote it was killed" for one in left)
 
 
 async def test_commands_work_beside_a_server_and_without_one(tmp_path: Path) -> None:

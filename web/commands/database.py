@@ -75,6 +75,7 @@ def _checked_here(arguments: argparse.Namespace) -> Sequence[str] | None:
     database = _existing(arguments)
     from web import offline  # noqa: PLC0415 - starts the event loop's packages, which most commands never need
 
+    offline.show_progress()
     try:
         return offline.check(database)
     except InUse:
@@ -118,6 +119,7 @@ def _copied_here(arguments: argparse.Namespace, target: Path) -> Copy | None:
         raise CommandFailed(f"{target} exists already; name another file")
     from web import offline  # noqa: PLC0415 - as in `_checked_here`
 
+    offline.show_progress()
     try:
         made = offline.backup(database, target)
     except InUse:

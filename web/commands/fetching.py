@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from storage import files
+from storage.unfinished import arriving
 from web.commands.failures import CommandFailed
 from web.settings import BACKUPS_DIRECTORY
 
@@ -61,7 +61,6 @@ def fetched(ask: Callable[[], tuple[str, str]], directory: Path, target: Path) -
         if copy.sha256 != digest:
             raise CommandFailed(f"{path} is not what the server says it wrote")
         os.fsync(writing)
-    files.sync_directory(target.parent)
     return copy
 
 
@@ -75,22 +74,18 @@ def _can_be_a_name(text: str) -> bool:
 
 @contextlib.contextmanager
 def _reserved(target: Path) -> Iterator[int]:
-    """A new file that is there before anything is asked of the server, and gone again if that fails."""
+    """A new file that is there before anything is asked of the server, gets its name at the end, and is gone else."""
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise CommandFailed(f"{target} exists already; name another file") from None
-    except OSError as error:
-        raise CommandFailed(f"cannot make {target}: {error.strerror}") from None
-    try:
-        yield descriptor
-    except BaseException as failure:
-        target.unlink(missing_ok=True)
-        if isinstance(failure, OSError):
-            raise CommandFailed(f"cannot copy to {target}: {failure.strerror or failure}") from None
-        raise
-    finally:
-        os.close(descriptor)
+        with contextlib.ExitStack() as stack:
+            try:
+                unfinished = stack.enter_context(arriving(target))
+            except FileExistsError:
+                raise CommandFailed(f"{target} exists already; name another file") from None
+            except OSError as error:
+                raise CommandFailed(f"cannot make {target}: {error.strerror}") from None
+            yield unfinished.descriptor
+    except OSError as failure:
+        raise CommandFailed(f"cannot copy to {target}: {failure.strerror or failure}") from None
 
 
 def _names(directory: Path) -> frozenset[str]:

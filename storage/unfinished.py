@@ -1,0 +1,105 @@
+"""Files that get their name when they are whole: until then they lie beside it, under a name nobody takes for theirs.
+
+Whoever writes one holds a lock on it. What has the temporary name and no lock was left by a process that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from storage import files
+
+SUFFIX: Final = ".unfinished"
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A private file (0600) that is being written."""
+
+    path: Path
+    """Where it lies meanwhile."""
+    descriptor: int
+    """Open for reading and writing, while the context lasts."""
+
+
+@contextmanager
+def arriving(target: Path) -> Iterator[Unfinished]:
+    """An empty file that is called `target` once the context ends, and is removed if that fails.
+
+    It must be on disk by then. What a killed process has left of the same name is begun anew.
+
+    Raises:
+        FileExistsError: there is something at `target`, or another process writes it.
+        OSError: it cannot be made, or cannot get its name.
+    """
+    with passing(target) as unfinished:
+        yield unfinished
+        if not files.give_name(unfinished.path, target):
+            raise _taken(target)
+    files.sync_directory(target.parent)
+
+
+@contextmanager
+def passing(target: Path) -> Iterator[Unfinished]:
+    """As `arriving`, but it is removed in any case."""
+    if os.path.lexists(target):
+        raise _taken(target)
+    path = target.with_name(f".{target.name}{SUFFIX}")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if not _is_free(descriptor):
+            raise FileExistsError(errno.EEXIST, "another process writes it", str(target))
+        try:
+            for beside in _beside(path):
+                beside.unlink(missing_ok=True)
+            os.ftruncate(descriptor, 0)
+            os.fchmod(descriptor, 0o600)
+            yield Unfinished(path, descriptor)
+        finally:
+            for left in (path, *_beside(path)):
+                left.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(target: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Remove what killed processes have left in a directory; what was removed. No directory: nothing."""
+    swept: list[Path] = []
+    for path in sorted(directory.glob(f".*{SUFFIX}")):
+        # Missing: whoever wrote it has just finished. A link, or a file of another user: not ours.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if _is_free(descriptor):
+                    for left in (path, *_beside(path)):
+                        left.unlink(missing_ok=True)
+                    swept.append(path)
+            finally:
+                os.close(descriptor)
+    return swept
+
+
+def _is_free(descriptor: int) -> bool:
+    """Lock a file that no other process has locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _beside(path: Path) -> list[Path]:
+    """What SQLite keeps beside a database."""
+    return [path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
