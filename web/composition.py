@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,7 @@ from web.edge.open_connections import OpenConnections
 from web.edge.poller import open_poller
 from web.edge.serving import Terms
 from web.edge.serving import serve as serve_http
+from web.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
 from web.errors import ConnectionRefused
 from web.expiry import Expiry
 from web.housekeeping import Housekeeper
@@ -53,8 +55,10 @@ from web.keys import Key, KeyUnusable
 from web.limits import Limits as ClientLimits
 from web.listening_file import LISTENING_FILE, announced
 from web.logs import set_up_logging
+from web.peers import sharing_address
 from web.revocations import expire_revocations, load_revoked
 from web.services import Services
+from web.setting_kinds import UNIX_PREFIX
 from web.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
 from web.tokens import Principal, Verifier
 from web.unknown_keys import UnknownKeys
@@ -299,13 +303,18 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
         patience=Patience(idle_seconds=settings.keep_alive_seconds),
         elsewhere=lambda: hub.connections,
         open=services.open_connections,
+        address_connections_max=max(1, int(settings.address_share * connections_max + 1e-9)),
+        is_served_when_full=served_when_full(services.verifier, services.clock.wall),
         drain=say_goodbye,
     )
+    if settings.address_share < 1:
+        terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
     with contextlib.ExitStack() as listening:
         listeners, urls = _listen(settings, listening)
+        beside = [(one, _operators_terms(terms)) for one in _listen_for_operators(settings, listening)]
         app = create_app(services)
         async with trio.open_nursery() as front_nursery:
-            await front_nursery.start(partial(serve_http, app, listeners, terms, stop=stopping.wait))
+            await front_nursery.start(partial(serve_http, app, listeners, terms, beside=beside, stop=stopping.wait))
             with contextlib.ExitStack() as announcing:
                 _announce(settings, urls, announcing)
                 for url in urls:
@@ -337,6 +346,35 @@ def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[s
             listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
         urls.append(f"unix:{settings.unix_socket}")
     return listeners, urls
+
+
+def _listen_for_operators(settings: Settings, listening: contextlib.ExitStack) -> list[socket.socket]:
+    """The listener for operators alone, if one is configured; closed with `listening`. Raises as `_listen`."""
+    place = settings.operators_listen
+    if place is None:
+        return []
+    with _naming(place):
+        if place.startswith(UNIX_PREFIX):
+            path = Path(place.removeprefix(UNIX_PREFIX))
+            logger.info("listening for operators on %s", place)
+            return [listening.enter_context(listening_on_unix(path))]
+        host, _, port = place.rpartition(":")
+        listener = listen_on_tcp(host.removeprefix("[").removesuffix("]"), int(port))
+    listening.callback(listener.close)
+    logger.info("listening for operators on %s", url_of(listener))
+    return [listener]
+
+
+def _operators_terms(terms: Terms) -> Terms:
+    """On what terms operators are served at a listener of their own."""
+    return Terms(
+        connections_max=OPERATORS_CONNECTIONS_MAX,
+        drain_seconds_max=terms.drain_seconds_max,
+        patience=terms.patience,
+        open=terms.open,
+        is_served=served_to_operators,
+        is_served_when_full=terms.is_served_when_full,
+    )
 
 
 def _announce(settings: Settings, urls: Sequence[str], announcing: contextlib.ExitStack) -> None:

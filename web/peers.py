@@ -22,6 +22,8 @@ HOPS_MAX: Final = 32
 IPV6_PREFIX: Final = 64
 """Leading bits of an IPv6 address that count. Reason: whoever has one address there has them all."""
 
+_THIS_MACHINE: Final = frozenset({ip_address("127.0.0.1"), ip_address("::1")})
+
 Address = IPv4Address | IPv6Address
 Proxy = IPv4Network | IPv6Network | str
 """A trusted network, or `UNIX`."""
@@ -48,6 +50,15 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Proxy]) -> s
         if not _is_trusted(found, trusted):
             break
     return _named(found)
+
+
+def sharing_address(peer: str, trusted: Sequence[Proxy]) -> str | None:
+    """The address whose share of all connections a peer takes up.
+
+    `None`: nobody's. This machine and trusted proxies have as many as they like: they stand for others.
+    """
+    found = _parsed(peer)
+    return None if found is None or found in _THIS_MACHINE or _is_trusted(found, trusted) else _named(found)
 
 
 def is_own_origin(origin: str, channel: BaseRequestWebsocket, public_url: str | None, trusted: Sequence[Proxy]) -> bool:

@@ -21,6 +21,9 @@ _TRUE: Final = ("true", "yes", "on", "1")
 _FALSE: Final = ("false", "no", "off", "0")
 _THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
 
+UNIX_PREFIX: Final = "unix:"
+"""Before the path of a Unix socket, where an address may stand, too."""
+
 WILDCARD: Final = "*"
 """Taken by no list: whoever writes one means many names, and would get none."""
 
@@ -104,6 +107,26 @@ class SocketPath(Kind):
         if not path.name:
             raise ValueError
         return path
+
+
+@dataclass(frozen=True)
+class Listening(Kind):
+    """Where to listen: on a TCP port of an address, or on a Unix socket."""
+
+    name = "address"
+    limit = "HOST:PORT, or unix: and a path of at most 100 bytes"
+
+    def checked(self, value: object) -> str:
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError
+        if value.startswith(UNIX_PREFIX):
+            SocketPath().checked(value.removeprefix(UNIX_PREFIX))
+            return value
+        host, _, port = value.rpartition(":")
+        if not 1 <= len(host) <= 255 or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+            raise ValueError
+        Whole(0, 65535).from_text(port)
+        return value
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from web.setting_kinds import (
     Jwks,
     KeyFile,
     Kind,
+    Listening,
     Number,
     Origin,
     PageOrigin,
@@ -86,6 +87,12 @@ class Settings:
         None,
         SocketPath(),
         "Listen on this Unix socket, too; the server's user and group may connect (mode 0660).",
+    )
+    operators_listen: str | None = _setting(
+        None,
+        Listening(),
+        "Listen here, too, with limits of its own, for `/healthz`, `/readyz`, the status and operators' routes alone; "
+        "`host` and `port` keep all routes.",
     )
     data: Path = _setting(  # noqa: RUF009 - a path is immutable
         DATA_DEFAULT, Directory(), "Directory of the database and the key; made if it is missing."
@@ -176,7 +183,16 @@ class Settings:
         "Events in memory, of all diagnoses; beyond: those that nobody follows leave, the longest unused first.",
     )
     max_connections: int = _setting(
-        10_000, Whole(1, 1_000_000, "connections"), "Open connections of all kinds; beyond: refused."
+        10_000,
+        Whole(1, 1_000_000, "connections"),
+        "Open connections of all kinds; beyond: refused, but for 16 that ask `/healthz`, `/readyz` or with an "
+        "`operate` token.",
+    )
+    address_share: float = _setting(
+        0.25,
+        Number(0.0001, 1),
+        "The share of `max_connections` that one address (IPv6: one /64) may take up; 1: all. This machine "
+        "(`127.0.0.1`, `::1`), Unix sockets and `trusted_proxies` may take up all.",
     )
 
     keep_alive_seconds: float = _setting(

@@ -244,6 +244,7 @@ async def test_after_the_deadline_nothing_is_begun_however_many_tasks_are_runnab
     edges: list[Edge] = []
     begun_late: collections.Counter[int] = collections.Counter()
     numbers = itertools.count()
+    go = trio.Event()
 
     class Known(Edge):
         def __init__(self, *args: Any) -> None:
@@ -256,6 +257,7 @@ async def test_after_the_deadline_nothing_is_begun_however_many_tasks_are_runnab
             return
         number = next(numbers)
         begun_late[number] = 0
+        await go.wait()
         while True:
             begun_late[number] += trio.current_time() >= edges[0].cut_at
             time.sleep(0.002)  # noqa: ASYNC251 - it works, it does not wait
@@ -269,6 +271,7 @@ async def test_after_the_deadline_nothing_is_begun_however_many_tasks_are_runnab
         with trio.fail_after(10):
             while len(begun_late) < len(peers):
                 await trio.sleep(0.01)
+        go.set()
         edge.stopping.set()
         with trio.fail_after(10):
             await edge.ended.wait()

@@ -74,6 +74,18 @@ def server_full() -> Problem:
     return Problem("rate_limited", "the server has as many connections as it may have", headers, status_instead=503)
 
 
+def address_full() -> Problem:
+    """503: as for a full server; its other clients are served."""
+    headers = retry_after(_FULL_RETRY_SECONDS)
+    detail = "this address has as many connections as one address may have"
+    return Problem("rate_limited", detail, headers, status_instead=503)
+
+
+def not_served_here() -> Problem:
+    """404: another listener of this server may have it."""
+    return Problem("not_found", "there is nothing at this path")
+
+
 def problem_of_status(status: int) -> Problem:
     """What Hypercorn or h11 would answer with a bare status."""
     match status:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -18,9 +19,11 @@ from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 from web.edge import answers
 from web.edge.accepting import Address
 from web.edge.adoption import Adoption
+from web.edge.handshake import Headers
 from web.edge.http1 import Http1
 from web.edge.nonblocking import Gone, close, receive, send_some
 from web.edge.tasks import Tasks
+from web.errors import Problem
 
 READ_BYTES_MAX: Final = answers.HEAD_BYTES_MAX
 """Read at once. Reason: a head that is too large is seen before much of it is in memory."""
@@ -53,6 +56,18 @@ class Patience:
     """For a peer to close after a last answer. Beyond: closed."""
 
 
+class Rules(Protocol):
+    """What a server serves where, and when it is full."""
+
+    @property
+    def is_served(self) -> Callable[[bytes], bool]:
+        """Of a path."""
+
+    @property
+    def is_served_when_full(self) -> Callable[[bytes, Headers], bool]:
+        """Of a path and the headers of a request."""
+
+
 class Place(Protocol):
     """Where connections are kept: the server they belong to."""
 
@@ -61,6 +76,10 @@ class Place(Protocol):
     context: WorkerContext
     state: LifespanState
     patience: Patience
+
+    @property
+    def terms(self) -> Rules:
+        """What is served here."""
 
     @property
     def is_over(self) -> bool:
@@ -73,12 +92,20 @@ class Place(Protocol):
 class Connection:
     """Reads for one peer, and writes what its requests are answered."""
 
-    def __init__(self, place: Place, sock: socket.socket, client: Address | None) -> None:
+    def __init__(
+        self, place: Place, sock: socket.socket, client: Address | None, *, extra_seconds: float | None = None
+    ) -> None:
         """Serve `client` on a socket that does not block.
+
+        Args:
+            extra_seconds: it is one beyond the limit: has so long for the head of its one request, which is served only
+                if such a request is when all is full.
 
         Ownership: the socket is the connection's, closed when `run` returns, unless it is adopted.
         """
         self.adoption: Adoption | None = None
+        self.is_last = extra_seconds is not None
+        self._extra_seconds = extra_seconds
         self._place = place
         self._sock = sock
         self._is_given_away = False
@@ -114,6 +141,15 @@ class Connection:
         """The server stops: an idle connection ends now, another one after its answer."""
         if self._is_idle:
             self._be_patient_until(-inf)
+
+    def refusal(self, path: bytes, headers: Headers, *, is_upgrade: bool) -> Problem | None:
+        """Why a request is not served on this connection; `None`: it is."""
+        terms = self._place.terms
+        if not terms.is_served(path):
+            return answers.not_served_here()
+        if self.is_last and (is_upgrade or not terms.is_served_when_full(path, headers)):
+            return answers.server_full()
+        return None
 
     def cut(self) -> None:
         """End the connection now, also if it is writing: that is shielded from everything but the socket's end."""
@@ -154,7 +190,8 @@ class Connection:
 
     async def _read(self) -> None:
         """Hand over what the peer sends, as long as there is patience."""
-        self._await_request(self._place.patience.first_byte_seconds)
+        first_byte_seconds = self._place.patience.first_byte_seconds
+        self._await_request(first_byte_seconds if self._extra_seconds is None else self._extra_seconds)
         with self._reading:
             while data := await self._receive():
                 if self._place.is_over:
@@ -164,7 +201,11 @@ class Connection:
                 self._watch_head()
             if data is not None and not self._is_broken:
                 await self._protocol.handle(RawData(b""))
-            elif self._protocol.is_within_head and not self._place.context.terminated.is_set():
+            elif self._is_broken or self._place.context.terminated.is_set():
+                return
+            elif self._extra_seconds is not None:
+                await self._protocol.refuse(answers.server_full())
+            elif self._protocol.is_within_head:
                 await self._protocol.refuse(answers.head_too_slow(self._place.patience.head_seconds))
 
     async def _receive(self) -> bytes | None:
@@ -200,7 +241,7 @@ class Connection:
         """From the first byte of a head on there is one deadline for all of it."""
         if self._is_idle and not self._is_within_head and self._protocol.is_within_head:
             self._is_within_head = True
-            if not self._place.context.terminated.is_set():
+            if not self._place.context.terminated.is_set() and self._extra_seconds is None:
                 self._be_patient_until(trio.current_time() + self._place.patience.head_seconds)
 
     def _be_patient_until(self, deadline: float) -> None:

@@ -39,6 +39,11 @@ class Parent(Owner, Protocol):
     """What the protocol needs of its connection."""
 
     adoption: Adoption | None
+    is_last: bool
+    """The connection ends after one request."""
+
+    def refusal(self, path: bytes, headers: Headers, *, is_upgrade: bool) -> Problem | None:
+        """Why a request is not served on this connection; `None`: it is."""
 
 
 class Exchange(HTTPStream):
@@ -211,6 +216,7 @@ class Http1(H11Protocol):
         connection = self.connection
         return (
             self.context.terminated.is_set()
+            or self.parent.is_last
             or isinstance(connection, H11WSConnection)
             or connection.their_state is h11.SEND_BODY
         )
@@ -238,9 +244,13 @@ class Http1(H11Protocol):
         except BadTarget as bad:
             await self.refuse(answers.malformed(str(bad)))
             return
-        if target.partition(b"?")[2].count(b"&") >= answers.PARAMETERS_MAX:
+        path, _, query = target.partition(b"?")
+        wants_upgrade = is_upgrade(request.method, headers)
+        if query.count(b"&") >= answers.PARAMETERS_MAX:
             await self.refuse(answers.too_many_parameters())
-        elif is_upgrade(request.method, headers):
+        elif (problem := self.parent.refusal(path, headers, is_upgrade=wants_upgrade)) is not None:
+            await self.refuse(problem)
+        elif wants_upgrade:
             await self._begin_upgrade(request, target, headers, behind)
         else:
             await self._begin(Exchange, request, target, headers, self.connection_state)

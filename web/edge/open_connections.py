@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 
 
 class OpenConnections:
@@ -10,27 +11,44 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self.count = 0
+        self.of_address: Counter[str] = Counter()
+        """Those that were admitted, of each address that counts."""
 
-    def counted(self, sock: socket.socket) -> socket.socket:
+    def counted(self, sock: socket.socket) -> CountedSocket:
         """The same connection, counted until it is closed.
 
         Ownership: takes the socket; what is returned is the caller's.
         """
-        counted = _Counted(sock.family, sock.type, sock.proto, sock.detach())
+        counted = CountedSocket(sock.family, sock.type, sock.proto, sock.detach())
         counted.setblocking(False)
-        counted.counter = self
+        counted.counter, counted.address = self, None
         self.count += 1
         return counted
 
+    def admit(self, sock: CountedSocket, address: str) -> None:
+        """Count it for its address, too."""
+        sock.address = address
+        self.of_address[address] += 1
 
-class _Counted(socket.socket):
+    def left(self, address: str | None) -> None:
+        """One of them is closed."""
+        self.count -= 1
+        if address is not None:
+            self.of_address[address] -= 1
+            if not self.of_address[address]:
+                del self.of_address[address]
+
+
+class CountedSocket(socket.socket):
     """A socket that says when it is closed."""
 
-    __slots__ = ("counter",)
+    __slots__ = ("address", "counter")
 
     counter: OpenConnections
+    address: str | None
 
     def close(self) -> None:
+        """Close it, and give its place back."""
         if self.fileno() >= 0:
-            self.counter.count -= 1
+            self.counter.left(self.address)
         super().close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
@@ -19,8 +19,20 @@ from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
 from web.edge import answers
 from web.edge.accepting import Address, accept_from
 from web.edge.connection import Connection, Patience, linger
+from web.edge.handshake import Headers
 from web.edge.nonblocking import Gone, close, send_some
 from web.edge.open_connections import OpenConnections
+from web.errors import Problem
+
+EXTRA_MAX: Final = 16
+"""Connections beyond the limit whose request is read all the same, as it may ask how the server is, or be an
+operator's. Beyond: refused unread."""
+
+EXTRA_SECONDS_MAX: Final = 2.0
+"""Longest time the head of such a request may take. Beyond: 503."""
+
+SHARE_LOG_SECONDS: Final = 60.0
+"""Between two lines about addresses that want more than their share."""
 
 REFUSED_AT_ONCE_MAX: Final = 100
 """Connections beyond the limit that are told so and waited for. Beyond: closed without a word."""
@@ -38,6 +50,21 @@ async def _nothing() -> None:
     """There is nothing to say goodbye to."""
 
 
+def _everywhere(path: bytes) -> bool:
+    """No path is kept from these listeners."""
+    return True
+
+
+def _nobody(path: bytes, headers: Headers) -> bool:
+    """No request is served beyond the limit."""
+    return False
+
+
+def _shared(host: str) -> str | None:
+    """No address has a limit of its own."""
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """On what terms connections are served."""
@@ -51,6 +78,14 @@ class Terms:
     """How many sockets that were given away are open."""
     open: OpenConnections = field(default_factory=OpenConnections)
     """Counts everything that was accepted and is not closed."""
+    address_connections_max: int = 0
+    """Of them of one address, as `address_of` names it. Beyond: 503."""
+    address_of: Callable[[str], str | None] = _shared
+    """The address a peer counts for, from its host; `None`: it may have as many as it likes."""
+    is_served: Callable[[bytes], bool] = _everywhere
+    """Whether a path is served here. Else: 404."""
+    is_served_when_full: Callable[[bytes, Headers], bool] = _nobody
+    """Whether a request of this path and these headers is served on a connection beyond the limit. Else: 503."""
     drain: Callable[[], Awaitable[None]] = _nothing
     """Ends what this file does not know of, once nothing new is accepted; cancelled when time is up."""
 
@@ -65,7 +100,9 @@ class Edge:
         self.state: LifespanState = {}
         self.patience = terms.patience
         self.connections: dict[Connection, None] = {}
-        self._terms = terms
+        self.terms = terms
+        self._extra = 0
+        self._share_logged_at = -inf
         self.cut_at = inf
         """When every connection that is left ends, whatever it does."""
         self._emptied = trio.Event()
@@ -74,20 +111,49 @@ class Edge:
 
     async def accept_counted(self, sock: socket.socket, client: Address | None) -> None:
         """Serve one more connection, counted as long as its socket is open, whoever has it. Takes the socket."""
-        await self.accept(self._terms.open.counted(sock), client)
+        counted = self.terms.open.counted(sock)
+        address = None if client is None else self.terms.address_of(client[0])
+        if address is not None:
+            if self.terms.open.of_address[address] >= self.terms.address_connections_max:
+                self._say_share_is_taken()
+                await self._refuse(counted, answers.address_full())
+                return
+            self.terms.open.admit(counted, address)
+        await self.accept(counted, client)
 
     async def accept(self, sock: socket.socket, client: Address | None) -> None:
         """Serve one more connection, until its end.
 
         Ownership: takes the socket.
         """
-        if len(self.connections) + self._terms.elsewhere() >= self._terms.connections_max:
-            await self._refuse(sock)
+        if len(self.connections) + self.terms.elsewhere() - self._extra < self.terms.connections_max:
+            self._is_full = False
+            await self._run(Connection(self, sock, client))
             return
-        self._is_full = False
-        connection = Connection(self, sock, client)
+        if not self._is_full:
+            self._is_full = True
+            logger.warning("refusing connections: all %d are taken", self.terms.connections_max)
+        if self._extra >= EXTRA_MAX:
+            await self._refuse(sock, answers.server_full())
+            return
+        self._extra += 1
+        try:
+            await self._run(Connection(self, sock, client, extra_seconds=EXTRA_SECONDS_MAX))
+        finally:
+            self._extra -= 1
+
+    async def _run(self, connection: Connection) -> None:
         self.connections[connection] = None
         await connection.run()
+
+    def _say_share_is_taken(self) -> None:
+        if trio.current_time() - self._share_logged_at >= SHARE_LOG_SECONDS:
+            self._share_logged_at = trio.current_time()
+            logger.warning(
+                "refusing connections of an address that has %d, its share (address_share); "
+                "if it is a proxy's, name it in trusted_proxies",
+                self.terms.address_connections_max,
+            )
 
     def left(self, connection: Connection) -> None:
         """The connection is no longer ours to count."""
@@ -119,15 +185,12 @@ class Edge:
         for connection in list(self.connections):
             connection.cut()
 
-    async def _refuse(self, sock: socket.socket) -> None:
-        if not self._is_full:
-            self._is_full = True
-            logger.warning("refusing connections: all %d are taken", self._terms.connections_max)
+    async def _refuse(self, sock: socket.socket, problem: Problem) -> None:
         self._refused += 1
         try:
             if self._refused <= REFUSED_AT_ONCE_MAX:
                 with trio.move_on_after(ANSWERED_SECONDS_MAX):
-                    await send_some(sock, answers.bytes_of(answers.server_full()))  # an empty queue has room for it
+                    await send_some(sock, answers.bytes_of(problem))  # an empty queue has room for it
                     await linger(sock, ANSWERED_SECONDS_MAX)
         except Gone:
             return
@@ -141,10 +204,14 @@ async def serve(
     listeners: list[socket.socket],
     terms: Terms,
     *,
+    beside: Sequence[tuple[socket.socket, Terms]] = (),
     stop: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on these listeners until `stop` returns, then end every connection in order.
+
+    Args:
+        beside: further listeners, each with limits of its own; they end when the first ones do.
 
     Ownership: the listeners are closed when nothing more is accepted.
 
@@ -152,6 +219,7 @@ async def serve(
     """
     edge = Edge(app, terms)
     lifespan = Lifespan(edge.app, edge.config, edge.state)
+    others = [(listener, Edge(app, its_terms)) for listener, its_terms in beside]
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
@@ -159,25 +227,32 @@ async def serve(
             async with trio.open_nursery() as accepting_nursery:
                 for listener in listeners:
                     accepting_nursery.start_soon(accept_from, listener, edge.accept_counted, connections_nursery)
+                for listener, other in others:
+                    other.state = edge.state
+                    accepting_nursery.start_soon(accept_from, listener, other.accept_counted, connections_nursery)
                 task_status.started()
                 await stop()
                 accepting_nursery.cancel_scope.cancel()
             # Every task is cancelled as the time is up: where many are runnable, the one that cuts has its turn late.
-            edge.cut_at = connections_nursery.cancel_scope.deadline = trio.current_time() + terms.drain_seconds_max
-            await _drain(edge, terms)
+            cut_at = connections_nursery.cancel_scope.deadline = trio.current_time() + terms.drain_seconds_max
+            await _drain([edge, *(other for _, other in others)], terms, cut_at)
             connections_nursery.cancel_scope.cancel()
         await lifespan.wait_for_shutdown()
         lifespan_nursery.cancel_scope.cancel()
 
 
-async def _drain(edge: Edge, terms: Terms) -> None:
+async def _drain(edges: Sequence[Edge], terms: Terms, cut_at: float) -> None:
     """Nothing new is accepted: have what is open end. Cancelled at the deadline: what has not ended by then is cut."""
     try:
-        await edge.retire()
+        for edge in edges:
+            edge.cut_at = cut_at
+            await edge.retire()
         await terms.drain()
-        await edge.wait_until_empty()
+        for edge in edges:
+            await edge.wait_until_empty()
     finally:
-        edge.cut()
+        for edge in edges:
+            edge.cut()
 
 
 def _config() -> Config:
