@@ -362,7 +362,7 @@ class DiagnosisActor:
             # Before anything of them reaches store or roster: whoever may not follow moves no cursor, and ends nobody.
             starts, waiting = self._begin(await self._judged(waiting))
             if starts:
-                await self._store_starts(starts)
+                waiting = [*await self._store_starts(starts), *waiting]
             elif waiting and not await self._makes_room_for(waiting[0]):
                 waiting = waiting[1:]
 
@@ -415,26 +415,29 @@ class DiagnosisActor:
             return False
         return True
 
-    async def _store_starts(self, starts: Sequence[Start]) -> None:
-        """Make subscribers known from where they begin, or move known ones there, and attach their connections."""
-        epoch = self._ring.epoch
+    async def _store_starts(self, starts: Sequence[Start]) -> Sequence[Envelope]:
+        """Make subscribers known from where they begin, or move known ones there, and attach their connections.
+
+        Returns:
+            Those that must be looked at again: a user was erased meanwhile, and with it what was stored before, and
+            perhaps the right to follow.
+        """
+        epoch, erasures = self._ring.epoch, self._roster.erasures
         moves = [start.move(self._diagnosis_id, epoch) for start in starts]
-        while True:
-            erasures = self._roster.erasures
-            try:
-                stored = await self._store.move_cursors(moves)
-            except StorageError as refusal:
-                for start in starts:
-                    self._refuse(start.envelope, refusal)
-                return
-            # An erasure takes what was stored before it: if a user was erased meanwhile, it is stored again.
-            if erasures == self._roster.erasures:
-                break
+        try:
+            stored = await self._store.move_cursors(moves)
+        except StorageError as refusal:
+            for start in starts:
+                self._refuse(start.envelope, refusal)
+            return ()
+        if erasures != self._roster.erasures:
+            return [start.envelope for start in starts]
         for start, move, seq in zip(starts, moves, stored, strict=True):
             if seq is None:
                 self._refuse(start.envelope, NoSuchDiagnosis(self._diagnosis_id))
             else:
                 self._attach(start.envelope, start.subscriber, self._learn(move, seq), start.plan)
+        return ()
 
     def _learn(self, move: CursorMove, stored: Seq) -> Known:
         """The subscriber whose cursor was stored."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -118,6 +119,17 @@ def put_in_place(path: Path, content: bytes) -> bool:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     return is_made
+
+
+def remove_unnamed(path: Path) -> None:
+    """Remove what a process that was killed within `put_in_place` has left beside `path`, which is there by now.
+
+    Another process that makes it just now finds `path` in its place, and does not miss its own. What cannot be
+    removed stays.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def give_name(made_at: Path, path: Path) -> bool:

@@ -115,11 +115,12 @@ def load_or_create_key(directory: Path) -> tuple[bytes, bool]:
     one succeeds, and all have its key. Raises as `load_key`.
     """
     files.make_directory(directory)
-    if (key := load_key(directory)) is not None:
-        return key, False
-    key = secrets.token_bytes(HMAC_BYTES_MIN)
-    is_made = files.put_in_place(directory / KEY_FILE, key)
-    kept = load_key(directory)
+    path = directory / KEY_FILE
+    kept, is_made = load_key(directory), False
     if kept is None:
-        raise FileNotFoundError(errno.ENOENT, "it was removed while the server made it", str(directory / KEY_FILE))
+        is_made = files.put_in_place(path, secrets.token_bytes(HMAC_BYTES_MIN))
+        kept = load_key(directory)
+    if kept is None:
+        raise FileNotFoundError(errno.ENOENT, "it was removed while the server made it", str(path))
+    files.remove_unnamed(path)
     return kept, is_made

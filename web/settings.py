@@ -123,7 +123,8 @@ class Settings:
     token_keys: tuple[KeySpec, ...] = _setting(
         (),
         Several(KeyFile(), 100),
-        "Keys that verify tokens: a secret (HS256) or a public key in PEM. `KID` is the `kid` its tokens carry.",
+        "Keys that verify tokens: a secret (HS256) or a public key in PEM. `KID` is the `kid` its tokens carry. "
+        "One newline at the end of a secret that is one line of text does not count.",
     )
     jwks: str | None = _setting(
         None, Jwks(), "Public keys that verify tokens, as a JWKS document; a URL is fetched again as keys change."

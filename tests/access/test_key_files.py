@@ -113,6 +113,16 @@ def test_a_start_that_is_killed_while_it_makes_the_key_leaves_none(
     assert load_or_create_key(tmp_path)[1]
 
 
+def test_what_a_killed_start_left_behind_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+    left = [tmp_path / f".jwt.key.{letter * 16}" for letter in "0f"]
+    others = [tmp_path / name for name in (".jwt.key.bak", ".jwt.key", "jwt.key." + "0" * 16, ".jwtxkey." + "0" * 16)]
+    for is_made in (True, False):
+        for path in (*left, *others):
+            path.write_bytes(b"x")
+        assert load_or_create_key(tmp_path)[1] is is_made
+        assert set(tmp_path.iterdir()) == {tmp_path / "jwt.key", *others}
+
+
 def test_the_key_and_the_directory_are_on_disk_before_a_token_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,23 +14,7 @@ from actors.subscriber import Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import CursorMove, Diagnosis, NewAuditRow, NewEvent, Seq, SubscriberId
-from tests.actors.world import DIAGNOSIS, Bug, Reader, World, WorldClock, anybody, world
-
-
-class Denied(Exception):
-    """What somebody is told whose right is gone."""
-
-
-class Right:
-    """A right that somebody has until it is taken away."""
-
-    def __init__(self, *, is_there: bool = True) -> None:
-        self.is_there = is_there
-        self.asked: list[Diagnosis | None] = []
-
-    def judge(self, diagnosis: Diagnosis | None) -> Denied | None:
-        self.asked.append(diagnosis)
-        return None if self.is_there else Denied()
+from tests.actors.world import DIAGNOSIS, Bug, Denied, Reader, Right, World, WorldClock, anybody, world
 
 
 def publish(right: Right, body: bytes = b"x") -> Publish:

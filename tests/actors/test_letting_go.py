@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -17,7 +18,7 @@ from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import Erased, Erasure, NewAuditRow, Seq, SubscriberId
 from storage.store import Store
-from tests.actors.world import DIAGNOSIS, Reader, World, WorldClock, anybody, memory_store, world
+from tests.actors.world import DIAGNOSIS, Denied, Reader, Right, World, WorldClock, anybody, memory_store, world
 
 DAY = 86_400.0
 STAND_IN = "[erased]"
@@ -156,6 +157,26 @@ async def test_whoever_is_admitted_during_its_erasure_is_in_memory_and_in_the_st
         assert there.acknowledge(reader, 1)
         await trio.sleep(5)
         assert await there.cursor(reader) == 1
+
+
+async def test_whoever_may_follow_no_more_once_it_is_erased_is_admitted_nowhere(autojump_clock: MockClock) -> None:
+    store, right = PausingStore(), Right()
+    async with world(store=cast(Store, store)) as there:
+        await there.settled()
+        is_stored, go_on = store.pause("move_cursors")
+        reader = Reader("bo")
+
+        async def come() -> None:
+            with pytest.raises(Denied):
+                await there.registry.ask(DIAGNOSIS, Subscribe(reader.subscriber, Wanted(), right.judge))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(come)
+            await is_stored.wait()
+            right.is_there = False
+            assert await erase(there, store.inner, "bo") == 1
+            go_on.set()
+        assert await names_known(there) == await names_stored(store.inner) == []
 
 
 async def test_cursors_that_wait_for_the_disk_are_not_stored_after_their_person_is_erased(

@@ -39,6 +39,22 @@ def anybody(diagnosis: Diagnosis | None) -> None:
     """Judges a message: everybody may."""
 
 
+class Denied(Exception):
+    """What somebody is told whose right is gone."""
+
+
+class Right:
+    """A right that somebody has until it is taken away."""
+
+    def __init__(self, *, is_there: bool = True) -> None:
+        self.is_there = is_there
+        self.asked: list[Diagnosis | None] = []
+
+    def judge(self, diagnosis: Diagnosis | None) -> Denied | None:
+        self.asked.append(diagnosis)
+        return None if self.is_there else Denied()
+
+
 class Bug(Exception):
     """What a crash looks like; its text stands for a payload that must not reach a log."""
 
