@@ -70,9 +70,7 @@ def restore(path: Path, backup: Path) -> Path | None:
                 files.copy_private(log, arriving_log)
             _check(arriving, backup)
             files.settle_copy(arriving)
-            aside = files.set_aside(path, "replaced")
-            arriving.rename(path)
-            files.sync_directory(path.parent)
+            aside = files.replace_database(path, arriving, "replaced")
         finally:
             for leftover in (arriving, arriving_log):
                 leftover.unlink(missing_ok=True)

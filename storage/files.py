@@ -179,6 +179,11 @@ def size_of(path: Path) -> int:
         return 0
 
 
+def has_database(path: Path) -> bool:
+    """Whether a database lies there, or what is left of one: SQLite makes an empty file first."""
+    return bool(size_of(path) or size_of(wal_of(path)))
+
+
 class Presence:
     """Whether the database and its log are still the files that were opened.
 
@@ -224,11 +229,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def set_aside(path: Path, label: str) -> Path | None:
     """Rename a database and its log out of the way; where the database is now, `None` if there was none."""
-    aside = path.with_name(f"{path.name}.{label}")
-    number = 1
-    while aside.exists() or wal_of(aside).exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.{label}-{number}")
+    aside = _free_name(path, label)
     moved = None
     for source, target in ((wal_of(path), wal_of(aside)), (path, aside)):
         with contextlib.suppress(FileNotFoundError):
@@ -236,6 +237,53 @@ def set_aside(path: Path, label: str) -> Path | None:
             moved = aside
     sync_directory(path.parent)
     return moved
+
+
+def replace_database(path: Path, arriving: Path, label: str) -> Path | None:
+    """Put one database, which has no log, in the place of another; where the other is now, `None`: there was none.
+
+    The other one gets its second name first, so that at every moment there is a database at `path`. Its log must be
+    gone from there before the new one comes: if the system stops just then, a start notices that it is missing.
+
+    Raises:
+        CannotCopy: there are no hard links here, and no room for a copy.
+    """
+    aside, log = _free_name(path, label), wal_of(path)
+    kept: list[Path] = []
+    try:
+        for source, target in ((path, aside), (log, wal_of(aside))):
+            if _keep_as(source, target):
+                kept.append(target)
+        sync_directory(path.parent)
+    except BaseException:
+        for target in kept:
+            target.unlink()
+        raise
+    log.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    arriving.rename(path)
+    sync_directory(path.parent)
+    return aside if kept else None
+
+
+def _keep_as(source: Path, target: Path) -> bool:
+    """Give a file that nobody uses a second name; False: there is none."""
+    if not source.exists():
+        return False
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        copy_private(source, target)  # a file system without hard links
+    return True
+
+
+def _free_name(path: Path, label: str) -> Path:
+    aside = path.with_name(f"{path.name}.{label}")
+    number = 1
+    while aside.exists() or wal_of(aside).exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{label}-{number}")
+    return aside
 
 
 def copy_private(source: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -50,7 +51,7 @@ from web.errors import ConnectionRefused
 from web.expiry import Expiry
 from web.housekeeping import Housekeeper
 from web.jwks import RemoteKeys
-from web.keyring import KEY_FILE, load_keys
+from web.keyring import KEY_FILE, load_keys, will_make_key
 from web.keys import Key, KeyUnusable
 from web.limits import Limits as ClientLimits
 from web.listening_file import LISTENING_FILE, announced
@@ -140,8 +141,9 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
     connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
     connections_max = connections_possible(settings.max_connections)
     held_max = min(HELD_MAX, connections_max // 10)  # so that those who are refused take no one's place
-    is_database_missing = _lacks_its_database(settings.data)
-    keys = load_keys(settings)
+    makes_key = will_make_key(settings)
+    keys = [] if makes_key else load_keys(settings)
+    _check_database(settings)
     _warn(caution_about_keys(settings), caution_about_origins(settings))
     async with (
         open_store(
@@ -156,8 +158,9 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
     ):
         for left in (*sweep(settings.data), *sweep(settings.data / BACKUPS_DIRECTORY)):
             logger.warning("removed %s: the process that wrote it was killed", left)
-        if is_database_missing:
-            logger.warning("no database in %s, though its key is there: a new, empty one was made", settings.data)
+        if makes_key:
+            # After the database: a key without one says that a database was there.
+            keys = load_keys(settings)
         limits = Limits(
             passivate_after_seconds=settings.passivate_after_seconds,
             mailbox_publishes_max=settings.mailbox_messages_max,
@@ -191,9 +194,24 @@ def _warn(*texts: str | None) -> None:
             logger.warning("%s", text)
 
 
-def _lacks_its_database(data: Path) -> bool:
-    """Whether a data directory holds a key and no database: it was taken away, or the first start was cut off."""
-    return (data / KEY_FILE).exists() and not files.size_of(data / DATABASE_FILE)
+def _check_database(settings: Settings) -> None:
+    """Refuse to begin an empty database where there was one, or must be one.
+
+    Raises:
+        CannotOpen: it is missing or empty; the message names the command that makes one.
+    """
+    data = settings.data
+    # The key first: whoever makes both at this moment makes it last.
+    has_key = (data / KEY_FILE).exists()
+    if not (has_key or settings.database_must_exist) or files.has_database(data / DATABASE_FILE):
+        return
+    why = "though its key is there" if has_key else "and database_must_exist is set"
+    directory = shlex.quote(str(data))
+    raise CannotOpen(
+        f"there is no database in {data}, {why}: is the volume mounted? Put the database back, or a backup: "
+        f"avicenna-live restore FILE --data {directory}; or make an empty one: "
+        f"avicenna-live new-database --data {directory}"
+    )
 
 
 def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callable[[], Awaitable[None]]]:

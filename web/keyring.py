@@ -33,6 +33,15 @@ KEY_FILE: Final = "jwt.key"
 logger = logging.getLogger("avicenna.server")
 
 
+def will_make_key(settings: Settings) -> bool:
+    """Whether `load_keys` makes the local key."""
+    return _needs_local_key(settings) and not (settings.data / KEY_FILE).exists()
+
+
+def _needs_local_key(settings: Settings) -> bool:
+    return settings.local_key and not settings.token_keys and settings.jwks is None
+
+
 def load_keys(settings: Settings) -> list[Key]:
     """The keys that are there at start: files, and the local key, which is made if no other is configured.
 
@@ -51,8 +60,8 @@ def load_keys(settings: Settings) -> list[Key]:
     if settings.jwks is not None and "://" not in settings.jwks:
         keys += _jwks_file(Path(settings.jwks))
     if settings.local_key:
-        is_only_one = not settings.token_keys and settings.jwks is None
-        secret, created = load_or_create_key(settings.data) if is_only_one else (load_key(settings.data), False)
+        is_needed = _needs_local_key(settings)
+        secret, created = load_or_create_key(settings.data) if is_needed else (load_key(settings.data), False)
         if created:
             logger.info("made a new token key in %s", settings.data)
         if secret is not None:

@@ -1,4 +1,4 @@
-"""The database without a server: what `check`, `backup` and `restore` do when none is running.
+"""The database without a server: what `check`, `backup`, `restore` and `new-database` do when none is running.
 
 Beside the composition root the only file that opens a store.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import trio
 
-from storage import copies
+from storage import copies, files
 from storage.clock import SystemClock
-from storage.errors import Damaged
+from storage.errors import CannotOpen, Damaged
 from storage.records import Backup
 from storage.sqlite import open_store
 from storage.store import Store
@@ -51,6 +51,18 @@ def backup(database: Path, target: Path) -> Backup:
             return await store.backup(target)
 
     return trio.run(run)
+
+
+def create(database: Path) -> None:
+    """Make an empty database. Raises `CannotOpen`, also if there is one."""
+    if files.size_of(database):
+        raise CannotOpen(f"{database} is there already")
+
+    async def run() -> None:
+        async with _opened(database):
+            pass
+
+    trio.run(run)
 
 
 def restore(database: Path, source: Path) -> Path | None:

@@ -150,6 +150,11 @@ class Settings:
     durability: Literal["full", "normal"] = _setting(
         "full", Choice(("full", "normal")), "`full`: an accepted event survives power loss; `normal`: a crash only."
     )
+    database_must_exist: bool = _setting(
+        False,
+        Flag(),
+        "Refuse to start without a database, as where a volume is not mounted; `avicenna-live new-database` makes one.",
+    )
     damaged_database: Literal["refuse", "set_aside"] = _setting(
         "refuse",
         Choice(("refuse", "set_aside")),

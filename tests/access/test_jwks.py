@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from storage.clock import SystemClock
 from tests.access.test_keys import jwk_of
-from tests.server.harness import Server, running_server
+from tests.server.harness import Server, begin, running_server
 from web.download import DOCUMENT_BYTES_MAX, FETCH_SECONDS_MAX, fetch_document
 from web.jwks import ASKED_AGAIN_SECONDS, FETCHES_AT_ONCE_MAX, FIRST_AGAIN_SECONDS, Fetch, RemoteKeys
 from web.revoked import Revoked
@@ -386,9 +386,7 @@ async def status_of(server: Server, token: str) -> tuple[int, str | None]:
 @pytest.fixture
 def local_key(settings: Settings) -> Settings:
     """The server's settings, with a local key that needs no URL."""
-    settings.data.mkdir(mode=0o700)
-    (settings.data / "jwt.key").write_bytes(b"k" * 32)
-    (settings.data / "jwt.key").chmod(0o600)
+    begin(settings.data)
     return settings
 
 

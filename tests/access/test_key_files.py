@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from storage import files
+from tests.server.harness import begin
 from tests.server.process import run, served
 from web import cli
 from web.keyring import load_keys, load_or_create_key
@@ -70,7 +71,7 @@ async def test_a_server_verifies_with_every_byte_of_such_a_file(tmp_path: Path) 
     key = tmp_path / "secret"
     key.write_bytes(b"\xef\xbb\xbf" + SECRET + b" \n")
     key.chmod(0o600)
-    load_or_create_key(tmp_path / "data")
+    begin(tmp_path / "data")
     async with served(tmp_path / "data", AVICENNA_TOKEN_KEYS=f"HS256:{key}#k") as (process, server):
         token = issue(key.read_bytes(), sub="a", scope="", ttl_seconds=60, now=time.time(), token_id="t", kid="k")
         answer = await server.http.get("/ws/status", headers={"Authorization": f"Bearer {token}"})

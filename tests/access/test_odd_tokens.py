@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from tests.access.conftest import pem_of
 from tests.logbook import Logbook
-from tests.server.harness import Server, open_socket, running_server
+from tests.server.harness import Server, begin, open_socket, running_server
 from web.settings import Settings
 
 DAY: Final = 86_400
@@ -213,8 +213,7 @@ async def server(
     """A server with an issuer, an audience, the local key, and an RSA and an EC key of an identity provider."""
     for name, key in (("rsa", rsa_key), ("ec", ec_key)):
         (settings.data.parent / f"{name}.pem").write_bytes(pem_of(key))
-    settings.data.mkdir()
-    (settings.data / "jwt.key").write_bytes(b"k" * 32)
+    begin(settings.data)
     configured = Settings(
         port=0,
         data=settings.data,

@@ -13,6 +13,7 @@ import trio
 from storage.errors import Untrusted
 from storage.files import locked, names_of
 from storage.trust import Found, check_directory, judge_directory, judge_files
+from tests.server.harness import begin
 from tests.server.process import run, served
 from web.cautions import caution_about_keys, caution_about_listening
 from web.keyring import load_or_create_key
@@ -114,7 +115,7 @@ async def test_the_command_a_refusal_gives_makes_the_next_start_work(tmp_path: P
 @pytest.mark.parametrize("name", ["jwt.key", "avicenna.db", "avicenna.db.lock", "avicenna.db-wal"])
 async def test_a_planted_link_is_refused_and_what_it_points_to_is_not_touched(tmp_path: Path, name: str) -> None:
     data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
-    load_or_create_key(data)
+    begin(data)
     elsewhere.write_bytes(b"k" * 32)
     (data / name).unlink(missing_ok=True)
     (data / name).symlink_to(elsewhere)
@@ -123,6 +124,8 @@ async def test_a_planted_link_is_refused_and_what_it_points_to_is_not_touched(tm
     assert f"cannot start: {data / name} is a symbolic link" in stderr
     assert elsewhere.read_bytes() == b"k" * 32
     await trio.run_process(stderr.partition("none there: ")[2].strip(), shell=True)
+    if name == "avicenna.db":
+        (data / "jwt.key").unlink()  # a key without a database is refused, too
     async with served(data) as (process, _):
         assert await process.stop() == 0
 
@@ -147,8 +150,8 @@ async def test_a_planted_key_of_somebody_else_is_refused(tmp_path: Path) -> None
 @needs_root
 async def test_root_is_warned_in_a_directory_of_somebody_until_the_command_was_run(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    load_or_create_key(data)
-    for path in (data, data / "jwt.key"):
+    begin(data)
+    for path in (data, *data.iterdir()):
         os.chown(path, SOMEBODY, SOMEBODY)
     (warning,) = check_directory(data, NAMES)
     async with served(data) as (process, _):

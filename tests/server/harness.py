@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +20,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket
 from storage.clock import Clock
 from tests.contract import complaint, complaint_of_headers, frame_complaint
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
+from web import offline
 from web.composition import serve
-from web.keyring import load_key
-from web.settings import Settings
+from web.keyring import KEY_FILE, load_key
+from web.settings import DATABASE_FILE, Settings
 from web.tokens import issue
 
 Frame = dict[str, Any]
@@ -192,6 +194,15 @@ async def open_socket(
         finally:
             if connection.closed is not None:
                 await trio.aclose_forcefully(connection._stream)
+
+
+def begin(data: Path, key: bytes = b"k" * 32) -> None:
+    """Leave what a first start leaves in a data directory: a database, and then a key."""
+    # The database is made in an event loop of its own, which no thread has beside another one.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(offline.create, data / DATABASE_FILE).result()
+    (data / KEY_FILE).write_bytes(key)
+    (data / KEY_FILE).chmod(0o600)
 
 
 @asynccontextmanager

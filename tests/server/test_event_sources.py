@@ -14,7 +14,7 @@ from actors.errors import Crashed, Draining, MailboxFull, Quarantined
 from actors.registry import Registry
 from storage.errors import Busy, Failed
 from tests.access.test_jwks import Source, web_of
-from tests.server.harness import Server, running_server
+from tests.server.harness import Server, begin, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_streams import shape, streamed
 from web.settings import Settings
@@ -144,9 +144,7 @@ async def test_limits_of_a_user_are_passing_conditions_too(settings: Settings) -
 
 
 async def test_keys_that_were_not_fetched_pass(settings: Settings) -> None:
-    settings.data.mkdir(mode=0o700)
-    (settings.data / "jwt.key").write_bytes(b"k" * 32)
-    (settings.data / "jwt.key").chmod(0o600)
+    begin(settings.data)
     with web_of({}) as url:
         async with running_server(Settings(port=0, data=settings.data, jwks=f"{url}/jwks")) as server:
             await server.register()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import shlex
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from storage import files
 from tests.server.harness import Server, running_server
 from tests.server.process import run, served
-from web.composition import CONNECTIONS_SECONDS_MAX
+from web.composition import CONNECTIONS_SECONDS_MAX, serve
 from web.settings import Settings
 
 
@@ -142,21 +143,61 @@ async def test_a_server_whose_files_are_taken_away_ends_with_exit_code_1(tmp_pat
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
-async def test_a_database_that_is_missing_beside_its_key_is_begun_anew_with_a_warning(
-    settings: Settings, caplog: pytest.LogCaptureFixture, is_empty: bool
+async def test_a_key_without_its_database_refuses_to_start_until_one_is_made_on_purpose(
+    tmp_path: Path, is_empty: bool
 ) -> None:
-    said = f"no database in {settings.data}, though its key is there: a new, empty one was made"
-
-    def warnings() -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-    for _ in range(2):
-        async with running_server(settings) as server:
-            assert (await server.register()).status_code in (200, 201)
-    assert warnings() == []
-    (settings.data / "avicenna.db").unlink()
+    data = tmp_path / "my data"
+    async with served(data) as (process, server):
+        await server.register()
+        assert await process.stop() == 0
+    (data / "avicenna.db").unlink()
     if is_empty:
-        (settings.data / "avicenna.db").touch(mode=0o600)
-    async with running_server(settings) as server:
+        (data / "avicenna.db").touch(mode=0o600)
+    code, _, said = await run("serve", "--port", "0", "--data", data)
+    assert code == 2
+    (line,) = said.splitlines()
+    assert f"there is no database in {data}, though its key is there" in line
+    assert f"avicenna-live restore FILE --data '{data}'" in line
+    command = shlex.split(line[line.index("avicenna-live new-database") :])
+    assert command[0] == "avicenna-live"
+    assert files.size_of(data / "avicenna.db") == 0
+    key = (data / "jwt.key").read_bytes()
+    assert (await run(*command[1:])) == (0, f"made an empty database, {data / 'avicenna.db'}\n", "")
+    code, _, said = await run(*command[1:])
+    assert (code, "is there already" in said) == (1, True)
+    async with served(data) as (process, server):
         assert (await server.status())["total_diagnoses"] == 0
-    assert warnings() == [said]
+        assert await process.stop() == 0
+    assert (data / "jwt.key").read_bytes() == key
+
+
+async def test_a_first_start_that_is_cut_off_before_its_key_is_there_is_gone_on_with(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("web.keyring.secrets.token_bytes", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.RaisesGroup(OSError, flatten_subgroups=True, allow_unwrapped=True):
+            await serve(settings, ready=lambda _: None, stopping=trio.Event())
+    assert not (settings.data / "jwt.key").exists()
+    assert files.size_of(settings.data / "avicenna.db") > 0
+    async with running_server(settings) as server:
+        assert (await server.register()).status_code == 201
+
+
+async def test_a_database_that_must_exist_is_not_begun_in_an_empty_directory(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    config = tmp_path / "settings.toml"
+    config.write_text("database_must_exist = true\n")
+    variables = {"AVICENNA_DATABASE_MUST_EXIST": "true"}
+    for _ in range(2):
+        code, _, said = await run("serve", "--port", "0", "--data", data, **variables)
+        assert (code, said.count("\n")) == (2, 1)
+        assert f"there is no database in {data}, and database_must_exist is set" in said
+        assert f"avicenna-live new-database --data {data}" in said
+        data.mkdir(mode=0o700, exist_ok=True)
+    assert (await run("token", "--sub", "a", "--data", data, **variables))[0] == 1
+    assert list(data.iterdir()) == []
+    assert (await run("new-database", "--data", data, **variables))[0] == 0
+    assert (await run("token", "--sub", "a", "--data", data, **variables))[0] == 0
+    async with served(data, "--config", str(config)) as (process, _):
+        assert await process.stop() == 0

@@ -15,6 +15,7 @@ import trio
 
 from storage import copies
 from storage.errors import Busy, CannotCopy, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
+from storage.files import wal_of
 from storage.records import Appended, Durability, NewEvent, Seq
 from storage.sqlite import DamagePolicy, SqliteStore, open_store
 from storage.transactions import checksum, is_whole
@@ -325,3 +326,73 @@ async def test_a_backup_that_is_damaged_or_not_ours_changes_nothing(
     assert sorted(one.name for one in path.parent.iterdir()) == ["avicenna.db", "avicenna.db.lock"]
     async with opened(path, new_epoch) as store:
         assert (await store.read_after("d", Seq(0))).window.head == 5
+
+
+@pytest.mark.parametrize("has_log", [False, True])
+@pytest.mark.parametrize("has_links", [True, False])
+async def test_a_restore_keeps_the_former_database_whole(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch, has_log: bool, has_links: bool,
+) -> None:  # fmt: skip
+    copy = tmp_path / "copy.db"
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        await store.backup(copy)
+        await fill(store)
+        crashed()
+    if has_log:
+        come_back(path, tmp_path)
+    assert wal_of(path).exists() is has_log
+
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    aside = copies.restore(path, copy)
+    assert aside is not None
+    assert not wal_of(path).exists()
+    monkeypatch.undo()
+    for file, head in ((path, 5), (aside, 10)):
+        async with opened(file, new_epoch) as store:
+            assert (await store.read_after("d", Seq(0))).window.head == head
+            assert await store.check() == []
+    assert path.stat().st_nlink == aside.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("has_log", [False, True])
+async def test_a_restore_has_no_moment_without_a_database(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch, has_log: bool,
+    has_links: bool,
+) -> None:  # fmt: skip
+    copy, found = tmp_path / "copy.db", list[tuple[bool, bool]]()
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        await store.backup(copy)
+        await fill(store)
+        crashed()
+    if has_log:
+        come_back(path, tmp_path)
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    former = path.stat().st_ino
+
+    def watch(name: str) -> None:
+        act = getattr(Path, name)
+
+        def watched(self: Path, *arguments: Any, **options: Any) -> Any:
+            done = act(self, *arguments, **options)
+            inode = os.stat(path).st_ino  # noqa: PTH116 - raises if there is none
+            found.append((inode == former, wal_of(path).exists()))
+            return done
+
+        monkeypatch.setattr(Path, name, watched)
+
+    for name in ("rename", "unlink", "hardlink_to", "replace"):
+        watch(name)
+    copies.restore(path, copy)
+    assert {is_former for is_former, _ in found} == {True, False}
+    # A log of the former database beside the new one would be taken for its own.
+    assert (False, True) not in found

@@ -1,4 +1,4 @@
-"""`avicenna-live check`, `backup`, `restore`: look after the database, with or without a running server.
+"""`avicenna-live check`, `backup`, `restore`, `new-database`: look after the database, beside a server or without one.
 
 A server that `--url` or `AVICENNA_URL` names is asked, whatever lies in the data directory here. Else the lock file of
 the data directory decides: the server that holds it is asked, and without one the database is opened here.
@@ -38,7 +38,7 @@ PROBLEMS_SHOWN_MAX: Final = 20
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the three commands."""
+    """Declare the four commands."""
     checking = commands.add_parser("check", help="check the integrity of the database")
     add_client_options(checking)
     checking.set_defaults(run=check)
@@ -56,6 +56,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     restoring.add_argument("file", type=Path, metavar="FILE", help="the backup")
     add_data_options(restoring)
     restoring.set_defaults(run=restore)
+
+    making = commands.add_parser(
+        "new-database",
+        help="make an empty database, where a start refuses to; the server must be stopped",
+        description="A former database is not found again by that: put it back, or restore a backup, if you can.",
+    )
+    add_data_options(making)
+    making.set_defaults(run=create)
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -156,6 +164,19 @@ def restore(arguments: argparse.Namespace) -> int:
     say(f"restored {database} from {arguments.file}; every diagnosis begins a new epoch")
     if aside is not None:
         say(f"the former database is {aside}")
+    return 0
+
+
+def create(arguments: argparse.Namespace) -> int:
+    """Make an empty database."""
+    database = data_directory(arguments) / DATABASE_FILE
+    from web import offline  # noqa: PLC0415 - as in `_checked_here`
+
+    try:
+        offline.create(database)
+    except StorageError as error:
+        raise CommandFailed(str(error)) from None
+    say(f"made an empty database, {database}")
     return 0
 
 

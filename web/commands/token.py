@@ -6,9 +6,10 @@ import argparse
 import secrets
 import shlex
 import time
-from pathlib import Path
 from typing import Final
 
+from storage import files
+from storage.errors import InUse, StorageError
 from web import keyring, tokens
 from web.commands.arguments import whole
 from web.commands.failures import CommandFailed, UsageError
@@ -17,7 +18,7 @@ from web.commands.printing import say, say_aside
 from web.keys import KeyUnusable, load_key_file
 from web.records import SUB_RULE, is_name
 from web.rights import SCOPES
-from web.settings import Settings
+from web.settings import DATABASE_FILE, Settings
 
 TTL_SECONDS_DEFAULT: Final = 3600
 TTL_SECONDS_MAX: Final = 366 * 86_400
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--ttl must be at most {chosen.token_lifetime_seconds_max} (token_lifetime_seconds_max): "
             "the server would refuse the token"
         )
-    key = _local_key(chosen.data) if arguments.kid is None else _named_key(chosen, arguments.kid)
+    key = _local_key(chosen) if arguments.kid is None else _named_key(chosen, arguments.kid)
     token = tokens.issue(
         key,
         sub=arguments.sub,
@@ -81,12 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _local_key(directory: Path) -> bytes:
+def _local_key(chosen: Settings) -> bytes:
+    directory = chosen.data
     # A directory that is not there is more likely a slip than a server to come: a key in it would verify nothing.
     if not directory.is_dir():
         server = f"avicenna-live serve --data {shlex.quote(str(directory))}"
         raise CommandFailed(f"there is no {directory}: `{server}` makes it, or name another with --data")
     try:
+        if keyring.load_key(directory) is None and not files.has_database(directory / DATABASE_FILE):
+            _make_database(chosen)
         key, created = keyring.load_or_create_key(directory)
     except KeyUnusable as refusal:
         raise CommandFailed(str(refusal)) from None
@@ -95,6 +99,23 @@ def _local_key(directory: Path) -> bytes:
     if created:
         say_aside(f"made a new token key in {directory}")
     return key
+
+
+def _make_database(chosen: Settings) -> None:
+    """What the first start makes before the key: a key without a database would stop the next one."""
+    database = chosen.data / DATABASE_FILE
+    if chosen.database_must_exist:
+        make = f"avicenna-live new-database --data {shlex.quote(str(chosen.data))}"
+        raise CommandFailed(f"there is no database in {chosen.data}, and database_must_exist is set: {make}")
+    from web import offline  # noqa: PLC0415 - starts the event loop's packages, which is seldom needed
+
+    try:
+        offline.create(database)
+    except InUse:
+        return  # a server makes both at this moment
+    except StorageError as error:
+        if not files.has_database(database):
+            raise CommandFailed(str(error)) from None
 
 
 def _named_key(chosen: Settings, kid: str) -> bytes:
