@@ -7,6 +7,7 @@ StorageError
 |   +-- Unstorable           a text or number no database row can hold
 |   `-- NoSuchRevocation     never made, lifted, or expired
 +-- Busy                 nobody's: certainly not stored, try again later (queue or disk full, locked)
+|   `-- KeysExhausted        the database holds as many idempotency keys as it may
 +-- Failed               the outcome is unknown: retry with the same idempotency key
 +-- CannotCopy           the target's: a copy could not be made; the database is as it was
 +-- StoreBroken          the disk's: the process must end (I/O error, corruption, file moved away)
@@ -48,6 +49,10 @@ class NoSuchRevocation(Refused):
 
 class Busy(StorageError):
     """Certainly not stored; trying again later can succeed."""
+
+
+class KeysExhausted(Busy):
+    """There is no room for a key that is not stored yet; keys expire after 24 hours. Without a key it is stored."""
 
 
 class Failed(StorageError):

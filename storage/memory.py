@@ -17,10 +17,11 @@ import trio
 from storage import storable
 from storage.belief import Kept, Moment
 from storage.clock import Clock, Timekeeper
-from storage.errors import CannotCopy, KeyReused, NoSuchDiagnosis, NoSuchRevocation, StorageError
+from storage.errors import CannotCopy, KeyReused, KeysExhausted, NoSuchDiagnosis, NoSuchRevocation, StorageError
 from storage.records import (
     EVERY_ROW,
     IDEMPOTENCY_KEY_SECONDS,
+    IDEMPOTENCY_KEYS_MAX,
     OUTBOX_EVENTS_MAX,
     AccessRow,
     Appended,
@@ -36,6 +37,7 @@ from storage.records import (
     Event,
     Evicted,
     ForgottenUnseen,
+    IdempotencyKeys,
     NewAccessRow,
     NewAuditRow,
     NewEvent,
@@ -107,8 +109,16 @@ def _change(
 class MemoryStore:
     """A `storage.store.Store`; see there for what each method does."""
 
-    def __init__(self, *, clock: Clock, new_epoch: Callable[[], str], kept: Kept | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        new_epoch: Callable[[], str],
+        kept: Kept | None = None,
+        keys_max: int = IDEMPOTENCY_KEYS_MAX,
+    ) -> None:
         """An empty store; `kept` is the time that a run before this one has kept, `None`: there was none."""
+        self._keys_max = keys_max
         self._clock = clock
         self._time = Timekeeper(clock, kept)
         self._new_epoch = new_epoch
@@ -161,6 +171,8 @@ class MemoryStore:
                 return (
                     Appended(seq, at, epoch, replayed=True) if same else KeyReused("the key belongs to another event")
                 )
+        if event.key is not None and event.key not in stream.keys and self._keys() >= self._keys_max:
+            return KeysExhausted(f"{self._keys_max} idempotency keys are stored already")
         stream.head += 1
         seq = Seq(stream.head)
         stream.events.append(Event(seq, now.wall, event.kind, event.body))
@@ -379,6 +391,12 @@ class MemoryStore:
         self._accesses = _without_old(self._accesses, accesses_seconds, judged, limit)
         return len(expired) + rows - len(self._audit) - len(self._accesses)
 
+    async def idempotency_keys(self) -> IdempotencyKeys:
+        await trio.lowlevel.checkpoint()
+        made = [end - IDEMPOTENCY_KEY_SECONDS for one in self._streams.values() for *_, end in one.keys.values()]
+        oldest = max(0.0, self.moment().reckoned - min(made)) if made else None
+        return IdempotencyKeys(len(made), self._keys_max, oldest)
+
     @_change
     def forget_unseen(
         self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
@@ -440,6 +458,9 @@ class MemoryStore:
             return self._streams[diagnosis_id]
         except KeyError:
             raise NoSuchDiagnosis(diagnosis_id) from None
+
+    def _keys(self) -> int:
+        return sum(len(stream.keys) for stream in self._streams.values())
 
     def _page(self, owner: str | None, after: str) -> list[_Stream]:
         return [

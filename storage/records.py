@@ -26,6 +26,9 @@ OUTBOX_EVENTS_MAX: Final = 100
 IDEMPOTENCY_KEY_SECONDS: Final = 24 * 3600
 """How long an Idempotency-Key is remembered, at least. After that: the key is free again."""
 
+IDEMPOTENCY_KEYS_MAX: Final = 10_000_000
+"""Keys of all diagnoses, unless said otherwise. Reason: about 3.5 GB. Beyond: no event with a new key is stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -346,6 +349,18 @@ class Backup:
     path: str
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKeys:
+    """The idempotency keys of all diagnoses."""
+
+    count: int
+    """How many are stored; an expired one counts until it is dropped."""
+    limit: int
+    """So many may be stored. Beyond: `KeysExhausted` for an event with a key that is not stored."""
+    oldest_seconds: float | None
+    """Age of the oldest; `None`: there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection
 
+from storage import idempotency
 from storage.records import AuditRow, Epoch, Erased, Erasure, Evicted, ForgottenUnseen, Seq, Window
 
 
@@ -32,9 +33,7 @@ def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) 
 
 def expire(db: sqlite3.Connection, ages: tuple[float | None, float | None], limit: int, judged: float) -> int:
     """Drop expired keys, and rows of both trails (audit, access) of given ages; how many, at most `limit` of each."""
-    dropped = db.execute(
-        "DELETE FROM idem WHERE (dx, key) IN (SELECT dx, key FROM idem WHERE expires_at <= ? LIMIT ?)", (judged, limit)
-    ).rowcount
+    dropped = idempotency.expire(db, limit, judged)
     for table, seconds in zip(("audit", "access"), ages, strict=True):
         if seconds is not None:
             dropped += _expire_rows(db, table, judged - seconds, limit)

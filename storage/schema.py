@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from storage import history, integrity
+from storage import history, idempotency, integrity
 from storage.belief import Kept
 from storage.errors import CannotOpen, Damaged, InUse, NewerVersion, NotADatabase, NotOurs
 from storage.records import OUTBOX_EVENTS_MAX, Durability
@@ -230,6 +230,7 @@ def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
             if problems := integrity.everything(connection, quick=True):
                 raise damaged(opening.path, problems)
     _migrate(connection)
+    idempotency.begin_run(connection)
     renewed = history.begin_run(
         connection, boot=opening.boot, durability=opening.durability, new_epoch=opening.new_epoch, now=opening.now
     )

@@ -17,7 +17,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import copying, files, integrity, retention, revocations, storable, trails, transactions
+from storage import copying, files, idempotency, integrity, retention, revocations, storable, trails, transactions
 from storage.belief import Moment
 from storage.bridge import Database, open_database
 from storage.clock import Clock, Timekeeper
@@ -35,6 +35,7 @@ from storage.errors import (
 from storage.history import end_run, keep_time
 from storage.records import (
     EVERY_ROW,
+    IDEMPOTENCY_KEYS_MAX,
     AccessRow,
     Appended,
     Audit,
@@ -49,6 +50,7 @@ from storage.records import (
     Erasure,
     Evicted,
     ForgottenUnseen,
+    IdempotencyKeys,
     NewAccessRow,
     NewAuditRow,
     NewEvent,
@@ -89,6 +91,7 @@ async def open_store(
     durability: Durability = "full",
     on_damage: DamagePolicy = "refuse",
     boot: str | None = None,
+    keys_max: int = IDEMPOTENCY_KEYS_MAX,
 ) -> AsyncIterator[SqliteStore]:
     """Open (or make) a database and serve it; everything queued is stored before it closes.
 
@@ -99,6 +102,7 @@ async def open_store(
         durability: `full`: a commit survives power loss; `normal`: it survives the end of the process.
         on_damage: `set_aside`: a damaged database is renamed and an empty one begun, instead of refusing to open.
         boot: names this run of the operating system; `None`: ask it.
+        keys_max: idempotency keys it may hold, of all diagnoses. Beyond: an event that would bring one is refused.
 
     Raises:
         CannotOpen: see its kinds.
@@ -130,7 +134,7 @@ async def open_store(
                     try:
                         async with trio.open_nursery() as watch_nursery:
                             watch_nursery.start_soon(_watch, committer, presence)
-                            yield SqliteStore(committer, database, time, new_epoch, size_bytes)
+                            yield SqliteStore(committer, database, time, new_epoch, size_bytes, keys_max)
                             watch_nursery.cancel_scope.cancel()
                     finally:
                         committer.close()
@@ -234,7 +238,7 @@ class PendingAppend:
     __slots__ = ("_count", "_pending", "_refused")
 
     def __init__(
-        self, pending: Pending[list[Appended | Refused]], count: int, refused: Sequence[Refused | None] = ()
+        self, pending: Pending[list[Appended | StorageError]], count: int, refused: Sequence[Refused | None] = ()
     ) -> None:
         self._pending = pending
         self._count = count
@@ -271,8 +275,10 @@ class SqliteStore:
         time: Timekeeper,
         new_epoch: Callable[[], str],
         size_bytes: Callable[[], int],
+        keys_max: int,
     ) -> None:
         self._committer = committer
+        self._keys_max = keys_max
         self._database = database
         self._size_bytes = size_bytes
         """Bytes of the database and of its log."""
@@ -297,8 +303,8 @@ class SqliteStore:
         refused = storable.refusals_of(events)
         if refused:
             events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
-        given = tuple(events)
-        pending = self._committer.submit(lambda db, now: transactions.append(db, diagnosis_id, given, now))
+        given, keys_max = tuple(events), self._keys_max
+        pending = self._committer.submit(lambda db, now: transactions.append(db, diagnosis_id, given, now, keys_max))
         return PendingAppend(pending, len(given), refused)
 
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
@@ -427,6 +433,9 @@ class SqliteStore:
     ) -> int:
         ages = (audit_seconds, accesses_seconds)
         return await self._change(lambda db, now: retention.expire(db, ages, limit, now.judged))
+
+    async def idempotency_keys(self) -> IdempotencyKeys:
+        return await self._read(idempotency.look, self._keys_max, self.moment().reckoned)
 
     async def forget_unseen(
         self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64

@@ -27,6 +27,7 @@ from storage.records import (
     Erasure,
     Evicted,
     ForgottenUnseen,
+    IdempotencyKeys,
     NewAccessRow,
     NewAuditRow,
     NewEvent,
@@ -79,7 +80,8 @@ class Store(Protocol):
 
         They get consecutive numbers in the order given (a replayed key gets its old one), the cap of
         100 is kept in the same transaction, and nothing is numbered that is not on disk.
-        Per-event outcomes: `Appended`, `KeyReused`, `NoSuchDiagnosis`, `Unstorable`, `Busy`, `Failed`.
+        Per-event outcomes: `Appended`, `KeyReused`, `KeysExhausted`, `NoSuchDiagnosis`, `Unstorable`, `Busy`,
+        `Failed`.
 
         Raises:
             Busy: the queue is full; nothing was queued.
@@ -212,6 +214,9 @@ class Store(Protocol):
 
         A row goes with all of a lower number, as an event does. `None`: rows of this trail stay.
         """
+
+    async def idempotency_keys(self) -> IdempotencyKeys:
+        """How many keys are stored, of all diagnoses; found without counting them."""
 
     async def forget_unseen(
         self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64

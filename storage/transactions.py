@@ -12,10 +12,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from storage import idempotency
 from storage.belief import Moment
-from storage.errors import KeyReused, NoSuchDiagnosis, Refused, StoreBroken
+from storage.errors import KeyReused, KeysExhausted, NoSuchDiagnosis, StorageError, StoreBroken
 from storage.records import (
-    IDEMPOTENCY_KEY_SECONDS,
+    IDEMPOTENCY_KEYS_MAX,
     OUTBOX_EVENTS_MAX,
     Appended,
     Cursor,
@@ -111,8 +112,9 @@ def delete(db: sqlite3.Connection, diagnosis_id: str, now: float) -> Diagnosis:
     """Delete a diagnosis: a tombstone and its numbers stay, everything else goes."""
     dx, diagnosis = find(db, diagnosis_id)
     db.execute("UPDATE diagnosis SET deleted_at = ? WHERE dx = ?", (now, dx))
-    for table in ("viewer", "entry", "cursor", "idem"):
+    for table in ("viewer", "entry", "cursor"):
         db.execute(f"DELETE FROM {table} WHERE dx = ?", (dx,))  # noqa: S608 - the names stand above
+    idempotency.drop_of(db, dx)
     return diagnosis
 
 
@@ -167,9 +169,17 @@ def _registered(owner: str | None) -> tuple[str, tuple[str, ...]]:
 
 
 def append(
-    db: sqlite3.Connection, diagnosis_id: str, events: Sequence[NewEvent], now: Moment
-) -> list[Appended | Refused]:
-    """Number and store events of one diagnosis, in order; the outcome of each."""
+    db: sqlite3.Connection,
+    diagnosis_id: str,
+    events: Sequence[NewEvent],
+    now: Moment,
+    keys_max: int = IDEMPOTENCY_KEYS_MAX,
+) -> list[Appended | StorageError]:
+    """Number and store events of one diagnosis, in order; the outcome of each.
+
+    Args:
+        keys_max: keys the database may hold; an event that would bring one more is refused.
+    """
     row = db.execute(
         "SELECT dx, epoch, last_seq, floor FROM diagnosis JOIN head USING (dx)"
         " WHERE public_id = ? AND deleted_at IS NULL",
@@ -178,34 +188,31 @@ def append(
     if row is None:
         return [NoSuchDiagnosis(diagnosis_id) for _ in events]
     dx, epoch, last_seq, floor = row
-    outcomes: list[Appended | Refused] = []
-    head = last_seq
+    outcomes: list[Appended | StorageError] = []
+    head, new_keys, room = last_seq, 0, None
     for event in events:
-        known = None if event.key is None else _known_key(db, dx, event, now.judged)
-        if known is None:
-            head += 1
-            _store(db, dx, head, event, now)
-            outcomes.append(Appended(Seq(head), now.wall, epoch, replayed=False))
-        elif isinstance(known, KeyReused):
-            outcomes.append(known)
-        else:
-            outcomes.append(Appended(Seq(known[0]), known[1], epoch, replayed=True))
+        stored = None if event.key is None else idempotency.find(db, dx, event.key)
+        if stored is not None and stored.expires_at > now.judged:
+            made = stored.made(event)
+            outcomes.append(
+                made if isinstance(made, KeyReused) else Appended(Seq(made[0]), made[1], epoch, replayed=True)
+            )
+            continue
+        if event.key is not None and stored is None:
+            room = keys_max - idempotency.count(db) if room is None else room
+            if new_keys >= room:
+                outcomes.append(KeysExhausted(f"{keys_max} idempotency keys are stored already"))
+                continue
+            new_keys += 1
+        head += 1
+        _store(db, dx, head, event, now)
+        outcomes.append(Appended(Seq(head), now.wall, epoch, replayed=False))
+    idempotency.add(db, new_keys)
     if head > last_seq:
         db.execute(
             "UPDATE head SET last_seq = ?, floor = ? WHERE dx = ?", (head, max(floor, head - OUTBOX_EVENTS_MAX), dx)
         )
     return outcomes
-
-
-def _known_key(db: sqlite3.Connection, dx: int, event: NewEvent, judged: float) -> tuple[int, float] | KeyReused | None:
-    """Number and time of the event this key made before; `None`: the key is free."""
-    row = db.execute(
-        "SELECT digest, seq, at FROM idem WHERE dx = ? AND key = ? AND expires_at > ?", (dx, event.key, judged)
-    ).fetchone()
-    if row is None:
-        return None
-    digest, seq, at = row
-    return (seq, at) if digest == event.digest else KeyReused("the key belongs to another event")
 
 
 def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: Moment) -> None:
@@ -215,10 +222,7 @@ def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: Mome
         (dx, seq % OUTBOX_EVENTS_MAX, seq, at, event.kind, event.body, checksum(seq, at, event.kind, event.body)),
     )
     if event.key is not None:
-        db.execute(
-            "INSERT OR REPLACE INTO idem VALUES (?, ?, ?, ?, ?, ?)",
-            (dx, event.key, event.digest, seq, at, now.reckoned + IDEMPOTENCY_KEY_SECONDS),
-        )
+        idempotency.store(db, dx, seq, event, now)
 
 
 def checksum(seq: int, at: float, kind: str, body: bytes) -> int:

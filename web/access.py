@@ -151,6 +151,29 @@ async def authorized_diagnosis(
     return diagnosis
 
 
+async def check_may_broadcast_something(services: Services, who: Principal) -> None:
+    """Let only those pass who have a scope to broadcast, or own a diagnosis; asked before much is read or decoded.
+
+    Raises:
+        Problem: 403.
+    """
+    if not rights.may_broadcast_anywhere(who) and not await services.store.diagnoses(owner=who.sub, limit=1):
+        raise Problem("forbidden", "you may not broadcast to any diagnosis")
+
+
+def count_event(services: Services, who: Principal) -> None:
+    """Count an event that somebody publishes, whatever becomes of it.
+
+    Raises:
+        Problem: 429, it is one too many.
+    """
+    try:
+        services.limits.event_of(who.sub)
+    except TooMany as excess:
+        detail = f"{excess}; nothing was stored"
+        raise Problem("rate_limited", detail, retry_after(excess.retry_after_seconds)) from None
+
+
 async def ask_for(services: Services, who: Principal, diagnosis_id: str, message: Asks[Answer]) -> Answer:
     """Ask an actor for somebody who may; a diagnosis that was deleted meanwhile is answered as at the head.
 
@@ -196,6 +219,18 @@ def selected_subprotocol(websocket: Websocket) -> str | None:
     return SUBPROTOCOL if SUBPROTOCOL in websocket.requested_subprotocols else None
 
 
+def count_connect(services: Services, websocket: Websocket) -> None:
+    """Count an attempt to connect, whatever becomes of it, for the address it comes from.
+
+    Raises:
+        ConnectionRefused: it is one too many.
+    """
+    try:
+        services.limits.connect_from(lambda: address_of(websocket, services.settings.trusted_proxies))
+    except TooMany as excess:
+        raise ConnectionRefused(too_many(str(excess))) from None
+
+
 def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
     """Who opens this WebSocket.
 
@@ -203,7 +238,6 @@ def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
         ConnectionRefused: the token is missing or not accepted, the origin is not allowed, or a limit is reached.
     """
     try:
-        services.limits.connect_from(lambda: address_of(websocket, services.settings.trusted_proxies))
         _check_origin(services, websocket)
         token = socket_token(services, websocket)
         if token is None:

@@ -49,6 +49,7 @@ from web.edge.serving import serve as serve_http
 from web.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
 from web.errors import ConnectionRefused
 from web.expiry import Expiry
+from web.gate import excess_of
 from web.housekeeping import Housekeeper
 from web.jwks import RemoteKeys
 from web.keyring import KEY_FILE, load_keys, will_make_key
@@ -152,6 +153,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             new_epoch=_new_id,
             durability=settings.durability,
             on_damage=settings.damaged_database,
+            keys_max=settings.idempotency_keys_max,
         ) as store,
         trio.open_nursery() as actors_nursery,
         open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=held_max) as hub,
@@ -323,6 +325,7 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
         open=services.open_connections,
         address_connections_max=max(1, int(settings.address_share * connections_max + 1e-9)),
         is_served_when_full=served_when_full(services.verifier, services.clock.wall),
+        excess=partial(excess_of, services),
         drain=say_goodbye,
     )
     if settings.address_share < 1:

@@ -14,7 +14,16 @@ from typing import Final
 
 from actors.errors import Crashed, DevicesExhausted, Draining, MailboxFull, Quarantined
 from actors.subscriber import Ending
-from storage.errors import Busy, CannotCopy, Failed, KeyReused, NoSuchDiagnosis, NoSuchRevocation, Unstorable
+from storage.errors import (
+    Busy,
+    CannotCopy,
+    Failed,
+    KeyReused,
+    KeysExhausted,
+    NoSuchDiagnosis,
+    NoSuchRevocation,
+    Unstorable,
+)
 
 STATUS_OF_CODE: Final = {
     "bad_json": 400,
@@ -153,6 +162,9 @@ def problem_of(error: Exception, *, is_read: bool = False) -> Problem | None:
             return Problem("draining", "the server is stopping; nothing was stored", retry_after(RETRY_AFTER_SECONDS))
         case Crashed():
             return Problem("internal_error", "the request failed twice; repeat it with the same Idempotency-Key")
+        case KeysExhausted():
+            detail = f"{error} (setting idempotency_keys_max); nothing was stored"
+            return Problem("rate_limited", detail, retry_after(RETRY_AFTER_SECONDS))
         case Busy():
             return Problem("storage_unavailable", f"not stored: {error}", retry_after(RETRY_AFTER_SECONDS))
         case Failed():

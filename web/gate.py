@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from quart import Quart, Response, request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.exceptions import HTTPException
 
 from web.access import bearer_token, origin_allowed, socket_token
 from web.errors import Problem, retry_after
@@ -13,7 +15,7 @@ from web.limits import TooMany
 from web.operations import ON_ANY_HOST
 from web.origins import bare_host, host_of_origin, normal_origin
 from web.parameters import repeated_header, repeated_parameter
-from web.peers import address_of, asks_known_host
+from web.peers import UNIX, address_of, asks_known_host, client_address, is_trusted_peer
 from web.request_log import REQUEST_ID_HEADER
 from web.services import Services
 from web.settings import Settings
@@ -47,6 +49,34 @@ def host_names(settings: Settings) -> frozenset[str]:
     return frozenset({"localhost", bare_host(settings.host.lower()), own, *settings.allowed_hosts}) - {""}
 
 
+def check_rate(services: Services, address: Callable[[], str]) -> None:
+    """Count a request of this address.
+
+    Raises:
+        Problem: 429, it is one too many.
+    """
+    try:
+        services.limits.request_from(address)
+    except TooMany as excess:
+        raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+
+
+def excess_of(services: Services, client: tuple[str, int] | None) -> Problem | None:
+    """Count a malformed request; what it is answered if it is one too many for its address.
+
+    Nothing of it is believed, so a trusted proxy has no other address to name, and is not blamed for its clients.
+    """
+    trusted = services.settings.trusted_proxies
+    peer = UNIX if client is None else client[0]
+    if is_trusted_peer(peer, trusted):
+        return None
+    try:
+        check_rate(services, lambda: client_address(peer, "", trusted))
+    except Problem as problem:
+        return problem
+    return None
+
+
 def put_up(app: Quart, services: Services) -> None:
     """Stand in front of every route of the application."""
     settings = services.settings
@@ -58,18 +88,21 @@ def put_up(app: Quart, services: Services) -> None:
         detail = "where anonymous subscribers are allowed, the host of a request must be known: allowed_hosts names it"
         raise Problem("misdirected_request", detail)
 
-    if settings.allow_anonymous:
-
-        @app.before_websocket
-        async def enter_socket() -> None:
-            check_host(websocket)
+    @app.before_websocket
+    async def enter_socket() -> None:
+        """An upgrade that no route sees is a request; the others are counted as connects there."""
+        try:
+            if settings.allow_anonymous:
+                check_host(websocket)
+            if websocket.routing_exception is not None:
+                raise websocket.routing_exception
+        except (Problem, HTTPException):
+            check_rate(services, lambda: address_of(websocket, settings.trusted_proxies))
+            raise
 
     @app.before_request
     async def enter() -> Response | None:
-        try:
-            services.limits.request_from(lambda: address_of(request, settings.trusted_proxies))
-        except TooMany as excess:
-            raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+        check_rate(services, lambda: address_of(request, settings.trusted_proxies))
         if settings.allow_anonymous:
             check_host(request)
         if (repeated := repeated_header(request.headers)) is not None:

@@ -28,6 +28,7 @@ class Limits:
         self._monotonic = monotonic
         self._user_requests = _rate(settings.user_requests_per_second)
         self._address_requests = _rate(settings.address_requests_per_second)
+        self._user_events = _rate(settings.user_events_per_second)
         self._user_connects = _rate(settings.user_connects_per_second)
         self._address_connects = _rate(settings.address_connects_per_second)
         self._connections = (
@@ -44,6 +45,10 @@ class Limits:
     def request_of(self, sub: str | None) -> None:
         """Count a request of this user. Raises `TooMany`."""
         self._take(self._user_requests, sub, "requests of this user")
+
+    def event_of(self, sub: str | None) -> None:
+        """Count an event that this user publishes, whatever becomes of it. Raises `TooMany`."""
+        self._take(self._user_events, sub, "events of this user (setting user_events_per_second)")
 
     def connect_from(self, address: Callable[[], str]) -> None:
         """Count an attempt to connect from this address, as `request_from` does. Raises `TooMany`."""

@@ -88,6 +88,11 @@ def asks_known_host(channel: BaseRequestWebsocket, names: Container[str], truste
     return parts is not None and (is_ip_literal(host := bare_host(parts[0])) or host in names)
 
 
+def is_trusted_peer(peer: str, trusted: Sequence[Proxy]) -> bool:
+    """Whether the socket's peer is a proxy that the operator trusts."""
+    return _is_trusted(_parsed(peer), trusted)
+
+
 def _peer(channel: BaseRequestWebsocket) -> str:
     client = channel.scope.get("client")
     return str(client[0]) if client and client[0] else UNIX

@@ -62,6 +62,11 @@ def may_broadcast(who: Principal, diagnosis: Diagnosis) -> bool:
     return has_right(who, BROADCAST, diagnosis)
 
 
+def may_broadcast_anywhere(who: Principal) -> bool:
+    """`BROADCAST`, of any diagnosis, by a scope."""
+    return has_right(who, BROADCAST)
+
+
 def may_see_registration(who: Principal, diagnosis: Diagnosis) -> bool:
     """`SEE_REGISTRATION`."""
     return has_right(who, SEE_REGISTRATION, diagnosis)

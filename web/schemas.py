@@ -135,7 +135,16 @@ _STATUS: Final[Schema] = {
         "version": TEXT,
         "connections_by_diagnosis": COUNTS_BY_DIAGNOSIS,
         "queued_messages_by_diagnosis": COUNTS_BY_DIAGNOSIS,
-        "node": thing(actors=COUNT, connections=COUNT, aborted=COUNT, ring_bytes=COUNT, ring_bytes_exceeded=FLAG),
+        "node": thing(
+            actors=COUNT,
+            connections=COUNT,
+            aborted=COUNT,
+            ring_bytes=COUNT,
+            ring_bytes_exceeded=FLAG,
+            idempotency_keys=COUNT,
+            idempotency_keys_max=COUNT,
+            idempotency_keys_oldest_seconds=or_null({"type": "number", "minimum": 0}),
+        ),
     },
 }
 

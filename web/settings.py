@@ -15,6 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from storage.records import IDEMPOTENCY_KEYS_MAX
 from web.keys import KeySpec
 from web.setting_kinds import (
     Choice,
@@ -220,6 +221,11 @@ class Settings:
     user_requests_per_second: float | None = _setting(
         None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one user; none: any number."
     )
+    user_events_per_second: float | None = _setting(
+        None,
+        Number(0.01, 1_000_000, "per second"),
+        "Events one user publishes, one by one or as lines of a bulk request; none: any number.",
+    )
     address_requests_per_second: float | None = _setting(
         None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one address (IPv6: one /64); none: any number."
     )
@@ -230,6 +236,11 @@ class Settings:
         None, Number(0.01, 1_000_000, "per second"), "WebSockets one address (IPv6: one /64) opens; none: any number."
     )
 
+    idempotency_keys_max: int = _setting(
+        IDEMPOTENCY_KEYS_MAX,
+        Whole(1, 1_000_000_000, "keys"),
+        "Idempotency keys of all diagnoses (10,000,000 take about 3.5 GB); beyond: 429 for a key not stored yet.",
+    )
     events_kept_days: float | None = _setting(
         None,
         Number(0.01, DAYS_MAX, "days"),

@@ -25,6 +25,7 @@ from web.access import (
     admit,
     authenticate_socket,
     check_may_subscribe,
+    count_connect,
     hold_connection,
     selected_subprotocol,
     socket_token,
@@ -81,6 +82,7 @@ async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_
 
     Cancellation: it is gone, and is not attached any more.
     """
+    count_connect(services, websocket)
     if (repeated := repeated_parameter(websocket.args) or repeated_header(websocket.headers)) is not None:
         raise ConnectionRefused(invalid_parameter(repeated))
     parameters = _parameters(services, diagnosis_id)

@@ -107,7 +107,18 @@ async def _figures(services: Services, overview: Overview, who: Principal) -> di
             "aborted": services.hub.aborted,
             "ring_bytes": services.registry.ring_bytes(followed_only=False),
             "ring_bytes_exceeded": services.registry.ring_bytes(followed_only=True) > services.registry.ring_bytes_max,
+            **await _keys(services.store),
         },
+    }
+
+
+async def _keys(store: Store) -> dict[str, object]:
+    keys = await store.idempotency_keys()
+    oldest = None if keys.oldest_seconds is None else round(keys.oldest_seconds, 3)
+    return {
+        "idempotency_keys": keys.count,
+        "idempotency_keys_max": keys.limit,
+        "idempotency_keys_oldest_seconds": oldest,
     }
 
 

@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import trio
 
 from tests.server.harness import Client, Server, open_socket, running_server
+from tests.server.test_bulk import feedback, results, send, text_of
 from web.settings import Settings
 
 PAGE, EVIL = "https://page.example", "https://evil.example"
@@ -89,6 +91,74 @@ async def test_requests_are_limited_by_the_address_that_a_trusted_proxy_names(se
         assert [await status_for(one) for one in ("192.0.2.1", "192.0.2.2", "192.0.2.1")] == [200, 200, 429]
     async with limited(settings, address_requests_per_second=0.01) as server:
         assert await status_for("192.0.2.3") == 429, "nobody is believed who is not trusted"
+
+
+@pytest.mark.parametrize("first", ["singly", "in bulk"])
+async def test_events_of_a_user_are_limited_by_the_second_however_they_are_published(
+    settings: Settings, first: str
+) -> None:
+    async with limited(settings, user_events_per_second=2) as server:
+        lines = text_of(*(feedback(number) for number in range(4)))
+        if first == "singly":
+            assert [(await server.publish(number)).status_code for number in range(2)] == [200, 200]
+        else:
+            found = results(await send(server, lines))
+            assert [(one["status"], one.get("code")) for one in found[:3]] == [
+                (200, None),
+                (200, None),
+                (429, "rate_limited"),
+            ]
+            assert "user_events_per_second" in found[2]["detail"]
+        answers = [await server.publish(number) for number in range(20)]
+        (refused, *_) = [one for one in answers if one.status_code == 429]
+        assert (refused.json()["code"], refused.headers["Retry-After"]) == ("rate_limited", "1")
+        assert "user_events_per_second" in refused.json()["detail"]
+        assert (await server.publish(1, sub="bo")).status_code == 403, "others have a rate of their own"
+
+
+async def test_an_upgrade_with_a_bad_parameter_counts_as_a_connect_of_its_address(settings: Settings) -> None:
+    for query in ("after=x", "after=1&after=2", "device=a b"):
+        async with limited(settings, address_connects_per_second=0.01) as server:
+            token = server.token("amira")
+            url = server.url.replace("http", "ws", 1)
+            async with open_socket(f"{url}/ws/42?{query.replace(' ', '%20')}&token={token}") as client:
+                assert (await refused(client))[0] == "invalid_field"
+            async with server.connect() as client:
+                assert await refused(client) == TOO_MANY
+
+
+HANDSHAKE = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 200 + b"\r\n",
+        b"GET /ws/42 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + HANDSHAKE,
+    ],
+)
+async def test_a_malformed_request_counts_as_one_of_its_address(settings: Settings, malformed: bytes) -> None:
+    async with limited(settings, address_requests_per_second=2) as server:  # one was for the registration
+        statuses = [await answered(server, malformed) for _ in range(20)]
+        assert statuses[0] != 429
+        assert 429 in statuses
+    trusting = {"trusted_proxies": ("127.0.0.0/8",), "address_requests_per_second": 2}
+    async with limited(settings, **trusting) as server:
+        statuses = [await answered(server, malformed) for _ in range(20)]
+        is_routed = b"nowhere" in malformed
+        assert (429 in statuses) is is_routed, "a proxy is not blamed for what its clients send"
+
+
+async def answered(server: Server, request: bytes) -> int:
+    """The status of the answer to some bytes."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        await stream.send_all(request)
+        with trio.fail_after(10):
+            return int((await stream.receive_some())[9:12])
 
 
 # Origins

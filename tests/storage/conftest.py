@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from storage.memory import MemoryStore
+from storage.records import IDEMPOTENCY_KEYS_MAX
 from storage.sqlite import open_store
 from storage.store import Store
 
@@ -49,8 +51,25 @@ async def store(
     request: pytest.FixtureRequest, path: Path, clock: ManualClock, new_epoch: Callable[[], str]
 ) -> AsyncIterator[Store]:
     """An empty store of each kind."""
-    if request.param == "memory":
-        yield MemoryStore(clock=clock, new_epoch=new_epoch)
+    async with _opened(request.param, path, clock, new_epoch, IDEMPOTENCY_KEYS_MAX) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+async def store_of_three_keys(
+    request: pytest.FixtureRequest, path: Path, clock: ManualClock, new_epoch: Callable[[], str]
+) -> AsyncIterator[Store]:
+    """An empty store of each kind that holds three idempotency keys at most."""
+    async with _opened(request.param, path, clock, new_epoch, 3) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _opened(
+    kind: str, path: Path, clock: ManualClock, new_epoch: Callable[[], str], keys_max: int
+) -> AsyncIterator[Store]:
+    if kind == "memory":
+        yield MemoryStore(clock=clock, new_epoch=new_epoch, keys_max=keys_max)
         return
-    async with open_store(path, clock=clock, new_epoch=new_epoch) as opened:
+    async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=keys_max) as opened:
         yield opened

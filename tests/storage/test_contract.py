@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from storage.errors import Failed, KeyReused, NoSuchDiagnosis, NoSuchRevocation, StorageError, Unstorable
+from storage.errors import Failed, KeyReused, KeysExhausted, NoSuchDiagnosis, NoSuchRevocation, StorageError, Unstorable
 from storage.records import (
     AcknowledgedBy,
     Appended,
     CursorMove,
     Epoch,
     Erasure,
+    IdempotencyKeys,
     NewAccessRow,
     NewAuditRow,
     NewEvent,
@@ -180,6 +181,65 @@ async def test_keys_belong_to_one_diagnosis(store: Store) -> None:
     (other,) = await append(store, event(2, "k"), to="e")
     assert isinstance(other, Appended)
     assert not other.replayed
+
+
+async def test_a_full_store_refuses_events_with_a_new_key_alone(store_of_three_keys: Store) -> None:
+    store = store_of_three_keys
+    await store.register("d", "amira", [])
+    await store.register("e", "amira", [])
+    await append(store, event(1, "a"), event(2, "b"))
+    third, fourth, replayed, without, reused = await append(
+        store, event(1, "c"), event(2, "d"), event(1, "c"), event(3), event(4, "c"), to="e"
+    )
+    assert isinstance(third, Appended)
+    assert isinstance(fourth, KeysExhausted)
+    assert isinstance(replayed, Appended)
+    assert isinstance(without, Appended)
+    assert isinstance(reused, KeyReused)
+    assert (third.seq, replayed.seq, replayed.replayed, without.seq) == (1, 1, True, 2)
+    (old,) = await append(store, event(2, "b"))
+    (new,) = await append(store, event(3, "e"))
+    assert isinstance(old, Appended)
+    assert old.replayed
+    assert isinstance(new, KeysExhausted)
+    assert (await store.read_after("d", Seq(0))).window.head == 2
+
+
+async def test_room_for_keys_comes_back_when_they_expire_and_with_their_diagnosis(
+    store_of_three_keys: Store, clock: ManualClock
+) -> None:
+    store = store_of_three_keys
+    await store.register("d", "amira", [])
+    await store.register("e", "amira", [])
+    await append(store, event(1, "a"), event(2, "b"))
+    clock.now += 3600
+    await append(store, event(1, "c"), to="e")
+    clock.now += 24 * 3600 - 3599
+    (again,) = await append(store, event(9, "a"))  # in the place of the one that has expired
+    assert isinstance(again, Appended)
+    assert (await store.idempotency_keys()).count == 3
+    await store.expire()
+    assert (await store.idempotency_keys()).count == 2
+    (new,) = await append(store, event(3, "f"))
+    assert isinstance(new, Appended)
+    await store.delete("e")
+    assert (await store.idempotency_keys()).count == 2
+    (new,) = await append(store, event(4, "g"))
+    assert isinstance(new, Appended)
+    (refused,) = await append(store, event(5, "h"))
+    assert isinstance(refused, KeysExhausted)
+
+
+async def test_the_number_of_keys_and_the_age_of_the_oldest_are_known(
+    store_of_three_keys: Store, clock: ManualClock
+) -> None:
+    store = store_of_three_keys
+    assert await store.idempotency_keys() == IdempotencyKeys(0, 3, None)
+    await store.register("d", "amira", [])
+    await append(store, event(1, "a"), event(2))
+    clock.now += 60
+    await append(store, event(3, "b"))
+    assert await store.idempotency_keys() == IdempotencyKeys(2, 3, 60.0)
 
 
 async def test_a_purge_drops_events_and_keeps_numbers_and_cursors(store: Store) -> None:

@@ -11,8 +11,8 @@ import trio
 
 from storage import transactions
 from storage.committer import Committer
-from storage.errors import InUse, NewerVersion, NotOurs
-from storage.records import CursorMove, Erasure, NewEvent, Seq, SubscriberId
+from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
+from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, SubscriberId
 from storage.schema import APPLICATION_ID, MIGRATIONS
 from storage.sqlite import open_store
 from tests.storage.conftest import ManualClock
@@ -114,6 +114,39 @@ async def test_a_cancelled_server_still_stores_what_was_queued(
             scope.cancel()
     async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
         assert (await store.read_after("d", Seq(0))).window.head == 300
+
+
+async def test_how_many_keys_there_are_is_known_at_the_next_start_and_counted_where_it_never_was(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch
+) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await store.register("d", "amira", [])
+        await store.append_nowait("d", [NewEvent("k", b"", key) for key in ("a", "b", None, "a")]).wait()
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        assert (await store.idempotency_keys()).count == 2
+    connection = sqlite3.connect(path)
+    connection.execute("DELETE FROM meta WHERE key = 'idempotency_keys'")
+    connection.commit()
+    connection.close()
+    async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=2) as store:
+        assert (await store.idempotency_keys()).count == 2
+        (refused,) = await store.append_nowait("d", [NewEvent("k", b"", "c")]).wait()
+        assert isinstance(refused, KeysExhausted)
+
+
+async def test_a_transaction_that_is_taken_back_takes_its_keys_out_of_their_number(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch
+) -> None:
+    def fails(_: object) -> NewAuditRow:
+        raise RuntimeError
+
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await store.register("d", "amira", [])
+        appended = store.append_nowait("d", [NewEvent("k", b"", "a")])
+        with pytest.raises(Failed):
+            await store.delete("d", fails)
+        assert isinstance((await appended.wait())[0], Appended)
+        assert (await store.idempotency_keys()).count == 1
 
 
 async def test_the_database_refuses_to_take_a_number_back(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:

@@ -94,7 +94,7 @@ class Status(TypedDict):
     clock_held_since: NotRequired[str | None]
     connections_by_diagnosis: NotRequired[dict[str, int]]
     queued_messages_by_diagnosis: NotRequired[dict[str, int]]
-    node: NotRequired[dict[str, int | bool]]
+    node: NotRequired[dict[str, float | bool | None]]
 
 
 class Act(TypedDict):

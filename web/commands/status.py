@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 def status_text(status: Mapping[str, Any]) -> str:
     """The status, for people: totals, then a line for each diagnosis where something is going on."""
     totals = [(name.replace("_", " "), value) for name, value in status.items() if not isinstance(value, dict | None)]
-    totals += [(f"node {name}", value) for name, value in status.get("node", {}).items()]
+    totals += [(f"node {name}", value) for name, value in status.get("node", {}).items() if value is not None]
     connections = status.get("connections_by_diagnosis", {})
     queued = status.get("queued_messages_by_diagnosis", {})
     rows = [(one, connections.get(one, 0), queued.get(one, 0)) for one in sorted({*connections, *queued})]

@@ -88,6 +88,9 @@ class Place(Protocol):
     def left(self, connection: Connection) -> None:
         """The connection is no longer ours to count."""
 
+    def counted(self, problem: Problem, client: Address | None) -> Problem:
+        """Count a malformed request of this peer; the answer to it."""
+
 
 class Connection:
     """Reads for one peer, and writes what its requests are answered."""
@@ -307,6 +310,10 @@ class Connection:
         if not self._was_answered or self._is_broken:
             return
         await linger(self._sock, self._place.patience.linger_seconds)
+
+    def counted(self, problem: Problem) -> Problem:
+        """Count a malformed request; the answer to it."""
+        return self._place.counted(problem, self._client)
 
     # Adoption
 

@@ -45,6 +45,9 @@ class Parent(Owner, Protocol):
     def refusal(self, path: bytes, headers: Headers, *, is_upgrade: bool) -> Problem | None:
         """Why a request is not served on this connection; `None`: it is."""
 
+    def counted(self, problem: Problem) -> Problem:
+        """Count a malformed request; the answer to it, which may be that there are too many."""
+
 
 class Exchange(HTTPStream):
     """One request and its answer."""
@@ -180,9 +183,10 @@ class Http1(H11Protocol):
             await stream.app_put({"type": "http.disconnect"})
             await self._last_is_over.wait()
 
-    async def refuse(self, problem: Problem) -> None:
+    async def refuse(self, problem: Problem, *, is_malformed: bool = True) -> None:
         """Answer in place of a route, and end the connection."""
-        await _answer(self.stream_send, problem, has_body=not self._is_head)
+        answer = self.parent.counted(problem) if is_malformed else problem
+        await _answer(self.stream_send, answer, has_body=not self._is_head)
         await self.send(Closed())
 
     def check_adoptable(self) -> None:
@@ -249,7 +253,7 @@ class Http1(H11Protocol):
         if query.count(b"&") >= answers.PARAMETERS_MAX:
             await self.refuse(answers.too_many_parameters())
         elif (problem := self.parent.refusal(path, headers, is_upgrade=wants_upgrade)) is not None:
-            await self.refuse(problem)
+            await self.refuse(problem, is_malformed=False)
         elif wants_upgrade:
             await self._begin_upgrade(request, target, headers, behind)
         else:
@@ -306,7 +310,8 @@ class Http1(H11Protocol):
         self.keep_alive_requests += 1
 
     async def _send_error_response(self, status_code: int) -> None:
-        await _answer(self.stream_send, answers.problem_of_status(status_code), has_body=not self._is_head)
+        problem = self.parent.counted(answers.problem_of_status(status_code))
+        await _answer(self.stream_send, problem, has_body=not self._is_head)
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """Write an event; the head of an answer of known length waits for its body, so that both are one write."""

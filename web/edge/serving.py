@@ -46,6 +46,10 @@ REQUESTS_MAX: Final = 1_000_000
 logger = logging.getLogger("avicenna.http")
 
 
+def _unlimited(client: Address | None) -> None:
+    """There is no limit to malformed requests."""
+
+
 async def _nothing() -> None:
     """There is nothing to say goodbye to."""
 
@@ -86,6 +90,8 @@ class Terms:
     """Whether a path is served here. Else: 404."""
     is_served_when_full: Callable[[bytes, Headers], bool] = _nobody
     """Whether a request of this path and these headers is served on a connection beyond the limit. Else: 503."""
+    excess: Callable[[Address | None], Problem | None] = _unlimited
+    """Counts a malformed request of this peer; what it is answered if it is one too many."""
     drain: Callable[[], Awaitable[None]] = _nothing
     """Ends what this file does not know of, once nothing new is accepted; cancelled when time is up."""
 
@@ -165,6 +171,10 @@ class Edge:
     def is_over(self) -> bool:
         """Whether no connection does anything any more."""
         return trio.current_time() >= self.cut_at
+
+    def counted(self, problem: Problem, client: Address | None) -> Problem:
+        """Count a malformed request of this peer; the answer to it."""
+        return self.terms.excess(client) or problem
 
     async def retire(self) -> None:
         """Have idle connections end now, and the others after their answers."""
