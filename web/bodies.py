@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -57,14 +57,17 @@ def require_media_type(media_type: str) -> None:
         raise Problem("unsupported_media_type", f"Content-Type must be {media_type}, in UTF-8")
 
 
-async def read_body(bytes_max: int) -> bytes:
+async def read_body(bytes_max: int, arrived: Callable[[int], None] = lambda length: None) -> bytes:
     """The body of the current request, whole. Once.
 
+    Args:
+        arrived: see `LeanRequest.receive_body`.
+
     Raises:
-        Problem: 413, or 408 if it does not arrive in time.
+        Problem: 413, or 408 if it does not arrive in time; or what `arrived` raises.
     """
     try:
-        return await current_request().receive_body(bytes_max, BODY_SECONDS_MAX)
+        return await current_request().receive_body(bytes_max, BODY_SECONDS_MAX, arrived)
     except RequestEntityTooLarge:
         raise Problem("too_large", f"the body must be at most {bytes_max} bytes") from None
     except trio.TooSlowError:

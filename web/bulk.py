@@ -18,7 +18,7 @@ from actors.errors import ActorError, MailboxFull
 from actors.messages import Publish, Receipt
 from storage.errors import NoSuchDiagnosis, StorageError
 from web import wire
-from web.access import authenticate, authorized_diagnosis
+from web.access import authenticate, authorized_diagnosis, check_may_broadcast_something, count_event
 from web.bodies import (
     BODY_BYTES_MAX,
     BULK_BYTES_MAX,
@@ -29,8 +29,9 @@ from web.bodies import (
     read_body,
     require_media_type,
 )
-from web.broadcasts import shown_receipt
-from web.errors import RETRY_AFTER_SECONDS, Problem, problem_of
+from web.body_room import Allowance
+from web.broadcasts import authorized_target, shown_receipt
+from web.errors import Problem, problem_of
 from web.judging import absent, judge_of, refusal_of_sender, say_not_accepted
 from web.records import diagnosis_id_of
 from web.rights import may_broadcast
@@ -52,31 +53,39 @@ PAUSE_SECONDS_MAX: Final = 30.0
 PAUSE_STEP_SECONDS: Final = 0.01
 """Between two looks at a full mailbox."""
 
-LINES_AT_ONCE: Final = 32
-"""Lines decoded between two checkpoints. Reason: actors and sockets get their turn."""
+TURN_BYTES: Final = 8 * 1024
+"""Decoded in one turn, of all bulk requests together. Reason: actors and sockets get theirs in between. Beyond: the
+next turn; a line is never divided."""
+
+LINE_COST_BYTES: Final = 128
+"""A line counts as so many bytes more than it has: an empty one costs work, too."""
 
 
-class Allowance:
-    """Room for the bodies of bulk requests."""
+LONG_SECONDS: Final = 0.002
+"""Work of one turn beyond this is followed by a pause as long. Reason: a publish takes several turns of everybody."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self._free = bytes_max
+
+class Turns:
+    """Bulk requests take turns: one of them decodes at a time, and everybody else is served in between."""
+
+    def __init__(self) -> None:
+        self._taking = trio.Lock()
+        self._worked_seconds = 0.0
+
+    async def next(self) -> None:
+        """Return when it is the caller's turn, which lasts until its next checkpoint."""
+        async with self._taking:
+            worked, self._worked_seconds = self._worked_seconds, 0.0
+            await trio.sleep(worked if worked > LONG_SECONDS else 0)
 
     @contextmanager
-    def taken(self, length: int) -> Iterator[None]:
-        """Hold room for a body of this length.
-
-        Raises:
-            Problem: 429, there is none.
-        """
-        if length > self._free:
-            headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
-            raise Problem("rate_limited", "too many bulk requests are in hand; nothing was stored", headers)
-        self._free -= length
+    def at_work(self) -> Iterator[None]:
+        """Around what costs time, without a checkpoint."""
+        began = trio.current_time()
         try:
             yield
         finally:
-            self._free += length
+            self._worked_seconds += trio.current_time() - began
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,7 @@ def bulk(services: Services) -> Blueprint:
     """The bulk route."""
     blueprint = Blueprint("bulk", __name__)
     allowance = Allowance(BODIES_BYTES_MAX)
+    turns = Turns()
 
     @blueprint.post(BULK_PATH)
     async def broadcast() -> Response:
@@ -98,52 +108,65 @@ def bulk(services: Services) -> Blueprint:
         if "Idempotency-Key" in request.headers:
             raise Problem("invalid_field", "Idempotency-Key is for one event: give each line its own idempotency_key")
         require_media_type(NDJSON_MEDIA_TYPE)
-        with allowance.taken(min(declared_length(), BULK_BYTES_MAX)):
-            lines = split(await read_body(BULK_BYTES_MAX))
-            return answer_lines(await _publish(services, who, lines))
+        if declared_length():
+            await check_may_broadcast_something(services, who)
+        with allowance.room_of(who.sub) as room:
+            body = await read_body(BULK_BYTES_MAX, room.take)
+            return answer_lines(await _publish(services, who, body, turns))
 
     return blueprint
 
 
-def split(body: bytes) -> list[bytes]:
-    """The lines of a body. A last line may end without a newline; an empty line is a line.
+def lines_of(body: bytes) -> Iterator[bytes]:
+    """The lines of a body, one at a time. A last line may end without a newline; an empty line is a line.
 
     Raises:
-        Problem: 413, there are too many.
+        Problem: 413, there are too many; before the first.
     """
     count = body.count(b"\n") + (not body.endswith(b"\n") and bool(body))
     if count > LINES_MAX:
         raise Problem("too_large", f"a request must have at most {LINES_MAX} lines; nothing was stored")
-    return body.split(b"\n", count)[:count]
+    begin = 0
+    for _ in range(count):
+        end = body.find(b"\n", begin)
+        yield body[begin : None if end < 0 else end]
+        begin = end + 1
 
 
-async def _publish(services: Services, who: Principal, lines: list[bytes]) -> list[dict[str, object]]:
+async def _publish(services: Services, who: Principal, body: bytes, turns: Turns) -> list[dict[str, object]]:
     """The result of every line, in order.
 
     Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
     """
     told: list[Told | Problem] = []
     patience = Patience(PAUSE_SECONDS_MAX)
-    for number, line in enumerate(lines, start=1):
-        told.append(await _tell(services, who, line, patience))
-        if number % LINES_AT_ONCE == 0:
-            await trio.lowlevel.checkpoint()
+    spent = TURN_BYTES
+    for line in lines_of(body):
+        if spent >= TURN_BYTES:
+            await turns.next()
+            spent = 0
+        spent += len(line) + LINE_COST_BYTES
+        told.append(await _tell(services, who, line, turns, patience))
     results = [await _result(services, who, one) for one in told]
     if (refused := next((one for one in results if isinstance(one, Problem) and one.status == 401), None)) is not None:
         say_not_accepted(refused.detail)
     return [{"line": number, **_shown(one)} for number, one in enumerate(results, start=1)]
 
 
-async def _tell(services: Services, who: Principal, line: bytes, patience: Patience) -> Told | Problem:
+async def _tell(services: Services, who: Principal, line: bytes, turns: Turns, patience: Patience) -> Told | Problem:
     try:
+        count_event(services, who)
         if len(line) > LINE_BYTES_MAX:
             raise Problem("too_large", f"a line must be at most {LINE_BYTES_MAX} bytes")
-        update = wire.decode_line(line)
-        diagnosis_id = diagnosis_id_of(update.diagnosis_id)
-        event = wire.new_event(update, update.idempotency_key)
-        await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
+        # The actor judges again, in the moment of the act.
+        target = await authorized_target(services, who, line, "the line")
+        with turns.at_work():
+            update = wire.decode_line(line)
+            diagnosis_id = diagnosis_id_of(update.diagnosis_id)
+            event = wire.new_event(update, update.idempotency_key)
+        if diagnosis_id != target:
+            await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
         publish = Publish(event, judge_of(services, who, may_broadcast))
-        # The actor judges again, in the moment of the act: here it is only that nobody waits who is refused anyway.
         while (refused := refusal_of_sender(services, who)) is None:
             try:
                 return Told(diagnosis_id, services.registry.tell(diagnosis_id, publish))
@@ -188,7 +211,9 @@ def _shown(result: tuple[str, Receipt] | Problem) -> dict[str, object]:
 
 
 def _as_problem(error: Problem | ActorError | StorageError) -> Problem:
-    """The problem of one line; other lines of the request have results of their own."""
-    if isinstance(error, Problem):
-        return error
-    return problem_of(error) or Problem("internal_error", "this line failed unexpectedly")
+    """The problem of one line, to be kept until the answer; other lines of the request have results of their own."""
+    problem = error if isinstance(error, Problem) else problem_of(error)
+    if problem is None:
+        return Problem("internal_error", "this line failed unexpectedly")
+    # Made anew: the one that was raised holds its traceback, and that the line with all it was decoded into.
+    return Problem(problem.code, problem.detail)

@@ -97,6 +97,28 @@ class Update(Struct, forbid_unknown_fields=True, kw_only=True):
         raise NotImplementedError
 
 
+class Target(Struct):
+    """Which diagnosis a broadcast is for; what else it holds is not looked at."""
+
+    diagnosis_id: Reference
+
+
+class RawTarget(Struct):
+    """The same, as it is spelled."""
+
+    diagnosis_id: msgspec.Raw
+
+
+class Place:
+    """Where a field stands, whatever it holds."""
+
+
+class PlacedTarget(Struct):
+    """The same, by its place."""
+
+    diagnosis_id: Place
+
+
 class RecommendationUpdate(Update, kw_only=True):
     """The recommendations of a diagnosis changed."""
 

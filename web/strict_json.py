@@ -24,6 +24,9 @@ INTEGER_CHARACTERS_MAX: Final = 320
 which no field takes."""
 
 
+NAMED_TWICE: Final = "has an object that names a field twice"
+
+
 class NotJson(Exception):
     """The text is no JSON, or has an object that names a field twice; what it is goes on "the text ..."."""
 
@@ -92,7 +95,7 @@ def _check_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """The object, if it names each field once (RFC 8259 section 4): whoever reads it would choose one of the two."""
     named = dict(pairs)
     if len(named) != len(pairs):
-        raise NotJson("has an object that names a field twice")
+        raise NotJson(NAMED_TWICE)
     return named
 
 

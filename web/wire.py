@@ -32,15 +32,20 @@ from web.records import (
     Auth,
     Line,
     Ping,
+    Place,
+    PlacedTarget,
+    RawTarget,
     RecommendationUpdate,
     Registration,
     Revoking,
+    Target,
     Update,
     diagnosis_id_as_json,
+    diagnosis_id_of,
     fault_of,
     large_integer,
 )
-from web.strict_json import NotJson, WrongField, decoder_of, read
+from web.strict_json import NAMED_TWICE, NotJson, WrongField, decoder_of, read
 from web.tokens import Principal
 
 Record = TypeVar("Record")
@@ -55,6 +60,8 @@ _encoder: Final = msgspec.json.Encoder(enc_hook=as_written)
 _canonical_encoder: Final = msgspec.json.Encoder(enc_hook=as_valued, order="sorted")
 _update_decoders: Final = {kind: decoder_of(kind) for kind in KINDS.values()}
 _line_decoder: Final[msgspec.json.Decoder[Line]] = decoder_of(Line)
+_raw_target_decoder: Final = msgspec.json.Decoder(RawTarget)
+_target_decoder: Final = decoder_of(Target)
 _registration_decoder: Final = decoder_of(Registration)
 _revoking_decoder: Final = decoder_of(Revoking)
 _client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = decoder_of(Ping | Ack | Auth)
@@ -63,6 +70,11 @@ _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 _NAMED_FIELD: Final = re.compile(r"field `([^`]*)`")
 _LARGE_ID: Final = re.compile(rb'("(?:recommendation|feedback)_id":)(-?[0-9]{16,})')
 """An id in the stored JSON of an event. Within a text a quotation mark is escaped, so this is a field and its value."""
+
+
+TARGET_BYTES_MAX: Final = 1024
+"""Longest spelling of a diagnosis id that is looked at before the rest. Reason: 64 characters, each as `\\u0061`, and
+room for zeros. Beyond: it is found with the rest."""
 
 
 class FrameError(Exception):
@@ -97,6 +109,42 @@ def rewritten(text: str, string: Callable[[str], str]) -> str:
 
 
 # Request bodies
+
+
+def target_of(body: bytes, what: str = "the body") -> str | None:
+    """The diagnosis a broadcast is for, as `decode_update` and `decode_line` find it, at a hundredth of their cost.
+
+    `None`: it names none, or is no JSON, or its id is an odd one: decoding refuses it, and says why.
+
+    Args:
+        what: the text is, in words.
+
+    Raises:
+        Problem: `bad_json`, it names two.
+    """
+    try:
+        spelling = bytes(_raw_target_decoder.decode(body).diagnosis_id)
+        if (body.count(b"diagnosis_id") != 1 or rb"\u" in body) and _places_of_target(body) > 1:
+            raise Problem("bad_json", f"{what} {NAMED_TWICE}")
+        if len(spelling) > TARGET_BYTES_MAX:
+            return None
+        # Read as the field of a whole body is, so that both are one id.
+        return diagnosis_id_of(read(_target_decoder, b'{"diagnosis_id":%b}' % spelling).diagnosis_id)
+    except (msgspec.DecodeError, RecursionError, NotJson, WrongField):
+        return None
+
+
+def _places_of_target(body: bytes) -> int:
+    """How often an object has the field `diagnosis_id`, however its name is spelled."""
+    places = 0
+
+    def found(_: type, value: object) -> Place:
+        nonlocal places
+        places += 1
+        return Place()
+
+    msgspec.json.decode(body, type=PlacedTarget, dec_hook=found)
+    return places
 
 
 def decode_update(kind: type[Update], body: bytes) -> Update:

@@ -165,7 +165,7 @@ def feedback_of(diagnosis_id: str) -> dict[str, object]:
 
 
 async def refusal(server: Server, method: str, path: str, body: object) -> object:
-    """What somebody who owns nothing is answered."""
+    """What somebody is answered who owns another diagnosis (without one there is no bulk request)."""
     if method == "WS":
         async with server.connect(path, sub="mallory") as client:
             (error,), code, reason = await client.close_frames()
@@ -194,6 +194,7 @@ async def test_a_refusal_takes_one_look_up_and_the_same_words_whatever_is_there(
     monkeypatch.setattr(transactions, "look_up", counted)
     async with running_server(settings) as server:
         await server.register("near")
+        await server.register("mallorys", "mallory")
         for name, request in ROUTES.items():
             told = []
             for diagnosis_id in ("unknown", "near", f"far-{name.replace(' ', '-')}"):

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
 from tests.server.harness import Client, Server, open_socket, running_server
+from tests.server.test_broadcasts import assert_problem
 from tests.server.test_bulk import feedback, results, send, text_of
 from web.settings import Settings
 
@@ -114,6 +116,35 @@ async def test_events_of_a_user_are_limited_by_the_second_however_they_are_publi
         assert (refused.json()["code"], refused.headers["Retry-After"]) == ("rate_limited", "1")
         assert "user_events_per_second" in refused.json()["detail"]
         assert (await server.publish(1, sub="bo")).status_code == 403, "others have a rate of their own"
+
+
+async def test_beyond_the_bound_of_keys_an_event_with_a_new_key_is_refused_and_all_else_goes_on(
+    settings: Settings,
+) -> None:
+    async with limited(settings, idempotency_keys_max=2) as server:
+
+        async def publish(number: int, key: str | None) -> httpx.Response:
+            body = {"diagnosis_id": 42, "feedback_id": number, "rating": 5}
+            return await server.post("feedback", body, **({} if key is None else {"Idempotency-Key": key}))
+
+        assert (await publish(1, "a")).json()["seq"] == 1
+        node = (await server.status())["node"]
+        assert (node["idempotency_keys"], node["idempotency_keys_max"]) == (1, 2)
+        assert 0 <= node["idempotency_keys_oldest_seconds"] < 60
+        lines = text_of(*(feedback(number, idempotency_key=key) for number, key in ((2, "b"), (3, "c"), (4, None))))
+        found = results(await send(server, lines))
+        assert [(one["status"], one.get("seq"), one.get("code")) for one in found] == [
+            (200, 2, None),
+            (429, None, "rate_limited"),
+            (200, 3, None),
+        ]
+        refused = await publish(3, "c")
+        assert_problem(refused, 429, "rate_limited", "idempotency_keys_max")
+        assert "Retry-After" in refused.headers
+        again = (await publish(1, "a")).json()
+        assert (again["seq"], again["replayed"]) == (1, True)
+        assert (await publish(9, "a")).status_code == 409
+        assert (await publish(5, None)).json()["seq"] == 4
 
 
 async def test_an_upgrade_with_a_bad_parameter_counts_as_a_connect_of_its_address(settings: Settings) -> None:

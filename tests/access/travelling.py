@@ -78,9 +78,9 @@ def noted_arrivals(monkeypatch: pytest.MonkeyPatch) -> Iterator[Arrivals]:
     arrivals = Arrivals()
     receive = LeanRequest.receive_body
 
-    async def receive_body(request: LeanRequest, bytes_max: int, seconds_max: float) -> bytes:
+    async def receive_body(request: LeanRequest, *args: Any) -> bytes:
         arrivals.note()
-        return await receive(request, bytes_max, seconds_max)
+        return await receive(request, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(LeanRequest, "receive_body", receive_body)

@@ -42,6 +42,7 @@ async def test_every_answer_with_json_says_nosniff_and_no_store(
 
 
 async def test_so_does_the_answer_to_a_bulk_request(server: Server) -> None:
+    await server.register()
     headers = server.bearer("amira") | {"Content-Type": "application/x-ndjson"}
     answer = await server.http.post("/ws/broadcast", content=b"{}\n", headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from random import Random
 from typing import Any
 
 import httpx
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
+from web import bulk, wire
 from web.bodies import BULK_BYTES_MAX
-from web.bulk import Allowance, Patience, split
+from web.bulk import Patience, Turns, lines_of
 from web.errors import Problem
+from web.records import diagnosis_id_of
 from web.settings import Settings
+
+SPELLINGS = (
+    "42",
+    "42.0",
+    "4.2e1",
+    '"42"',
+    "0.0",
+    "-1",
+    "true",
+    "null",
+    "123456789012345678.0",
+    "12345678901234567890",
+    '"\\u0034\\u0032"',
+    '"a b"',
+    "[]",
+    "1e999",
+    "1" * 400,
+    '"' + "x" * 2000 + '"',
+    "42." + "0" * 2000,
+)
+"""Of ids of diagnoses, good and bad."""
 
 
 def feedback(number: int, diagnosis_id: object = 42, **fields: object) -> dict[str, object]:
@@ -149,7 +177,7 @@ async def test_a_line_and_a_single_broadcast_with_one_key_are_one_event(server: 
     [(b"", 0), (b"1", 1), (b"1\n", 1), (b"1\n2", 2), (b"\n", 1), (b"1\n\n2\n", 3), (b"1\r\n2\r\n", 2)],
 )
 def test_a_last_newline_begins_no_line_and_an_empty_line_is_one(body: bytes, lines: int) -> None:
-    assert len(split(body)) == lines
+    assert len(list(lines_of(body))) == lines
 
 
 async def test_1000_lines_are_taken_and_one_more_stores_nothing(server: Server) -> None:
@@ -219,18 +247,137 @@ async def test_bulk_requests_of_many_producers_at_once_are_all_stored(server: Se
     assert sorted(seqs) == sorted(list(range(1, 201)) * 4)
 
 
+async def test_who_may_broadcast_to_nothing_is_refused_before_the_body_is_read(server: Server) -> None:
+    await server.register()
+    refused = await send(server, b"[" * BULK_BYTES_MAX, "mallory", "monitor register")
+    assert_problem(refused, 403, "forbidden", "may not broadcast")
+    for sub, scope in (("amira", ""), ("mallory", "broadcast"), ("mallory", "operate")):
+        (found,) = results(await send(server, text_of(feedback(1)), sub, scope))
+        assert found["status"] == 200
+
+
+async def test_the_right_to_a_diagnosis_is_judged_before_its_line_is_decoded(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    decode = wire.decode_line
+
+    def noted(line: bytes) -> object:
+        decoded.append(line)
+        return decode(line)
+
+    monkeypatch.setattr(wire, "decode_line", noted)
+    await server.register()
+    await server.register("theirs", "bo")
+    lines = [
+        feedback(1),
+        feedback(1, "theirs"),
+        {**feedback(1, "theirs"), "rating": 6},
+        {**feedback(1, "theirs"), "new_data": {"diagnosis_id": 42}},
+        b'{"diagnosis_id":42,"diagnosis_id":"theirs","type":"feedback_update"}\n',
+        b'{"diagnosis_id":"theirs","diagnosis\\u005fid":42,"type":"feedback_update"}\n',
+    ]
+    found = results(await send(server, text_of(*lines)))
+    assert [(one["status"], one.get("code")) for one in found] == [
+        (200, None),
+        (403, "forbidden"),
+        (403, "forbidden"),
+        (403, "forbidden"),
+        (400, "bad_json"),
+        (400, "bad_json"),
+    ]
+    assert found[4]["detail"] == "the line has an object that names a field twice"
+    assert decoded == [text_of(lines[0]).rstrip()]
+
+
+async def test_of_a_refused_line_only_code_and_detail_stay(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem that was raised holds its traceback, and that all that the line was decoded into."""
+    kept: list[Any] = []
+    result = bulk._result
+
+    async def noted(services: Any, who: Any, told: Any) -> Any:
+        kept.append(told)
+        return await result(services, who, told)
+
+    monkeypatch.setattr(bulk, "_result", noted)
+    async with running_server(settings) as server:
+        await server.register()
+        lines = [feedback(1, rating=6), feedback(1, "theirs"), b"{\n", feedback(1, comment="x" * 65_536)]
+        found = results(await send(server, text_of(*lines)))
+    assert [one["status"] for one in found] == [422, 403, 400, 413]
+    assert [(one.code, one.__traceback__, one.__context__) for one in kept] == [
+        ("invalid_field", None, None),
+        ("forbidden", None, None),
+        ("bad_json", None, None),
+        ("too_large", None, None),
+    ]
+
+
+@given(
+    st.fixed_dictionaries(
+        {"diagnosis_id": st.sampled_from(SPELLINGS)},
+        optional={
+            "type": st.sampled_from(['"feedback_update"', '"surprise"', "3"]),
+            "feedback_id": st.sampled_from(["1", "1.0", '"a"', "null"]),
+            "rating": st.sampled_from(["5", "5.0", "9"]),
+            "comment": st.sampled_from(['"\\"diagnosis_id\\":43"', '"\\ud800"', "{}"]),
+            "diagnosis\\u005fid": st.sampled_from(SPELLINGS),
+            "old_data": st.sampled_from(['{"diagnosis_id":43}', "[" * 2000]),
+        },
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_diagnosis_that_is_judged_is_the_one_that_is_decoded(fields: dict[str, str], random: Random) -> None:
+    names = list(fields)
+    random.shuffle(names)
+    line = ("{" + ",".join(f'"{name}":{fields[name]}' for name in names) + "}").encode()
+    try:
+        decoded = diagnosis_id_of(wire.decode_line(line).diagnosis_id)
+    except Problem:
+        with contextlib.suppress(Problem):
+            wire.target_of(line)
+    else:
+        assert wire.target_of(line) == decoded
+
+
+async def test_bulk_requests_take_turns() -> None:
+    turns, others_served = Turns(), 0
+    decoded_at: list[int] = []
+
+    async def decode() -> None:
+        for _ in range(3):
+            await turns.next()
+            decoded_at.append(others_served)
+
+    async def be_served() -> None:
+        nonlocal others_served
+        while True:
+            others_served += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(be_served)
+        async with trio.open_nursery() as bulk_requests:
+            for _ in range(3):
+                bulk_requests.start_soon(decode)
+        nursery.cancel_scope.cancel()
+    assert len(set(decoded_at)) == 9, "never two of them between two turns of everybody else"
+
+
+async def test_after_long_work_everybody_else_gets_as_much_time(autojump_clock: MockClock) -> None:
+    turns = Turns()
+    await turns.next()
+    with turns.at_work():
+        autojump_clock.jump(0.5)
+    began = trio.current_time()
+    await turns.next()
+    assert trio.current_time() - began == pytest.approx(0.5)
+    with turns.at_work():
+        autojump_clock.jump(0.001)
+    await turns.next()
+    assert trio.current_time() - began == pytest.approx(0.501)
+
+
 async def test_patience_ends() -> None:
     patience = Patience(0.03)
     assert [await patience.paused() for _ in range(4)] == [True, True, True, False]
-
-
-def test_bodies_in_hand_are_bounded_and_room_comes_back() -> None:
-    allowance = Allowance(10)
-    with allowance.taken(6):
-        with pytest.raises(Problem, match="too many") as refused, allowance.taken(5):
-            pass
-        assert (refused.value.code, refused.value.headers["Retry-After"]) == ("rate_limited", "1")
-        with allowance.taken(4):
-            pass
-    with allowance.taken(10):
-        pass

@@ -53,10 +53,15 @@ class LeanRequest(_Routed, TrioRequest):
         self.at_end = ExitStack()
         """Undone when the request is over."""
 
-    async def receive_body(self, bytes_max: int, seconds_max: float) -> bytes:
+    async def receive_body(
+        self, bytes_max: int, seconds_max: float, arrived: Callable[[int], None] = lambda length: None
+    ) -> bytes:
         """The body, whole. Once.
 
         What has arrived when the time is up has come in time, however late it is looked at.
+
+        Args:
+            arrived: is told of each piece, how long it is, before it is kept; what it raises ends the reception.
 
         Raises:
             RequestEntityTooLarge: it has more bytes; the rest is not received.
@@ -67,7 +72,7 @@ class LeanRequest(_Routed, TrioRequest):
             raise RequestEntityTooLarge
         data = bytearray()
         with trio.move_on_after(seconds_max):
-            return await self._rest_of_body(data, bytes_max)
+            return await self._rest_of_body(data, bytes_max, arrived)
         with trio.fail_after(LATE_SECONDS_MAX):
             received = -1
             while len(data) > received:
@@ -76,18 +81,19 @@ class LeanRequest(_Routed, TrioRequest):
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
                 with trio.move_on_after(0):
-                    return await self._rest_of_body(data, bytes_max)
+                    return await self._rest_of_body(data, bytes_max, arrived)
         raise trio.TooSlowError
 
-    async def _rest_of_body(self, data: bytearray, bytes_max: int) -> bytes:
+    async def _rest_of_body(self, data: bytearray, bytes_max: int, arrived: Callable[[int], None]) -> bytes:
         """Cancellation: what came is in `data`."""
         while True:
             message = await self.receive()
             if message["type"] != "http.request":
                 raise ClientDisconnected
-            data += message["body"]
-            if len(data) > bytes_max:
+            if len(data) + len(message["body"]) > bytes_max:
                 raise RequestEntityTooLarge
+            arrived(len(message["body"]))
+            data += message["body"]
             if not message["more_body"]:
                 return bytes(data)
 
