@@ -23,6 +23,7 @@ from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     IDEMPOTENCY_KEYS_MAX,
     OUTBOX_EVENTS_MAX,
+    OWNED_NAMED_MAX,
     AccessRow,
     Appended,
     Audit,
@@ -437,8 +438,8 @@ class MemoryStore:
         ]
         after = [*self._audit, *self._accesses]
         changed = [old != new for old, new in zip(before, after, strict=True)]
-        audit_rows = sum(changed[: len(self._audit)])
-        return self._recorded(Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, tuple(owned)), audit)
+        audit_rows, named = sum(changed[: len(self._audit)]), tuple(owned[:OWNED_NAMED_MAX])
+        return self._recorded(Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned)), audit)
 
     async def backup(self, path: Path) -> Backup:
         raise CannotCopy("a store in memory has nothing to copy")

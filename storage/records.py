@@ -329,6 +329,10 @@ class Erasure:
     """The audit row without the name; the store does not know what its texts mean."""
 
 
+OWNED_NAMED_MAX: Final = 1000
+"""Diagnoses of an erased person that are named. Beyond: counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Erased:
     """What an erasure changed, and what it did not."""
@@ -339,7 +343,8 @@ class Erased:
     audit_rows: int
     access_rows: int
     owned: tuple[str, ...]
-    """Registered diagnoses that still name it as their owner."""
+    """Registered diagnoses that still name it as their owner, by id; the first `OWNED_NAMED_MAX`."""
+    owned_total: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,38 @@
 """The SQL of letting go: events and rows by age, a person by name.
 
-Plain functions of a connection, as in `storage.transactions`. Each does a bounded piece of work, except the erasure of
-a person, which is done whole or not at all.
+Plain functions of a connection, as in `storage.transactions`. Each does a bounded piece of work.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Final
 
 from storage import idempotency
-from storage.records import AuditRow, Epoch, Erased, Erasure, Evicted, ForgottenUnseen, Seq, Window
+from storage.records import (
+    OWNED_NAMED_MAX,
+    Audit,
+    AuditRow,
+    Epoch,
+    Erased,
+    Erasure,
+    Evicted,
+    ForgottenUnseen,
+    NewAuditRow,
+    Seq,
+    Window,
+)
+from storage.trails import record
+
+ERASED_ROWS_MAX: Final = 200
+"""Rows of each kind that one step of an erasure changes. Reason: publishers wait for the step, some 10 ms."""
+
+WALKED_ROWS_MAX: Final = 4000
+"""Rows that one step looks through without an index."""
+
+_AUDIT_TEXTS: Final = ("who", "target", "before", "after")
 
 
 def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) -> Evicted:
@@ -82,34 +104,114 @@ def forget_unseen(
 # Erasure
 
 
-def erase(db: sqlite3.Connection, erasure: Erasure) -> Erased:
-    """Remove a person: cursors and viewer entries go, a stand-in takes the place of the name where a row must stay."""
+@dataclass(frozen=True, slots=True)
+class ErasureState:
+    """How far the erasure of a person is. What is done is stored; this only says where to look further."""
+
+    cursors: int = 0
+    viewers: int = 0
+    access_rows: int = 0
+    audit_rows: int = 0
+    diagnoses_after: int = 0
+    """Deleted diagnoses up to this key have been looked at."""
+    audit_after: int = 0
+    """Rows of the audit trail up to this number have been looked at."""
+    act: int | None = None
+    """Number of the act's own row."""
+    erased: Erased | None = None
+    """The outcome, once nothing is left."""
+
+
+def erase_some(
+    db: sqlite3.Connection, erasure: Erasure, state: ErasureState, audit: Audit[Erased] | None, now: float
+) -> ErasureState:
+    """Go on with an erasure: cursors and viewer entries go, a stand-in takes the name's place where a row must stay.
+
+    The act's own row is stored with the first step, and has the figures so far after each.
+    """
     sub, stand_in = erasure.sub, erasure.stand_in
-    cursors = db.execute("DELETE FROM cursor WHERE sub = ?", (sub,)).rowcount
-    viewers = db.execute("DELETE FROM viewer WHERE sub = ?", (sub,)).rowcount
-    access_rows = db.execute("UPDATE access SET sub = ?, device = NULL WHERE sub = ?", (stand_in, sub)).rowcount
-    db.execute("UPDATE diagnosis SET owner = ? WHERE owner = ? AND deleted_at IS NOT NULL", (stand_in, sub))
-    audit_rows = _erase_from_audit(db, erasure)
-    owned = db.execute(
-        "SELECT public_id FROM diagnosis WHERE owner = ? AND deleted_at IS NULL ORDER BY public_id", (sub,)
+    some = {"sub": sub, "stand_in": stand_in, "limit": ERASED_ROWS_MAX}
+    cursors = db.execute(
+        "DELETE FROM cursor WHERE (dx, sub, device) IN"
+        " (SELECT dx, sub, device FROM cursor WHERE sub = :sub LIMIT :limit)", some
+    ).rowcount  # fmt: skip
+    viewers = db.execute(
+        "DELETE FROM viewer WHERE (dx, place) IN (SELECT dx, place FROM viewer WHERE sub = :sub LIMIT :limit)", some
+    ).rowcount
+    access_rows = db.execute(
+        "UPDATE access SET sub = :stand_in, device = NULL WHERE number IN"
+        " (SELECT number FROM access WHERE sub = :sub LIMIT :limit)", some
+    ).rowcount  # fmt: skip
+    is_last = max(cursors, viewers, access_rows) < ERASED_ROWS_MAX
+    diagnoses_after, are_all_named = _walk(db, "diagnosis", "dx", state.diagnoses_after)
+    db.execute(
+        "UPDATE diagnosis SET owner = ? WHERE dx > ? AND dx <= ? AND owner = ? AND deleted_at IS NOT NULL",
+        (stand_in, state.diagnoses_after, diagnoses_after, sub),
+    )
+    audit_rows, audit_after, is_whole_trail = _erase_from_audit(db, erasure, state.audit_after)
+    state = replace(
+        state,
+        cursors=state.cursors + cursors,
+        viewers=state.viewers + viewers,
+        access_rows=state.access_rows + access_rows,
+        audit_rows=state.audit_rows + audit_rows,
+        diagnoses_after=diagnoses_after,
+        audit_after=audit_after,
+    )
+    is_last = is_last and are_all_named and is_whole_trail
+    erased = Erased(state.cursors, state.viewers, state.audit_rows, state.access_rows, *_owned(db, sub, is_last))
+    if audit is not None:
+        state = replace(state, act=_told(db, audit(erased), state.act, now))
+    return replace(state, erased=erased) if is_last else state
+
+
+def _walk(db: sqlite3.Connection, table: str, key: str, after: int) -> tuple[int, bool]:
+    """The key up to which the next rows of a table are to be looked at, and whether they are the last."""
+    count, last = db.execute(
+        f"SELECT count(*), max({key}) FROM"  # noqa: S608 - two names
+        f" (SELECT {key} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?)",
+        (after, WALKED_ROWS_MAX),
+    ).fetchone()
+    return (after if last is None else last), count < WALKED_ROWS_MAX
+
+
+def _erase_from_audit(db: sqlite3.Connection, erasure: Erasure, after: int) -> tuple[int, int, bool]:
+    """How many rows were changed, up to which number they have been looked at, and whether that is all."""
+    last, is_all = _walk(db, "audit", "number", after)
+    names = {f"it{number}": spelling for number, spelling in enumerate(erasure.spellings)}
+    is_named = " OR ".join(f"instr({column}, :{name})" for name in names for column in _AUDIT_TEXTS)
+    rows = db.execute(
+        "SELECT number, at, who, what, target, before, after, diagnosis FROM audit"  # noqa: S608 - names of ours
+        f" WHERE number > :after AND number <= :last AND ({is_named}) ORDER BY number LIMIT :limit",
+        {**names, "after": after, "last": last, "limit": ERASED_ROWS_MAX},
     ).fetchall()
-    return Erased(cursors, viewers, audit_rows, access_rows, tuple(public_id for (public_id,) in owned))
-
-
-def _erase_from_audit(db: sqlite3.Connection, erasure: Erasure) -> int:
     changed = 0
-    for spelling in erasure.spellings:
-        rows = db.execute(
-            "SELECT number, at, who, what, target, before, after, diagnosis FROM audit"
-            " WHERE instr(who, :it) OR instr(target, :it) OR instr(before, :it) OR instr(after, :it)",
-            {"it": spelling},
-        ).fetchall()
-        for row in (AuditRow(*found) for found in rows):
-            new = erasure.rewrite(row)
-            if new != row:
-                db.execute(
-                    "UPDATE audit SET who = ?, target = ?, before = ?, after = ? WHERE number = ?",
-                    (new.who, new.target, new.before, new.after, row.number),
-                )
-                changed += 1
-    return changed
+    for row in (AuditRow(*found) for found in rows):
+        new = erasure.rewrite(row)
+        if new != row:
+            db.execute(
+                "UPDATE audit SET who = ?, target = ?, before = ?, after = ? WHERE number = ?",
+                (new.who, new.target, new.before, new.after, row.number),
+            )
+            changed += 1
+    if len(rows) == ERASED_ROWS_MAX:
+        return changed, rows[-1][0], False
+    return changed, last, is_all
+
+
+def _owned(db: sqlite3.Connection, sub: str, is_last: bool) -> tuple[tuple[str, ...], int]:
+    """The first diagnoses a person owns, and how many there are; only the last step tells."""
+    if not is_last:
+        return (), 0
+    mine = "FROM diagnosis WHERE owner = ? AND deleted_at IS NULL"
+    named = db.execute(f"SELECT public_id {mine} ORDER BY public_id LIMIT ?", (sub, OWNED_NAMED_MAX)).fetchall()
+    (total,) = db.execute(f"SELECT count(*) {mine}", (sub,)).fetchone()
+    return tuple(public_id for (public_id,) in named), total
+
+
+def _told(db: sqlite3.Connection, row: NewAuditRow, number: int | None, now: float) -> int:
+    """Store the row of the act, or bring it up to date; its number."""
+    if number is None:
+        return record(db, row, now)
+    db.execute("UPDATE audit SET before = ?, after = ? WHERE number = ?", (row.before, row.after, number))
+    return number

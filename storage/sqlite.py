@@ -74,6 +74,9 @@ DIAGNOSES_CACHED_MAX: Final = 10_000
 """Registered diagnoses kept in memory, the ones asked for last. Reason: every request asks for one."""
 
 
+ERASURE_PAUSE_SECONDS: Final = 0.01
+"""Between two steps of an erasure. Reason: most commits meanwhile have no step of it within them."""
+
 WATCH_SECONDS: Final = 1.0
 """How often the files are looked at while nothing is committed; every commit looks by itself."""
 
@@ -445,8 +448,18 @@ class SqliteStore:
         )
 
     async def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
+        state = await self._erase_some(erasure, retention.ErasureState(), audit)
+        while state.erased is None:
+            await trio.sleep(ERASURE_PAUSE_SECONDS)
+            state = await self._erase_some(erasure, state, audit)
+        return state.erased
+
+    async def _erase_some(
+        self, erasure: Erasure, state: retention.ErasureState, audit: Audit[Erased] | None
+    ) -> retention.ErasureState:
         return await self._change(
-            lambda db, now: retention.erase(db, erasure), audit, lambda erased: self._forget_all_cached()
+            lambda db, now: retention.erase_some(db, erasure, state, audit, now.wall),
+            after=lambda _: self._forget_all_cached(),
         )
 
     async def backup(self, path: Path) -> Backup:

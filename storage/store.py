@@ -227,6 +227,11 @@ class Store(Protocol):
         """Remove a person from cursors and viewers, and its name from both trails and from deleted diagnoses.
 
         Diagnoses it owns keep their owner until they are registered with another one, or deleted.
+
+        Done in steps: others go on in between, and a repeat goes on where one stopped. The first step is handed over
+        before the first checkpoint; it is the only one where there is little to do. The audit row is stored with it.
+
+        Cancellation: the steps end after the one in hand.
         """
 
     async def backup(self, path: Path) -> Backup:

@@ -16,12 +16,14 @@ from storage.records import AccessRow, Audit, AuditRow, NewAccessRow, NewAuditRo
 Answer = TypeVar("Answer")
 
 
-def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> None:
-    """Store an audit row."""
-    db.execute(
+def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> int:
+    """Store an audit row; its number."""
+    number = db.execute(
         "INSERT INTO audit (at, who, what, target, before, after, diagnosis) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (now, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id),
-    )
+    ).lastrowid
+    assert number is not None
+    return number
 
 
 def recording(work: Work[Answer], audit: Audit[Answer]) -> Work[Answer]:

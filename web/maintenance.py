@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeVar
 
-import trio
 from quart import Blueprint, Response
 
-from storage.errors import StorageError
 from storage.records import NewAuditRow
 from web import rights, wire
 from web.access import authenticate_for
 from web.bodies import answer, whole_request
-from web.errors import RETRY_AFTER_SECONDS, Problem, retry_after
+from web.draining import unless_draining
 from web.judging import judge_token
 from web.services import Services
 from web.settings import BACKUPS_DIRECTORY
-
-Answer = TypeVar("Answer")
 
 
 def maintenance(services: Services) -> Blueprint:
@@ -42,7 +36,7 @@ def maintenance(services: Services) -> Blueprint:
         after = wire.encode({"path": str(path)}).decode()
         judge_token(services, who)
         await services.store.record(NewAuditRow(who.sub or "", "database.backup", name, after=after))
-        made = await _unless_draining(services, partial(services.store.backup, path))
+        made = await unless_draining(services, partial(services.store.backup, path), "no copy was made")
         return answer({"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256})
 
     @blueprint.post("/check")
@@ -52,34 +46,9 @@ def maintenance(services: Services) -> Blueprint:
         judge_token(services, who)
         await services.store.record(NewAuditRow(who.sub or "", "database.check", ""))
         scratch = services.settings.data.absolute() / f"check-{secrets.token_hex(8)}.db"
-        problems = list(await _unless_draining(services, partial(services.store.check, scratch)))
+        problems = list(
+            await unless_draining(services, partial(services.store.check, scratch), "the check has not ended")
+        )
         return answer({"status": "damaged" if problems else "ok", "problems": problems})
 
     return blueprint
-
-
-async def _unless_draining(services: Services, work: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Do something that takes long; the drain interrupts it.
-
-    Raises:
-        Problem: 503 `draining`.
-        StorageError: as `work`.
-    """
-    outcome: Answer | StorageError | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def interrupt() -> None:
-            await services.stopping.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(interrupt)
-        try:
-            outcome = await work()
-        except StorageError as error:
-            outcome = error
-        nursery.cancel_scope.cancel()
-    if outcome is None:
-        raise Problem("draining", "the server is stopping; nothing was made", retry_after(RETRY_AFTER_SECONDS))
-    if isinstance(outcome, StorageError):
-        raise outcome
-    return outcome

@@ -372,7 +372,7 @@ OPERATIONS: Final = (
         "eraseSubjectByQuery",
         "Erase a person, whatever its name: also one that begins with `/`, which no path can hold.",
         {200: ref("Erased")},
-        ("forbidden", "invalid_field", *STORE),
+        ("forbidden", "invalid_field", "draining", *STORE),
         (
             Parameter(
                 "sub",
@@ -391,7 +391,7 @@ OPERATIONS: Final = (
         "eraseSubject",
         "Erase a person: connections, cursors, viewer entries, and its name in both trails.",
         {200: ref("Erased")},
-        ("forbidden", *STORE),
+        ("forbidden", "draining", *STORE),
         (
             Parameter(
                 "sub",

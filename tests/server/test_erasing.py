@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import trio
 
 from tests.server.harness import running_server
 from tests.server.test_broadcasts import assert_problem
@@ -50,3 +51,39 @@ async def test_the_log_does_not_name_who_is_erased(settings: Settings, caplog: p
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("DELETE /subjects 200") for line in lines)
     assert not any("annabella" in line for line in lines if not line.startswith("HTTP Request"))
+
+
+async def test_a_drain_interrupts_a_long_erasure_and_a_repeat_goes_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    monkeypatch.setattr("storage.retention.ERASED_ROWS_MAX", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.sqlite.ERASURE_PAUSE_SECONDS", 3600)
+        async with running_server(settings) as server:
+            for number in range(5):
+                await server.register(number, "amira", "bo")
+            headers = server.bearer("op", "operate")
+
+            async def ask() -> None:
+                answers.append(await server.http.delete("/subjects?sub=bo", headers=headers))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                with trio.fail_after(20):
+                    while (await server.http.get("/audit", headers=headers)).json()["items"][0]["action"] != (
+                        "subject.erase"
+                    ):
+                        await trio.sleep(0.01)
+                    # Others go on meanwhile.
+                    assert (await server.publish(1, diagnosis_id=1)).status_code == 200
+                    server.stop()
+    assert_problem(answers[0], 503, "draining")
+    async with running_server(settings) as server:
+        headers = server.bearer("op", "operate")
+        answer = (await server.http.delete("/subjects?sub=bo", headers=headers)).json()
+        assert answer["viewer_entries"] == 3
+        again = (await server.http.delete("/subjects?sub=bo", headers=headers)).json()
+        assert (again["viewer_entries"], again["audit_rows"]) == (0, 0)
+        rows = (await server.http.get("/audit", headers=headers)).json()["items"]
+        assert '"bo"' not in str(rows).replace("'", '"')

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import trio
+import trio.lowlevel
 
-from storage.records import AuditRow, Erased, Erasure, NewAccessRow, NewAuditRow, Seq, SubscriberId
+from storage import retention
+from storage.records import (
+    Appended,
+    AuditRow,
+    CursorMove,
+    Erased,
+    Erasure,
+    NewAccessRow,
+    NewAuditRow,
+    NewEvent,
+    Seq,
+    SubscriberId,
+    TrailFilter,
+)
+from storage.sqlite import open_store
 from storage.store import Store
 from tests.storage.conftest import ManualClock
 from tests.storage.test_contract import ANONYMOUS, PHONE, UNNAMED, append, append_numbers, event, move, retained
@@ -137,7 +155,7 @@ async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> No
 
     erased = await store.erase(Erasure("bo", "[erased]", ["bo"], without_bo), act)
     assert (erased.cursors, erased.viewers, erased.audit_rows, erased.access_rows) == (2, 2, 2, 1)
-    assert erased.owned == ("a",)
+    assert (erased.owned, erased.owned_total) == (("a",), 1)
     assert [one.subscriber for one in await store.cursors("d")] == [UNNAMED, PHONE]
     assert (await store.get("b")).viewers == ("cyrus", "dora")
     assert (await store.get("d")).viewers == ()
@@ -149,3 +167,80 @@ async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> No
     ]
     assert "bo" not in str(list(rows)).replace("[erased]", "")
     assert [row.subscriber for row in await store.accesses()] == [PHONE, SubscriberId("[erased]", None)]
+
+
+async def test_a_large_erasure_lets_others_go_on_and_its_row_gets_the_figures_of_all_steps(
+    path: Path, clock: ManualClock, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "ERASED_ROWS_MAX", 3)
+    monkeypatch.setattr(retention, "WALKED_ROWS_MAX", 5)
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await fill_with_bo(store, 10)
+        told: list[Erased] = []
+
+        def act(erased: Erased) -> NewAuditRow:
+            told.append(erased)
+            return NewAuditRow("op", "subject.erase", "[erased]", after=str(erased.audit_rows))
+
+        commits: list[int] = []
+        async with trio.open_nursery() as nursery:
+
+            async def others() -> None:
+                while True:
+                    (outcome,) = await store.append_nowait("d0", [NewEvent("k", b"x")]).wait()
+                    assert isinstance(outcome, Appended)
+                    commits.append(outcome.seq)
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(others)
+            erased = await store.erase(Erasure("bo", "[erased]", ["bo"], without_bo), act)
+            nursery.cancel_scope.cancel()
+        assert (erased.cursors, erased.viewers, erased.audit_rows, erased.access_rows) == (10, 10, 10, 10)
+        assert (erased.owned, erased.owned_total) == (("its",), 1)
+        assert len(commits) > 3
+        assert (told[0].cursors, told[-1]) == (3, erased)
+        (row,) = [row for row in await store.audit() if row.what == "subject.erase"]
+        assert row.after == "10"
+        await assert_gone(store)
+
+
+async def test_an_erasure_that_was_cut_off_is_gone_on_with_by_a_repeat(
+    path: Path, clock: ManualClock, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "ERASED_ROWS_MAX", 3)
+    monkeypatch.setattr(retention, "WALKED_ROWS_MAX", 5)
+    monkeypatch.setattr("storage.sqlite.ERASURE_PAUSE_SECONDS", 60)
+    erasure = Erasure("bo", "[erased]", ["bo"], without_bo)
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await fill_with_bo(store, 10)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.erase, erasure, lambda _: NewAuditRow("op", "subject.erase", "[erased]"))
+            await store.barrier()
+            while len(await store.accesses(wanted=TrailFilter(who="bo"))) > 7:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert [row.what for row in await store.audit(limit=1)] == ["subject.erase"]
+    monkeypatch.setattr("storage.sqlite.ERASURE_PAUSE_SECONDS", 0)
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        erased = await store.erase(erasure)
+        assert (erased.cursors, erased.viewers, erased.access_rows) == (7, 7, 7)
+        await assert_gone(store)
+
+
+async def fill_with_bo(store: Store, count: int) -> None:
+    """Diagnoses with a person as viewer and follower, and as many rows of both trails."""
+    for number in range(count):
+        made = await store.register(f"d{number}", "amira", ["bo"], lambda _: NewAuditRow("bo", "test.act", "d"))
+        await store.move_cursors([CursorMove(f"d{number}", BO, made.diagnosis.epoch, Seq(0), 0.0)])
+    await store.register("its", "bo", [])
+    await store.register("was", "bo", [])
+    await store.delete("was")
+    await store.record_accesses([NewAccessRow(1.0, "connect", "d", BO)] * count)
+
+
+async def assert_gone(store: Store) -> None:
+    rows = [*await store.audit(), *await store.accesses()]
+    assert "bo" not in str(rows)
+    for number in range(10):
+        assert (await store.get(f"d{number}")).viewers == ()
+        assert await store.cursors(f"d{number}") == []
