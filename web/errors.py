@@ -48,7 +48,7 @@ STATUS_OF_CODE: Final = {
 }
 """The HTTP status each problem code comes with."""
 
-STATUSES_OF_THE_EDGE: Final = (408, 426, 431, 501, 505)
+STATUSES_OF_THE_EDGE: Final = (408, 414, 426, 431, 501, 505)
 """Statuses that come with one of these codes all the same: what is no proper HTTP has no code of its own."""
 
 RETRY_AFTER_SECONDS: Final = 1

@@ -23,8 +23,8 @@ OF_CHANGES: Final = ("origin_not_allowed", "too_large")
 OF_HOSTS: Final = ("misdirected_request",)
 """Codes of operations that are not answered on every host, where the operator allows anonymous subscribers."""
 
-OF_THE_EDGE: Final = ((408, "bad_json"), (431, "too_large"), (503, "rate_limited"))
-"""Answers that come before any operation is chosen: a slow or large request, a server that is full."""
+OF_THE_EDGE: Final = ((408, "bad_json"), (414, "too_large"), (431, "too_large"), (503, "rate_limited"))
+"""Answers that come before any operation is chosen: a slow request, a large head or query, a server that is full."""
 
 OF_ACCESS: Final = {
     "token": ("unauthenticated", "token_expired"),

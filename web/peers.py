@@ -6,6 +6,7 @@ What a proxy says (`X-Forwarded-For`, `X-Forwarded-Proto`) counts only if the op
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
@@ -52,7 +53,8 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Proxy]) -> s
     return _named(found)
 
 
-def sharing_address(peer: str, trusted: Sequence[Proxy]) -> str | None:
+@lru_cache(maxsize=1000)
+def sharing_address(peer: str, trusted: tuple[Proxy, ...]) -> str | None:
     """The address whose share of all connections a peer takes up.
 
     `None`: nobody's. This machine and trusted proxies have as many as they like: they stand for others.
