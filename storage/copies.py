@@ -9,6 +9,7 @@ from pathlib import Path
 from storage import files, history, integrity
 from storage.errors import NotADatabase, NotOurs
 from storage.schema import damaged, identify
+from storage.unfinished import temporary_name
 
 
 def finish(copy: sqlite3.Connection) -> list[str]:
@@ -60,7 +61,7 @@ def restore(path: Path, backup: Path) -> Path | None:
         CannotCopy: it cannot be read, or there is no room.
     """
     with files.locked(path):
-        arriving = path.with_name(f"{path.name}.restoring")
+        arriving = temporary_name(path.with_name(f"{path.name}.restoring"))
         log, arriving_log = files.wal_of(backup), files.wal_of(arriving)
         for leftover in (arriving, arriving_log):
             leftover.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def passing(target: Path) -> Iterator[Unfinished]:
     """As `arriving`, but it is removed in any case."""
     if os.path.lexists(target):
         raise _taken(target)
-    path = target.with_name(f".{target.name}{SUFFIX}")
+    path = temporary_name(target)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         if not _is_free(descriptor):
@@ -72,6 +72,11 @@ def passing(target: Path) -> Iterator[Unfinished]:
 
 def _taken(target: Path) -> FileExistsError:
     return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+
+def temporary_name(target: Path) -> Path:
+    """What a file is called until it is whole."""
+    return target.with_name(f".{target.name}{SUFFIX}")
 
 
 def sweep(directory: Path) -> list[Path]:

@@ -25,9 +25,9 @@ logger = logging.getLogger("avicenna.storage.progress")
 
 def show_progress() -> None:
     """Have what takes long say on stderr how far it is, a line every few seconds."""
-    logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler())
-    logger.propagate = False
+    if not logger.handlers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(logging.StreamHandler())
 
 
 def check(database: Path) -> Sequence[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import logging
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -241,3 +243,17 @@ def test_what_a_killed_process_left_of_the_same_copy_is_begun_anew(tmp_path: Pat
         with into.path.open("rb") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert [one.name for one in tmp_path.iterdir()] == ["copy.db"]
+
+
+async def test_the_log_says_how_far_a_copy_is(
+    path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(copying, "PROGRESS_SECONDS", 0)
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        await store.backup(path.parent / "copy.db")
+        await store.check(path.parent / "scratch.db")
+    lines = [record.getMessage() for record in caplog.records if record.name == "avicenna.storage.progress"]
+    assert re.fullmatch(rf"backup copy\.db: {PAGES_PER_STEP} of \d+ pages are copied", lines[0])
+    assert "check: the events of diagnoses up to key 0 are checked" in lines
