@@ -6,16 +6,24 @@ that fails takes it back with them, and nobody has to count millions of rows at 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from storage.belief import Moment
-from storage.errors import KeyReused
-from storage.records import IDEMPOTENCY_KEY_SECONDS, IdempotencyKeys, NewEvent
+from storage.errors import KeyReused, KeysExhausted, StorageError
+from storage.records import IDEMPOTENCY_KEY_SECONDS, Appended, IdempotencyKeys, NewEvent
 
 COUNT: Final = "idempotency_keys"
 """The row of `meta` that holds how many keys there are."""
+
+
+SILENT_SECONDS: Final = 60.0
+"""Between two lines of the log about keys that found no room."""
+
+logger = logging.getLogger("avicenna.storage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +93,17 @@ def look(db: sqlite3.Connection, keys_max: int, reckoned: float) -> IdempotencyK
     (first,) = db.execute("SELECT min(expires_at) FROM idem").fetchone()
     oldest = None if first is None else max(0.0, reckoned - (first - IDEMPOTENCY_KEY_SECONDS))
     return IdempotencyKeys(count(db), keys_max, oldest)
+
+
+class Fullness:
+    """Tells the log that keys find no room, at most once in `SILENT_SECONDS`. One per store."""
+
+    def __init__(self) -> None:
+        self._told_at: float | None = None
+
+    def look_at(self, outcomes: Sequence[Appended | StorageError], now: float) -> None:
+        """Look at what became of some events at this time (of a monotonic clock)."""
+        full = next((one for one in outcomes if isinstance(one, KeysExhausted)), None)
+        if full is not None and (self._told_at is None or now >= self._told_at + SILENT_SECONDS):
+            self._told_at = now
+            logger.warning("events with new keys are refused: %s (setting idempotency_keys_max)", full)

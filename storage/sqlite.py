@@ -282,6 +282,7 @@ class SqliteStore:
     ) -> None:
         self._committer = committer
         self._keys_max = keys_max
+        self._fullness = idempotency.Fullness()
         self._database = database
         self._size_bytes = size_bytes
         """Bytes of the database and of its log."""
@@ -307,8 +308,13 @@ class SqliteStore:
         if refused:
             events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
         given, keys_max = tuple(events), self._keys_max
-        pending = self._committer.submit(lambda db, now: transactions.append(db, diagnosis_id, given, now, keys_max))
+        pending = self._committer.submit(
+            lambda db, now: transactions.append(db, diagnosis_id, given, now, keys_max), self._appended
+        )
         return PendingAppend(pending, len(given), refused)
+
+    def _appended(self, outcomes: Sequence[Appended | StorageError]) -> None:
+        self._fullness.look_at(outcomes, self._time.monotonic())
 
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
         return await self._read(transactions.read_after, diagnosis_id, seq, limit)

@@ -134,6 +134,22 @@ async def test_how_many_keys_there_are_is_known_at_the_next_start_and_counted_wh
         assert isinstance(refused, KeysExhausted)
 
 
+async def test_the_log_says_once_a_minute_that_keys_find_no_room(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=1) as store:
+        await store.register("d", "amira", [])
+        for seconds in (0, 59, 1):
+            clock.now += seconds
+            await store.append_nowait("d", [NewEvent("k", b"", key) for key in ("a", "b", "c")]).wait()
+    lines = [record.getMessage() for record in caplog.records if "idempotency_keys_max" in record.getMessage()]
+    assert (
+        lines
+        == ["events with new keys are refused: 1 idempotency keys are stored already (setting idempotency_keys_max)"]
+        * 2
+    )
+
+
 async def test_a_transaction_that_is_taken_back_takes_its_keys_out_of_their_number(
     path: Path, clock: ManualClock, new_epoch: NewEpoch
 ) -> None:
