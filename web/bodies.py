@@ -34,14 +34,17 @@ TAG_CHARACTERS: Final = 32
 """Of a digest, as an `ETag`: 128 bits, which two contents never share."""
 
 
-async def read_json_body() -> bytes:
+async def read_json_body(arrived: Callable[[int], None] = lambda length: None) -> bytes:
     """The body of the current request.
 
+    Args:
+        arrived: see `LeanRequest.receive_body`.
+
     Raises:
-        Problem: 413 over 64 KiB, 415 if it is not declared as JSON.
+        Problem: 413 over 64 KiB, 415 if it is not declared as JSON; or what `arrived` raises.
     """
     require_media_type(JSON_MEDIA_TYPE)
-    return await read_body(BODY_BYTES_MAX)
+    return await read_body(BODY_BYTES_MAX, arrived)
 
 
 def require_media_type(media_type: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from quart import Blueprint, Response
 
 from actors.messages import Publish, Receipt
+from storage.records import NewEvent
 from web import wire
 from web.access import ask_for, authenticate, authorized_diagnosis, check_may_broadcast_something, count_event
-from web.bodies import answer, idempotency_key, read_json_body
+from web.bodies import BODY_BYTES_MAX, answer, idempotency_key, read_json_body
+from web.body_room import Allowance, Room
 from web.judging import judge_of
 from web.records import (
     EffectivenessUpdate,
@@ -21,40 +25,54 @@ from web.rights import may_broadcast
 from web.services import Services
 from web.tokens import Principal
 
+BODIES_BYTES_MAX: Final = 1024 * BODY_BYTES_MAX
+"""Bodies of all single broadcasts that are arriving. Reason: each is held whole, on thousands of connections. Beyond:
+429."""
+
 
 def broadcasts(services: Services) -> Blueprint:
     """The three broadcast routes."""
     blueprint = Blueprint("broadcasts", __name__)
+    allowance = Allowance(BODIES_BYTES_MAX)
 
     @blueprint.post("/ws/broadcast-recommendation-update")
     async def recommendation() -> Response:
-        return await _broadcast(services, RecommendationUpdate)
+        return await _broadcast(services, allowance, RecommendationUpdate)
 
     @blueprint.post("/ws/broadcast-effectiveness-update")
     async def effectiveness() -> Response:
-        return await _broadcast(services, EffectivenessUpdate)
+        return await _broadcast(services, allowance, EffectivenessUpdate)
 
     @blueprint.post("/ws/broadcast-feedback-update")
     async def feedback() -> Response:
-        return await _broadcast(services, FeedbackUpdate)
+        return await _broadcast(services, allowance, FeedbackUpdate)
 
     return blueprint
 
 
-async def _broadcast(services: Services, kind: type[Update]) -> Response:
+async def _broadcast(services: Services, allowance: Allowance, kind: type[Update]) -> Response:
     who = authenticate(services)
     count_event(services, who)
     key = idempotency_key()
-    body = await read_json_body()
+    with allowance.room_of(who.sub) as room:
+        diagnosis_id, event = await _received(services, who, kind, key, room)
+    publish = Publish(event, judge_of(services, who, may_broadcast))
+    receipt = await ask_for(services, who, diagnosis_id, publish)
+    return answer({"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)})
+
+
+async def _received(
+    services: Services, who: Principal, kind: type[Update], key: str | None, room: Room
+) -> tuple[str, NewEvent]:
+    """The event in the body of the current request, and its diagnosis, to which `who` may broadcast."""
+    body = await read_json_body(room.take)
     target = await authorized_target(services, who, body, "the body")
     update = wire.decode_update(kind, body)
     diagnosis_id = diagnosis_id_of(update.diagnosis_id)
     event = wire.new_event(update, key)
     if diagnosis_id != target:
         await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
-    publish = Publish(event, judge_of(services, who, may_broadcast))
-    receipt = await ask_for(services, who, diagnosis_id, publish)
-    return answer({"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)})
+    return diagnosis_id, event
 
 
 async def authorized_target(services: Services, who: Principal, text: bytes, what: str) -> str | None:

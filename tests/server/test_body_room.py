@@ -1,4 +1,4 @@
-"""How much room the bodies of bulk requests may take, and when they take it."""
+"""How much room the bodies of broadcasts may take, and when they take it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.access.travelling import noted_arrivals, travelling
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_bulk import feedback, results, send, text_of
-from web import bulk
+from web import broadcasts, bulk
 from web.bodies import BULK_BYTES_MAX
 from web.body_room import SHARES, Allowance
 from web.errors import Problem
@@ -58,6 +58,18 @@ async def test_announcing_large_bodies_takes_no_room_from_those_who_send_theirs(
             for sub, diagnosis_id in (("amira", 42), ("bo", "bos")):
                 (found,) = results(await send(server, text_of(feedback(1, diagnosis_id)), sub))
                 assert found["status"] == 200
+
+
+async def test_bodies_of_single_broadcasts_that_are_arriving_are_bounded_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broadcasts, "BODIES_BYTES_MAX", SHARES * 500)
+    async with running_server(settings) as server:
+        await server.register()
+        for number in range(1, 4):
+            refused = await server.publish(0, comment="x" * 500)
+            assert_problem(refused, 429, "rate_limited", "this user")
+            assert (await server.publish(number)).json()["seq"] == number
 
 
 async def test_a_body_for_which_there_is_no_room_is_refused_at_once_and_gives_its_room_back(
