@@ -146,12 +146,6 @@ def give_name(made_at: Path, path: Path) -> bool:
     return True
 
 
-def make_empty(path: Path) -> None:
-    """Make an empty private file if there is none, and if that is possible."""
-    with contextlib.suppress(OSError):
-        make_private(path)
-
-
 def is_writable(path: Path) -> bool:
     """Whether this process may write a file that is there; also false on a read-only file system."""
     return os.access(path, os.W_OK)

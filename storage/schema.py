@@ -205,6 +205,8 @@ def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+    # Pages that leave memory before a commit would lie in the log, and look like damage after a kill (`storage.wal`).
+    connection.execute("PRAGMA cache_spill = OFF")
     # Only what is in the database itself tells the next run that a log must lie beside it.
     connection.execute("PRAGMA wal_checkpoint")
     # Whatever the durability of this run: that it runs, and with which, was synced above.
@@ -222,11 +224,7 @@ def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
         clean = last.clean or last.copied
         if not clean:
             if not opening.had_log:
-                raise Damaged(
-                    f"{opening.path} was not closed in order, and its log {opening.path}-wal is missing: the newest "
-                    "events were in it. Put it back; or go on without them: "
-                    + _restore_command(opening.path, opening.path)
-                )
+                raise damaged_log(opening.path, "is missing")
             if problems := integrity.everything(connection, quick=True):
                 raise damaged(opening.path, problems)
     _migrate(connection)
@@ -246,6 +244,14 @@ def damaged(path: str, problems: Sequence[str]) -> Damaged:
     """What an operator is told about a database that fails its check."""
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     return Damaged(f"{path} is damaged ({problems[0]}{more}); restore a backup: {_restore_command(path)}")
+
+
+def damaged_log(path: str, fault: str) -> Damaged:
+    """What an operator is told about a database whose write-ahead log is not as its last run left it."""
+    return Damaged(
+        f"{path} was not closed in order, and its log {path}-wal {fault}: the newest events were in it. "
+        f"Put it back as it was; or go on without them: {_restore_command(path, path)}"
+    )
 
 
 def _restore_command(path: str, backup: str = "FILE") -> str:

@@ -10,14 +10,14 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import copying, files, idempotency, integrity, retention, revocations, storable, trails, transactions
+from storage import copying, files, idempotency, integrity, retention, revocations, storable, trails, transactions, wal
 from storage.belief import Moment
 from storage.bridge import Database, open_database
 from storage.clock import Clock, Timekeeper
@@ -32,7 +32,7 @@ from storage.errors import (
     StorageError,
     StoreBroken,
 )
-from storage.history import end_run, keep_time
+from storage.history import end_run, keep_time, last_run
 from storage.records import (
     EVERY_ROW,
     IDEMPOTENCY_KEYS_MAX,
@@ -65,7 +65,7 @@ from storage.records import (
     SubscriberId,
     TrailFilter,
 )
-from storage.schema import Opened, Opening, prepare
+from storage.schema import Opened, Opening, damaged_log, prepare
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -164,6 +164,8 @@ async def _open_connection(
         # SQLite would fail to lock it, and call that an I/O error.
         raise CannotOpen(f"{path} is read-only; the server must be able to write it")
     presence = files.Presence(path)
+    if presence.has_log:
+        _judge_log(path, log, boot)
     is_clean = is_broken = was_lost = False
     try:
         async with open_database(path) as database:
@@ -182,9 +184,32 @@ async def _open_connection(
                 is_clean = not is_broken and await _end_run(database, time)
     finally:
         # SQLite removes the log when it closes, its contents being in the database by then. To the next run a
-        # missing log after an unclean end means that somebody took it away: leave an empty one instead.
+        # missing log after an unclean end means that somebody took it away: leave word of it instead.
         if presence.has_log and not is_clean and not (is_broken and was_lost):
-            files.make_empty(log)
+            with contextlib.suppress(OSError):
+                files.put_in_place(log, wal.CLOSED)
+
+
+def _judge_log(path: Path, log: Path, boot: str) -> None:
+    """See that the log of a run that did not end in order is what such a run leaves, before SQLite takes it up.
+
+    Raises:
+        Damaged: it is not; nothing was changed.
+    """
+    # Immutable: the file alone, without its log, as the last checkpoint left it. Nothing is locked, nothing written.
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+        try:
+            last = last_run(db)
+        except sqlite3.DatabaseError:
+            return  # empty, or not ours, or damaged: opening it says so
+    if last.clean or last.copied:
+        return
+    try:
+        fault = wal.fault_of(log, killed=bool(boot) and last.boot == boot)
+    except OSError as error:
+        raise CannotOpen(f"{log} cannot be read: {error.strerror}") from error
+    if fault is not None:
+        raise damaged_log(str(path), fault)
 
 
 def _report(path: Path, opened: Opened) -> None:

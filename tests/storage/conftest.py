@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,3 +74,15 @@ async def _opened(
         return
     async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=keys_max) as opened:
         yield opened
+
+
+@pytest.fixture
+def crashed(path: Path, tmp_path: Path) -> Callable[[], None]:
+    """Makes the files of the store what a `kill -9` at this moment would have left, once it is closed."""
+    kept = tmp_path / "kept"
+
+    def keep() -> None:
+        # `cp` runs in a process of its own: opening the database in this one would drop SQLite's locks.
+        assert os.spawnlp(os.P_WAIT, "cp", "cp", "-r", str(path.parent), str(kept)) == 0
+
+    return keep

@@ -13,25 +13,13 @@ from typing import Any
 import pytest
 import trio
 
-from storage import copies
+from storage import copies, wal
 from storage.errors import Busy, CannotCopy, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
 from storage.files import wal_of
 from storage.records import Appended, Durability, NewEvent, Seq
 from storage.sqlite import DamagePolicy, SqliteStore, open_store
 from storage.transactions import checksum, is_whole
 from tests.storage.conftest import ManualClock
-
-
-@pytest.fixture
-def crashed(path: Path, tmp_path: Path) -> Callable[[], None]:
-    """Makes the files of the store what a `kill -9` at this moment would have left, once it is closed."""
-    kept = tmp_path / "kept"
-
-    def keep() -> None:
-        # `cp` runs in a process of its own: opening the database in this one would drop SQLite's locks.
-        assert os.spawnlp(os.P_WAIT, "cp", "cp", "-r", str(path.parent), str(kept)) == 0
-
-    return keep
 
 
 def come_back(path: Path, tmp_path: Path) -> None:
@@ -232,7 +220,7 @@ async def test_a_damaged_page_is_found_after_an_unclean_end(
     start = place - place % 4096
     content[start : start + 64] = b"\xff" * 64
     path.write_bytes(content)
-    Path(f"{path}-wal").write_bytes(b"")
+    Path(f"{path}-wal").write_bytes(wal.CLOSED)
     with pytest.raises(Damaged, match="is damaged"):
         async with opened(path, new_epoch):
             pass

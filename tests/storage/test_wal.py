@@ -1,0 +1,205 @@
+"""What a log that was damaged after a kill is taken for: never for one that ends earlier."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from storage import copies, wal
+from storage.errors import Damaged
+from storage.records import NewEvent, Seq
+from tests.storage.test_faults import come_back, fill, opened
+
+pytestmark = [pytest.mark.guarantee(1), pytest.mark.guarantee(2)]
+
+Damage = Callable[[bytearray], None]
+
+
+def page_bytes(log: bytes | bytearray) -> int:
+    return int(struct.unpack_from(">I", log, 8)[0])
+
+
+def frame_at(log: bytes | bytearray, number: int) -> int:
+    """Where a frame begins; negative: counted from the last one of the newest log in the file."""
+    size = wal.FRAME.size + page_bytes(log)
+    places = [at for at in range(wal.HEADER.size, len(log) - size + 1, size) if log[at + 8 : at + 16] == log[16:24]]
+    return places[number]
+
+
+def flip(log: bytearray, at: int) -> None:
+    log[at] ^= 1
+
+
+def empty(log: bytearray) -> None:
+    log.clear()
+
+
+def flip_header(log: bytearray) -> None:
+    flip(log, 17)
+
+
+def zero_header(log: bytearray) -> None:
+    log[:32] = bytes(32)
+
+
+def cut_header(log: bytearray) -> None:
+    del log[31:]
+
+
+def flip_first_page(log: bytearray) -> None:
+    flip(log, frame_at(log, 0) + 100)
+
+
+def flip_salt(log: bytearray) -> None:
+    flip(log, frame_at(log, 2) + 9)
+
+
+def flip_sums(log: bytearray) -> None:
+    flip(log, frame_at(log, 1) + 20)
+
+
+def flip_last_but_one(log: bytearray) -> None:
+    flip(log, frame_at(log, -2) + 500)
+
+
+def zero_tail(log: bytearray) -> None:
+    at = frame_at(log, -3)
+    log[at:] = bytes(len(log) - at)
+
+
+def make_sparse(log: bytearray) -> None:
+    """As a log that was cut to nothing while a server went on writing to it."""
+    at = frame_at(log, -2)
+    log[:at] = bytes(at)
+
+
+def torn_frame(log: bytearray) -> None:
+    """As a process that is killed while it writes the last frame."""
+    at = frame_at(log, -1)
+    log[at + wal.FRAME.size :] = bytes(len(log) - at - wal.FRAME.size)
+
+
+def short_frame(log: bytearray) -> None:
+    del log[frame_at(log, -1) + 700 :]
+
+
+async def killed(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None], damage: Damage
+) -> str:
+    """A store whose process was killed, and whose log was damaged since; its epoch."""
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        for number in range(5):
+            await store.append_nowait("d", [NewEvent("k", b"more-%d" % number)]).wait()
+        epoch = (await store.get("d")).epoch
+        crashed()
+    come_back(path, tmp_path)
+    log = Path(f"{path}-wal")
+    content = bytearray(log.read_bytes())
+    damage(content)
+    log.write_bytes(content)
+    return epoch
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (empty, "is empty"),
+        (cut_header, "is empty"),
+        (flip_header, "invalid header"),
+        (zero_header, "invalid header"),
+        (make_sparse, "invalid header"),
+        (flip_first_page, "damaged frame 1,"),
+        (flip_sums, "damaged frame 2,"),
+        (flip_salt, "damaged frame 3,"),
+        (flip_last_but_one, "damaged frame"),
+        (zero_tail, "is zero from frame"),
+    ],
+)
+async def test_damage_of_the_log_after_a_kill_is_refused_until_somebody_gives_the_newest_events_up(
+    path: Path,
+    tmp_path: Path,
+    new_epoch: Callable[[], str],
+    crashed: Callable[[], None],
+    damage: Damage,
+    said: str,
+) -> None:
+    before = await killed(path, tmp_path, new_epoch, crashed, damage)
+    found = {file: file.read_bytes() for file in path.parent.iterdir()}
+    for _ in range(2):
+        with pytest.raises(Damaged, match=f"log .*{said}.*Put it back.*avicenna-live restore"):
+            async with opened(path, new_epoch):
+                pass
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == found, "something was changed"
+    assert copies.restore(path, path) is not None
+    async with opened(path, new_epoch) as store:
+        assert [one.epoch for one in await store.diagnoses() if one.epoch == before] == []
+
+
+async def test_where_the_setting_allows_it_an_empty_database_is_begun(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None]
+) -> None:
+    await killed(path, tmp_path, new_epoch, crashed, flip_first_page)
+    async with opened(path, new_epoch, on_damage="set_aside") as store:
+        assert await store.diagnoses() == []
+    assert Path(f"{path}.damaged").exists()
+    assert Path(f"{path}.damaged-wal").exists()
+
+
+@pytest.mark.parametrize("damage", [torn_frame, short_frame])
+async def test_a_frame_that_a_kill_has_torn_is_no_damage(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None], damage: Damage
+) -> None:
+    epoch = await killed(path, tmp_path, new_epoch, crashed, damage)
+    async with opened(path, new_epoch) as store:
+        window = (await store.read_after("d", Seq(0))).window
+        assert (window.epoch, window.head) == (epoch, 9)
+
+
+@pytest.mark.parametrize("damage", [zero_tail, flip_last_but_one])
+async def test_what_a_stop_of_the_machine_may_have_left_unwritten_is_no_damage(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None], damage: Damage
+) -> None:
+    await killed(path, tmp_path, new_epoch, crashed, damage)
+    async with opened(path, new_epoch, boot="boot-2") as store:
+        assert (await store.read_after("d", Seq(0))).window.head < 10
+
+
+async def test_a_log_that_is_written_again_from_its_start_holds_old_frames_behind_new_ones(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None]
+) -> None:
+    chance, number = random.Random(6), 0
+    log = Path(f"{path}-wal")
+    async with opened(path, new_epoch) as store:
+        await store.register("d", "amira", [])
+        for _ in range(40):
+            sizes = [chance.randrange(60_000) for _ in range(chance.randrange(1, 30))]
+            await store.append_nowait("d", [NewEvent("k", os.urandom(size)) for size in sizes]).wait()
+            number += len(sizes)
+            crashed_at = tmp_path / "kept"
+            crashed()
+            assert wal.fault_of(crashed_at / log.name, killed=True) is None
+            shutil.rmtree(crashed_at)
+
+
+async def test_a_run_that_could_not_be_closed_in_order_leaves_word_in_the_place_of_its_log(
+    path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.sqlite._end_run", fails)
+        async with opened(path, new_epoch) as store:
+            await fill(store)
+    assert Path(f"{path}-wal").read_bytes() == wal.CLOSED
+    async with opened(path, new_epoch) as store:
+        assert (await store.read_after("d", Seq(0))).window.head == 5
