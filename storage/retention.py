@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
-from storage import idempotency
+from storage import idempotency, trails
 from storage.records import (
     OWNED_NAMED_MAX,
     Audit,
@@ -24,7 +24,6 @@ from storage.records import (
     Seq,
     Window,
 )
-from storage.trails import record
 
 ERASED_ROWS_MAX: Final = 200
 """Rows of each kind that one step of an erasure changes. Reason: publishers wait for the step, some 10 ms."""
@@ -212,6 +211,6 @@ def _owned(db: sqlite3.Connection, sub: str, is_last: bool) -> tuple[tuple[str, 
 def _told(db: sqlite3.Connection, row: NewAuditRow, number: int | None, now: float) -> int:
     """Store the row of the act, or bring it up to date; its number."""
     if number is None:
-        return record(db, row, now)
+        return trails.record(db, row, now)
     db.execute("UPDATE audit SET before = ?, after = ? WHERE number = ?", (row.before, row.after, number))
     return number
