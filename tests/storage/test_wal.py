@@ -17,8 +17,6 @@ from storage.errors import Damaged
 from storage.records import NewEvent, Seq
 from tests.storage.test_faults import come_back, fill, opened
 
-pytestmark = [pytest.mark.guarantee(1), pytest.mark.guarantee(2)]
-
 Damage = Callable[[bytearray], None]
 
 
@@ -108,6 +106,8 @@ async def killed(
     return epoch
 
 
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
