@@ -331,6 +331,11 @@ class Registry(Watcher):
         return None if cell is None or cell.roster.ring is None else cell.roster.ring.window
 
     @property
+    def loaded(self) -> list[str]:
+        """Diagnoses whose outbox is in memory."""
+        return [one.diagnosis_id for one in self._cells.values() if one.roster.ring is not None]
+
+    @property
     def ring_bytes_max(self) -> int:
         """What events may take in memory."""
         return self._limits.ring_bytes_max

@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from contextvars import Context
+from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast
 
 import aiosqlite
 import trio
@@ -112,6 +113,51 @@ async def _drive(loop: _Loop, work: Coroutine[Any, Any, Result]) -> Result:
             await _wait(future)
 
 
+class Call(Generic[Result]):
+    """A function on its way through the database thread, for whoever may stop waiting for it."""
+
+    __slots__ = ("_error", "_is_abandoned", "_result", "done", "ended")
+
+    def __init__(self, ended: Callable[[], object]) -> None:
+        self.done = trio.Event()
+        """Set once it has run."""
+        self.ended = ended
+        """Called right before `done` is set, also if nobody waits any more. Must not raise."""
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._is_abandoned = False
+
+    @contextlib.contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Around the wait for it: whoever stops waiting wants it no more, and if it has not begun, it never does."""
+        try:
+            yield
+        finally:
+            self._is_abandoned = True
+
+    def result(self) -> Result:
+        """What it returned, once it is done.
+
+        Raises: what it raised.
+        """
+        if self._error is not None:
+            raise self._error
+        return cast(Result, self._result)
+
+    def run(self, function: Callable[[], Result]) -> None:
+        """Run it, on the database thread. Raises nothing: asyncio complains of errors that nobody looks at."""
+        if not self._is_abandoned:
+            try:
+                self._result = function()
+            except BaseException as error:  # noqa: BLE001 - raised again for whoever waits
+                self._error = error
+
+    def arrive(self, _: object) -> None:
+        """It has run; on Trio's thread."""
+        self.ended()
+        self.done.set()
+
+
 class Database:
     """One SQLite connection, used by one thread, a whole function at a time."""
 
@@ -130,6 +176,27 @@ class Database:
         so that the answer to "did it commit?" is never thrown away.
         """
         return await self.run_and_tell(lambda _: None, function, *args, **kwargs)
+
+    def begin(
+        self,
+        ended: Callable[[], object],
+        function: Callable[Concatenate[sqlite3.Connection, P], Result],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Call[Result]:
+        """Queue `function(connection, ...)` for the database thread, behind everything queued before it.
+
+        Args:
+            ended: called when it has run; see `Call.ended`.
+        """
+        call: Call[Result] = Call(ended)
+        connection = self._connection
+        work: Coroutine[Any, Any, None] = connection._execute(  # type: ignore[no-untyped-call]
+            call.run, partial(function, connection._conn, *args, **kwargs)
+        )
+        _step(self._loop, work).add_done_callback(call.arrive)
+        work.close()  # it would only hand over what its future has
+        return call
 
     async def run_and_tell(
         self,

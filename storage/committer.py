@@ -16,14 +16,18 @@ from typing import Concatenate, Final, Generic, ParamSpec, TypeVar, cast
 import trio
 
 from storage.belief import Kept, Moment
-from storage.bridge import Database
+from storage.bridge import Call, Database
 from storage.clock import Timekeeper
 from storage.errors import Busy, Failed, Refused, StorageError, StoreBroken
 from storage.outage import Outage
 from storage.records import StoreStatistics
+from storage.stall import Stall
 
 QUEUE_OPERATIONS_MAX: Final = 4096
 """Operations that may wait for the next transaction. Beyond: refused at once (`Busy`), certainly not stored."""
+
+READS_MAX: Final = 4096
+"""Reads that may wait for the database, those that nobody waits for any more included. Beyond: refused (`Busy`)."""
 
 BATCH_OPERATIONS_MAX: Final = 512
 """Operations in one transaction. Reason: the first of them waits for the last. Beyond: the next transaction."""
@@ -56,13 +60,16 @@ _OPERATION_CODES: Final = frozenset(
 class Pending(Generic[Answer]):
     """An operation that is queued: it will be carried out, whatever becomes of who asked."""
 
-    __slots__ = ("_answer", "_done", "_error", "after", "work")
+    __slots__ = ("_answer", "_error", "after", "done", "since", "work")
 
-    def __init__(self, work: Work[Answer], after: Callable[[Answer], None] | None) -> None:
+    def __init__(self, work: Work[Answer], after: Callable[[Answer], None] | None, since: float = 0.0) -> None:
         self.work = work
+        self.since = since
+        """When it was submitted, in seconds this process has run."""
         self.after = after
         """Called with the answer after the commit, before anybody is woken."""
-        self._done = trio.Event()
+        self.done = trio.Event()
+        """Set once there is an outcome."""
         self._answer: Answer | None = None
         self._error: StorageError | None = None
 
@@ -74,11 +81,7 @@ class Pending(Generic[Answer]):
             self._answer = outcome
             if self.after is not None:
                 self.after(outcome)
-        self._done.set()
-
-    async def settled(self) -> None:
-        """Return once there is an outcome, whatever it is."""
-        await self._done.wait()
+        self.done.set()
 
     async def wait(self) -> Answer:
         """The answer, after its commit.
@@ -88,7 +91,7 @@ class Pending(Generic[Answer]):
 
         Cancellation: stops waiting; the operation goes on.
         """
-        await self.settled()
+        await self.done.wait()
         if self._error is not None:
             raise self._error
         return cast(Answer, self._answer)
@@ -101,9 +104,9 @@ class Committer:
         self,
         database: Database,
         time: Timekeeper,
-        wal_bytes: Callable[[], int],
         lost: Callable[[], str | None] = lambda: None,
         keep: Keep | None = None,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         """Work on `database`.
 
@@ -112,12 +115,15 @@ class Committer:
             keep: keeps that time; `None`: it is not kept.
             lost: what has happened to the files of the database, `None`: they are in place. Asked after every
                 commit, before anybody is told about it: a commit into a deleted file must not be acknowledged.
+            is_full: whether nothing more can be written; asked after a failed write, on the database thread.
         """
         self._database = database
         self._time = time
-        self._wal_bytes = wal_bytes
+        self.wal_bytes = 0
+        """Size of the write-ahead log when it was last looked at: whoever asks must not wait for the disk."""
         self._lost = lost
         self._keep = keep
+        self._is_full = is_full
         self._kept_at: float | None = None
         """When the time was kept last (on the monotonic clock); `None`: not yet in this run."""
         self._kept_held = False
@@ -133,6 +139,11 @@ class Committer:
         """What was submitted last; operations are settled in the order in which they were submitted."""
         self._broken: StoreBroken | None = None
         self._outage = Outage()
+        self._stall = Stall(trio.current_time())
+        self._in_hand_since: float | None = None
+        """When the oldest operation of the transaction under way was submitted; `None`: there is none."""
+        self._reads: dict[Call[object], float] = {}
+        """Reads that have not ended, in order, and when each was asked for."""
         self._queue_peak = self._commits = self._operations = self._batch_peak = 0
         self._seconds_last = self._seconds_peak = self._seconds_total = 0.0
 
@@ -142,7 +153,7 @@ class Committer:
         Raises:
             Busy: the queue is full; nothing was queued.
         """
-        pending = Pending(work, after)
+        pending = Pending(work, after, self._stall.ran(trio.current_time()))
         if self._broken is not None:
             pending.settle(Failed(str(self._broken)))
             return pending
@@ -155,10 +166,13 @@ class Committer:
         self._changed.set()
         return pending
 
-    async def settle(self) -> None:
-        """Wait until everything submitted so far has its outcome."""
+    def settled(self) -> trio.Event:
+        """Set once everything submitted so far has its outcome."""
         if self._last is not None:
-            await self._last.settled()
+            return self._last.done
+        settled = trio.Event()
+        settled.set()
+        return settled
 
     async def read(
         self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs
@@ -168,16 +182,41 @@ class Committer:
         Raises:
             Refused: what the function raises.
             Busy, Failed: it could not be read; if it can never be, the store has broken.
+
+        Cancellation: stops waiting; a function that has begun runs to its end, one that has not never does.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._broken is not None:
             raise Failed(str(self._broken))
+        if len(self._reads) >= READS_MAX:
+            raise Busy(f"{READS_MAX} reads wait for the disk already")
+        call = self._database.begin(lambda: self._reads.pop(cast("Call[object]", call)), function, *args, **kwargs)
+        self._reads[cast("Call[object]", call)] = self._stall.ran(trio.current_time())
+        with call.wanted():
+            await call.done.wait()
         try:
-            return await self._database.run(function, *args, **kwargs)
+            return call.result()
         except StoreBroken as broken:
             self.break_down(str(broken))
             raise Failed(str(broken)) from broken
         except sqlite3.Error as error:
             raise self._translate(error) from error
+
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long the oldest that waits for the disk has waited, while this process ran; 0: nobody waits."""
+        since = self._waiting_since()
+        return 0.0 if since is None else max(0.0, self._stall.ran(trio.current_time()) - since)
+
+    def look(self) -> None:
+        """Tell the log when the disk ceases to answer, and when it answers again; every `stall.LOOK_SECONDS`."""
+        self._stall.look(trio.current_time(), self._waiting_since())
+
+    def _waiting_since(self) -> float | None:
+        found = [] if self._in_hand_since is None else [self._in_hand_since]
+        found += [self._queue[0].since] if self._queue else []
+        found += [next(iter(self._reads.values()))] if self._reads else []
+        return min(found, default=None)
 
     @property
     def broken(self) -> StoreBroken | None:
@@ -205,7 +244,10 @@ class Committer:
         """
         while self._queue or not self._is_closed:
             if self._queue:
-                await self._commit(self._drain())
+                batch = self._drain()
+                self._in_hand_since = batch[0].since
+                await self._commit(batch)
+                self._in_hand_since = None
             else:
                 self._changed = trio.Event()
                 await self._changed.wait()
@@ -229,7 +271,7 @@ class Committer:
         kept = self._to_keep(began)
         keep = None if kept is None or self._keep is None else _keeping(self._keep, kept)
         try:
-            await self._database.run_and_tell(tell, run_transaction, works, moment, self._lost, keep)
+            await self._database.run_and_tell(tell, run_transaction, works, moment, self._lost, keep, self._is_full)
         except Spoiled as spoiled:
             if len(batch) > 1:
                 for one in batch:
@@ -246,7 +288,7 @@ class Committer:
                 self._kept_at, self._kept_held = began, kept.held
             self._outage.is_over(self._time.monotonic())
             return
-        tell([failure] * len(batch))
+        _settle(batch, [failure] * len(batch))
 
     def keep_time(self) -> None:
         """Look at the clock, and have its time kept if no commit did so lately. To be called every second or so."""
@@ -274,7 +316,11 @@ class Committer:
 
     def _refused(self, failed: TransactionFailed) -> StorageError:
         """What the waiters of a transaction are told that the disk refused; told to the log as well."""
-        refusal = self._translate(failed.cause, in_commit=failed.in_commit)
+        refusal: StorageError
+        if failed.is_full:
+            refusal = Busy("the disk is full")
+        else:
+            refusal = self._translate(failed.cause, in_commit=failed.in_commit)
         if self._broken is None:
             self._outage.goes_on(refusal, self._time.monotonic())
         return refusal
@@ -285,11 +331,11 @@ class Committer:
         if code is None:
             return Failed(f"the operation failed unexpectedly: {type(error).__name__}")
         match code & 0xFF:
-            case sqlite3.SQLITE_FULL if not in_commit:
-                return Busy("the disk is full")
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED if not in_commit:
                 return Busy("the database is locked by another process")
-            case sqlite3.SQLITE_FULL | sqlite3.SQLITE_BUSY:
+            case sqlite3.SQLITE_FULL:
+                return Busy("the disk is full")
+            case sqlite3.SQLITE_BUSY:
                 return Failed(f"the commit failed: {error}")
             case primary if primary in _OPERATION_CODES:
                 return Failed(f"the operation was refused by the database: {type(error).__name__}")
@@ -318,8 +364,9 @@ class Committer:
             commit_seconds_last=self._seconds_last,
             commit_seconds_peak=self._seconds_peak,
             commit_seconds_total=self._seconds_total,
-            wal_bytes=self._wal_bytes(),
+            wal_bytes=self.wal_bytes,
             broken=None if self._broken is None else str(self._broken),
+            waiting_seconds=self.waiting_seconds,
         )
 
 
@@ -343,10 +390,12 @@ class Spoiled(Exception):
 class TransactionFailed(Exception):
     """The transaction itself failed: all of its operations share the outcome."""
 
-    def __init__(self, cause: sqlite3.Error, *, in_commit: bool) -> None:
+    def __init__(self, cause: sqlite3.Error, *, in_commit: bool, is_full: bool) -> None:
         super().__init__(str(cause))
         self.cause = cause
         self.in_commit = in_commit
+        self.is_full = is_full
+        """There was no room for it: certainly not stored."""
 
 
 def run_transaction(
@@ -355,6 +404,7 @@ def run_transaction(
     now: Moment,
     lost: Callable[[], str | None],
     keep: Callable[[sqlite3.Connection], None] | None = None,
+    is_full: Callable[[], bool] = lambda: False,
 ) -> list[object]:
     """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
 
@@ -377,7 +427,7 @@ def run_transaction(
         _roll_back(db)
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OPERATION_CODES:
             raise Spoiled(error) from error
-        raise TransactionFailed(error, in_commit=False) from error
+        raise TransactionFailed(error, in_commit=False, is_full=_had_no_room(error, is_full)) from error
     except Exception as error:
         _roll_back(db)
         raise Spoiled(error) from error
@@ -385,10 +435,17 @@ def run_transaction(
         db.execute("COMMIT")
     except sqlite3.Error as error:
         _roll_back(db)
-        raise TransactionFailed(error, in_commit=True) from error
+        # The frame that makes a transaction one is written last, and was not: what is rolled back is not stored.
+        raise TransactionFailed(error, in_commit=True, is_full=_had_no_room(error, is_full)) from error
     if (what := lost()) is not None:
         raise StoreBroken(what)
     return outcomes
+
+
+def _had_no_room(error: sqlite3.Error, is_full: Callable[[], bool]) -> bool:
+    """Whether a write failed for want of room; SQLite calls a used-up quota (`EDQUOT`) an I/O error."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and is_full())
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

@@ -15,6 +15,7 @@ import os
 import secrets
 import shlex
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ from storage.errors import CannotCopy, CannotOpen, InUse, Untrusted
 
 PIECE_BYTES: Final = 1024 * 1024
 """Bytes of a file in memory at a time."""
+
+PROBE_BYTES: Final = 64 * 1024
+"""Written to find out whether there is room: more than a disk may still hold in blocks that are begun."""
 
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -70,6 +74,10 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUse(f"{path} is in use by another server; stop it, or name another directory with --data") from None
+        except OSError as error:
+            raise CannotOpen(
+                f"{path} cannot be locked: {error.strerror}; name a directory with --data on a disk of this machine"
+            ) from error
         yield
     finally:
         os.close(descriptor)
@@ -146,6 +154,11 @@ def give_name(made_at: Path, path: Path) -> bool:
     return True
 
 
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory in the place of a file."""
+    return path.is_dir()
+
+
 def is_writable(path: Path) -> bool:
     """Whether this process may write a file that is there; also false on a read-only file system."""
     return os.access(path, os.W_OK)
@@ -154,6 +167,17 @@ def is_writable(path: Path) -> bool:
 def remove(path: Path) -> None:
     """Delete a file, if it is there."""
     path.unlink(missing_ok=True)
+
+
+def is_full(path: Path) -> bool:
+    """Whether nothing more can be written beside a file: the disk is full, or a quota is used up."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b"\0" * PROBE_BYTES)
+            file.flush()
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
 
 
 def sync_directory(path: Path) -> None:
@@ -181,12 +205,23 @@ def has_database(path: Path) -> bool:
 class Presence:
     """Whether the database and its log are still the files that were opened.
 
-    A file that is deleted or moved away can be written to for ever without an error, and all of it is lost.
+    A file that is deleted or moved away can be written to for ever without an error, and all of it is lost. A database
+    that has become shorter was cut by somebody else: SQLite gives nothing back here.
     """
 
     def __init__(self, path: Path) -> None:
+        """Look at them for the first time.
+
+        Raises:
+            CannotOpen: that is not possible.
+        """
         # Text, not paths: this is asked after every commit.
-        self._identities = {file: _identity(file) for file in (str(path), str(wal_of(path)))}
+        self._database, self._log = str(path), str(wal_of(path))
+        try:
+            self._identities = {file: _identity(_status(file)) for file in (self._database, self._log)}
+            self._size = size_of(path)
+        except OSError as error:
+            raise CannotOpen(f"{path} cannot be looked at: {error.strerror}") from error
 
     @property
     def has_log(self) -> bool:
@@ -199,26 +234,38 @@ class Presence:
         Since Linux 6.13 a `stat` makes the next write to the file give it a new time of change; to the log, which
         every commit writes, that would add a third to a commit.
         """
-        database, log = self._identities
-        if _identity(database) == self._identities[database] and os.access(log, os.F_OK):
-            return None
-        return self.lost()
+        return self._lost(self._database) or (None if os.access(self._log, os.F_OK) else self.lost())
 
     def lost(self) -> str | None:
         """What has happened to them, in words; `None`: they are in place."""
-        for file, identity in self._identities.items():
-            found = _identity(file)
-            if found != identity:
-                return f"{file} was {'deleted or moved away' if found is None else 'replaced'} while the server used it"
+        return self._lost(self._database) or self._lost(self._log)
+
+    def _lost(self, file: str) -> str | None:
+        size = self._size  # before the look: another thread may look at the same time
+        try:
+            status = _status(file)
+        except OSError as error:
+            return f"{file} cannot be looked at: {error.strerror}"
+        if status is None and self._identities[file] is not None:
+            return f"{file} was deleted or moved away while the server used it"
+        if _identity(status) != self._identities[file]:
+            return f"{file} was replaced while the server used it"
+        if status is not None and file == self._database:
+            if status.st_size < size:
+                return f"{file} was cut from {size} to {status.st_size} bytes while the server used it"
+            self._size = status.st_size
         return None
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _status(path: str) -> os.stat_result | None:
     try:
-        status = os.stat(path)  # noqa: PTH116 - see `Presence`
+        return os.stat(path)  # noqa: PTH116 - see `Presence`
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_dev, status.st_ino
+
+
+def _identity(status: os.stat_result | None) -> tuple[int, int] | None:
+    return None if status is None else (status.st_dev, status.st_ino)
 
 
 def set_aside(path: Path, label: str) -> Path | None:

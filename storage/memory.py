@@ -451,8 +451,13 @@ class MemoryStore:
     async def barrier(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def patient(self, seconds: float) -> MemoryStore:
+        return self
+
     def statistics(self) -> StoreStatistics:
-        return StoreStatistics(0, 0, 0, self._operations, self._operations, 1, 0.0, 0.0, 0.0, 0)
+        return StoreStatistics(
+            0, 0, 0, self._operations, self._operations, 1, 0.0, 0.0, 0.0, 0, diagnoses=len(self._streams)
+        )
 
     def _stream(self, diagnosis_id: str) -> _Stream:
         try:

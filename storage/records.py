@@ -386,3 +386,7 @@ class StoreStatistics:
     """Size of the write-ahead log: what SQLite has not yet moved into the database itself."""
     broken: str | None = None
     """Why the store takes nothing any more, in words; `None`: it works. The process is about to end."""
+    waiting_seconds: float = 0.0
+    """For how long the oldest that waits for the disk has waited; 0: nobody waits."""
+    diagnoses: int = 0
+    """How many are registered."""

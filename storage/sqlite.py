@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
@@ -66,6 +69,7 @@ from storage.records import (
     TrailFilter,
 )
 from storage.schema import Opened, Opening, damaged_log, prepare
+from storage.stall import LOOK_SECONDS
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -79,6 +83,9 @@ ERASURE_PAUSE_SECONDS: Final = 0.01
 
 WATCH_SECONDS: Final = 1.0
 """How often the files are looked at while nothing is committed; every commit looks by itself."""
+
+LAST_LOOK_SECONDS: Final = 0.1
+"""A wait that has lasted too long ends so much later. Reason: this process may have been paused."""
 
 DamagePolicy = Literal["refuse", "set_aside"]
 
@@ -125,19 +132,23 @@ async def open_store(
                 logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
                 database, time = await stack.enter_async_context(open_it())
             presence = files.Presence(path)
-            wal_bytes = partial(files.size_of, files.wal_of(path))
+            log = files.wal_of(path)
 
             def size_bytes() -> int:
-                return files.size_of(path) + wal_bytes()
+                return files.size_of(path) + files.size_of(log)
 
-            committer = Committer(database, time, wal_bytes, presence.lost_at_a_glance, keep_time)
+            committer = Committer(database, time, presence.lost_at_a_glance, keep_time, partial(files.is_full, path))
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
                     committer_nursery.start_soon(_run_shielded, committer)
                     try:
                         async with trio.open_nursery() as watch_nursery:
-                            watch_nursery.start_soon(_watch, committer, presence)
-                            yield SqliteStore(committer, database, time, new_epoch, size_bytes, keys_max)
+                            watch_nursery.start_soon(_watch_files, committer, presence, log)
+                            watch_nursery.start_soon(_watch_time, committer)
+                            registered = 0
+                            with contextlib.suppress(StorageError):  # of a broken store nobody asks
+                                registered = await committer.read(transactions.count_diagnoses, None)
+                            yield SqliteStore(committer, database, time, new_epoch, size_bytes, keys_max, registered)
                             watch_nursery.cancel_scope.cancel()
                     finally:
                         committer.close()
@@ -152,6 +163,8 @@ async def _open_connection(
     The end of the run is marked in the database unless the store has broken.
     """
     log = files.wal_of(path)
+    if files.is_directory(path):
+        raise CannotOpen(f"{path} is a directory, not a database; move it away, or name another directory with --data")
     log_bytes = files.size_of(log)
     if log_bytes and not files.size_of(path):
         raise Damaged(f"{path} is missing, but its log {log} is there; put it back, or move the log away")
@@ -237,12 +250,43 @@ async def _run_shielded(committer: Committer) -> None:
         await committer.run()
 
 
-async def _watch(committer: Committer, presence: files.Presence) -> None:
-    """Break the store down when its files are gone; look at the clock meanwhile."""
-    while (what := presence.lost()) is None:
-        committer.keep_time()
+async def _watch_files(committer: Committer, presence: files.Presence, log: Path) -> None:
+    """Break the store down when its files are gone."""
+
+    def look() -> tuple[str | None, int]:
+        return presence.lost(), files.size_of(log)
+
+    while True:
+        # On another thread: where the disk hangs, so may a look at it.
+        what, committer.wal_bytes = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        if what is not None:
+            committer.break_down(what)
+            return
         await trio.sleep(WATCH_SECONDS)
-    committer.break_down(what)
+
+
+async def _watch_time(committer: Committer) -> None:
+    """Look at the clock, and for how long the disk has kept somebody waiting."""
+    while True:
+        committer.keep_time()
+        committer.look()
+        await trio.sleep(LOOK_SECONDS)
+
+
+async def _in_time(seconds: float, wait: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Wait so long at most for what the disk does.
+
+    Args:
+        wait: may be called twice.
+
+    Raises:
+        Failed: it takes longer; what was begun goes on.
+    """
+    # Once more after that: what was done while this process was paused is told in the moment it runs again.
+    for patience in (seconds, LAST_LOOK_SECONDS):
+        with trio.move_on_after(patience):
+            return await wait()
+    raise Failed(f"the disk has not answered for {seconds:g} s")
 
 
 @contextmanager
@@ -286,6 +330,13 @@ class PendingAppend:
         return [next(stored) if refusal is None else refusal for refusal in self._refused]
 
 
+class _Count:
+    """How many diagnoses are registered."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
 class _Looks:
     """Look-ups of one diagnosis since its last change."""
 
@@ -304,7 +355,9 @@ class SqliteStore:
         new_epoch: Callable[[], str],
         size_bytes: Callable[[], int],
         keys_max: int,
+        registered: int,
     ) -> None:
+        """A store in which `registered` diagnoses are."""
         self._committer = committer
         self._keys_max = keys_max
         self._fullness = idempotency.Fullness()
@@ -315,9 +368,17 @@ class SqliteStore:
         """Held by who makes a copy. Reason: each takes as much of the disk as the database."""
         self._time = time
         self._new_epoch = new_epoch
+        self._patience_seconds = inf
+        """How long callers wait."""
         self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
+        self._registered_ids = _Count(registered)
         self._looks: dict[str, _Looks] = {}
         """Look-ups under way, by diagnosis id: what was read before a change of it is not remembered after it."""
+
+    def patient(self, seconds: float) -> SqliteStore:
+        other = copy.copy(self)  # what is remembered is the same for both
+        other._patience_seconds = seconds
+        return other
 
     def moment(self) -> Moment:
         return self._time.moment()
@@ -370,7 +431,7 @@ class SqliteStore:
         looks = self._looks.setdefault(diagnosis_id, _Looks())
         looks.count += 1
         try:
-            found = await self._committer.read(transactions.look_up, diagnosis_id, known)
+            found = await self._read(transactions.look_up, diagnosis_id, known)
         finally:
             looks.count -= 1
             is_unchanged = self._looks.get(diagnosis_id) is looks
@@ -396,7 +457,7 @@ class SqliteStore:
         return await self._change(
             lambda db, now: transactions.delete(db, diagnosis_id, now.wall),
             audit,
-            lambda deleted: self._forget_cached(diagnosis_id),
+            self._deleted,
         )
 
     async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
@@ -504,19 +565,19 @@ class SqliteStore:
             async with self._copying:
                 return await copying.check_copy(self._database, self._size_bytes(), scratch)
         progress = copying.Progress("check")
-        found = await self._read(integrity.structure, quick=False)
+        found = await self._committer.read(integrity.structure, quick=False)
         after: int | None = 0
         while after is not None and len(found) < integrity.PROBLEMS_MAX:
             progress.is_at("the events of diagnoses up to key %d are checked", after)
-            problems, after = await self._read(integrity.contents, after)
+            problems, after = await self._committer.read(integrity.contents, after)
             found += problems
         return found[: integrity.PROBLEMS_MAX]
 
     async def barrier(self) -> None:
-        await self._committer.settle()
+        await _in_time(self._patience_seconds, self._committer.settled().wait)
 
     def statistics(self) -> StoreStatistics:
-        return self._committer.statistics()
+        return replace(self._committer.statistics(), diagnoses=self._registered_ids.value)
 
     def _check_usable(self) -> None:
         if self._committer.broken is not None:
@@ -526,7 +587,7 @@ class SqliteStore:
         self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs
     ) -> Answer:
         storable.check(args)
-        return await self._committer.read(function, *args, **kwargs)
+        return await _in_time(self._patience_seconds, partial(self._committer.read, function, *args, **kwargs))
 
     async def _change(
         self, work: Work[Answer], audit: Audit[Answer] | None = None, after: Callable[[Answer], None] | None = None
@@ -534,9 +595,11 @@ class SqliteStore:
         await trio.lowlevel.checkpoint_if_cancelled()
         if audit is not None:
             work = trails.recording(work, audit)
-        return await self._committer.submit(work, after).wait()
+        pending = self._committer.submit(work, after)
+        return await _in_time(self._patience_seconds, pending.wait)
 
     def _registered(self, registered: Registered) -> None:
+        self._registered_ids.value += registered.created
         self._looks.pop(registered.diagnosis.diagnosis_id, None)
         self._remember(registered.diagnosis)
 
@@ -550,6 +613,7 @@ class SqliteStore:
         self._looks.clear()
         self._cache.clear()
 
-    def _forget_cached(self, diagnosis_id: str) -> None:
-        self._looks.pop(diagnosis_id, None)
-        self._cache.pop(diagnosis_id, None)
+    def _deleted(self, deleted: Diagnosis) -> None:
+        self._registered_ids.value -= 1
+        self._looks.pop(deleted.diagnosis_id, None)
+        self._cache.pop(deleted.diagnosis_id, None)

@@ -68,6 +68,12 @@ class Store(Protocol):
     for the store to judge (`storage.belief`). While it is not, nothing is dropped for its age, and no key expires.
     """
 
+    def patient(self, seconds: float) -> Store:
+        """The same store for callers who wait so long at most: then `Failed`, and what was asked for is carried out.
+
+        Not for `backup` and `check`, which take as long as they take, nor for what was queued by `append_nowait`.
+        """
+
     def moment(self) -> Moment:
         """The time now, for each of its uses; never waits."""
 

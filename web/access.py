@@ -6,11 +6,9 @@ The one place where a missing right is told apart from a missing diagnosis, and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, TypeVar
 
-import trio
 from quart import request
 from quart.wrappers import Websocket
 from quart.wrappers.base import BaseRequestWebsocket
@@ -55,9 +53,6 @@ SUBPROTOCOL: Final = "avicenna.v1"
 BEARER_SUBPROTOCOL: Final = "bearer."
 """A browser can set no header: it offers its token as a second subprotocol with this prefix."""
 
-CHANGE_SECONDS_MAX: Final = 30
-"""Longest time a change of rights may take once it has begun. Beyond: 500; what became of it is unknown."""
-
 
 def bearer_token(channel: BaseRequestWebsocket) -> str | None:
     """The token of an `Authorization: Bearer` header (RFC 6750), `None`: there is none. Two headers: a bad one."""
@@ -95,12 +90,6 @@ def asked_by_a_foreign_page(services: Services) -> bool:
     if "Origin" in request.headers:
         return not origin_allowed(services, request)
     return request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
-
-
-def carried_through() -> AbstractContextManager[trio.CancelScope]:
-    """Around a change of rights and what follows from it: an asker that leaves must not stop it halfway."""
-    # Shielded: the commit comes back in any case, and whoever lost a right is cut off right after it.
-    return trio.fail_after(CHANGE_SECONDS_MAX, shield=True)
 
 
 # HTTP
@@ -182,7 +171,8 @@ async def ask_for(services: Services, who: Principal, diagnosis_id: str, message
         ActorError, StorageError: see `Registry.ask`.
     """
     try:
-        return await services.registry.ask(diagnosis_id, message)
+        with services.acts.patience():
+            return await services.registry.ask(diagnosis_id, message)
     except NoSuchDiagnosis:
         raise absent(services, who) from None
     except Problem as refused:
@@ -304,7 +294,8 @@ async def admit(services: Services, who: Principal, subscriber: Subscriber, para
     try:
         judge = partial(refusal_of_follower, services, who)
         message = Subscribe(subscriber, parameters.wanted, judge, parameters.peeks)
-        admission = await services.registry.ask(parameters.diagnosis_id, message)
+        with services.acts.patience():
+            admission = await services.registry.ask(parameters.diagnosis_id, message)
     except NoSuchDiagnosis:
         raise ConnectionRefused(absent_to_follower(services, who)) from None
     # Rights may have been taken away while the actor was asked; from here on the roster is told.

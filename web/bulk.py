@@ -6,9 +6,10 @@ Where a mailbox is full this request waits, it alone: lines keep their order, an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import trio
@@ -19,6 +20,7 @@ from actors.messages import Publish, Receipt
 from storage.errors import NoSuchDiagnosis, StorageError
 from web import wire
 from web.access import authenticate, authorized_diagnosis, check_may_broadcast_something, count_event
+from web.acts import Unanswered
 from web.bodies import (
     BODY_BYTES_MAX,
     BULK_BYTES_MAX,
@@ -59,6 +61,9 @@ next turn; a line is never divided."""
 
 LINE_COST_BYTES: Final = 128
 """A line counts as so many bytes more than it has: an empty one costs work, too."""
+
+LATE_SECONDS: Final = 0.001
+"""For each further result, once the disk has not answered in time: those that are there are taken."""
 
 
 LONG_SECONDS: Final = 0.002
@@ -147,7 +152,7 @@ async def _publish(services: Services, who: Principal, body: bytes, turns: Turns
             spent = 0
         spent += len(line) + LINE_COST_BYTES
         told.append(await _tell(services, who, line, turns, patience))
-    results = [await _result(services, who, one) for one in told]
+    results = await _results(services, who, told)
     if (refused := next((one for one in results if isinstance(one, Problem) and one.status == 401), None)) is not None:
         say_not_accepted(refused.detail)
     return [{"line": number, **_shown(one)} for number, one in enumerate(results, start=1)]
@@ -193,11 +198,32 @@ class Patience:
         return True
 
 
+async def _results(
+    services: Services, who: Principal, told: Sequence[Told | Problem]
+) -> list[tuple[str, Receipt] | Problem]:
+    """The result of every line; once the disk has not answered in time, no further one is waited for."""
+    results: list[tuple[str, Receipt] | Problem] = []
+    seconds = inf
+    for one in told:
+        try:
+            with trio.move_on_after(seconds) as patience:
+                results.append(await _result(services, who, one))
+            if patience.cancelled_caught:
+                raise Unanswered("the disk does not answer")
+        except Unanswered as unanswered:
+            seconds = LATE_SECONDS
+            results.append(_as_problem(unanswered))
+    return results
+
+
 async def _result(services: Services, who: Principal, told: Told | Problem) -> tuple[str, Receipt] | Problem:
     if isinstance(told, Problem):
         return told
     try:
-        return told.diagnosis_id, await told.receipt()
+        with services.acts.patience():
+            return told.diagnosis_id, await told.receipt()
+    except Unanswered:
+        raise
     except NoSuchDiagnosis:
         return absent(services, who)
     except (Problem, ActorError, StorageError) as error:

@@ -17,6 +17,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,9 +33,9 @@ from storage import files, trust
 from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
-from storage.store import Store
 from storage.unfinished import sweep
 from web import access
+from web.acts import Acts
 from web.app import create_app
 from web.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.connection_log import ConnectionLog
@@ -74,6 +75,16 @@ CONNECTIONS_SECONDS_MAX: Final = 5.0
 
 assert CONNECTIONS_SECONDS_MAX < DRAIN_SECONDS_MAX, "the registry drains after the connections"
 
+ANNOUNCED_SECONDS_MAX: Final = 1.0
+"""Longest time the removal of the file is waited for that says where the server listens. Beyond: it stays, and nobody
+holds it any more."""
+
+EXIT_SECONDS_MAX: Final = 9.0
+"""Time from the first signal until the process ends, whatever it still waits for: a disk that does not answer. All
+sockets are closed by then; what is not stored by then was not acknowledged."""
+
+assert DRAIN_SECONDS_MAX < EXIT_SECONDS_MAX, "what the drain is cut off at is still told to the store"
+
 GIL_SWITCH_SECONDS: Final = 0.0002
 """Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
 
@@ -94,19 +105,30 @@ def run(settings: Settings, *, ready: Ready | None = None) -> int:
     """Serve until a signal; the exit code: 0 after a drain, 1 after a failure, 2 if it could not start."""
     set_up_logging(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    has_started = False
+
+    def started(url: str) -> None:
+        nonlocal has_started
+        has_started = True
+        if ready is not None:
+            ready(url)
+
     try:
-        trio.run(_serve_until_signal, settings, ready or (lambda url: None))
+        trio.run(_serve_until_signal, settings, started)
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
-        return _explain(failure)
+        return _explain(failure, has_started=has_started)
     return 0
 
 
-def _explain(failure: BaseException) -> int:
+def _explain(failure: BaseException, *, has_started: bool) -> int:
     """Say in one line what ended the server; of anything unexpected kind and place, its text may hold a payload."""
     first = failure
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     match first:
+        case OSError() if has_started:
+            logger.critical("the server failed: %s", first)
+            return 1
         case CannotOpen() | KeyUnusable() | OSError():
             logger.critical("cannot start: %s", first)
             return 2
@@ -178,14 +200,17 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits, trail=trail
         )
         await actors_nursery.start(registry.run)
-        services = await _services(settings, store, registry, hub, keys, clock, jitter, stopping)
+        acts = Acts(store, actors_nursery, settings.storage_seconds_max)
+        services = await _services(settings, acts, registry, hub, keys, clock, jitter, stopping)
         if services.remote_keys is not None:
             await services.remote_keys.fetch()
         for name, service in _kept_up(services, trail).items():
             actors_nursery.start_soon(keep_up, name, service, clock, jitter)
         deadline = await _serve_front_end(services, ready, connections_max)
         with trio.move_on_at(deadline):
-            await registry.drain()
+            async with trio.open_nursery() as drain_nursery:
+                drain_nursery.start_soon(acts.settle)
+                drain_nursery.start_soon(registry.drain)
         actors_nursery.cancel_scope.cancel()
 
 
@@ -218,9 +243,10 @@ def _check_database(settings: Settings) -> None:
 
 def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callable[[], Awaitable[None]]]:
     """What runs beside the actors, by the name the log has for it."""
-    settings, store, clock = services.settings, services.store, services.clock
+    settings, store, clock = services.settings, services.acts.store, services.clock
     lifetime = settings.token_lifetime_seconds_max
     kept_up: dict[str, Callable[[], Awaitable[None]]] = {
+        "watch over waits for the disk": services.acts.watch,
         "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
         "budget of events in memory": services.registry.keep_rings_small,
         "watch over expiring tokens": services.expiry.run,
@@ -252,7 +278,7 @@ def _request_ids() -> Callable[[], str]:
 
 async def _services(
     settings: Settings,
-    store: Store,
+    acts: Acts,
     registry: Registry,
     hub: Hub,
     keys: Sequence[Key],
@@ -261,7 +287,7 @@ async def _services(
     stopping: trio.Event,
 ) -> Services:
     """Wire what judges tokens, and hand over everything the routes need."""
-    revoked = await load_revoked(store)
+    revoked = await load_revoked(acts.store)
     url = settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
     unknown = UnknownKeys()
     verifier = Verifier(
@@ -290,7 +316,8 @@ async def _services(
     expiry = Expiry(verifier, clock, may_follow=may_follow, prepare=prepare)
     services = Services(
         settings=settings,
-        store=store,
+        store=acts.store.patient(settings.storage_seconds_max),
+        acts=acts,
         registry=registry,
         verifier=verifier,
         revoked=revoked,
@@ -336,14 +363,19 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
         app = create_app(services)
         async with trio.open_nursery() as front_nursery:
             await front_nursery.start(partial(serve_http, app, listeners, terms, beside=beside, stop=stopping.wait))
-            with contextlib.ExitStack() as announcing:
+            announcing = contextlib.ExitStack()
+            try:
                 _announce(settings, urls, announcing)
                 for url in urls:
                     logger.info("listening on %s", url)
                 _settle_memory()
                 ready(urls[0])
                 await stopping.wait()
-            deadline = trio.current_time() + DRAIN_SECONDS_MAX
+            finally:
+                deadline = trio.current_time() + DRAIN_SECONDS_MAX
+                # On another thread, and not waited for long: where the disk hangs, so does the removal of a file.
+                with trio.move_on_after(ANNOUNCED_SECONDS_MAX, shield=True):
+                    await trio.to_thread.run_sync(announcing.close, abandon_on_cancel=True)
     return deadline
 
 
@@ -427,10 +459,24 @@ async def _watch_signals(
     stopping: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """The first SIGTERM or SIGINT begins the drain, a second one ends the process at once."""
+    # A thread, not a task: whatever hangs, also this one's, does not hold it up.
+    end = threading.Timer(EXIT_SECONDS_MAX, _end_without_the_disk)
+    end.daemon = True
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
-        async for number in signals:
-            if stopping.is_set():
-                os._exit(128 + number)
-            logger.info("draining after %s", signal.Signals(number).name)
-            stopping.set()
+        try:
+            async for number in signals:
+                if stopping.is_set():
+                    os._exit(128 + number)
+                logger.info("draining after %s", signal.Signals(number).name)
+                stopping.set()
+                end.start()
+        finally:
+            end.cancel()
+
+
+def _end_without_the_disk() -> None:
+    logger.critical("the database is not closed after %.0f s: ending without that", EXIT_SECONDS_MAX)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(1)

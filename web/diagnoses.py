@@ -10,7 +10,7 @@ from quart import Blueprint, Response, request
 from actors.subscriber import Ending, Subscriber
 from storage.records import Diagnosis, NewAuditRow, Registered
 from web import rights, wire
-from web.access import authenticate, authenticate_for, authorized_diagnosis, carried_through
+from web.access import authenticate, authenticate_for, authorized_diagnosis
 from web.bodies import answer, read_json_body, whole_request
 from web.judging import judge_token
 from web.paging import page_of
@@ -37,12 +37,17 @@ def diagnoses(services: Services) -> Blueprint:
         checked_id = diagnosis_id_of(diagnosis_id)
         wanted = wire.decode_registration(await read_json_body())
         viewers = tuple(dict.fromkeys(wanted.viewers))
-        with carried_through():
+
+        async def carry_out() -> Registered:
             judge_token(services, who)
-            registered = await services.store.register(checked_id, wanted.owner, viewers, partial(_registering, who))
+            store, act = services.acts.store, partial(_registering, who)
+            registered = await store.register(checked_id, wanted.owner, viewers, act)
             lost = _lost_the_right(services, registered.diagnosis)
             await services.registry.end_where(checked_id, lost, Ending.VIEWER_REMOVED)
-            await services.store.barrier()
+            await store.barrier()
+            return registered
+
+        registered = await services.acts.carry_through(carry_out)
         return answer(_registration(registered.diagnosis), 201 if registered.created else 200)
 
     @blueprint.get("/diagnoses/<diagnosis_id>")
@@ -57,12 +62,15 @@ def diagnoses(services: Services) -> Blueprint:
         who = authenticate_for(services, rights.REGISTER)
         checked_id = diagnosis_id_of(diagnosis_id)
         await whole_request()
-        with carried_through():
+
+        async def carry_out() -> Diagnosis:
             judge_token(services, who)
-            deleted = await services.store.delete(checked_id, partial(_deleting, who))
+            deleted = await services.acts.store.delete(checked_id, partial(_deleting, who))
             await services.registry.retire(checked_id)
-            await services.store.barrier()
-        return answer(_registration(deleted))
+            await services.acts.store.barrier()
+            return deleted
+
+        return answer(_registration(await services.acts.carry_through(carry_out)))
 
     return blueprint
 

@@ -166,7 +166,7 @@ def problem_of(error: Exception, *, is_read: bool = False) -> Problem | None:
             detail = f"{error} (setting idempotency_keys_max); nothing was stored"
             return Problem("rate_limited", detail, retry_after(RETRY_AFTER_SECONDS))
         case Busy():
-            return Problem("storage_unavailable", f"not stored: {error}", retry_after(RETRY_AFTER_SECONDS))
+            return Problem("storage_unavailable", f"certainly not stored: {error}", retry_after(RETRY_AFTER_SECONDS))
         case Failed():
             detail = "it is unknown whether this was stored; repeat it with the same Idempotency-Key"
             return Problem("storage_unavailable", detail, retry_after(RETRY_AFTER_SECONDS))

@@ -53,10 +53,14 @@ def operators(services: Services) -> Blueprint:
         await whole_request()
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         before = services.registry.statistics_of(diagnosis.diagnosis_id)
-        await _announce(services, who, "actor.restart", before, ActorState.RUNNING, before.incarnation + 1)
-        await services.registry.restart(diagnosis.diagnosis_id)
-        # Answered once the new incarnation has loaded its outbox and finished what was in hand.
-        await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+
+        async def carry_out() -> None:
+            await _announce(services, who, "actor.restart", before, ActorState.RUNNING, before.incarnation + 1)
+            await services.registry.restart(diagnosis.diagnosis_id)
+            # Answered once the new incarnation has loaded its outbox and finished what was in hand.
+            await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+
+        await services.acts.carry_through(carry_out)
         return await _answer_with_actor(services, diagnosis)
 
     @blueprint.post("/actors/<diagnosis_id>/stop")
@@ -65,8 +69,12 @@ def operators(services: Services) -> Blueprint:
         await whole_request()
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         before = services.registry.statistics_of(diagnosis.diagnosis_id)
-        await _announce(services, who, "actor.stop", before, ActorState.PASSIVE, before.incarnation)
-        await services.registry.stop(diagnosis.diagnosis_id)
+
+        async def carry_out() -> None:
+            await _announce(services, who, "actor.stop", before, ActorState.PASSIVE, before.incarnation)
+            await services.registry.stop(diagnosis.diagnosis_id)
+
+        await services.acts.carry_through(carry_out)
         return await _answer_with_actor(services, diagnosis)
 
     @blueprint.get("/actors/<diagnosis_id>/outbox")
@@ -124,10 +132,13 @@ async def _disconnect(
     if forget:
         message = Forget(meant, act, judge_of(services, who, rights.may_operate))
         return answer(_disconnected(await ask_for(services, who, diagnosis_id, message)))
-    judge_token(services, who)
-    await services.store.record(act(Forgotten(services.registry.count_where(diagnosis_id, picked), 0)))
-    ended = await services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
-    return answer(_disconnected(Forgotten(ended, 0)))
+
+    async def carry_out() -> int:
+        judge_token(services, who)
+        await services.acts.store.record(act(Forgotten(services.registry.count_where(diagnosis_id, picked), 0)))
+        return await services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
+
+    return answer(_disconnected(Forgotten(await services.acts.carry_through(carry_out), 0)))
 
 
 def _disconnected(done: Forgotten) -> dict[str, object]:
@@ -146,7 +157,7 @@ async def _announce(
     named = before.diagnosis_id
     was, will_be = _in_short(before.state, before.incarnation), _in_short(state, incarnation)
     judge_token(services, who)
-    await services.store.record(NewAuditRow(who.sub or "", act, named, was, will_be, diagnosis_id=named))
+    await services.acts.store.record(NewAuditRow(who.sub or "", act, named, was, will_be, diagnosis_id=named))
 
 
 def _in_short(state: ActorState, incarnation: int) -> str:

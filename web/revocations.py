@@ -14,7 +14,7 @@ from storage.errors import StorageError
 from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import Store
 from web import rights, wire
-from web.access import authenticate_for, carried_through
+from web.access import authenticate_for
 from web.bodies import answer, read_json_body, whole_request
 from web.errors import Problem
 from web.judging import judge_token
@@ -39,14 +39,18 @@ def revocations(services: Services) -> Blueprint:
     async def revoke() -> Response:
         who = authenticate_for(services, rights.OPERATE)
         wanted = wire.decode_revocation(await read_json_body())
-        with carried_through():
+
+        async def carry_out() -> RevocationMade:
             judge_token(services, who)
-            made = await services.store.revoke(
+            made = await services.acts.store.revoke(
                 sub=wanted.sub, token_id=wanted.jti, leeway_seconds=LEEWAY_SECONDS, audit=partial(_adding, who)
             )
             services.revoked.add(made.revocation)
             await services.registry.end_everywhere(_is_covered(services.revoked), Ending.REVOKED)
-            await services.store.barrier()
+            await services.acts.store.barrier()
+            return made
+
+        made = await services.acts.carry_through(carry_out)
         return answer(_shown(made.revocation), 201)
 
     @blueprint.get("/revocations")
@@ -62,11 +66,14 @@ def revocations(services: Services) -> Blueprint:
         if not NUMBER.fullmatch(number):
             raise Problem("not_found", "there is no revocation with this id")
         await whole_request()
-        with carried_through():
+
+        async def carry_out() -> Revocation:
             judge_token(services, who)
-            lifted = await services.store.lift_revocation(int(number), partial(_lifting, who))
+            lifted = await services.acts.store.lift_revocation(int(number), partial(_lifting, who))
             services.revoked.lift(lifted)
-        return answer(_shown(lifted))
+            return lifted
+
+        return answer(_shown(await services.acts.carry_through(carry_out)))
 
     return blueprint
 

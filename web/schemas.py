@@ -52,6 +52,12 @@ def thing(**fields: Schema) -> Schema:
     return {"type": "object", "required": list(fields), "properties": fields}
 
 
+def some_of(optional: dict[str, Schema], **fields: Schema) -> Schema:
+    """As `thing`, with fields that may be absent."""
+    whole = thing(**fields)
+    return whole | {"properties": whole["properties"] | optional}
+
+
 def items(schema: Schema, most: int | None = None) -> Schema:
     """A list."""
     return {"type": "array", "items": schema} | ({} if most is None else {"maxItems": most})
@@ -135,15 +141,18 @@ _STATUS: Final[Schema] = {
         "version": TEXT,
         "connections_by_diagnosis": COUNTS_BY_DIAGNOSIS,
         "queued_messages_by_diagnosis": COUNTS_BY_DIAGNOSIS,
-        "node": thing(
+        "node": some_of(
+            {
+                "idempotency_keys": COUNT,
+                "idempotency_keys_max": COUNT,
+                "idempotency_keys_oldest_seconds": or_null({"type": "number", "minimum": 0}),
+            },
             actors=COUNT,
             connections=COUNT,
             aborted=COUNT,
             ring_bytes=COUNT,
             ring_bytes_exceeded=FLAG,
-            idempotency_keys=COUNT,
-            idempotency_keys_max=COUNT,
-            idempotency_keys_oldest_seconds=or_null({"type": "number", "minimum": 0}),
+            storage_waiting_seconds={"type": "number", "minimum": 0},
         ),
     },
 }

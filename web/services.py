@@ -10,6 +10,7 @@ import trio
 from actors.registry import Registry
 from storage.clock import Clock
 from storage.store import Store
+from web.acts import Acts
 from web.connection_log import ConnectionLog
 from web.edge.hub import Hub
 from web.edge.open_connections import OpenConnections
@@ -27,6 +28,8 @@ class Services:
 
     settings: Settings
     store: Store
+    """Waits for the disk as long as somebody who asks may be kept waiting."""
+    acts: Acts
     registry: Registry
     verifier: Verifier
     revoked: Revoked

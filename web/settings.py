@@ -156,6 +156,11 @@ class Settings:
         Flag(),
         "Refuse to start without a database, as where a volume is not mounted; `avicenna-live new-database` makes one.",
     )
+    storage_seconds_max: float = _setting(
+        5.0,
+        Number(0.05, 300, "seconds"),
+        "A request that waits for a disk which does not answer is answered 503 after this time.",
+    )
     damaged_database: Literal["refuse", "set_aside"] = _setting(
         "refuse",
         Choice(("refuse", "set_aside")),

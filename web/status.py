@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from math import inf
@@ -10,7 +11,9 @@ from typing import Final
 import trio
 from quart import Blueprint, Response
 
+from storage.errors import Failed
 from storage.records import Outbox, Seq
+from storage.stall import LOOK_SECONDS, STALLED_SECONDS
 from storage.store import Store
 from web import wire
 from web.access import authenticate
@@ -41,7 +44,7 @@ def status(services: Services) -> Blueprint:
         who = authenticate(services, anonymous_allowed=services.settings.allow_anonymous)
         held_since = services.store.clock_held_since
         shown = {
-            **await _figures(services, overview, who),
+            **await _figures_or_memory(services, overview, who),
             "connections_open": services.open_connections.count,
             "clock_held_since": None if held_since is None else wire.timestamp(held_since),
             "uptime_seconds": round(services.clock.monotonic() - services.started_at, 3),
@@ -61,6 +64,8 @@ def status(services: Services) -> Blueprint:
             raise Problem(
                 "storage_unavailable", "the store has failed: the server stops", retry_after(RETRY_AFTER_SECONDS)
             )
+        if _is_stalled(services):
+            raise Problem("storage_unavailable", "the disk does not answer", retry_after(RETRY_AFTER_SECONDS))
         if services.registry.escalated:
             detail = "many diagnoses were quarantined lately: this server should get no new work"
             raise Problem("quarantined", detail, retry_after(RETRY_AFTER_SECONDS))
@@ -89,6 +94,43 @@ class Overview:
         return self._outboxes
 
 
+def _is_stalled(services: Services) -> bool:
+    return services.store.statistics().waiting_seconds >= STALLED_SECONDS
+
+
+async def _figures_or_memory(services: Services, overview: Overview, who: Principal) -> dict[str, object]:
+    """The figures; while the disk does not answer, those for which memory suffices: not all of a user's diagnoses."""
+    if who.sub is not None and not may_operate(who):
+        return await _figures(services, overview, who)
+    figures: dict[str, object] | None = None
+    async with trio.open_nursery() as asking_nursery:
+
+        async def give_up() -> None:
+            while True:
+                if _is_stalled(services):
+                    asking_nursery.cancel_scope.cancel()
+                await trio.sleep(LOOK_SECONDS)
+
+        asking_nursery.start_soon(give_up)
+        with contextlib.suppress(Failed):
+            figures = await _figures(services, overview, who)
+        asking_nursery.cancel_scope.cancel()
+    return figures or _figures_in_memory(services, who)
+
+
+def _figures_in_memory(services: Services, who: Principal) -> dict[str, object]:
+    connections = services.registry.connections
+    totals: dict[str, object] = {
+        "total_diagnoses": services.store.statistics().diagnoses,
+        "total_connections": sum(connections.values()),
+    }
+    if who.sub is None:
+        return totals
+    queued = {one: count for one in services.registry.loaded if (count := services.registry.unacknowledged(one))}
+    seen = {"connections_by_diagnosis": connections, "queued_messages_by_diagnosis": queued}
+    return totals | seen | {"node": _node(services)}
+
+
 async def _figures(services: Services, overview: Overview, who: Principal) -> dict[str, object]:
     """Totals for anonymous, one's own diagnoses for a user, everything for an operator."""
     connections = services.registry.connections
@@ -100,15 +142,17 @@ async def _figures(services: Services, overview: Overview, who: Principal) -> di
     if not may_operate(who):
         return await _of(await _outboxes(services.store, who.sub), services, connections)
     figures = await _of(await overview.outboxes(), services, connections)
-    return figures | {
-        "node": {
-            "actors": services.registry.actors,
-            "connections": sum(connections.values()),
-            "aborted": services.hub.aborted,
-            "ring_bytes": services.registry.ring_bytes(followed_only=False),
-            "ring_bytes_exceeded": services.registry.ring_bytes(followed_only=True) > services.registry.ring_bytes_max,
-            **await _keys(services.store),
-        },
+    return figures | {"node": _node(services) | await _keys(services.store)}
+
+
+def _node(services: Services) -> dict[str, object]:
+    return {
+        "actors": services.registry.actors,
+        "connections": sum(services.registry.connections.values()),
+        "aborted": services.hub.aborted,
+        "ring_bytes": services.registry.ring_bytes(followed_only=False),
+        "ring_bytes_exceeded": services.registry.ring_bytes(followed_only=True) > services.registry.ring_bytes_max,
+        "storage_waiting_seconds": round(services.store.statistics().waiting_seconds, 3),
     }
 
 

@@ -7,9 +7,9 @@ whoever may, an event says nothing about who follows, and no key tells whose it 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
-import trio
 from quart import Blueprint, Response, request
 
 from storage.records import AuditRow, Erased, Erasure, NewAuditRow
@@ -62,14 +62,14 @@ def subjects(services: Services) -> Blueprint:
             nonlocal connections
             judge_token(services, who)
             connections = services.registry.count_everywhere(lambda subscriber: subscriber.id.sub == sub)
-            erased = await services.store.erase(erasure, act)
+            erased = await services.acts.store.erase(erasure, act)
             ended = await services.registry.disconnect_user(sub)
             for _ in range(ROUNDS_MAX):
                 # What its connections have left since is erased, too: cursors they moved, rows of their end. It is the
                 # barrier as well, behind everything that was handed over while it still was a viewer.
                 # No checkpoint until the store has taken it: nothing of before may reach it after that.
                 ended += services.registry.erase_user(sub, ERASED)
-                left = await services.store.erase(erasure)
+                left = await services.acts.store.erase(erasure)
                 erased = _together(erased, left)
                 if left.cursors < ERASED_ROWS_MAX:
                     break
@@ -77,9 +77,8 @@ def subjects(services: Services) -> Blueprint:
             return ended, erased
 
         await whole_request()
-        # Shielded: an asker that leaves does not stop it halfway.
-        with trio.CancelScope(shield=True):
-            ended, erased = await unless_draining(services, carry_out, "the erasure is not whole: repeat it")
+        unless_stopped = partial(unless_draining, services, carry_out, "the erasure is not whole: repeat it")
+        ended, erased = await services.acts.carry_through(unless_stopped)
         return answer(
             {
                 **_changed(ended, erased),

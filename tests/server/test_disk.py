@@ -229,6 +229,7 @@ async def test_a_full_disk_is_answered_503_until_there_is_room_and_loses_nothing
                 else:
                     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
                     assert int(answer.headers["Retry-After"]) > 0
+                    assert answer.json()["detail"] == "certainly not stored: the disk is full"
                 return answer.status_code
 
             assert {await publish(number) for number in range(1, 6)} == {200}

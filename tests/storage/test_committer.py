@@ -34,7 +34,7 @@ async def committing(path: Path) -> AsyncIterator[Committer]:
     path.parent.mkdir(parents=True)
     async with open_database(path) as database:
         await database.run(lambda db: db.execute("CREATE TABLE t (n INTEGER UNIQUE)").fetchall())
-        committer = Committer(database, Timekeeper(ManualClock()), lambda: 0)
+        committer = Committer(database, Timekeeper(ManualClock()))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.run)
             yield committer

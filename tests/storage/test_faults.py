@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import trio
 
-from storage import copies, wal
-from storage.errors import Busy, CannotCopy, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
+from storage import copies, files, wal
+from storage.errors import Busy, CannotCopy, CannotOpen, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
 from storage.files import wal_of
 from storage.records import Appended, Durability, NewEvent, Seq
 from storage.sqlite import DamagePolicy, SqliteStore, open_store
@@ -384,3 +387,103 @@ async def test_a_restore_has_no_moment_without_a_database(
     assert {is_former for is_former, _ in found} == {True, False}
     # A log of the former database beside the new one would be taken for its own.
     assert (False, True) not in found
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+async def test_files_that_cannot_be_looked_at_end_the_store_and_whoever_waits_is_told(
+    path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(file: str) -> os.stat_result:
+        raise OSError(number, os.strerror(number), file)
+
+    with pytest.raises(StoreBroken, match=f"cannot be looked at: {os.strerror(number)}"):
+        async with opened(path, new_epoch) as store:
+            await fill(store)
+            monkeypatch.setattr(files, "_status", fail)
+            (outcome,) = await store.append_nowait("d", [NewEvent("k", b"")]).wait()
+            assert isinstance(outcome, Failed)
+            monkeypatch.undo()
+            await trio.sleep_forever()
+
+
+async def test_a_database_that_is_cut_while_it_is_used_ends_the_store(path: Path, new_epoch: Callable[[], str]) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+    with pytest.raises(StoreBroken, match=r"was cut from \d+ to 4096 bytes"), trio.fail_after(20):
+        async with opened(path, new_epoch):
+            os.truncate(path, 4096)
+            await trio.sleep_forever()
+
+
+async def test_a_directory_in_the_place_of_the_database_is_named(path: Path, new_epoch: Callable[[], str]) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(CannotOpen, match="is a directory, not a database"):
+        async with opened(path, new_epoch):
+            pass
+
+
+async def test_a_lock_that_cannot_be_had_is_named(
+    path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(CannotOpen, match="cannot be locked: No locks available"):
+        async with opened(path, new_epoch):
+            pass
+
+
+def refusing(code: int, name: str) -> Callable[[sqlite3.Connection, object], int]:
+    """An operation whose write fails."""
+
+    def write(db: sqlite3.Connection, now: object) -> int:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode, error.sqlite_errorname = code, name
+        raise error
+
+    return write
+
+
+async def test_a_quota_that_is_used_up_is_a_full_disk(
+    path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """A file of somebody whose quota is used up."""
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+        def write(self, data: bytes) -> None:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    refused = refusing(sqlite3.SQLITE_IOERR_WRITE, "SQLITE_IOERR_WRITE")
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+        with pytest.raises(Busy, match="the disk is full"):
+            await store._change(refused)
+        monkeypatch.undo()
+        (outcome,) = await store.append_nowait("d", [NewEvent("k", b"")]).wait()
+        assert isinstance(outcome, Appended)
+    with pytest.raises(StoreBroken, match="SQLITE_IOERR_WRITE"):
+        async with opened(path, new_epoch) as store:
+            with pytest.raises(Failed):
+                await store._change(refused)
+            await trio.sleep_forever()
+
+
+async def test_transactions_that_fail_are_not_commits_in_the_statistics(
+    path: Path, new_epoch: Callable[[], str]
+) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        before = store.statistics()
+        for _ in range(3):
+            with pytest.raises(Busy):
+                await store._change(refusing(sqlite3.SQLITE_FULL, "SQLITE_FULL"))
+        after = store.statistics()
+        assert (after.commits, after.operations) == (before.commits, before.operations)

@@ -1,0 +1,59 @@
+"""A disk that does not answer: everything on the database thread stands still until the disk thaws."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from storage.bridge import Database
+
+HUNG_SECONDS_MAX = 60.0
+"""Longest time one call hangs, so that no test waits for ever."""
+
+
+class Disk:
+    """Under every database of this process."""
+
+    def __init__(self) -> None:
+        self._answers = threading.Event()
+        self._answers.set()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Nothing is read or written meanwhile, and nothing fails."""
+        self._answers.clear()
+        try:
+            yield
+        finally:
+            self._answers.set()
+
+    def wait(self) -> None:
+        """What a system call does."""
+        self._answers.wait(HUNG_SECONDS_MAX)
+
+
+def hangable_disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """A disk under all that is done on database threads from now on."""
+    disk = Disk()
+
+    def over(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            disk.wait()
+            return function(*args, **kwargs)
+
+        return run
+
+    begin, run_and_tell = Database.begin, Database.run_and_tell
+    monkeypatch.setattr(
+        Database, "begin", lambda self, ended, function, *args, **kw: begin(self, ended, over(function), *args, **kw)
+    )
+    monkeypatch.setattr(
+        Database,
+        "run_and_tell",
+        lambda self, tell, function, *args, **kw: run_and_tell(self, tell, over(function), *args, **kw),
+    )
+    return disk
