@@ -213,7 +213,7 @@ async def test_the_same_key_makes_one_event(server: Server) -> None:
     assert (await server.publish()).json()["seq"] == 2
 
 
-@pytest.mark.parametrize("key", ["", "x" * 129])
+@pytest.mark.parametrize("key", ["", "too-long-" * 15])
 async def test_a_wrong_key_is_refused(server: Server, key: str) -> None:
     await server.register()
     answer = await server.post("feedback", FEEDBACK, **{"Idempotency-Key": key})
