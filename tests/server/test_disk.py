@@ -241,6 +241,9 @@ async def test_a_full_disk_is_answered_503_until_there_is_room_and_loses_nothing
             filler.unlink()
             assert {await publish(number) for number in range(36, 41)} == {200}
             assert await retained(server) == accepted
+            with trio.fail_after(10):  # a thread writes the log: what it has not written yet is gone with the process
+                while "is stored again" not in "".join(logbook.lines):
+                    await trio.sleep(0.01)
             await process.kill()
         began, ended = ("".join(logbook.lines).count(said) for said in ("nothing is stored until", "is stored again"))
         assert began == ended
