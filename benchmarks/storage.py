@@ -235,7 +235,7 @@ def raw_database(directory: Path) -> Iterator[sqlite3.Connection]:
     directory.mkdir(parents=True)
     path = str(directory / DATABASE)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        prepare(db, Opening(path, "full", "", new_epoch, 0.0, had_log=False))
+        prepare(db, Opening(path, "full", "", new_epoch, 0.0))
         yield db
 
 

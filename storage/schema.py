@@ -148,8 +148,6 @@ class Opening:
     """See `storage.files.current_boot`."""
     new_epoch: Callable[[], str]
     now: float
-    had_log: bool
-    """Whether the write-ahead log was there: it always is after an unclean end, unless somebody took it away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +220,8 @@ def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
         last = history.last_run(connection)
         kept = last.kept
         clean = last.clean or last.copied
-        if not clean:
-            if not opening.had_log:
-                raise damaged_log(opening.path, "is missing")
-            if problems := integrity.everything(connection, quick=True):
-                raise damaged(opening.path, problems)
+        if not clean and (problems := integrity.everything(connection, quick=True)):
+            raise damaged(opening.path, problems)
     _migrate(connection)
     idempotency.begin_run(connection)
     renewed = history.begin_run(

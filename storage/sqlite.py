@@ -68,7 +68,7 @@ from storage.records import (
     SubscriberId,
     TrailFilter,
 )
-from storage.schema import Opened, Opening, damaged_log, prepare
+from storage.schema import Opened, Opening, damaged_log, identify, prepare
 from storage.stall import LOOK_SECONDS
 
 Answer = TypeVar("Answer")
@@ -76,7 +76,6 @@ P = ParamSpec("P")
 
 DIAGNOSES_CACHED_MAX: Final = 10_000
 """Registered diagnoses kept in memory, the ones asked for last. Reason: every request asks for one."""
-
 
 ERASURE_PAUSE_SECONDS: Final = 0.01
 """Between two steps of an erasure. Reason: most commits meanwhile have no step of it within them."""
@@ -177,12 +176,11 @@ async def _open_connection(
         # SQLite would fail to lock it, and call that an I/O error.
         raise CannotOpen(f"{path} is read-only; the server must be able to write it")
     presence = files.Presence(path)
-    if presence.has_log:
-        _judge_log(path, log, boot)
+    _judge_log(path, log if presence.has_log else None, boot)
     is_clean = is_broken = was_lost = False
     try:
         async with open_database(path) as database:
-            opening = Opening(str(path), durability, boot, new_epoch, clock.wall(), had_log=presence.has_log)
+            opening = Opening(str(path), durability, boot, new_epoch, clock.wall())
             opened = await database.run(prepare, opening)
             _report(path, opened)
             time = Timekeeper(clock, opened.kept)
@@ -203,22 +201,27 @@ async def _open_connection(
                 files.put_in_place(log, wal.CLOSED)
 
 
-def _judge_log(path: Path, log: Path, boot: str) -> None:
+def _judge_log(path: Path, log: Path | None, boot: str) -> None:
     """See that the log of a run that did not end in order is what such a run leaves, before SQLite takes it up.
+
+    Args:
+        log: `None`: it is missing. After an unclean end it always is there, unless somebody took it away.
 
     Raises:
         Damaged: it is not; nothing was changed.
+        NotOurs, NewerVersion: as `schema.identify`.
     """
     # Immutable: the file alone, without its log, as the last checkpoint left it. Nothing is locked, nothing written.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
         try:
+            identify(db, str(path))
             last = last_run(db)
         except sqlite3.DatabaseError:
-            return  # empty, or not ours, or damaged: opening it says so
+            return  # empty, or damaged: opening it says so
     if last.clean or last.copied:
         return
     try:
-        fault = wal.fault_of(log, killed=bool(boot) and last.boot == boot)
+        fault = "is missing" if log is None else wal.fault_of(log, killed=bool(boot) and last.boot == boot)
     except OSError as error:
         raise CannotOpen(f"{log} cannot be read: {error.strerror}") from error
     if fault is not None:

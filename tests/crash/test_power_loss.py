@@ -75,7 +75,7 @@ def record(path: Path, durability: Durability, chance: random.Random) -> Recordi
     recorder = Recorder(f"recorder-{durability}-{secrets.token_hex(4)}")
     connection = Connection(path, recorder)
     db = connection.as_sqlite3()
-    prepare(db, Opening(str(path), durability, "boot-1", partial(secrets.token_hex, 4), 0.0, had_log=False))
+    prepare(db, Opening(str(path), durability, "boot-1", partial(secrets.token_hex, 4), 0.0))
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}").fetchall()
     heads: dict[str, int] = {}
     promises: list[Promise] = []

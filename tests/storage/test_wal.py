@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from storage import copies, wal
-from storage.errors import Damaged
+from storage.errors import Damaged, NewerVersion
 from storage.records import NewEvent, Seq
 from tests.storage.test_faults import come_back, fill, opened
 
@@ -151,6 +151,19 @@ async def test_where_the_setting_allows_it_an_empty_database_is_begun(
         assert await store.diagnoses() == []
     assert Path(f"{path}.damaged").exists()
     assert Path(f"{path}.damaged-wal").exists()
+
+
+async def test_a_database_of_a_newer_version_is_not_set_aside_for_its_log(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None]
+) -> None:
+    await killed(path, tmp_path, new_epoch, crashed, empty)
+    content = bytearray(path.read_bytes())
+    content[60:64] = (1000).to_bytes(4, "big")  # the user version, in SQLite's header
+    path.write_bytes(content)
+    with pytest.raises(NewerVersion):
+        async with opened(path, new_epoch, on_damage="set_aside"):
+            pass
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", [torn_frame, short_frame])
