@@ -88,7 +88,7 @@ class Overview:
         """All of them, by id, as they were `KEPT_SECONDS` ago at most; how many there are is looked at anew."""
         async with self._reading:
             is_old = self._clock.monotonic() - self._read_at >= KEPT_SECONDS
-            if is_old or await self._store.count_diagnoses() != len(self._outboxes):
+            if is_old or self._store.statistics().diagnoses != len(self._outboxes):
                 self._outboxes = await _outboxes(self._store, None)
                 self._read_at = self._clock.monotonic()
         return self._outboxes
@@ -99,9 +99,14 @@ def _is_stalled(services: Services) -> bool:
 
 
 async def _figures_or_memory(services: Services, overview: Overview, who: Principal) -> dict[str, object]:
-    """The figures; while the disk does not answer, those for which memory suffices: not all of a user's diagnoses."""
-    if who.sub is not None and not may_operate(who):
-        return await _figures(services, overview, who)
+    """Totals for anonymous, one's own diagnoses for a user, everything for an operator.
+
+    While the disk does not answer, an operator gets those figures for which memory suffices.
+    """
+    if who.sub is None:
+        return _totals(services)
+    if not may_operate(who):
+        return await _of(await _outboxes(services.store, who.sub), services, services.registry.connections)
     figures: dict[str, object] | None = None
     async with trio.open_nursery() as asking_nursery:
 
@@ -113,36 +118,27 @@ async def _figures_or_memory(services: Services, overview: Overview, who: Princi
 
         asking_nursery.start_soon(give_up)
         with contextlib.suppress(Failed):
-            figures = await _figures(services, overview, who)
+            everything = await _of(await overview.outboxes(), services, services.registry.connections)
+            figures = everything | {"node": _node(services) | await _keys(services.store)}
         asking_nursery.cancel_scope.cancel()
-    return figures or _figures_in_memory(services, who)
+    return figures or _figures_in_memory(services)
 
 
-def _figures_in_memory(services: Services, who: Principal) -> dict[str, object]:
-    connections = services.registry.connections
-    totals: dict[str, object] = {
+def _totals(services: Services) -> dict[str, object]:
+    return {
         "total_diagnoses": services.store.statistics().diagnoses,
-        "total_connections": sum(connections.values()),
+        "total_connections": sum(services.registry.connections.values()),
     }
-    if who.sub is None:
-        return totals
+
+
+def _figures_in_memory(services: Services) -> dict[str, object]:
     queued = {one: count for one in services.registry.loaded if (count := services.registry.unacknowledged(one))}
-    seen = {"connections_by_diagnosis": connections, "queued_messages_by_diagnosis": queued}
-    return totals | seen | {"node": _node(services)}
-
-
-async def _figures(services: Services, overview: Overview, who: Principal) -> dict[str, object]:
-    """Totals for anonymous, one's own diagnoses for a user, everything for an operator."""
-    connections = services.registry.connections
-    if who.sub is None:
-        return {
-            "total_diagnoses": await services.store.count_diagnoses(),
-            "total_connections": sum(connections.values()),
-        }
-    if not may_operate(who):
-        return await _of(await _outboxes(services.store, who.sub), services, connections)
-    figures = await _of(await overview.outboxes(), services, connections)
-    return figures | {"node": _node(services) | await _keys(services.store)}
+    return {
+        **_totals(services),
+        "connections_by_diagnosis": services.registry.connections,
+        "queued_messages_by_diagnosis": queued,
+        "node": _node(services),
+    }
 
 
 def _node(services: Services) -> dict[str, object]:
