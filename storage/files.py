@@ -32,6 +32,10 @@ PROBE_BYTES: Final = 64 * 1024
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
+BESIDE: Final = ("-wal", "-shm", "-journal")
+"""How the names of files end that SQLite keeps beside a database, after the database's own."""
+
+
 def wal_of(path: Path) -> Path:
     """The write-ahead log SQLite keeps beside a database; committed events live there until a checkpoint."""
     return Path(f"{path}-wal")
@@ -39,7 +43,7 @@ def wal_of(path: Path) -> Path:
 
 def names_of(name: str) -> tuple[str, ...]:
     """A database's name, and those of the files that are used beside it."""
-    return (name, *(f"{name}{suffix}" for suffix in (".lock", "-wal", "-shm", "-journal")))
+    return (name, *(f"{name}{suffix}" for suffix in (".lock", *BESIDE)))
 
 
 def current_boot() -> str:

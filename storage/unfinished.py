@@ -107,4 +107,4 @@ def _is_free(descriptor: int) -> bool:
 
 def _beside(path: Path) -> list[Path]:
     """What SQLite keeps beside a database."""
-    return [path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
+    return [path.with_name(f"{path.name}{suffix}") for suffix in files.BESIDE]
