@@ -21,6 +21,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.runs
 STAMP := $(VENV)/.up-to-date
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 BENCH_VENV := .venv-bench
@@ -32,7 +33,7 @@ CHECKED := $(ROOMS) tests benchmarks
 
 # A name on the PATH may be a shim that fails, or a Python without venv: try each by running it.
 SUITABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do \
 	if "$$name" -c '$(SUITABLE)' >/dev/null 2>&1; then echo "$$name"; break; fi; done)
 
 help:
@@ -40,20 +41,31 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements/dev.lock
+# pip builds the project in an environment of its own that it throws away: with the versions of the lock, so named to
+# pips before and after 25.3.
+VERSIONS := $(VENV)/versions
+AS_LOCKED := PIP_CONSTRAINT=$(VERSIONS) PIP_BUILD_CONSTRAINT=$(VERSIONS)
+
+$(RUN_STAMP): pyproject.toml requirements/run.lock
 	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(SUITABLE)' >/dev/null 2>&1; then \
 		echo "make: no Python 3.11 or later with venv and pip found; install one, or name it: make setup PYTHON=/path/to/python3" >&2; \
 		exit 1; fi
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
-	@echo "installing the locked dependencies into $(VENV) ..."
-	@$(PIP) install --require-hashes -r requirements/dev.lock
-	@$(PIP) install --no-build-isolation --no-deps -e .
+	@echo "installing what the server needs into $(VENV), this once: $$(grep -c == requirements/run.lock) packages ..."
+	@$(PIP) install --require-hashes -r requirements/run.lock
+	@grep -o '^[^ #]*==[^ ]*' requirements/dev.lock > $(VERSIONS)
+	@$(AS_LOCKED) $(PIP) install --no-deps -e .
 	@touch $@
 
-serve: setup
+$(STAMP): $(RUN_STAMP) requirements/dev.lock
+	@echo "installing what tests and checks need into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@
+
+serve: $(RUN_STAMP)
 	@exec $(BIN)/avicenna-live serve $(ARGS)
 
-demo: setup
+demo: $(RUN_STAMP)
 	@exec $(BIN)/avicenna-live demo $(ARGS)
 
 test: setup

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,7 @@ from web.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served
 from web.errors import ConnectionRefused
 from web.expiry import Expiry
 from web.gate import excess_of
+from web.greeting import facts
 from web.housekeeping import Housekeeper
 from web.jwks import RemoteKeys
 from web.keyring import KEY_FILE, load_keys, will_make_key
@@ -117,6 +119,7 @@ def run(settings: Settings, *, ready: Ready | None = None) -> int:
         trio.run(_serve_until_signal, settings, started)
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
         return _explain(failure, has_started=has_started)
+    logger.info("stopped")
     return 0
 
 
@@ -344,13 +347,14 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
         await services.registry.end_all()
         await hub.drain()
 
+    address_connections_max = max(1, int(settings.address_share * connections_max + 1e-9))
     terms = Terms(
         connections_max=connections_max,
         drain_seconds_max=CONNECTIONS_SECONDS_MAX,
         patience=Patience(idle_seconds=settings.keep_alive_seconds),
         elsewhere=lambda: hub.connections,
         open=services.open_connections,
-        address_connections_max=max(1, int(settings.address_share * connections_max + 1e-9)),
+        address_connections_max=address_connections_max,
         is_served_when_full=served_when_full(services.verifier, services.clock.wall),
         excess=partial(excess_of, services),
         drain=say_goodbye,
@@ -366,6 +370,8 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
             announcing = contextlib.ExitStack()
             try:
                 _announce(settings, urls, announcing)
+                for line in facts(settings, version("avicenna-live"), connections_max, address_connections_max):
+                    logger.info("%s", line)
                 for url in urls:
                     logger.info("listening on %s", url)
                 _settle_memory()

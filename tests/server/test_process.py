@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import subprocess
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
 
+from tests.logbook import Logbook
 from tests.server.process import COMMAND, run, served
 
 
@@ -119,6 +123,42 @@ async def test_a_wrong_setting_is_one_clear_line_and_exit_2(tmp_path: Path) -> N
     done = await trio.run_process(command, check=False, capture_stderr=True, stdout=subprocess.DEVNULL)
     assert done.returncode == 2
     assert "65535" in done.stderr.decode()
+
+
+async def test_what_the_server_says_at_start_is_what_one_needs_next_and_stopped_is_its_last_word(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "its data"
+    logbook = Logbook()
+
+    async def until_said(words: str) -> str:
+        with trio.fail_after(20):
+            while words not in (said := "".join(logbook.lines)):
+                await trio.sleep(0.01)
+        return said
+
+    async with served(data, logbook=logbook, AVICENNA_MAX_CONNECTIONS="400") as (process, _):
+        said = await until_said("publish to it")
+        follow, publish = re.findall(r"(?:follow a diagnosis|publish to it, .*): (.*)\n", said)
+        add, tail = follow.split(" && ")
+        for pasted in (add, publish, f"{tail} --count 1"):
+            done = await trio.run_process(["sh", "-c", pasted], capture_stdout=True)
+        assert b"saffron" in done.stdout
+        assert await process.stop() == 0
+        said = await until_said("stopped")
+    assert f"avicenna-live {version('avicenna-live')}, data in {data}, durability full" in said
+    assert "limits: 400 connections, 100 of one address" in said
+    assert said.splitlines()[-1].endswith("stopped")
+
+
+async def test_a_port_that_is_taken_is_said_once_with_the_cure(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, said = await run("serve", "--port", port, "--data", tmp_path / "data")
+    assert code == 2
+    (line,) = [one for one in said.splitlines() if str(port) in one]
+    assert "choose another port" in line
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

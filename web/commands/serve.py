@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from web import keyring, settings
+from web import greeting, keyring, settings
 from web.commands.answers import Named, Receipt
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, UsageError
@@ -26,6 +27,8 @@ DEMO_SECONDS: Final = 2.0
 """Time between two sample updates."""
 
 DEMO_HERBS: Final = ("mint", "saffron", "ginger", "chamomile", "fennel")
+
+logger = logging.getLogger("avicenna.server")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,7 +58,13 @@ def serve(arguments: argparse.Namespace) -> int:
     chosen = _settings(arguments.config, {"host": arguments.host, "port": arguments.port, "data": arguments.data})
     from web import composition  # noqa: PLC0415 - see the docstring of this file
 
-    return composition.run(chosen)
+    def say_next(_: str) -> None:
+        if not (chosen.local_key and (chosen.data / keyring.KEY_FILE).exists()):
+            return  # whoever has a token knows where from
+        for line in greeting.next_steps(chosen, _own_name()):
+            logger.info("%s", line)
+
+    return composition.run(chosen, ready=say_next)
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -143,12 +152,7 @@ Ctrl-C ends the demo; its data is in {data} until then."""
 
 
 def _own_name() -> str:
-    """How this command was called, as short as it can be pasted."""
-    called = Path(sys.argv[0])
-    try:
-        return str(called.relative_to(Path.cwd()))
-    except ValueError:
-        return str(called)
+    return greeting.own_name(sys.argv[0], Path.cwd())
 
 
 def _settings(config: Path | None, options: dict[str, object]) -> settings.Settings:

@@ -36,9 +36,15 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = found[0]
     is_every_one = address[0] == "::" and socket.has_dualstack_ipv6()
-    held = socket.create_server(
-        (str(address[0]), int(address[1])), family=family, backlog=BACKLOG, dualstack_ipv6=is_every_one
-    )
+    try:
+        held = socket.create_server(
+            (str(address[0]), int(address[1])), family=family, backlog=BACKLOG, dualstack_ipv6=is_every_one
+        )
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        cure = "end what listens there, or choose another port (0 takes any free one)"
+        raise OSError(error.errno, f"{os.strerror(error.errno)}; {cure}") from None
     # Accepted sockets inherit all of them.
     held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (("TCP_USER_TIMEOUT", TCP_USER_TIMEOUT_MS), ("TCP_NOTSENT_LOWAT", TCP_NOTSENT_BYTES)):
