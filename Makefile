@@ -8,6 +8,7 @@
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make bench-storage                the store beside raw sqlite3
 #   make bench-abuse                  what a client that does harm costs everybody else
+#   make bench-crowd                  ten thousand followers, slow ones, floods and a stop among them
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
@@ -17,7 +18,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation bench-abuse load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation bench-abuse bench-crowd load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -108,6 +109,9 @@ bench-isolation: setup
 
 bench-abuse: setup
 	$(BIN)/python -m benchmarks.abuse $(ARGS)
+
+bench-crowd: setup $(NATIVE)/load
+	$(BIN)/python -m benchmarks.crowd $(ARGS)
 
 $(BENCH_STAMP): requirements/bench.lock $(STAMP)
 	@echo "installing the servers to compare with into $(BENCH_VENV) ..."

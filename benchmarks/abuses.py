@@ -9,7 +9,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -103,18 +103,24 @@ def websocket(
     place: Place, diagnosis_id: str, *, sub: str | None = None, source: str = "127.0.0.1", **query: str
 ) -> socket.socket:
     """A follower, upgraded."""
-    sock = place.connect(source)
     who = sub or f"owner-{diagnosis_id}"
     asked = "&".join(f"{name}={value}" for name, value in query.items())
+    sock = place.connect(source)
+    upgrade(sock, f"/ws/{diagnosis_id}?{asked}", place.token(who, "" if sub is None else "monitor"))
+    return sock
+
+
+def upgrade(sock: socket.socket, path: str, token: str | None) -> bytes:
+    """Follow, until `live` or a refusal has come; what has come behind the head of the answer."""
     key = base64.b64encode(os.urandom(16)).decode()
     head = [
-        f"GET /ws/{diagnosis_id}?{asked} HTTP/1.1",
+        f"GET {path} HTTP/1.1",
         "Host: localhost",
         "Upgrade: websocket",
         "Connection: Upgrade",
         f"Sec-WebSocket-Key: {key}",
         "Sec-WebSocket-Version: 13",
-        f"Authorization: Bearer {place.token(who, '' if sub is None else 'monitor')}",
+        f"Authorization: Bearer {token}",
     ]
     sock.sendall("\r\n".join([*head, "", ""]).encode())
     data = b""
@@ -123,7 +129,7 @@ def websocket(
         if not chunk:
             break
         data += chunk
-    return sock
+    return data.partition(b"\r\n\r\n")[2]
 
 
 def client_frame(opcode: int, payload: bytes) -> bytes:
@@ -131,33 +137,57 @@ def client_frame(opcode: int, payload: bytes) -> bytes:
     return bytes((0x80 | opcode, 0x80 | len(payload))) + b"\0\0\0\0" + payload
 
 
-def _flood(place: Place, stop: Stop, frame: bytes, sockets: int) -> None:
-    """Sockets of one account send the same frame as fast as the server reads it."""
-    data = frame * 600
-    opened: list[socket.socket] = []
+PING: Final = client_frame(9, b"")
+ACK: Final = client_frame(1, b'{"type":"ack","seq":0}')
+FRAMES_AT_ONCE: Final = 600
+"""What a flood sends at once. Reason: some kilobytes, as much as a server reads at once."""
+
+
+def flood(stop: Stop, connect: Sequence[Callable[[], socket.socket]], frames: Sequence[bytes]) -> int:
+    """Sockets send a frame each as fast as the server reads it, and come back when they are cut.
+
+    Returns how often they were.
+    """
+    data = [frame * FRAMES_AT_ONCE for frame in frames]
+    opened: dict[int, socket.socket] = {}
+    cut = 0
     while not stop():
-        while len(opened) < sockets:
-            opened.append(websocket(place, "wild", source=HOST, device=f"f{len(opened)}-{secrets.token_hex(2)}"))
-            opened[-1].setblocking(False)
-        for sock in list(opened):
+        for index, connect_one in enumerate(connect):
+            if index in opened or stop():
+                continue
+            with suppress(OSError):  # it has stopped, or is about to end
+                opened[index] = connect_one()
+                opened[index].setblocking(False)
+        for index, sock in list(opened.items()):
             try:
-                sock.send(data)
+                sock.send(data[index % len(data)])
                 sock.recv(1 << 16)
             except BlockingIOError:
                 pass
             except OSError:
-                opened.remove(sock)
+                cut += 1
+                opened.pop(index).close()
         time.sleep(0.001)
+    for sock in opened.values():
+        sock.close()
+    return cut
+
+
+def _flood_of_one_account(place: Place, stop: Stop, frame: bytes, sockets: int) -> None:
+    def connect() -> socket.socket:
+        return websocket(place, "wild", source=HOST, device=f"f-{secrets.token_hex(4)}")
+
+    flood(stop, [connect] * sockets, [frame])
 
 
 def frames(place: Place, stop: Stop) -> None:
     """Twenty sockets send empty Pings."""
-    _flood(place, stop, client_frame(9, b""), 20)
+    _flood_of_one_account(place, stop, PING, 20)
 
 
 def acks(place: Place, stop: Stop) -> None:
     """One socket acknowledges the same number again and again."""
-    _flood(place, stop, client_frame(1, b'{"type":"ack","seq":0}'), 1)
+    _flood_of_one_account(place, stop, ACK, 1)
 
 
 def _requests(place: Place, stop: Stop, data: bytes, per_second: float) -> None:

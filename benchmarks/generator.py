@@ -15,7 +15,11 @@ import msgspec
 from benchmarks.processes import settle_on
 
 ANSWER_SECONDS_MAX: Final = 120.0
-"""Longest wait for the answer to a command. The generator gives up by itself before, when nothing moves."""
+"""Longest wait for the answer to a command, beyond the time it takes by itself. The generator gives up before, when
+nothing moves."""
+
+PATIENCE_SECONDS: Final = 10
+"""So long may nothing move until the generator gives up."""
 
 PADDING_CHARACTERS: Final = 120
 """Brings the frame of a message to about 300 bytes."""
@@ -43,6 +47,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     opened: int
     failed: int
     closed: int
+    goodbyes: int
     posted: int
     accepted: int
     refused: int
@@ -52,6 +57,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     reordered: int
     seq_breaks: int
     gaps: int
+    missed: int
     pings: int
     reopened: int
     setup_ms: Times | None = None
@@ -62,7 +68,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     def faults(self) -> dict[str, int]:
         """What must not happen, with how often it did."""
         found = {
-            "lost": self.expected - self.delivered,
+            "lost": self.expected - self.delivered - self.missed,
             "duplicates": self.duplicates,
             "seq_breaks": self.seq_breaks,
             "gaps": self.gaps,
@@ -95,12 +101,13 @@ class Target:
     """What the frame contains that says a subscriber follows; `None`: the 101 says it."""
 
 
-def plan_text(target: Target, subscribers: Sequence[Subscriber]) -> str:
+def plan_text(target: Target, subscribers: Sequence[Subscriber], patience_seconds: int = PATIENCE_SECONDS) -> str:
     """The plan that native/load.c reads."""
     lines = [
         f"subscribe {target.address} {target.port}",
         f"publish {target.address} {target.publish_port} {target.publish_path} {target.publish_token or '-'}",
         f"padding {PADDING_CHARACTERS}",
+        f"patience {patience_seconds}",
     ]
     if target.ready is not None:
         lines.append(f"ready {target.ready}")
@@ -130,27 +137,28 @@ class Generator:
         self._process.kill()
         self._process.communicate()
 
-    def connect(self, in_flight: int) -> Phase:
-        """Connect every subscriber of the plan, so many at a time."""
-        return self._ask(f"connect {in_flight}")
+    def connect(self, in_flight: int, up_to: int = 0) -> Phase:
+        """Connect the first subscribers of the plan (0: all) that are not connected, so many at a time."""
+        return self._ask(f"connect {in_flight} {up_to}")
 
     def publish(self, seconds: float, *, connections: int, outstanding: int = 0, rate: float = 0) -> Phase:
         """Post for so long; then everything owed is waited for."""
-        return self._ask(f"publish {seconds} {connections} {outstanding} {rate}")
+        return self._ask(f"publish {seconds} {connections} {outstanding} {rate}", seconds)
 
     def rest(self, seconds: float) -> Phase:
         """Only answer the server's Pings."""
-        return self._ask(f"rest {seconds}")
+        return self._ask(f"rest {seconds}", seconds)
 
-    def _ask(self, command: str) -> Phase:
+    def _ask(self, command: str, seconds: float = 0.0) -> Phase:
         assert self._process.stdin is not None, "a pipe was asked for"
         assert self._process.stdout is not None, "a pipe was asked for"
         try:
             print(command, file=self._process.stdin, flush=True)
         except BrokenPipeError:
             raise GeneratorError("the load generator has ended") from None
-        if not select.select([self._process.stdout], [], [], ANSWER_SECONDS_MAX)[0]:
-            raise GeneratorError(f"no answer to {command!r} within {ANSWER_SECONDS_MAX:g} s")
+        wait_seconds = seconds + ANSWER_SECONDS_MAX
+        if not select.select([self._process.stdout], [], [], wait_seconds)[0]:
+            raise GeneratorError(f"no answer to {command!r} within {wait_seconds:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise GeneratorError(f"the load generator ended at {command!r}")

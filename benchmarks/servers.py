@@ -46,10 +46,17 @@ class ServerFailed(Exception):
 class Running:
     """A server that accepts connections."""
 
-    pid: int
+    process: subprocess.Popen[bytes]
     target: Target
     data: Path | None
     """Our server's data directory; `None`: another server."""
+    said: Path
+    """Everything it has written to stdout and stderr."""
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.process.pid
 
     def subscribers(self, diagnoses: int, each: int) -> list[Subscriber]:
         """So many subscribers of so many diagnoses, neighbours on different ones; our server knows them by tokens."""
@@ -57,12 +64,13 @@ class Running:
         if self.data is not None:
             _register(self, names)
         return [
-            Subscriber(diagnosis=name, path=f"/ws/{name}", token=self._token(f"user-{name}-{turn}", "monitor"))
+            Subscriber(diagnosis=name, path=f"/ws/{name}", token=self.token(f"user-{name}-{turn}", "monitor"))
             for turn in range(each)
             for name in names
         ]
 
-    def _token(self, sub: str, scope: str) -> str | None:
+    def token(self, sub: str, scope: str) -> str | None:
+        """A token of this subject with this scope; none for another server than ours."""
         return None if self.data is None else _token(self.data, sub, scope)
 
 
@@ -93,7 +101,7 @@ def running(name: str, core: int, our_command: str) -> Iterator[Running]:
                 publish_token=None if data is None else _token(data, "publisher", "broadcast"),
                 ready=None if data is None else '"type":"live"',
             )
-            yield Running(process.pid, target, data)
+            yield Running(process, target, data, said)
         finally:
             _stop(process)
 

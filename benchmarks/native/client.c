@@ -176,25 +176,42 @@ static bool contains(const unsigned char *text, size_t bytes, const char *what) 
     return memmem(text, bytes, what, strlen(what)) != NULL;
 }
 
+/* Read the number behind `name`, which has its quotes and colon; false: there is no such field. */
+static bool field_number(unsigned char *text, unsigned char *end, const char *name, uint64_t *value) {
+    unsigned char *field = memmem(text, (size_t)(end - text), name, strlen(name));
+    if (field)
+        read_number(field + strlen(name), end, value);
+    return field != NULL;
+}
+
+/* Who is told of a gap is owed its numbers no more. Before it follows nothing is owed to it. */
+static void on_gap(struct clients *all, struct connection *one, unsigned char *text, unsigned char *end) {
+    uint64_t count, to;
+    all->counters.gaps++;
+    if (one->state != OPEN || !field_number(text, end, "\"count\":", &count) || !field_number(text, end, "\"to\":", &to))
+        return;
+    all->counters.missed += count;
+    one->seq = to;
+}
+
 static void on_text(struct clients *all, struct connection *one, unsigned char *text, size_t bytes, uint64_t read_ns) {
     size_t head = bytes < 160 ? bytes : 160; /* the envelope stands before the data */
     unsigned char *mark = memmem(text, bytes, MARKER, strlen(MARKER));
     if (mark) {
         uint64_t number, sent_ns, seq;
-        unsigned char *end = text + bytes, *field = memmem(text, head, "\"seq\":", 6);
+        unsigned char *end = text + bytes;
         unsigned char *next = read_number(mark + strlen(MARKER), end, &number);
         read_number(next + (next < end), end, &sent_ns);
         count_delivery(&all->counters, one, number);
         samples_add(&all->delivery, read_ns > sent_ns ? read_ns - sent_ns : 0);
-        if (field && field < mark) {
-            read_number(field + 6, end, &seq);
+        if (field_number(text, mark < text + head ? mark : text + head, "\"seq\":", &seq)) {
             all->counters.seq_breaks += one->seq && seq != one->seq + 1;
             one->seq = seq;
         }
     } else if (one->state == ENTERING && contains(text, bytes, all->ready)) {
         entered(all, one);
     } else if (contains(text, head, "\"type\":\"gap\"")) {
-        all->counters.gaps++;
+        on_gap(all, one, text, text + bytes);
     }
 }
 
@@ -212,6 +229,7 @@ static size_t take_frames(struct clients *all, struct connection *one, unsigned 
             answer_ping(all, one, &frame);
             break;
         case FRAME_CLOSE:
+            all->counters.goodbyes++;
             send_all(all, one, answer, frame_write(answer, FRAME_CLOSE, frame.payload, frame.payload_bytes));
             client_close(all, one);
             break;

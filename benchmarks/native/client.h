@@ -42,14 +42,15 @@ struct connection {
     uint64_t seq;    /* the server's own number of the last event; 0: none yet */
 };
 
-/* What happened since the phase began. */
+/* What happened since the last report. */
 struct counters {
     uint64_t opened, failed;              /* subscribers that follow; that could not connect or enter */
-    uint64_t closed;                      /* subscribers the server dropped */
+    uint64_t closed, goodbyes;            /* subscribers the server dropped; Close frames of the server */
     uint64_t posted, accepted, refused;   /* requests; answered 2xx; answered otherwise or not at all */
     uint64_t expected, delivered;         /* owed for requests not refused; distinct deliveries */
     uint64_t duplicates, reordered;       /* beyond the distinct; among the distinct, later than a successor */
-    uint64_t seq_breaks, gaps;            /* events whose `seq` is not one more; gap frames */
+    uint64_t seq_breaks, gaps;            /* events whose `seq` is not one more, gaps aside; gap frames */
+    uint64_t missed;                      /* numbers that gap frames said are gone */
     uint64_t pings;                       /* answered */
     uint64_t reopened;                    /* publishers' connections that the server ended between requests */
 };

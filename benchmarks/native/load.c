@@ -7,11 +7,12 @@
  *   publish ADDRESS PORT PATH TOKEN   where messages are posted; TOKEN `-`: none
  *   ready TEXT                        a subscriber follows once a frame contains TEXT; without: once it has the 101
  *   padding N                         characters that bring a message to its size
+ *   patience SECONDS                  so long may nothing move until a command gives up
  *   subscriber DIAGNOSIS PATH TOKEN   one subscriber, any number of lines
  *
  * Commands come on stdin, one a line; each is answered with one line of JSON on stdout, when it is done or when nothing
- * has moved for STALL_SECONDS:
- *   connect IN_FLIGHT                 connect every subscriber, at most so many at a time
+ * has moved for so long. An answer counts what happened since the last one:
+ *   connect IN_FLIGHT UP_TO           connect the first UP_TO subscribers (0: all) that are not, at most so many at a time
  *   publish SECONDS CONNECTIONS OUTSTANDING RATE
  *       post over so many connections, to the diagnoses in turn, with at most OUTSTANDING messages not delivered to
  *       everybody (0: any number), RATE a second (0: as fast as that allows); then wait for what is still owed
@@ -29,7 +30,6 @@
 
 #include "client.h"
 
-#define STALL_SECONDS 10
 #define PUBLISHERS_MAX 256
 #define PADDING_MAX 2000
 #define LINE_BYTES (12 * 1024)
@@ -39,6 +39,7 @@ struct plan {
     size_t diagnosis_count;
     struct connection *subscribers;
     size_t subscriber_count;
+    uint64_t patience_ns;
 };
 
 static void give_up(const char *why) {
@@ -102,6 +103,8 @@ static void read_plan(const char *name, struct plan *plan, struct clients *all) 
             all->ready = strdup(whole);
         else if (!strcmp(what, "padding") && count == 1 && atoi(words[0]) <= PADDING_MAX)
             all->padding = (size_t)atoi(words[0]);
+        else if (!strcmp(what, "patience") && count == 1 && atoi(words[0]) > 0)
+            plan->patience_ns = (uint64_t)atoi(words[0]) * NS_PER_S;
         else if (!strcmp(what, "subscriber") && count == 3)
             add_subscriber(plan, words);
         else
@@ -109,8 +112,8 @@ static void read_plan(const char *name, struct plan *plan, struct clients *all) 
         free(whole);
     }
     fclose(file);
-    if (!all->subscribe_to.sin_port || !all->publish_to.sin_port || !plan->diagnosis_count)
-        give_up("the plan must say where to subscribe and to publish, and name a subscriber");
+    if (!all->subscribe_to.sin_port || !all->publish_to.sin_port || !plan->diagnosis_count || !plan->patience_ns)
+        give_up("the plan must say where to subscribe and to publish, its patience, and name a subscriber");
 }
 
 /* The last moment at which a total grew. */
@@ -118,28 +121,28 @@ struct progress {
     uint64_t total, at_ns;
 };
 
-static bool stalled(struct progress *progress, uint64_t total) {
+static bool stalled(const struct plan *plan, struct progress *progress, uint64_t total) {
     uint64_t now = now_ns();
     if (total != progress->total)
         *progress = (struct progress){total, now};
-    return now - progress->at_ns > STALL_SECONDS * NS_PER_S;
+    return now - progress->at_ns > plan->patience_ns;
 }
 
-static void connect_all(struct plan *plan, struct clients *all, uint64_t in_flight) {
+static void connect_some(struct plan *plan, struct clients *all, uint64_t in_flight, size_t up_to) {
     struct progress progress = {0, now_ns()};
     struct counters *counters = &all->counters;
-    size_t next = 0;
-    while (next < plan->subscriber_count || all->entering) {
-        while (next < plan->subscriber_count && all->entering < in_flight) {
+    size_t next = 0, end = up_to && up_to < plan->subscriber_count ? up_to : plan->subscriber_count;
+    while (next < end || all->entering) {
+        while (next < end && all->entering < in_flight) {
             struct connection *one = &plan->subscribers[next++];
             if (one->state == UNUSED)
                 client_open(all, one);
         }
         clients_poll(all, 100);
-        if (stalled(&progress, counters->opened + counters->failed))
+        if (stalled(plan, &progress, counters->opened + counters->failed))
             break;
     }
-    for (size_t i = 0; i < plan->subscriber_count; i++)
+    for (size_t i = 0; i < end; i++)
         if (plan->subscribers[i].state != OPEN)
             client_close(all, &plan->subscribers[i]);
 }
@@ -154,7 +157,8 @@ static uint64_t settled(const struct counters *counters) { return counters->acce
 
 /* Whether another message may be sent with so many outstanding. */
 static bool has_room(const struct plan *plan, const struct counters *counters, uint64_t outstanding) {
-    uint64_t owed = counters->expected > counters->delivered ? counters->expected - counters->delivered : 0;
+    uint64_t told = counters->delivered + counters->missed;
+    uint64_t owed = counters->expected > told ? counters->expected - told : 0;
     uint64_t each = plan->subscriber_count / plan->diagnosis_count;
     if (!outstanding)
         return true;
@@ -189,13 +193,13 @@ static uint64_t publish(struct plan *plan, struct clients *all, struct publishin
             client_post(all, &publishers[i], plan->diagnoses[turn++ % plan->diagnosis_count], interval ? due : now_ns());
             due += interval;
         }
-        if (!sending && settled(counters) == counters->posted && counters->delivered >= counters->expected)
+        if (!sending && settled(counters) == counters->posted && counters->delivered + counters->missed >= counters->expected)
             break;
         uint64_t now = now_ns();
         bool wait_for_due = sending && interval && due < now + 20 * 1000000ull;
         clients_poll(all, !wait_for_due ? 20 : due > now ? (int)((due - now) / 1000000) : 0);
         uint64_t total = counters->delivered + counters->accepted;
-        if (stalled(&progress, total))
+        if (stalled(plan, &progress, total))
             break;
     }
     for (size_t i = 0; i < how.connections; i++) {
@@ -210,25 +214,26 @@ static void report(struct clients *all, uint64_t elapsed_ns, uint64_t cpu_ns) {
     double seconds = (double)elapsed_ns / 1e9;
     printf("{\"seconds\":%.6f,\"busy\":%.3f", seconds, seconds > 0 ? (double)cpu_ns / 1e9 / seconds : 0);
 #define REPORT(name) printf(",\"" #name "\":%llu", (unsigned long long)c->name)
-    REPORT(opened), REPORT(failed), REPORT(closed), REPORT(posted), REPORT(accepted), REPORT(refused);
+    REPORT(opened), REPORT(failed), REPORT(closed), REPORT(goodbyes);
+    REPORT(posted), REPORT(accepted), REPORT(refused);
     REPORT(expected), REPORT(delivered), REPORT(duplicates), REPORT(reordered), REPORT(seq_breaks);
-    REPORT(gaps), REPORT(pings), REPORT(reopened);
+    REPORT(gaps), REPORT(missed), REPORT(pings), REPORT(reopened);
     samples_print(stdout, "setup_ms", &all->setup);
     samples_print(stdout, "delivery_ms", &all->delivery);
     samples_print(stdout, "post_ms", &all->post);
     puts("}");
     fflush(stdout);
+    all->counters = (struct counters){0};
+    all->setup.count = all->delivery.count = all->post.count = 0;
 }
 
 static bool run(const char *line, struct plan *plan, struct clients *all) {
     struct publishing how;
-    unsigned long long in_flight, outstanding;
+    unsigned long long in_flight, up_to, outstanding;
     double seconds;
     uint64_t began = now_ns(), cpu = own_cpu_ns(), ended = 0;
-    all->counters = (struct counters){0};
-    all->setup.count = all->delivery.count = all->post.count = 0;
-    if (sscanf(line, "connect %llu", &in_flight) == 1 && in_flight > 0) {
-        connect_all(plan, all, in_flight);
+    if (sscanf(line, "connect %llu %llu", &in_flight, &up_to) == 2 && in_flight > 0) {
+        connect_some(plan, all, in_flight, up_to);
     } else if (sscanf(line, "publish %lf %zu %llu %lf", &how.seconds, &how.connections, &outstanding, &how.rate) == 4 &&
                how.connections >= 1 && how.connections <= PUBLISHERS_MAX) {
         how.outstanding = outstanding;
