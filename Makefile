@@ -12,7 +12,7 @@
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
-#   make node-packages                what some tests want beside Node: the official parsers of the documents
+#   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
