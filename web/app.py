@@ -21,6 +21,7 @@ from web import gate
 from web.bodies import problem_response
 from web.broadcasts import broadcasts
 from web.bulk import bulk
+from web.client_file import client_file
 from web.diagnoses import diagnoses
 from web.edge.answers import websocket_wanted
 from web.edge.lean import LeanHandshake, LeanHttp, LeanRequest, LeanWebsocket
@@ -127,6 +128,7 @@ def create_app(services: Services) -> QuartTrio:
     ):
         app.register_blueprint(routes(services))
     app.register_blueprint(openapi())
+    app.register_blueprint(client_file())
     gate.put_up(app, services)
 
     def answer_to(problem: Problem) -> Response:

@@ -15,6 +15,7 @@ from web.schemas import DIAGNOSIS_ID_TEXT, TEXT, Schema, lines_of, ref
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 EVENT_STREAM: Final = "text/event-stream"
+JAVASCRIPT: Final = "text/javascript; charset=utf-8"
 
 Access = Literal["token", "maybe", "nobody"]
 """A token is required; required unless the operator allows anonymous subscribers; not looked at."""
@@ -506,6 +507,17 @@ OPERATIONS: Final = (
         {200: {"type": "object"}},
         access="nobody",
         tag="looking",
+        is_static=True,
+    ),
+    Operation(
+        "get",
+        "/client.js",
+        "getClient",
+        'The JavaScript client, a module: `import { Follower } from "/client.js"`.',
+        {200: {"type": "string"}},
+        access="nobody",
+        answer_type=JAVASCRIPT,
+        tag="following",
         is_static=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""Answers with JSON are kept by no cache and taken for a page by no browser; documents are asked for once."""
+"""Answers with JSON are kept by no cache and taken for a page by no browser; what is static is asked for once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract import ROOT
 from tests.edge.peers import ask, request, upgrade
 from tests.server.harness import Server, running_server
 from web.settings import Settings
@@ -74,17 +75,21 @@ async def test_so_does_a_full_server(tmp_path: Path) -> None:
     assert is_private(answer.headers)
 
 
-async def test_the_document_is_fetched_once_and_then_asked_about(server: Server) -> None:
-    first = await server.http.get("/openapi.json")
+STATIC = {"/openapi.json": "application/json", "/client.js": "text/javascript; charset=utf-8"}
+
+
+@pytest.mark.parametrize("path", STATIC)
+async def test_what_stays_as_it_is_is_fetched_once_and_then_asked_about(server: Server, path: str) -> None:
+    first = await server.http.get(path)
     tag = first.headers["etag"]
     assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
-    assert first.headers["x-content-type-options"] == "nosniff"
-    again = await server.http.get("/openapi.json", headers={"If-None-Match": tag})
+    assert (first.headers["x-content-type-options"], first.headers["content-type"]) == ("nosniff", STATIC[path])
+    again = await server.http.get(path, headers={"If-None-Match": tag})
     assert (again.status_code, again.content) == (304, b"")
     assert (again.headers["etag"], again.headers["cache-control"]) == (tag, "no-cache")
     assert {"content-type", "content-length"}.isdisjoint(again.headers), "they would be those of another content"
     # The connection goes on after an answer without a body.
-    assert (await server.http.get("/openapi.json")).content == first.content
+    assert (await server.http.get(path)).content == first.content
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,12 @@ async def test_if_none_match_may_be_given_in_several_lines(server: Server) -> No
     assert (await server.http.get("/openapi.json", headers=headers)).status_code == 304
 
 
-async def test_the_tag_names_the_content_and_not_the_run(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", STATIC)
+async def test_the_tag_names_the_content_and_not_the_run(server: Server, tmp_path: Path, path: str) -> None:
     async with running_server(Settings(port=0, data=tmp_path / "other")) as other:
-        tags = {(await one.http.get("/openapi.json")).headers["etag"] for one in (server, other)}
+        tags = {(await one.http.get(path)).headers["etag"] for one in (server, other)}
     assert len(tags) == 1
+
+
+async def test_the_client_for_pages_is_the_one_of_the_package(server: Server) -> None:
+    assert (await server.http.get("/client.js")).content == (ROOT / "clients" / "javascript" / "client.js").read_bytes()
