@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import trio
@@ -77,6 +79,14 @@ def test_the_types_name_what_the_module_has(project: Path) -> None:
     )
     assert set(done.stdout.split()) == named | inner
     assert inner == {"Core", "Fault", "afterClose", "jitter", "patience"}, "only the core is exported without a type"
+
+
+def test_the_wheel_of_the_server_has_the_client_that_it_serves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=100, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as files:
+        assert files.read("web/client.js") == (CLIENT / "client.js").read_bytes()
 
 
 class Example:
