@@ -107,6 +107,7 @@ class Committer:
         lost: Callable[[], str | None] = lambda: None,
         keep: Keep | None = None,
         is_full: Callable[[], bool] = lambda: False,
+        undone: Callable[[], object] = lambda: None,
     ) -> None:
         """Work on `database`.
 
@@ -116,6 +117,7 @@ class Committer:
             lost: what has happened to the files of the database, `None`: they are in place. Asked after every
                 commit, before anybody is told about it: a commit into a deleted file must not be acknowledged.
             is_full: whether nothing more can be written; asked after a failed write, on the database thread.
+            undone: called after a commit that failed, there, too.
         """
         self._database = database
         self._time = time
@@ -124,6 +126,7 @@ class Committer:
         self._lost = lost
         self._keep = keep
         self._is_full = is_full
+        self._undone = undone
         self._kept_at: float | None = None
         """When the time was kept last (on the monotonic clock); `None`: not yet in this run."""
         self._kept_held = False
@@ -271,7 +274,9 @@ class Committer:
         kept = self._to_keep(began)
         keep = None if kept is None or self._keep is None else _keeping(self._keep, kept)
         try:
-            await self._database.run_and_tell(tell, run_transaction, works, moment, self._lost, keep, self._is_full)
+            await self._database.run_and_tell(
+                tell, run_transaction, works, moment, self._lost, keep, self._is_full, self._undone
+            )
         except Spoiled as spoiled:
             if len(batch) > 1:
                 for one in batch:
@@ -405,6 +410,7 @@ def run_transaction(
     lost: Callable[[], str | None],
     keep: Callable[[sqlite3.Connection], None] | None = None,
     is_full: Callable[[], bool] = lambda: False,
+    undone: Callable[[], object] = lambda: None,
 ) -> list[object]:
     """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
 
@@ -434,6 +440,7 @@ def run_transaction(
     try:
         db.execute("COMMIT")
     except sqlite3.Error as error:
+        undone()
         _roll_back(db)
         # The frame that makes a transaction one is written last, and was not: what is rolled back is not stored.
         raise TransactionFailed(error, in_commit=True, is_full=_had_no_room(error, is_full)) from error

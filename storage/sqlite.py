@@ -36,6 +36,7 @@ from storage.errors import (
     StoreBroken,
 )
 from storage.history import end_run, keep_time, last_run
+from storage.live_log import LiveLog
 from storage.records import (
     EVERY_ROW,
     IDEMPOTENCY_KEYS_MAX,
@@ -123,20 +124,23 @@ async def open_store(
     with files.locked(path):
         async with AsyncExitStack() as stack:
             try:
-                database, time = await stack.enter_async_context(open_it())
+                database, time, live_log = await stack.enter_async_context(open_it())
             except (Damaged, NotADatabase) as damage:
                 if on_damage == "refuse":
                     raise
                 aside = files.set_aside(path, "damaged")
                 logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
-                database, time = await stack.enter_async_context(open_it())
+                database, time, live_log = await stack.enter_async_context(open_it())
             presence = files.Presence(path)
             log = files.wal_of(path)
 
             def size_bytes() -> int:
                 return files.size_of(path) + files.size_of(log)
 
-            committer = Committer(database, time, presence.lost_at_a_glance, keep_time, partial(files.is_full, path))
+            def lost() -> str | None:
+                return presence.lost_at_a_glance() or live_log.after_commit()
+
+            committer = Committer(database, time, lost, keep_time, partial(files.is_full, path), live_log.doubt)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
                     committer_nursery.start_soon(_run_shielded, committer)
@@ -156,10 +160,13 @@ async def open_store(
 @asynccontextmanager
 async def _open_connection(
     path: Path, clock: Clock, new_epoch: Callable[[], str], durability: Durability, boot: str
-) -> AsyncIterator[tuple[Database, Timekeeper]]:
-    """The connection, with everything prepared, and the time as the last run has kept it.
+) -> AsyncIterator[tuple[Database, Timekeeper, LiveLog]]:
+    """The connection, with everything prepared, the time as the last run has kept it, and the log.
 
     The end of the run is marked in the database unless the store has broken.
+
+    Raises:
+        StoreBroken: the log was cut, which is seen at the end.
     """
     log = files.wal_of(path)
     if files.is_directory(path):
@@ -185,14 +192,16 @@ async def _open_connection(
             _report(path, opened)
             time = Timekeeper(clock, opened.kept)
             presence = files.Presence(path)
+            live_log = await _live_log(database, log)
             try:
-                yield database, time
+                yield database, time, live_log
             except StoreBroken:
                 is_broken = True
                 raise
             finally:
                 was_lost = presence.lost() is not None
-                is_clean = not is_broken and await _end_run(database, time)
+                is_clean = not is_broken and await _end_run(database, time, live_log)
+                await _leave(database, live_log)
     finally:
         # SQLite removes the log when it closes, its contents being in the database by then. To the next run a
         # missing log after an unclean end means that somebody took it away: leave word of it instead.
@@ -235,16 +244,39 @@ def _report(path: Path, opened: Opened) -> None:
         logger.warning("every diagnosis begins a new epoch: %s", opened.renewed)
 
 
-async def _end_run(database: Database, time: Timekeeper) -> bool:
+async def _live_log(database: Database, log: Path) -> LiveLog:
+    try:
+        return await database.run(LiveLog, log)
+    except OSError as error:
+        raise CannotOpen(f"{log} cannot be opened: {error.strerror}") from error
+
+
+async def _end_run(database: Database, time: Timekeeper, live_log: LiveLog) -> bool:
     """Mark the end; if that fails, the next run finds an unclean one, and checks."""
     time.moment()
     with trio.CancelScope(shield=True):
         try:
             await database.run(end_run, time.kept)
         except sqlite3.Error as error:
+            await database.run(lambda _: live_log.doubt())
             logger.warning("the database could not be closed in order: %s", error)
             return False
     return True
+
+
+async def _leave(database: Database, live_log: LiveLog) -> None:
+    """Look at the log for the last time: SQLite copies it into the database when it closes.
+
+    Raises:
+        StoreBroken: it was cut; nothing is copied, and it stays.
+    """
+    with trio.CancelScope(shield=True):
+        fault = await database.run(lambda _: live_log.look())
+        live_log.close()
+        if fault is not None:
+            # No statement begins before the connection closes, so this interrupts the copying.
+            await database.run(sqlite3.Connection.interrupt)
+            raise StoreBroken(fault)
 
 
 async def _run_shielded(committer: Committer) -> None:

@@ -9,6 +9,7 @@ Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import BinaryIO, Final
 CLOSED: Final = b"avicenna-live: log closed\n"
 """What stands in the place of a log that SQLite has removed though the run did not end in order: nothing was in it.
 Shorter than a header, so that SQLite takes it for an empty log."""
+
+CUT: Final = b"avicenna-live: log cut while in use\n"
+"""What is put behind a log that was cut or overwritten while a server used it. To SQLite it is an unfinished frame."""
 
 HEADER: Final = struct.Struct(">8I")
 """Magic number, version, bytes of a page, checkpoints, two salts, checksum (two words)."""
@@ -36,8 +40,15 @@ class Log:
 
     order: str
     page_bytes: int
+    number: int
+    """How often it has begun anew."""
     salts: Sums
     sums: Sums
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a frame and its page."""
+        return FRAME.size + self.page_bytes
 
 
 def fault_of(log: Path, *, killed: bool) -> str | None:
@@ -51,29 +62,36 @@ def fault_of(log: Path, *, killed: bool) -> str | None:
         OSError: it cannot be read.
     """
     with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(CUT)))
+        if file.read() == CUT:
+            return "was cut or overwritten while a server used it"
+        file.seek(0)
         start = file.read(HEADER.size)
         if start == CLOSED:
             return None
         if len(start) < HEADER.size:
             return "is empty"
-        if (head := _head(start)) is None:
+        if (head := head_of(start)) is None:
             return "has an invalid header"
         return _fault_of_frames(file, head) if killed else None
 
 
-def _head(content: bytes) -> Log | None:
-    magic, _, page_bytes, _, salt, other_salt, *sums = HEADER.unpack(content)
+def head_of(content: bytes) -> Log | None:
+    """What a header says; `None`: it is none."""
+    if len(content) < HEADER.size:
+        return None
+    magic, _, page_bytes, number, salt, other_salt, *sums = HEADER.unpack(content)
     if magic | 1 != MAGIC | 1 or not 512 <= page_bytes <= 65536:
         return None
     order = ">" if magic & 1 else "<"
     found = _summed(order, content[:-8], (0, 0))
-    return Log(order, page_bytes, (salt, other_salt), found) if list(found) == sums else None
+    return Log(order, page_bytes, number, (salt, other_salt), found) if list(found) == sums else None
 
 
 def _fault_of_frames(file: BinaryIO, log: Log) -> str | None:
     """Look for what was written behind the frame at which SQLite stops."""
     sums, number, stopped_at = log.sums, 0, None
-    while len(frame := file.read(FRAME.size + log.page_bytes)) == FRAME.size + log.page_bytes:
+    while len(frame := file.read(log.frame_bytes)) == log.frame_bytes:
         number += 1
         page, pages_after, salt, other_salt, *wanted = FRAME.unpack_from(frame)
         is_of_this_log = (salt, other_salt) == log.salts

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ import trio.testing
 
 from storage.errors import Busy, Failed, StorageError
 from storage.sqlite import SqliteStore
+from storage.wal import FRAME
+from tests.crash.connection import Cut, connected
 from tests.logbook import PAYLOAD_MARKER, Logbook
 from tests.mounts import read_only, small_disk
 from tests.server.harness import Server
@@ -196,6 +199,67 @@ async def test_a_log_that_is_deleted_after_a_crash_is_missed(tmp_path: Path) -> 
     said = await refusal(data)
     assert f"its log {data / LOG} is missing" in said
     assert f"avicenna-live restore {data / DATABASE} --data {data}" in said
+
+
+def cut_to(log: Path, size: int) -> None:
+    """As `truncate -s`."""
+    os.truncate(log, size)
+
+
+CUTS: dict[str, Callable[[Path], None]] = {
+    "to nothing": lambda log: cut_to(log, 0),
+    "opened for writing": lambda log: log.open("wb").close(),
+    "to half": lambda log: cut_to(log, log.stat().st_size // 2),
+    "to a frame": lambda log: cut_to(log, log.stat().st_size - 3 * (PAGE_BYTES + FRAME.size)),
+    "head zeroed": lambda log: change(log, 0, bytes(PAGE_BYTES)),
+}
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
+async def test_a_log_that_is_cut_under_publishes_ends_the_server_and_no_number_is_given_twice(
+    tmp_path: Path, cut: Callable[[Path], None]
+) -> None:
+    data, logbook = tmp_path / "data", Logbook()
+    acknowledged = set[tuple[str, int]]()
+    enough = trio.Event()
+
+    async def publish(port: int, headers: dict[str, str]) -> None:
+        with contextlib.suppress(Cut):
+            async with connected(port, headers) as http:
+                while True:
+                    body = {"diagnosis_id": 42, "feedback_id": 1, "rating": 5, "comment": PAYLOAD_MARKER}
+                    status, answer = await http.ask("POST", "/ws/broadcast-feedback-update", body)
+                    if status != 200:
+                        assert answer["code"] == "storage_unavailable"
+                        return
+                    assert (answer["epoch"], answer["seq"]) not in acknowledged
+                    acknowledged.add((answer["epoch"], answer["seq"]))
+                    if len(acknowledged) > 100:
+                        enough.set()
+
+    async with served(data, logbook=logbook) as (process, server):
+        await server.register()
+        with trio.fail_after(30):
+            async with trio.open_nursery() as publishers_nursery:
+                for _ in range(10):
+                    publishers_nursery.start_soon(publish, int(server.url.rpartition(":")[2]), server.bearer("amira"))
+                await enough.wait()
+                cut(data / LOG)
+            assert await process.process.wait() == STORAGE_FAILED
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    (line,) = [one for one in "".join(logbook.lines).splitlines() if "storage failed" in one]
+    assert f"{data / LOG} was cut or overwritten while the server used it" in line
+    said = await refusal(data)
+    assert f"its log {data / LOG} was cut or overwritten while a server used it" in said
+    code, _, complaint = await run("restore", data / DATABASE, "--data", data)
+    assert code == 0, complaint
+    async with served(data) as (process, server):
+        await server.register()
+        answer = (await server.publish(1)).json()
+        assert answer["epoch"] not in {epoch for epoch, _ in acknowledged}
+        await process.kill()
 
 
 async def test_a_damaged_database_is_set_aside_if_the_operator_says_so(closed: Path) -> None:
