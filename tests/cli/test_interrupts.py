@@ -45,7 +45,16 @@ def test_until_it_is_ready_next_to_nothing_is_imported() -> None:
     assert set(run(code).stdout.split()) <= {"__future__", "enum", "signal", "web", "web.cli", *ALWAYS_WITH_THEM}
 
 
-ALWAYS_WITH_THEM = {"_collections", "_functools", "_operator", "builtins", "collections", "functools", "itertools"} | {
+ALWAYS_WITH_THEM = {
+    "_collections",
+    "_functools",
+    "_operator",
+    "_types",
+    "builtins",
+    "collections",
+    "functools",
+    "itertools",
+} | {
     "keyword",
     "operator",
     "reprlib",

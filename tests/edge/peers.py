@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import trio
 import trio.testing
@@ -112,9 +113,10 @@ class Peer:
 
 async def connect(url: str) -> Peer:
     """A connection to the server at this URL."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
+    where = urlsplit(url)
+    assert where.hostname is not None
     with trio.fail_after(10):
-        return Peer(await trio.open_tcp_stream(host, int(port)))
+        return Peer(await trio.open_tcp_stream(where.hostname, where.port or 80))
 
 
 async def ask(url: str, data: bytes) -> tuple[Answer, bytes]:

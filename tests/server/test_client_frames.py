@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 from tests.server.harness import Server
 from web import wire
 from web.records import Ack, Auth, Ping
+
+FAR_TOO_DEEP = "invalid_field" if sys.version_info >= (3, 14) else "bad_frame"
+"""Before 3.14 Python cannot read it; since then it can, and it is found to be too deep."""
 
 ODD: list[tuple[str, str]] = [
     ('{"type":"ping","data":1,}', "bad_frame"),
@@ -28,7 +32,7 @@ ODD: list[tuple[str, str]] = [
     ('{"type":"ack","seq":1,"seq":2}', "bad_frame"),
     ('{"type":"ping","data":{"a":1,"a":2}}', "bad_frame"),
     ('{"type":"auth","token":"a","token":"b"}', "bad_frame"),
-    ('{"type":"ping","data":' + '{"a":' * 1300 + "1" + "}" * 1301, "bad_frame"),
+    ('{"type":"ping","data":' + '{"a":' * 1300 + "1" + "}" * 1301, FAR_TOO_DEEP),
     ("[" * 8000, "bad_frame"),
     ("[]", "bad_frame"),
     ("null", "bad_frame"),
