@@ -7,6 +7,7 @@
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make bench-storage                the store beside raw sqlite3
+#   make first-hour                   what a newcomer waits for until the demo's page moves
 #   make bench-abuse                  what a client that does harm costs everybody else
 #   make bench-crowd                  ten thousand followers, slow ones, floods and a stop among them
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
@@ -18,7 +19,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation bench-abuse bench-crowd load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation bench-abuse bench-crowd first-hour load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -106,6 +107,9 @@ bench-storage: setup
 
 bench-isolation: setup
 	$(BIN)/python -m benchmarks.isolation
+
+first-hour: setup
+	$(BIN)/python -m benchmarks.first_hour
 
 bench-abuse: setup
 	$(BIN)/python -m benchmarks.abuse $(ARGS)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 from urllib.parse import unquote
 
-from quart import Response, has_request_context, request
+from quart import Blueprint, Response, has_request_context, request
 from quart.globals import request_ctx
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
@@ -53,6 +53,9 @@ NO_METHOD: Final = "-"
 
 NOWHERE: Final = "//"
 """A path of no route."""
+
+Routes = Callable[[Services], Blueprint]
+"""Makes the routes of one file."""
 
 NAMES_PATH: Final = "subjects"
 """First segment of the paths whose second is a name, slashes and all."""
@@ -107,8 +110,12 @@ def _hides_a_slash(raw_path: bytes) -> bool:
     return unquote(raw_path.split(b"/", 2)[1].decode("ascii")) != NAMES_PATH
 
 
-def create_app(services: Services) -> QuartTrio:
-    """The application of one server."""
+def create_app(services: Services, routes_beside: Routes | None = None) -> QuartTrio:
+    """The application of one server.
+
+    Args:
+        routes_beside: further ones, which are no part of the contract.
+    """
     app = Application("avicenna_live", static_folder=None)
     app.url_map.merge_slashes = False  # a path with two within is another path: 404, not a redirect
     log_requests(app, services)
@@ -129,6 +136,8 @@ def create_app(services: Services) -> QuartTrio:
         app.register_blueprint(routes(services))
     app.register_blueprint(openapi())
     app.register_blueprint(client_file())
+    if routes_beside is not None:
+        app.register_blueprint(routes_beside(services))
     gate.put_up(app, services)
 
     def answer_to(problem: Problem) -> Response:

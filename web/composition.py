@@ -27,6 +27,7 @@ from typing import Final
 
 import trio
 
+from actors.diagnosis import Render
 from actors.registry import Registry
 from actors.supervisor import Limits, keep_up
 from actors.trail import AccessTrail
@@ -37,7 +38,7 @@ from storage.sqlite import open_store
 from storage.unfinished import sweep
 from web import access
 from web.acts import Acts
-from web.app import create_app
+from web.app import Routes, create_app
 from web.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.connection_log import ConnectionLog
 from web.edge.connection import Patience
@@ -103,8 +104,18 @@ Ready = Callable[[str], None]
 """Called with the server's URL once it accepts connections."""
 
 
-def run(settings: Settings, *, ready: Ready | None = None) -> int:
-    """Serve until a signal; the exit code: 0 after a drain, 1 after a failure, 2 if it could not start."""
+def run(
+    settings: Settings, *, ready: Ready | None = None, render: Render = render_event, routes: Routes | None = None
+) -> int:
+    """Serve until a signal.
+
+    Args:
+        render: makes the frame of an event.
+        routes: further ones.
+
+    Returns:
+        The exit code: 0 after a drain, 1 after a failure, 2 if it could not start.
+    """
     set_up_logging(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     has_started = False
@@ -116,7 +127,7 @@ def run(settings: Settings, *, ready: Ready | None = None) -> int:
             ready(url)
 
     try:
-        trio.run(_serve_until_signal, settings, started)
+        trio.run(partial(_serve_until_signal, settings, started, render=render, routes=routes))
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
         return _explain(failure, has_started=has_started)
     logger.info("stopped")
@@ -143,19 +154,29 @@ def _explain(failure: BaseException, *, has_started: bool) -> int:
             return 1
 
 
-async def _serve_until_signal(settings: Settings, ready: Ready) -> None:
+async def _serve_until_signal(settings: Settings, ready: Ready, *, render: Render, routes: Routes | None) -> None:
     stopping = trio.Event()
     async with trio.open_nursery() as signals_nursery:
         await signals_nursery.start(_watch_signals, stopping)
-        await serve(settings, ready=ready, stopping=stopping)
+        await serve(settings, ready=ready, stopping=stopping, render=render, routes=routes)
         signals_nursery.cancel_scope.cancel()
 
 
-async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock: Clock | None = None) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    ready: Ready,
+    stopping: trio.Event,
+    clock: Clock | None = None,
+    render: Render = render_event,
+    routes: Routes | None = None,
+) -> None:
     """Run one server until `stopping` is set, then drain it.
 
     Args:
         clock: the time; `None`: the machine's.
+        render: makes the frame of an event.
+        routes: further ones.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -200,7 +221,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
         )
         trail = AccessTrail(store, clock) if settings.access_trail else None
         registry = Registry(
-            store, actors_nursery, render=render_event, clock=clock, jitter=jitter, limits=limits, trail=trail
+            store, actors_nursery, render=render, clock=clock, jitter=jitter, limits=limits, trail=trail
         )
         await actors_nursery.start(registry.run)
         acts = Acts(store, actors_nursery, settings.storage_seconds_max)
@@ -209,7 +230,7 @@ async def serve(settings: Settings, *, ready: Ready, stopping: trio.Event, clock
             await services.remote_keys.fetch()
         for name, service in _kept_up(services, trail).items():
             actors_nursery.start_soon(keep_up, name, service, clock, jitter)
-        deadline = await _serve_front_end(services, ready, connections_max)
+        deadline = await _serve_front_end(services, ready, connections_max, routes)
         with trio.move_on_at(deadline):
             async with trio.open_nursery() as drain_nursery:
                 drain_nursery.start_soon(acts.settle)
@@ -339,7 +360,7 @@ async def _services(
     return services
 
 
-async def _serve_front_end(services: Services, ready: Ready, connections_max: int) -> float:
+async def _serve_front_end(services: Services, ready: Ready, connections_max: int, routes: Routes | None) -> float:
     """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
     settings, stopping, hub = services.settings, services.stopping, services.hub
 
@@ -364,7 +385,7 @@ async def _serve_front_end(services: Services, ready: Ready, connections_max: in
     with contextlib.ExitStack() as listening:
         listeners, urls = _listen(settings, listening)
         beside = [(one, _operators_terms(terms)) for one in _listen_for_operators(settings, listening)]
-        app = create_app(services)
+        app = create_app(services, routes)
         async with trio.open_nursery() as front_nursery:
             await front_nursery.start(partial(serve_http, app, listeners, terms, beside=beside, stop=stopping.wait))
             announcing = contextlib.ExitStack()

@@ -1,4 +1,4 @@
-"""The README's first screen does what it says."""
+"""The README's commands do what it says."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 
 import trio
 
+from tests.cli.demos import demo
 from tests.server.process import COMMAND
 
 ROOT = Path(__file__).parents[2]
 
 
-def first_screen() -> list[list[str]]:
-    """The commands of the first console blocks, terminal by terminal."""
+def console_blocks() -> list[list[str]]:
+    """The commands of the first console blocks: those of the demo, then terminal by terminal."""
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [[line[2:] for line in block.splitlines() if line.startswith("$ ")] for block in blocks[:3]]
+    return [[line[2:] for line in block.splitlines() if line.startswith("$ ")] for block in blocks[:4]]
 
 
 def free_port() -> int:
@@ -64,8 +65,16 @@ async def until_said(process: trio.Process, *words: str) -> str:
     return said
 
 
-async def test_the_first_screen_of_the_readme_shows_the_published_update(tmp_path: Path) -> None:
-    (serve,), (add, tail), (publish,) = first_screen()
+async def test_the_second_command_opens_the_demo_and_what_it_says_about_the_page_is_true() -> None:
+    (clone, show), *_ = console_blocks()
+    assert clone.startswith("git clone ")
+    assert show == "make demo"
+    async with demo() as (shown, _):
+        assert (await shown.http.get("/demo")).status_code == 200
+
+
+async def test_the_three_terminals_of_the_readme_show_the_published_update(tmp_path: Path) -> None:
+    _, (serve,), (add, tail), (publish,) = console_blocks()
     assert serve == "make serve"
     # The commands run as they stand, in an empty directory, beside a server that may already use port 8000.
     (tmp_path / ".venv").mkdir()
