@@ -230,7 +230,10 @@ def _judge_log(path: Path, log: Path | None, boot: str) -> None:
     if last.clean or last.copied:
         return
     try:
-        fault = "is missing" if log is None else wal.fault_of(log, killed=bool(boot) and last.boot == boot)
+        ended: wal.Ended = "stop" if last.durability == "full" else "unsynced stop"
+        if boot and last.boot == boot:
+            ended = "kill"
+        fault = "is missing" if log is None else wal.fault_of(log, ended=ended)
     except OSError as error:
         raise CannotOpen(f"{log} cannot be read: {error.strerror}") from error
     if fault is not None:

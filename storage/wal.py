@@ -13,7 +13,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Literal
 
 CLOSED: Final = b"avicenna-live: log closed\n"
 """What stands in the place of a log that SQLite has removed though the run did not end in order: nothing was in it.
@@ -31,7 +31,15 @@ MAGIC: Final = 0x377F0682
 """Its lowest bit says in which byte order the words are summed up: 1 for big-endian."""
 WORD: Final = 0xFFFFFFFF
 
+STOPS_AT: Final = 512
+"""A write that is not finished stops at a multiple of so many bytes of the file. Reason: the system copies what is
+written in pages of the file, and looks between two of them whether the process is to end; limits count in sectors."""
+
 Sums = tuple[int, int]
+
+Ended = Literal["kill", "stop", "unsynced stop"]
+"""What has ended a run: a kill of its process; a stop of the machine, each commit being synced before the next one
+began; a stop of the machine, commits being synced now and then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +59,12 @@ class Log:
         return FRAME.size + self.page_bytes
 
 
-def fault_of(log: Path, *, killed: bool) -> str | None:
+def fault_of(log: Path, *, ended: Ended) -> str | None:
     """What is wrong with the log that a run has left behind which did not end in order; `None`: nothing is known of.
 
     Args:
         log: the file, before SQLite opens it.
-        killed: the machine has not stopped since. Otherwise frames may be missing between others, and are not judged.
+        ended: says which frames may be missing between others.
 
     Raises:
         OSError: it cannot be read.
@@ -73,7 +81,7 @@ def fault_of(log: Path, *, killed: bool) -> str | None:
             return "is empty"
         if (head := head_of(start)) is None:
             return "has an invalid header"
-        return _fault_of_frames(file, head) if killed else None
+        return None if ended == "unsynced stop" else _fault_of_frames(file, head, ended)
 
 
 def head_of(content: bytes) -> Log | None:
@@ -88,24 +96,42 @@ def head_of(content: bytes) -> Log | None:
     return Log(order, page_bytes, number, (salt, other_salt), found) if list(found) == sums else None
 
 
-def _fault_of_frames(file: BinaryIO, log: Log) -> str | None:
+def _fault_of_frames(file: BinaryIO, log: Log, ended: Ended) -> str | None:
     """Look for what was written behind the frame at which SQLite stops."""
-    sums, number, stopped_at = log.sums, 0, None
+    sums, number, stopped_at, commits, before = log.sums, 0, None, 0, b""
+    salts = struct.pack(">2I", *log.salts)
+    # After a kill a commit frame shows that those before it were written whole. What was not synced arrives in any
+    # order: the commit that was being written has one commit frame, and a second one shows that it had been synced.
+    commits_wanted = 1 if ended == "kill" else 2
     while len(frame := file.read(log.frame_bytes)) == log.frame_bytes:
         number += 1
-        page, pages_after, salt, other_salt, *wanted = FRAME.unpack_from(frame)
-        is_of_this_log = (salt, other_salt) == log.salts
-        if stopped_at is not None:
-            # A commit ends with its last frame: those before it had been written whole.
-            if is_of_this_log and pages_after:
-                return f"has a damaged frame {stopped_at}, and whole ones behind it"
-            continue
-        sums = _summed(log.order, frame[FRAME.size :], _summed(log.order, frame[:8], sums))
-        if not (is_of_this_log and page and list(sums) == wanted):
-            if not any(frame[: FRAME.size]):
+        page, pages_after, *found_salts, sum_, other_sum = FRAME.unpack_from(frame)
+        is_of_this_log = tuple(found_salts) == log.salts
+        if stopped_at is None:
+            sums = _summed(log.order, frame[FRAME.size :], _summed(log.order, frame[:8], sums))
+            if is_of_this_log and page and sums == (sum_, other_sum):
+                before = frame
+                continue
+            if ended == "kill" and not any(frame[: FRAME.size]):
                 return f"is zero from frame {number} on"
             stopped_at = number
+        if is_of_this_log and pages_after and not (ended == "kill" and number == stopped_at):
+            commits += 1
+        if commits == commits_wanted:
+            return f"has a damaged frame {stopped_at}, and whole ones behind it"
+        if _is_shifted(before, frame, salts):
+            return f"has bytes too many or too few from frame {stopped_at} on"
+        before = frame
+    if stopped_at is not None and _is_shifted(before, frame, salts):
+        return f"has bytes too many or too few from frame {stopped_at} on"
+    if ended == "kill" and len(frame) not in (0, FRAME.size) and file.tell() % STOPS_AT:
+        return f"ends within frame {number + 1}, where no write stops"
     return None
+
+
+def _is_shifted(before: bytes, frame: bytes, salts: bytes) -> bool:
+    """Whether the head of a frame lies elsewhere than where one begins: only there are the salts."""
+    return salts in frame[9:] or salts in before[-7:] + frame[:15]
 
 
 def _summed(order: str, content: bytes, sums: Sums) -> Sums:

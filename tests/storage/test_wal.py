@@ -14,7 +14,7 @@ import trio
 
 from storage import copies, wal
 from storage.errors import Damaged, NewerVersion
-from storage.records import NewEvent, Seq
+from storage.records import Durability, NewEvent, Seq
 from tests.storage.test_faults import come_back, fill, opened
 
 Damage = Callable[[bytearray], None]
@@ -72,6 +72,16 @@ def zero_tail(log: bytearray) -> None:
     log[at:] = bytes(len(log) - at)
 
 
+def zero_page(log: bytearray) -> None:
+    at = frame_at(log, 3) + wal.FRAME.size
+    log[at : at + page_bytes(log)] = bytes(page_bytes(log))
+
+
+def zero_frame(log: bytearray) -> None:
+    at = frame_at(log, 2)
+    log[at : at + wal.FRAME.size + page_bytes(log)] = bytes(wal.FRAME.size + page_bytes(log))
+
+
 def make_sparse(log: bytearray) -> None:
     """As a log that was cut to nothing while a server went on writing to it."""
     at = frame_at(log, -2)
@@ -85,14 +95,53 @@ def torn_frame(log: bytearray) -> None:
 
 
 def short_frame(log: bytearray) -> None:
-    del log[frame_at(log, -1) + 700 :]
+    """As one that is killed between the two writes of a frame."""
+    del log[frame_at(log, -1) + wal.FRAME.size :]
+
+
+def short_page(log: bytearray) -> None:
+    """As one that is killed while the system copies its page: that goes in pages of the file."""
+    at = frame_at(log, -1) + wal.FRAME.size
+    del log[at + page_bytes(log) - at % page_bytes(log) :]
+    assert len(log) % page_bytes(log) == 0
+
+
+def cut_within_a_frame(log: bytearray) -> None:
+    del log[frame_at(log, -4) + 701 :]
+
+
+def append_bytes(log: bytearray) -> None:
+    log += b"something else"
+
+
+def insert_byte(log: bytearray) -> None:
+    log.insert(frame_at(log, 1) + 300, 0)
+
+
+def remove_byte(log: bytearray) -> None:
+    del log[frame_at(log, -3) + 300]
+
+
+def remove_sectors(log: bytearray) -> None:
+    at = frame_at(log, -6) + 300
+    log[at : at + 1024] = b""
+
+
+def insert_sectors(log: bytearray) -> None:
+    at = frame_at(log, -6)
+    log[at:at] = bytes(3 * 512)
 
 
 async def killed(
-    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None], damage: Damage
+    path: Path,
+    tmp_path: Path,
+    new_epoch: Callable[[], str],
+    crashed: Callable[[], None],
+    damage: Damage,
+    durability: Durability = "full",
 ) -> str:
     """A store whose process was killed, and whose log was damaged since; its epoch."""
-    async with opened(path, new_epoch) as store:
+    async with opened(path, new_epoch, durability=durability) as store:
         await fill(store)
         for number in range(5):
             await store.append_nowait("d", [NewEvent("k", b"more-%d" % number)]).wait()
@@ -121,6 +170,12 @@ async def killed(
         (flip_salt, "damaged frame 3,"),
         (flip_last_but_one, "damaged frame"),
         (zero_tail, "is zero from frame"),
+        (cut_within_a_frame, "ends within frame"),
+        (append_bytes, "ends within frame"),
+        (insert_byte, "has bytes too many or too few"),
+        (remove_byte, "has bytes too many or too few"),
+        (remove_sectors, "has bytes too many or too few"),
+        (insert_sectors, "is zero from frame"),
     ],
 )
 async def test_damage_of_the_log_after_a_kill_is_refused_until_somebody_gives_the_newest_events_up(
@@ -132,15 +187,50 @@ async def test_damage_of_the_log_after_a_kill_is_refused_until_somebody_gives_th
     said: str,
 ) -> None:
     before = await killed(path, tmp_path, new_epoch, crashed, damage)
-    found = {file: file.read_bytes() for file in path.parent.iterdir()}
-    for _ in range(2):
-        with pytest.raises(Damaged, match=f"log .*{said}.*Put it back.*avicenna-live restore"):
-            async with opened(path, new_epoch):
-                pass
-    assert {file: file.read_bytes() for file in path.parent.iterdir()} == found, "something was changed"
+    await judge_refusal(path, new_epoch, said, "boot-1")
     assert copies.restore(path, path) is not None
     async with opened(path, new_epoch) as store:
         assert [one.epoch for one in await store.diagnoses() if one.epoch == before] == []
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (empty, "is empty"),
+        (flip_header, "invalid header"),
+        (flip_first_page, "damaged frame 1,"),
+        (flip_sums, "damaged frame 2,"),
+        (flip_salt, "damaged frame 3,"),
+        (zero_page, "damaged frame 4,"),
+        (zero_frame, "damaged frame 3,"),
+        (insert_byte, "has bytes too many or too few"),
+        (remove_byte, "has bytes too many or too few"),
+        (remove_sectors, "has bytes too many or too few"),
+        (insert_sectors, "has bytes too many or too few"),
+    ],
+)
+async def test_damage_of_a_log_that_was_synced_is_refused_after_a_stop_of_the_machine(
+    path: Path,
+    tmp_path: Path,
+    new_epoch: Callable[[], str],
+    crashed: Callable[[], None],
+    damage: Damage,
+    said: str,
+) -> None:
+    await killed(path, tmp_path, new_epoch, crashed, damage)
+    await judge_refusal(path, new_epoch, said, "boot-2")
+
+
+async def judge_refusal(path: Path, new_epoch: Callable[[], str], said: str, boot: str) -> None:
+    """Each start is refused, and changes nothing."""
+    found = {file: file.read_bytes() for file in path.parent.iterdir()}
+    for _ in range(2):
+        with pytest.raises(Damaged, match=f"log .*{said}.*Put it back.*avicenna-live restore"):
+            async with opened(path, new_epoch, boot=boot):
+                pass
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == found, "something was changed"
 
 
 async def test_where_the_setting_allows_it_an_empty_database_is_begun(
@@ -166,7 +256,7 @@ async def test_a_database_of_a_newer_version_is_not_set_aside_for_its_log(
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("damage", [torn_frame, short_frame])
+@pytest.mark.parametrize("damage", [torn_frame, short_frame, short_page])
 async def test_a_frame_that_a_kill_has_torn_is_no_damage(
     path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None], damage: Damage
 ) -> None:
@@ -176,13 +266,29 @@ async def test_a_frame_that_a_kill_has_torn_is_no_damage(
         assert (window.epoch, window.head) == (epoch, 9)
 
 
-@pytest.mark.parametrize("damage", [zero_tail, flip_last_but_one])
+@pytest.mark.parametrize(
+    ("durability", "damage"),
+    [
+        ("full", zero_tail),
+        ("full", flip_last_but_one),
+        ("full", torn_frame),
+        ("full", short_page),
+        ("normal", zero_tail),
+        ("normal", flip_first_page),
+        ("normal", zero_frame),
+        ("normal", cut_within_a_frame),
+    ],
+)
 async def test_what_a_stop_of_the_machine_may_have_left_unwritten_is_no_damage(
-    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None], damage: Damage
-) -> None:
-    await killed(path, tmp_path, new_epoch, crashed, damage)
-    async with opened(path, new_epoch, boot="boot-2") as store:
-        assert (await store.read_after("d", Seq(0))).window.head < 10
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None],
+    durability: Durability, damage: Damage,
+) -> None:  # fmt: skip
+    epoch = await killed(path, tmp_path, new_epoch, crashed, damage, durability)
+    async with opened(path, new_epoch, boot="boot-2", durability=durability) as store:
+        left = [one.epoch for one in await store.diagnoses()]
+        assert left == [epoch] if durability == "full" else epoch not in left
+        if durability == "full":
+            assert (await store.read_after("d", Seq(0))).window.head in (8, 9)
 
 
 async def test_a_log_that_is_written_again_from_its_start_holds_old_frames_behind_new_ones(
@@ -198,7 +304,7 @@ async def test_a_log_that_is_written_again_from_its_start_holds_old_frames_behin
             number += len(sizes)
             crashed_at = tmp_path / "kept"
             crashed()
-            assert wal.fault_of(crashed_at / log.name, killed=True) is None
+            assert wal.fault_of(crashed_at / log.name, ended="kill") is None
             shutil.rmtree(crashed_at)
 
 
