@@ -12,6 +12,7 @@ from actors.resume import Wanted
 from tests.edge.pairs import Edge, edge
 from tests.edge.raw import CLOSE, PING, PONG, TEXT, RawClient, client_frame
 from web.edge.channel import FRAMES_AT_ONCE_MAX
+from web.edge.flood import FLOOD_SECONDS
 from web.edge.hub import DEADLINES_LOOK_SECONDS, RECEIPTS_LOOK_SECONDS
 from web.edge.poller import EpollPoller
 
@@ -170,3 +171,18 @@ async def test_an_ack_of_what_is_stored_is_answered_without_the_store(autojump_c
             await client.send(client_frame(TEXT, b'{"type":"ack","seq":%d}' % seq))
             assert (await client.says("acked"))[-1]["data"] == {"seq": 3}
         assert server.world.store.inner.statistics().operations == before
+
+
+async def test_a_flood_of_acks_is_cut_off_in_time_though_each_turn_of_the_hub_is_late(
+    autojump_clock: MockClock,
+) -> None:
+    async with edge(poller=SlowPoller(autojump_clock, 0.03)) as server:
+        await server.publish()
+        client, _ = await server.follow()
+        used_up_seconds = 5  # few frames are read in a late turn: not many more than are free
+        with trio.fail_after(used_up_seconds + FLOOD_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.rest)
+                while server.hub.connections:
+                    await client.send(client_frame(TEXT, b'{"type":"ack","seq":1}') * 100)
+                    await trio.sleep(0.1)

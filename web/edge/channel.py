@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from web.edge import frames
 from web.edge.flood import Allowance, Cost
 from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Violation, sole_pong
+from web.edge.kernel_queues import unread_bytes
 from web.errors import CloseCode
 from web.wire import PING_INTERVAL_SECONDS
 
@@ -470,7 +471,7 @@ class Channel:
         if self.state is not State.OPEN or self._allowance is None:
             return False
         was_empty = self._allowance.is_empty
-        if self._allowance.look(now):
+        if self._allowance.look(now, is_waiting=unread_bytes(self._sock) > 0):
             self._flooded()
             return False
         if was_empty and not self._allowance.is_empty:

@@ -55,7 +55,7 @@ class Allowance:
         self._emptied = False
         """It was used up since the last look."""
         self._flooding_since: float | None = None
-        """Since when it was used up at every look."""
+        """Since when it was used up at every look, or about to be."""
 
     def take(self, cost: Cost, now: float) -> None:
         """Pay for a frame that was read."""
@@ -71,10 +71,16 @@ class Allowance:
             if self._flooding_since is None:
                 self._flooding_since = now
 
-    def look(self, now: float) -> bool:
-        """To be called at every look; whether the client has used up its allowance at all of them for too long."""
+    def look(self, now: float, *, is_waiting: bool) -> bool:
+        """To be called at every look; whether the client has used up its allowance at all of them for too long.
+
+        Args:
+            is_waiting: more of the client lies unread. It uses that up in a moment, unless it is read so late that it
+                has a second's frames left.
+        """
         self._refill(now)
-        if not self.is_empty and not self._emptied:
+        goes_on = is_waiting and self._frames < self._per_second
+        if not (self.is_empty or self._emptied or goes_on):
             self._flooding_since = None
         self._emptied = False
         self.is_empty = self._frames < 0
