@@ -145,7 +145,7 @@ def _node(services: Services) -> dict[str, object]:
     return {
         "actors": services.registry.actors,
         "connections": sum(services.registry.connections.values()),
-        "aborted": services.hub.aborted,
+        "aborted": services.hub.aborted + services.open_connections.stalled,
         "ring_bytes": services.registry.ring_bytes(followed_only=False),
         "ring_bytes_exceeded": services.registry.ring_bytes(followed_only=True) > services.registry.ring_bytes_max,
         "storage_waiting_seconds": round(services.store.statistics().waiting_seconds, 3),

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.edge.peers import connect, living_tasks, request, running_edge
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
+from web.edge.connection import Patience
+from web.edge.serving import Edge, Terms
 
 CLIENTS = 60
 
@@ -136,3 +139,27 @@ async def test_no_task_stays_behind_a_stream_whose_client_left_before_its_first_
 def reset_after_end(stream: trio.SocketStream) -> None:
     stream.socket.shutdown(socket.SHUT_WR)
     reset(stream)
+
+
+@pytest.mark.parametrize("reads", [1, 20_000])
+async def test_a_peer_that_accepts_nothing_is_cut_off_after_ten_seconds_and_counted(
+    autojump_clock: MockClock, reads: int
+) -> None:
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 10_000, "more_body": True})
+
+    edge = Edge(endless, Terms(connections_max=1, drain_seconds_max=1.0, patience=Patience()))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(edge.accept, ours, None)
+            theirs.send(request())
+            await trio.sleep(0.5)
+            # Room for a little, and not for so much that the kernel says so.
+            theirs.recv(reads)
+            stopped_at = trio.current_time()
+        assert 9 <= trio.current_time() - stopped_at <= 12
+    assert edge.terms.open.stalled == 1

@@ -21,6 +21,7 @@ from web.edge.accepting import Address
 from web.edge.adoption import Adoption
 from web.edge.handshake import Headers
 from web.edge.http1 import Http1
+from web.edge.kernel_queues import unsent_bytes
 from web.edge.nonblocking import Gone, close, receive, send_some
 from web.edge.tasks import Tasks
 from web.errors import Problem
@@ -34,6 +35,9 @@ HEAD_BYTES_USUAL: Final = 2 * 1024
 LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
 """Read and thrown away after a last answer, so that closing does not reset it away. Beyond: closed all the same.
 Reason: a bulk request that is somewhat too large (4 MiB) is still read to its end."""
+
+STALL_LOOKS: Final = 10
+"""How often it is looked whether a peer has accepted anything, within the longest time that it may not."""
 
 logger = logging.getLogger("avicenna.http")
 
@@ -87,6 +91,9 @@ class Place(Protocol):
 
     def left(self, connection: Connection) -> None:
         """The connection is no longer ours to count."""
+
+    def stalled(self) -> None:
+        """Count a connection that is cut since its peer accepted nothing."""
 
     def counted(self, problem: Problem, client: Address | None) -> Problem:
         """Count a malformed request of this peer; the answer to it."""
@@ -292,17 +299,28 @@ class Connection:
         return not self._is_broken
 
     async def _send_some(self, data: memoryview) -> int:
-        """Have the peer accept some of it, at least a byte; 0: it never will."""
+        """Have the peer accept some of it, at least a byte; 0: it never will.
+
+        What shows that it accepts something is the kernel's queue: that may have room for a little more while the peer
+        reads nothing, and no room by its own measure while the peer reads slowly.
+        """
         seconds = self._place.patience.stall_seconds
+        queued, moved_at = unsent_bytes(self._sock), trio.current_time()
         try:
-            with trio.move_on_after(seconds):
-                return await send_some(self._sock, data)
-            return self._sock.send(data)  # there may be room since: this process may have been paused
-        except BlockingIOError:
-            logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
-            self.cut()
+            while True:
+                with trio.move_on_after(seconds / STALL_LOOKS):
+                    return await send_some(self._sock, data)
+                was_queued, queued = queued, unsent_bytes(self._sock)
+                if queued != was_queued:
+                    moved_at = trio.current_time()
+                elif trio.current_time() - moved_at >= seconds:
+                    break
         except (Gone, OSError):
             self._is_broken = True
+            return 0
+        logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
+        self._place.stalled()
+        self.cut()
         return 0
 
     async def _linger(self) -> None:

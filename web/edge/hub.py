@@ -22,9 +22,9 @@ from web.connection_log import ConnectionLog
 from web.edge.channel import Channel, ChannelLimits, State
 from web.edge.holds import Holds
 from web.edge.inbound import Inbound
+from web.edge.kernel_queues import unsent_bytes
 from web.edge.poller import WRITE, Poller
 from web.edge.receipts import Receipts
-from web.edge.kernel_queues import unsent_bytes
 
 RECEIPTS_LOOK_SECONDS: Final = 0.1
 """How often diagnoses are looked at for receipts to ask for."""

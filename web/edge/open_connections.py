@@ -11,6 +11,8 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self.count = 0
+        self.stalled = 0
+        """Those that were cut since their peers accepted nothing of an answer, since the start."""
         self.of_address: Counter[str] = Counter()
         """Those that were admitted, of each address that counts."""
 

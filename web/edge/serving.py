@@ -172,6 +172,10 @@ class Edge:
         """Whether no connection does anything any more."""
         return trio.current_time() >= self.cut_at
 
+    def stalled(self) -> None:
+        """Count a connection that is cut since its peer accepted nothing."""
+        self.terms.open.stalled += 1
+
     def counted(self, problem: Problem, client: Address | None) -> Problem:
         """Count a malformed request of this peer; the answer to it."""
         return self.terms.excess(client) or problem
