@@ -7,6 +7,7 @@
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make bench-storage                the store beside raw sqlite3
+#   make bench-restart                a start after kill -9, and its check beside publishers
 #   make first-hour                   what a newcomer waits for until the demo's page moves
 #   make bench-abuse                  what a client that does harm costs everybody else
 #   make bench-crowd                  ten thousand followers, slow ones, floods and a stop among them
@@ -19,7 +20,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-isolation bench-abuse bench-crowd first-hour load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-crowd first-hour load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -104,6 +105,9 @@ bench: setup $(BENCH_STAMP) load-generator
 
 bench-storage: setup
 	$(BIN)/python -m benchmarks.storage $(ARGS)
+
+bench-restart: setup
+	$(BIN)/python -m benchmarks.restart $(ARGS)
 
 bench-isolation: setup
 	$(BIN)/python -m benchmarks.isolation

@@ -71,7 +71,7 @@ class Running:
 
     def token(self, sub: str, scope: str) -> str | None:
         """A token of this subject with this scope; none for another server than ours."""
-        return None if self.data is None else _token(self.data, sub, scope)
+        return None if self.data is None else token_for(self.data, sub, scope)
 
 
 @contextmanager
@@ -92,13 +92,13 @@ def running(name: str, core: int, our_command: str) -> Iterator[Running]:
                 preexec_fn=settle_on(core),  # noqa: PLW1509 - we have one thread
             )
         try:
-            port, publish_port = _announced(process, said)
+            port, publish_port = announced(process, said)
             target = Target(
                 address="127.0.0.1",
                 port=port,
                 publish_port=publish_port,
                 publish_path=POST_PATH,
-                publish_token=None if data is None else _token(data, "publisher", "broadcast"),
+                publish_token=None if data is None else token_for(data, "publisher", "broadcast"),
                 ready=None if data is None else '"type":"live"',
             )
             yield Running(process, target, data, said)
@@ -118,7 +118,7 @@ def _peer(name: str) -> list[str]:
     return [str(ROOT / ".venv-bench" / "bin" / "python"), "-m", f"benchmarks.peers.{modules[name]}"]
 
 
-def _announced(process: subprocess.Popen[bytes], said: Path) -> tuple[int, int]:
+def announced(process: subprocess.Popen[bytes], said: Path) -> tuple[int, int]:
     """The ports of subscribers and of publishers, once the server has said that it listens."""
     until = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < until and process.poll() is None:
@@ -139,7 +139,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _token(data: Path, sub: str, scope: str) -> str:
+def token_for(data: Path, sub: str, scope: str) -> str:
     key = load_key(data)
     assert key is not None, "a running server has a key"
     return issue(key, sub=sub, scope=scope, ttl_seconds=TOKEN_SECONDS, now=time.time(), token_id=sub)
@@ -147,7 +147,7 @@ def _token(data: Path, sub: str, scope: str) -> str:
 
 def _register(server: Running, names: Sequence[str]) -> None:
     assert server.data is not None, "only our server has a registry"
-    headers = {"Authorization": f"Bearer {_token(server.data, 'registrar', 'register')}"}
+    headers = {"Authorization": f"Bearer {token_for(server.data, 'registrar', 'register')}"}
     connection = http.client.HTTPConnection(server.target.address, server.target.port, timeout=START_SECONDS_MAX)
     try:
         for name in names:
