@@ -42,7 +42,7 @@ from actors.ring import Ring
 from actors.roster import Known, Roster
 from actors.subscriber import Burst, Ending, Subscriber
 from storage.belief import Moment
-from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
+from storage.errors import Busy, Failed, NoSuchDiagnosis, OutboxDamaged, StorageError
 from storage.records import (
     OUTBOX_EVENTS_MAX,
     AcknowledgedBy,
@@ -149,13 +149,17 @@ class DiagnosisActor:
         checkpoint: a message that comes later must find a new one.
 
         Raises:
-            NoSuchDiagnosis, Busy, Failed: the outbox could not be loaded; nothing was started.
+            NoSuchDiagnosis, OutboxDamaged, Busy, Failed: the outbox could not be loaded; nothing was started.
             Exception: a crash.
 
         Cancellation: between two steps; what was in hand stays in `Hands`.
         """
         settled = await self._settle_appends()
-        await self._load()
+        try:
+            await self._load()
+        except OutboxDamaged:
+            self._answer_publishes(settled, 0)
+            raise
         self._answer_publishes(settled, len(self._roster.subscribers))
         await turns.wake_all(self._roster)
         while True:

@@ -26,6 +26,7 @@ from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
 from actors.trail import AccessTrail
 from storage.clock import Clock
+from storage.damage import Damage
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.records import AcknowledgedBy, Seq, SubscriberId, Window
 from storage.store import Store
@@ -68,6 +69,8 @@ class ActorStatistics:
     """What its ring holds; `None`: not loaded."""
     lag: tuple[Lag, ...] | None
     """The subscribers furthest behind, at most `LAG_SHOWN`; `None`: not loaded."""
+    damage: Damage | None
+    """What is wrong with its outbox, which is not loaded; `None`: nothing is known of."""
 
 
 class Registry(Watcher):
@@ -90,6 +93,8 @@ class Registry(Watcher):
             trail: is told of every connection that comes and goes; `None`: nobody is.
         """
         self._trail = trail
+        self._store = store
+        store.on_damage(self.damaged)
         self._actors_nursery = actors_nursery
         self._clock = clock
         self._jitter = jitter
@@ -195,7 +200,9 @@ class Registry(Watcher):
         return known is not None and bool(known.connections)
 
     def rest_seconds(self, diagnosis_id: str) -> float:
-        """How long a quarantined diagnosis still rests; 0: it does not."""
+        """How long a quarantined diagnosis still rests; 0: it does not. A damaged one rests until it is repaired."""
+        if diagnosis_id in self._store.damaged:
+            return self._limits.quarantine_seconds
         cell = self._cells.get(diagnosis_id)
         return 0.0 if cell is None else max(0.0, cell.quarantined_until - self._clock.monotonic())
 
@@ -217,6 +224,14 @@ class Registry(Watcher):
             cell.ask_for(Wish.RESTART)
         except ActorError:
             pass  # it will read its outbox again before anybody reads it
+
+    def damaged(self, diagnosis_id: str) -> None:
+        """An outbox was found damaged: have its actor, if it is in memory, read it anew, which ends it."""
+        cell = self._cells.get(diagnosis_id)
+        if cell is not None:
+            cell.ask_for(Wish.RESTART)
+            if not self._draining:  # else everybody has been told goodbye
+                self._wake(cell)
 
     async def forget_unseen(self) -> frozenset[str]:
         """Have every actor in memory forget whom it has not seen for too long; the diagnoses that are in memory.
@@ -354,9 +369,10 @@ class Registry(Watcher):
         """One actor; of one that is not in memory, what it would be. Wakes nobody."""
         cell = self._cells.get(diagnosis_id) or self._new_cell(diagnosis_id)
         ring = cell.roster.ring
+        damage = self._store.damaged.get(diagnosis_id)
         return ActorStatistics(
             cell.diagnosis_id,
-            cell.state,
+            cell.state if damage is None else ActorState.QUARANTINED,
             cell.history.incarnation,
             len(cell.roster.subscribers),
             cell.mailbox.statistics(),
@@ -364,6 +380,7 @@ class Registry(Watcher):
             cell.history.last_crash,
             window=None if ring is None else ring.window,
             lag=None if ring is None or cell.roster.known is None else _lag(cell.roster, ring),
+            damage=damage,
         )
 
     # Cells

@@ -25,7 +25,7 @@ from actors.mailbox import Mailbox
 from actors.roster import Roster
 from actors.subscriber import Ending
 from storage.clock import Clock
-from storage.errors import Failed, NoSuchDiagnosis, Refused, StorageError
+from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, Refused, StorageError
 from storage.store import Store
 
 SERVICE_WINDOW_SECONDS: Final = 60.0
@@ -221,9 +221,11 @@ class Supervisor:
                 return True
             except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
                 failure = error
-        if isinstance(failure, NoSuchDiagnosis):
+        if isinstance(failure, NoSuchDiagnosis | OutboxDamaged):
+            # Of a damaged one the store has told the log. It is tried again with the next message, and not before.
             cell.refuse_all(failure)
-            await turns.end_where(cell.roster, lambda _: True, Ending.DELETED)
+            ending = Ending.DELETED if isinstance(failure, NoSuchDiagnosis) else Ending.QUARANTINED
+            await turns.end_where(cell.roster, lambda _: True, ending)
             return not cell.has_work
         if isinstance(failure, StorageError):
             return await self._after_refusal(cell, failure)

@@ -18,7 +18,7 @@ import trio
 from storage.belief import Kept, Moment
 from storage.bridge import Call, Database
 from storage.clock import Timekeeper
-from storage.errors import Busy, Failed, Refused, StorageError, StoreBroken
+from storage.errors import Busy, Failed, OutboxDamaged, Refused, StorageError, StoreBroken
 from storage.outage import Outage
 from storage.records import StoreStatistics
 from storage.stall import Stall
@@ -183,7 +183,7 @@ class Committer:
         """Run a function that only reads, after what is in hand, before what waits.
 
         Raises:
-            Refused: what the function raises.
+            Refused, OutboxDamaged: what the function raises.
             Busy, Failed: it could not be read; if it can never be, the store has broken.
 
         Cancellation: stops waiting; a function that has begun runs to its end, one that has not never does.
@@ -425,7 +425,7 @@ def run_transaction(
         for work in works:
             try:
                 outcomes.append(work(db, now))
-            except Refused as refusal:
+            except (Refused, OutboxDamaged) as refusal:
                 outcomes.append(refusal)
         if keep is not None:
             keep(db)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,8 @@ from storage import files, history, integrity
 from storage.errors import NotADatabase, NotOurs
 from storage.schema import damaged, identify
 from storage.unfinished import temporary_name
+
+logger = logging.getLogger("avicenna.storage")
 
 
 def finish(copy: sqlite3.Connection) -> list[str]:
@@ -53,7 +56,8 @@ def events_after(copy: sqlite3.Connection, after: int) -> tuple[list[str], int |
 def restore(path: Path, backup: Path) -> Path | None:
     """Put a backup in the place of a database no server uses; where the former one is now (None: there was none).
 
-    Nothing is changed unless the backup is whole. Whoever opens the restored one begins new epochs.
+    Nothing is changed unless the structure of the backup is whole; damaged diagnoses come with it, and the log names
+    them. Whoever opens the restored one begins new epochs.
 
     Raises:
         InUse: a server uses the database.
@@ -84,8 +88,13 @@ def _check(arriving: Path, backup: Path) -> None:
             identify(copy, str(backup))
             if copy.execute("PRAGMA user_version").fetchone() == (0,):
                 raise NotOurs(f"{backup} is not a backup of avicenna-live")
-            if problems := integrity.everything(copy, quick=False):
+            if problems := integrity.structure(copy, quick=False):
                 raise damaged(str(backup), problems)
+            after: int | None = 0
+            while after is not None:
+                problems, after = integrity.contents(copy, after)
+                for problem in problems:
+                    logger.warning("%s: %s", backup, problem)
             history.mark_as_copy(copy)
         except sqlite3.DatabaseError as error:
             raise NotADatabase(f"{backup} is not a usable backup: {error}") from error

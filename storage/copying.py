@@ -123,10 +123,15 @@ async def _copy(database: Database, size_bytes: int, into: Unfinished, progress:
             progress.is_at("%d of %d pages are copied", copy.pages - copy.pages_left, copy.pages)
             if steps % STEPS_PER_SYNC == 0:
                 await trio.to_thread.run_sync(os.fdatasync, into.descriptor)
-            await trio.sleep(min(PAUSE_SECONDS_MAX, max(PAUSE_SECONDS_MIN, trio.current_time() - began)))
+            await pause_after(began)
     finally:
         with trio.CancelScope(shield=True):
             await database.run(copy.close)
+
+
+async def pause_after(began: float, steps: float = 1) -> None:
+    """Leave others their share of the time: pause as long as so many steps take as the one that began at this time."""
+    await trio.sleep(min(PAUSE_SECONDS_MAX, max(PAUSE_SECONDS_MIN, steps * (trio.current_time() - began))))
 
 
 def _is_of_the_source(error: sqlite3.Error) -> bool:

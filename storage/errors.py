@@ -5,10 +5,12 @@ StorageError
 |   +-- NoSuchDiagnosis      not registered, or deleted
 |   +-- KeyReused            the idempotency key belongs to another event
 |   +-- Unstorable           a text or number no database row can hold
-|   `-- NoSuchRevocation     never made, lifted, or expired
+|   +-- NoSuchRevocation     never made, lifted, or expired
+|   `-- NotDamaged           there is nothing to be dropped
 +-- Busy                 nobody's: certainly not stored, try again later (queue or disk full, locked)
 |   `-- KeysExhausted        the database holds as many idempotency keys as it may
 +-- Failed               the outcome is unknown: retry with the same idempotency key
++-- OutboxDamaged        the disk's, of one diagnosis: certainly not done; others go on, an operator must act
 +-- CannotCopy           the target's: a copy could not be made; the database is as it was
 +-- StoreBroken          the disk's: the process must end (I/O error, corruption, file moved away)
 `-- CannotOpen           the operator's: the message says what to do
@@ -21,6 +23,8 @@ StorageError
 """
 
 from __future__ import annotations
+
+from storage.damage import Damage, problem
 
 
 class StorageError(Exception):
@@ -47,6 +51,10 @@ class NoSuchRevocation(Refused):
     """There is no revocation with this number (any more)."""
 
 
+class NotDamaged(Refused):
+    """The events of the diagnosis are what was stored."""
+
+
 class Busy(StorageError):
     """Certainly not stored; trying again later can succeed."""
 
@@ -57,6 +65,15 @@ class KeysExhausted(Busy):
 
 class Failed(StorageError):
     """The outcome is unknown; repeating with the same idempotency key resolves it."""
+
+
+class OutboxDamaged(StorageError):
+    """The events or the numbers of one diagnosis are not what was stored; nothing of it is read or appended."""
+
+    def __init__(self, diagnosis_id: str, damage: Damage) -> None:
+        super().__init__(problem(diagnosis_id, damage))
+        self.diagnosis_id = diagnosis_id
+        self.damage = damage
 
 
 class CannotCopy(StorageError):

@@ -11,13 +11,23 @@ import math
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from storage.belief import Kept
 from storage.records import Durability, NewAuditRow
 from storage.trails import record
 
-RENEWED = "epochs.renew"
+RENEWED: Final = "epochs.renew"
 """The act of the audit row that a renewal leaves."""
+
+SELF: Final = "avicenna-live"
+"""Who has done what nobody with a token has."""
+
+CHECK_OWED: Final = "check_owed"
+"""The row that is there until all outboxes were looked at, and found whole."""
+
+PAGES_DOUBTED: Final = "pages_doubted"
+"""The row that has the next run look at the pages before it answers anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +41,31 @@ class LastRun:
     durability: Durability
     copied: bool
     """This file is a backup, made while its original went on: what the original did since is not in it."""
+    pages_doubted: bool
+    """Its store broke: the disk has failed it, or SQLite has met a page that makes no sense."""
+    check_owed: bool
+    """Not all outboxes were looked at since a run before it that did not end in order."""
     kept: Kept | None
     """The time it has kept; `None`: none."""
+
+    def was_killed(self, boot: str) -> bool:
+        """Whether its process ended without the machine, if this is the boot: what it wrote is there, in order."""
+        return bool(boot) and self.boot == boot
 
 
 def last_run(db: sqlite3.Connection) -> LastRun:
     """What the last run has left."""
     rows = dict(db.execute("SELECT key, value FROM meta").fetchall())
     durability: Durability = "full" if rows.get("durability", "full") == "full" else "normal"
-    return LastRun(rows.get("clean", "1") == "1", rows.get("boot", ""), durability, "copied" in rows, _kept(rows))
+    return LastRun(
+        clean=rows.get("clean", "1") == "1",
+        boot=rows.get("boot", ""),
+        durability=durability,
+        copied="copied" in rows,
+        pages_doubted=PAGES_DOUBTED in rows,
+        check_owed=CHECK_OWED in rows,
+        kept=_kept(rows),
+    )
 
 
 def _kept(rows: dict[str, str]) -> Kept | None:
@@ -57,13 +83,16 @@ def begin_run(
 
     The transaction must be synced to disk whatever the durability of this run: a later power loss is judged by it.
     """
-    why = _why_renew(last_run(db), boot)
+    last = last_run(db)
+    why = _why_renew(last, boot)
     if why is not None:
         for (dx,) in db.execute("SELECT dx FROM diagnosis WHERE deleted_at IS NULL").fetchall():
             db.execute("UPDATE diagnosis SET epoch = ? WHERE dx = ?", (new_epoch(), dx))
-        record(db, NewAuditRow("avicenna-live", RENEWED, "", after=why), now)
-    db.execute("DELETE FROM meta WHERE key = 'copied'")
+        record(db, NewAuditRow(SELF, RENEWED, "", after=why), now)
+    db.execute("DELETE FROM meta WHERE key IN ('copied', ?)", (PAGES_DOUBTED,))
     _write(db, clean="0", boot=boot, durability=durability)
+    if not last.clean:
+        _write(db, **{CHECK_OWED: "1"})
     # SQLite leaves out a write that changes nothing; this one always changes something, so the commit always syncs.
     db.execute("INSERT INTO meta VALUES ('runs', '1') ON CONFLICT DO UPDATE SET value = value + 1")
     return why
@@ -72,7 +101,7 @@ def begin_run(
 def _why_renew(last: LastRun, boot: str) -> str | None:
     if last.copied:
         return "the database was restored from a backup"
-    if not last.clean and last.durability != "full" and (not boot or last.boot != boot):
+    if not last.clean and last.durability != "full" and not last.was_killed(boot):
         return "the machine stopped under a server with durability = normal"
     return None
 
@@ -92,9 +121,21 @@ def end_run(db: sqlite3.Connection, kept: Kept | None = None) -> None:
     db.execute("COMMIT")
 
 
+def settle_check(db: sqlite3.Connection) -> None:
+    """All outboxes were looked at and are whole: no run has to do it again."""
+    db.execute("DELETE FROM meta WHERE key = ?", (CHECK_OWED,))
+
+
+def doubt_pages(db: sqlite3.Connection) -> None:
+    """Have the next run look at the pages before it answers anybody; as much as a store that broke still can."""
+    db.execute("BEGIN IMMEDIATE")
+    _write(db, **{PAGES_DOUBTED: "1"})
+    db.execute("COMMIT")
+
+
 def mark_as_copy(db: sqlite3.Connection) -> None:
-    """Mark a backup, so that whoever opens it as a store begins new epochs, however it got there."""
-    _write(db, copied="1")
+    """Mark a backup, so that whoever opens it as a store begins new epochs and looks at it, however it got there."""
+    _write(db, copied="1", **{CHECK_OWED: "1"})
 
 
 def _write(db: sqlite3.Connection, **values: str) -> None:

@@ -76,6 +76,11 @@ def drop_of(db: sqlite3.Connection, dx: int) -> None:
     add(db, -db.execute("DELETE FROM idem WHERE dx = ?", (dx,)).rowcount)
 
 
+def drop_above(db: sqlite3.Connection, dx: int, seq: int) -> None:
+    """Drop the keys of those events of a diagnosis that have a higher number."""
+    add(db, -db.execute("DELETE FROM idem WHERE dx = ? AND seq > ?", (dx, seq)).rowcount)
+
+
 def count(db: sqlite3.Connection) -> int:
     """How many keys are stored, of all diagnoses."""
     (number,) = db.execute("SELECT value FROM meta WHERE key = ?", (COUNT,)).fetchone()

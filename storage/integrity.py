@@ -1,20 +1,29 @@
-"""Whether what is stored can be trusted: SQLite's own checks, our checksums, and numbers without holes.
-
-SQLite has no page checksums, and its integrity check passes a flipped byte of a body: only ours sees it.
-"""
+"""Whether what is stored can be trusted: SQLite's own checks, our checksums, and numbers without holes."""
 
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+from operator import itemgetter
 from typing import Final
 
-from storage.transactions import is_whole
+from storage.damage import Damage, Entry, Numbers, judge, problem
 
 PROBLEMS_MAX: Final = 100
 """Problems named at once. Beyond: left out; one is enough to act."""
 
-DIAGNOSES_PER_STEP: Final = 200
-"""Diagnoses looked at in one go while others wait for the database thread: some 20 ms."""
+DIAGNOSES_PER_STEP: Final = 64
+"""Diagnoses looked at in one go at most. Reason: their numbers are read before the first of them is judged."""
+
+NO_NUMBERS: Final[Numbers] = (None, None, None)
+"""Of a diagnosis whose numbers are not there."""
+
+_ENTRY: Final = "slot, seq, at, kind, body, crc"
 
 
 def structure(db: sqlite3.Connection, *, quick: bool) -> list[str]:
@@ -29,39 +38,84 @@ def structure(db: sqlite3.Connection, *, quick: bool) -> list[str]:
     return found[:PROBLEMS_MAX]
 
 
-def contents(db: sqlite3.Connection, after: int, limit: int = DIAGNOSES_PER_STEP) -> tuple[list[str], int | None]:
-    """What is wrong with the events of the `limit` diagnoses above key `after`, and the key to go on after."""
-    keys = [
-        dx
-        for (dx,) in db.execute("SELECT dx FROM diagnosis WHERE dx > ? ORDER BY dx LIMIT ?", (after, limit)).fetchall()
-    ]
-    if not keys:
-        return [], None
-    found: list[str] = []
-    span = (keys[0], keys[-1])
-    for diagnosis_id, *entry in db.execute(
-        "SELECT public_id, seq, at, kind, body, crc FROM entry JOIN diagnosis USING (dx) WHERE dx BETWEEN ? AND ?", span
-    ):
-        if not is_whole(*entry):
-            found.append(f"diagnosis {diagnosis_id}: event {entry[0]} fails its checksum")
-    found += [
-        f"diagnosis {diagnosis_id}: its events are not {floor + 1} to {head} without a hole"
-        for diagnosis_id, floor, head in db.execute(
-            "SELECT public_id, floor, last_seq FROM diagnosis LEFT JOIN head USING (dx)"
-            " LEFT JOIN (SELECT dx, count(*) AS n, min(seq) AS low, max(seq) AS high"
-            "   FROM entry WHERE dx BETWEEN ?1 AND ?2 GROUP BY dx) USING (dx)"
-            " WHERE dx BETWEEN ?1 AND ?2 AND deleted_at IS NULL"
-            " AND (last_seq IS NULL OR coalesce(n, 0) <> last_seq - floor OR low <> floor + 1 OR high <> last_seq)",
-            span,
+def outbox_of(db: sqlite3.Connection, dx: int) -> tuple[Numbers, list[Entry]]:
+    """The numbers and events of a diagnosis as they are stored, unjudged."""
+    with _texts_as_bytes(db):
+        entries = db.execute(f"SELECT {_ENTRY} FROM entry WHERE dx = ? ORDER BY seq", (dx,)).fetchall()  # noqa: S608 - a constant
+    return numbers_of(db, dx), entries
+
+
+def numbers_of(db: sqlite3.Connection, dx: int) -> Numbers:
+    """The numbers of a diagnosis, unjudged."""
+    with _texts_as_bytes(db):
+        found = db.execute("SELECT last_seq, floor, purged FROM head WHERE dx = ?", (dx,)).fetchone()
+    return found or NO_NUMBERS
+
+
+def entry_at(db: sqlite3.Connection, dx: int, slot: int) -> Entry | None:
+    """The event in one place of an outbox, unjudged."""
+    with _texts_as_bytes(db):
+        found = db.execute(f"SELECT {_ENTRY} FROM entry WHERE dx = ? AND slot = ?", (dx, slot))  # noqa: S608 - a constant
+        entry: Entry | None = found.fetchone()
+    return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a step of a check has found."""
+
+    damaged: dict[str, Damage]
+    """By diagnosis id."""
+    diagnoses: int
+    """Registered ones that were looked at."""
+    after: int | None
+    """The key to go on after; `None`: that was the last."""
+
+
+def judge_some(db: sqlite3.Connection, after: int, seconds: float = inf) -> Judged:
+    """Judge the outboxes of the next diagnoses above key `after`, until this time is over; of one at least."""
+    ends_at = time.perf_counter() + seconds
+    damaged: dict[str, Damage] = {}
+    diagnoses, last = 0, None
+    with _texts_as_bytes(db):
+        page = db.execute(
+            "SELECT diagnosis.dx, public_id, deleted_at IS NULL, last_seq, floor, purged"
+            " FROM diagnosis LEFT JOIN head ON head.dx = diagnosis.dx"
+            " WHERE diagnosis.dx > ? ORDER BY diagnosis.dx LIMIT ?",
+            (after, DIAGNOSES_PER_STEP),
+        ).fetchall()
+        if not page:
+            return Judged({}, 0, None)
+        rows = db.execute(
+            f"SELECT dx, {_ENTRY} FROM entry WHERE dx BETWEEN ? AND ? ORDER BY dx",  # noqa: S608 - a constant
+            (page[0][0], page[-1][0]),
         )
-    ]
-    return found, keys[-1]
+        outboxes = groupby(rows, itemgetter(0))
+        key, entries = next(outboxes, (None, iter(())))
+        for dx, public_id, is_registered, *numbers in page:
+            while key is not None and key < dx:  # of no diagnosis: nobody ever reads them
+                key, entries = next(outboxes, (None, iter(())))
+            found = judge(numbers, (row[1:] for row in entries) if key == dx else ()) if is_registered else None
+            if found is not None:
+                damaged[public_id.decode(errors="backslashreplace")] = found
+            diagnoses, last = diagnoses + is_registered, dx
+            if time.perf_counter() >= ends_at:
+                break
+        rows.close()
+    return Judged(damaged, diagnoses, last)
 
 
-def everything(db: sqlite3.Connection, *, quick: bool) -> list[str]:
-    """All problems of a database nobody waits for."""
-    found = structure(db, quick=quick)
-    after: int | None = 0
-    while not found and after is not None:
-        found, after = contents(db, after)
-    return found[:PROBLEMS_MAX]
+def contents(db: sqlite3.Connection, after: int) -> tuple[list[str], int | None]:
+    """What is wrong with the events of the next diagnoses above key `after`, and the key to go on after."""
+    judged = judge_some(db, after)
+    return [problem(*one) for one in judged.damaged.items()], judged.after
+
+
+@contextmanager
+def _texts_as_bytes(db: sqlite3.Connection) -> Iterator[None]:
+    """Have no text decoded meanwhile: sqlite3 raises over one that is damaged, and names nobody."""
+    before, db.text_factory = db.text_factory, bytes
+    try:
+        yield
+    finally:
+        db.text_factory = before

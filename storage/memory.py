@@ -6,7 +6,7 @@ Deterministic, without threads, so that Trio's autojump clock can be used. Nothi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,17 @@ import trio
 from storage import storable
 from storage.belief import Kept, Moment
 from storage.clock import Clock, Timekeeper
-from storage.errors import CannotCopy, KeyReused, KeysExhausted, NoSuchDiagnosis, NoSuchRevocation, StorageError
+from storage.damage import Damage, FoundDamage, checksum, judge
+from storage.errors import (
+    CannotCopy,
+    KeyReused,
+    KeysExhausted,
+    NoSuchDiagnosis,
+    NoSuchRevocation,
+    NotDamaged,
+    OutboxDamaged,
+    StorageError,
+)
 from storage.records import (
     EVERY_ROW,
     IDEMPOTENCY_KEY_SECONDS,
@@ -32,6 +42,7 @@ from storage.records import (
     Cursor,
     CursorMove,
     Diagnosis,
+    Dropped,
     Epoch,
     Erased,
     Erasure,
@@ -72,6 +83,22 @@ class _Stream:
     keys: dict[str, tuple[bytes, Seq, float, float]] = field(default_factory=dict)
     """Digest, number and time of the event each key made, and when the key expires."""
     cursors: dict[SubscriberId, Cursor] = field(default_factory=dict)
+    changed: frozenset[int] = frozenset()
+    """Numbers of events that are not what was stored."""
+    is_suspect: bool = False
+    """A test has changed it, as a disk that fails."""
+
+    def judge(self) -> Damage | None:
+        """What is wrong with it."""
+        if not self.is_suspect:
+            return None
+        entries = []
+        for event in self.events:
+            kind, crc = event.kind.encode(), checksum(event.seq, event.at, event.kind.encode(), event.body)
+            crc ^= event.seq in self.changed
+            entries.append((event.seq % OUTBOX_EVENTS_MAX, event.seq, event.at, kind, event.body, crc))
+        told = max((seq for _, seq, _, _ in self.keys.values()), default=0)
+        return judge((self.head, self.floor, self.purged), entries, told)
 
     @property
     def window(self) -> Window:
@@ -130,6 +157,7 @@ class MemoryStore:
         self._accesses: list[AccessRow] = []
         self._audit_rows_made = self._access_rows_made = 0
         self._operations = 0
+        self._damage = FoundDamage()
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
 
@@ -139,9 +167,21 @@ class MemoryStore:
         self._time.moment()
         return self._time.kept
 
+    def damage(self, diagnosis_id: str, *seqs: int, head: int | None = None) -> None:
+        """Change what is stored, as a disk that fails: events of these numbers, or the head.
+
+        All is still to be looked at then, as after a run that did not end in order.
+        """
+        stream = self._streams[diagnosis_id]
+        stream.is_suspect = True
+        stream.changed |= set(seqs)
+        stream.head = stream.head if head is None else head
+        self._damage.is_check_pending = True
+
     def restarted(self, kept: Kept) -> MemoryStore:
         """A store of the next run, with what this one holds; this one is done with."""
         next_one = copy.copy(self)
+        next_one._damage = FoundDamage(is_check_pending=self._damage.is_check_pending or bool(self._damage.all))
         next_one._time = Timekeeper(self._clock, kept)
         return next_one
 
@@ -153,8 +193,37 @@ class MemoryStore:
         self._time.moment()
         return self._time.held_since
 
+    @property
+    def damaged(self) -> Mapping[str, Damage]:
+        return self._damage.all
+
+    @property
+    def is_check_pending(self) -> bool:
+        return self._damage.is_check_pending
+
+    def on_damage(self, tell: Callable[[str], None]) -> None:
+        self._damage.tell = tell
+
+    async def look_through(self) -> None:
+        for diagnosis_id in list(self._streams) if self.is_check_pending else ():
+            await trio.lowlevel.checkpoint()
+            if diagnosis_id in self._streams:
+                self._judge(diagnosis_id)
+        self._damage.is_check_pending = False
+
+    def _judge(self, diagnosis_id: str) -> Damage | None:
+        """What is wrong with an outbox, remembered."""
+        damage = self._damage.all.get(diagnosis_id) or self._streams[diagnosis_id].judge()
+        if damage is not None:
+            self._damage.add(diagnosis_id, damage)
+        return damage
+
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         self._changing()
+        damage = self._streams[diagnosis_id].judge() if diagnosis_id in self._streams else None
+        if damage is not None and (diagnosis_id in self.damaged or not damage.is_head_trusted):
+            self._damage.add(diagnosis_id, damage)
+            return PendingAppend([OutboxDamaged(diagnosis_id, damage) for _ in events])
         now = self.moment()
         return PendingAppend([self._append(diagnosis_id, event, now) for event in events])
 
@@ -186,6 +255,8 @@ class MemoryStore:
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
         await trio.lowlevel.checkpoint()
         stream = self._stream(diagnosis_id)
+        if limit and (damage := self._judge(diagnosis_id)) is not None:
+            raise OutboxDamaged(diagnosis_id, damage)
         return Slice(stream.window, tuple(event for event in stream.events if event.seq > seq)[:limit])
 
     @_change
@@ -234,6 +305,7 @@ class MemoryStore:
         self._changing()
         deleted = self._recorded(stream.diagnosis, audit)
         del self._streams[diagnosis_id]
+        self._damage.is_repaired(diagnosis_id)
         return deleted
 
     @_change
@@ -283,11 +355,33 @@ class MemoryStore:
     def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
         stream = self._stream(diagnosis_id)
         self._changing()
+        if (damage := stream.judge()) is not None and not damage.is_head_trusted:
+            raise OutboxDamaged(diagnosis_id, damage)
         before, head = stream.window, Seq(stream.head)
         purged = self._recorded(Purged(before, after=replace(before, floor=head, purged=head)), audit)
         stream.events.clear()
         stream.floor = stream.purged = head
+        self._damage.is_repaired(diagnosis_id)
         return purged
+
+    @_change
+    def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+        stream = self._stream(diagnosis_id)
+        self._changing()
+        if (damage := stream.judge()) is None:
+            raise NotDamaged(f"diagnosis {diagnosis_id} is not damaged")
+        is_renewed = not damage.is_head_trusted
+        epoch = Epoch(self._new_epoch()) if is_renewed else stream.diagnosis.epoch
+        left = [event for event in stream.events if damage.floor < event.seq <= damage.head]
+        count = len(stream.events) - len(left)
+        dropped = self._recorded(Dropped(diagnosis_id, damage.what, count, damage.window(epoch), is_renewed), audit)
+        stream.diagnosis = replace(stream.diagnosis, epoch=epoch)
+        stream.events, stream.changed = left, frozenset()
+        stream.head, stream.floor, stream.purged = damage.head, damage.floor, damage.purged
+        if is_renewed:
+            stream.keys = {key: made for key, made in stream.keys.items() if made[1] <= damage.head}
+        self._damage.is_repaired(diagnosis_id)
+        return dropped
 
     @_change
     def revoke(
@@ -368,10 +462,11 @@ class MemoryStore:
         windows = {}
         for stream in page:
             newest = max((event.seq for event in stream.events if event.at < at), default=None)
-            if newest is not None:
+            if newest is not None and newest not in stream.changed:
                 stream.events = [event for event in stream.events if event.seq > newest]
                 stream.floor = max(stream.floor, newest)
                 windows[stream.diagnosis.diagnosis_id] = stream.window
+                self._damage.evicted(stream.diagnosis.diagnosis_id, stream.window.floor)
         return Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
 
     @_change

@@ -117,6 +117,20 @@ class Purged:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a repair of a damaged outbox has done."""
+
+    diagnosis_id: str
+    damage: str
+    """What was wrong, in words."""
+    events: int
+    """Stored events that are gone, damaged ones included."""
+    after: Window
+    is_renewed: bool
+    """Its head could not be trusted, and it has a new epoch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """The retained events after a number, and the window they were read from."""
 

@@ -1,4 +1,4 @@
-"""The SQL of letting go: events and rows by age, a person by name.
+"""The SQL of letting go: events and rows by age, a person by name, events that are damaged.
 
 Plain functions of a connection, as in `storage.transactions`. Each does a bounded piece of work.
 """
@@ -10,11 +10,15 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
-from storage import idempotency, trails
+from storage import idempotency, integrity, trails, transactions
+from storage.damage import Numbers, are_numbers, is_whole, judge
+from storage.errors import NotDamaged
 from storage.records import (
+    OUTBOX_EVENTS_MAX,
     OWNED_NAMED_MAX,
     Audit,
     AuditRow,
+    Dropped,
     Epoch,
     Erased,
     Erasure,
@@ -37,19 +41,66 @@ _AUDIT_TEXTS: Final = ("who", "target", "before", "after")
 def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) -> Evicted:
     """Drop the events of some diagnoses that were committed before `at`."""
     page = db.execute(
-        "SELECT dx, public_id, epoch, last_seq, floor, purged FROM diagnosis JOIN head USING (dx)"
+        "SELECT dx, public_id, epoch, last_seq, floor, purged FROM diagnosis LEFT JOIN head USING (dx)"
         " WHERE deleted_at IS NULL AND public_id > ? ORDER BY public_id LIMIT ?",
         (after, diagnoses),
     ).fetchall()
     windows = {}
-    for dx, public_id, epoch, last_seq, floor, purged in page:
+    for dx, public_id, epoch, *numbers in page:
         # The highest number of that age goes, and with it all below: a clock that was set back keeps nothing longer.
-        (newest,) = db.execute("SELECT max(seq) FROM entry WHERE dx = ? AND at < ?", (dx, at)).fetchone()
-        if newest is not None:
+        (newest,) = db.execute(
+            "SELECT max(seq) FROM entry WHERE dx = ? AND at < ? AND typeof(at) = 'real' AND typeof(seq) = 'integer'",
+            (dx, at),
+        ).fetchone()
+        if newest is not None and _is_age_certain(db, dx, newest, numbers):
+            last_seq, floor, purged = numbers
             db.execute("DELETE FROM entry WHERE dx = ? AND seq <= ?", (dx, newest))
             db.execute("UPDATE head SET floor = ? WHERE dx = ?", (max(floor, newest), dx))
             windows[public_id] = Window(Epoch(epoch), Seq(last_seq), Seq(max(floor, newest)), Seq(purged))
     return Evicted(windows, next=page[-1][1] if len(page) == diagnoses else None)
+
+
+def _is_age_certain(db: sqlite3.Connection, dx: int, newest: int, numbers: Numbers) -> bool:
+    """Whether the event whose age decides is what was stored: a damaged outbox loses nothing by its damage."""
+    entry = integrity.entry_at(db, dx, newest % OUTBOX_EVENTS_MAX)
+    return (
+        are_numbers(numbers) and newest <= numbers[0] and entry is not None and entry[1] == newest and is_whole(entry)
+    )
+
+
+def drop_damaged(db: sqlite3.Connection, diagnosis_id: str, new_epoch: Epoch) -> Dropped:
+    """Drop the events of a diagnosis up to the last damaged one; where its head says nothing, begin a new epoch.
+
+    Raises:
+        NoSuchDiagnosis: it is not registered.
+        NotDamaged: all is what was stored.
+    """
+    dx, diagnosis = transactions.find(db, diagnosis_id)
+    numbers, entries = integrity.outbox_of(db, dx)
+    damage = judge(numbers, entries, told=_highest_told(db, dx, diagnosis.epoch))
+    if damage is None:
+        raise NotDamaged(f"diagnosis {diagnosis_id} is not damaged")
+    kept = [seq % OUTBOX_EVENTS_MAX for seq in range(damage.floor + 1, damage.head + 1)]
+    dropped = db.execute(
+        "DELETE FROM entry WHERE dx = ? AND slot NOT IN (SELECT value FROM json_each(?))", (dx, str(kept))
+    ).rowcount
+    if damage.is_head_trusted:
+        db.execute("UPDATE head SET floor = ? WHERE dx = ?", (damage.floor, dx))
+        return Dropped(diagnosis_id, damage.what, dropped, damage.window(diagnosis.epoch), is_renewed=False)
+    # Not an UPDATE: numbers are never taken back within an epoch, and this is another one.
+    db.execute("INSERT OR REPLACE INTO head VALUES (?, ?, ?, 0)", (dx, damage.head, damage.floor))
+    db.execute("UPDATE diagnosis SET epoch = ? WHERE dx = ?", (new_epoch, dx))
+    idempotency.drop_above(db, dx, damage.head)
+    return Dropped(diagnosis_id, damage.what, dropped, damage.window(new_epoch), is_renewed=True)
+
+
+def _highest_told(db: sqlite3.Connection, dx: int, epoch: Epoch) -> int:
+    """The highest number of this epoch that somebody was told, as keys and cursors have it."""
+    (keys,) = db.execute("SELECT max(seq) FROM idem WHERE dx = ? AND typeof(seq) = 'integer'", (dx,)).fetchone()
+    (cursors,) = db.execute(
+        "SELECT max(seq) FROM cursor WHERE dx = ? AND epoch = ? AND typeof(seq) = 'integer'", (dx, epoch)
+    ).fetchone()
+    return max(keys or 0, cursors or 0)
 
 
 def expire(db: sqlite3.Connection, ages: tuple[float | None, float | None], limit: int, judged: float) -> int:

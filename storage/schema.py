@@ -155,7 +155,11 @@ class Opened:
     """What was found."""
 
     clean: bool
-    """The last run ended in order; if not, the whole database was checked."""
+    """The last run ended in order."""
+    pages_checked: bool
+    """SQLite's own check was made, and has found nothing."""
+    check_owed: bool
+    """Not all outboxes were looked at since a run that did not end in order."""
     renewed: str | None
     """Why every diagnosis has a new epoch; `None`: none has."""
     kept: Kept | None
@@ -215,19 +219,29 @@ def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
 def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
     """Everything a run does before it answers, in one transaction."""
     identify(connection, opening.path)
-    clean, kept = True, None
-    if _version(connection):
-        last = history.last_run(connection)
-        kept = last.kept
-        clean = last.clean or last.copied
-        if not clean and (problems := integrity.everything(connection, quick=True)):
-            raise damaged(opening.path, problems)
+    pages_checked = bool(_version(connection)) and _check_pages(connection, opening)
     _migrate(connection)
+    last = history.last_run(connection)
     idempotency.begin_run(connection)
     renewed = history.begin_run(
         connection, boot=opening.boot, durability=opening.durability, new_epoch=opening.new_epoch, now=opening.now
     )
-    return Opened(clean, renewed, kept)
+    return Opened(last.clean or last.copied, pages_checked, last.check_owed or not last.clean, renewed, last.kept)
+
+
+def _check_pages(connection: sqlite3.Connection, opening: Opening) -> bool:
+    """Have SQLite look at all pages where they may be torn; whether that was so.
+
+    Not after a mere kill: what the process wrote is with the operating system, page for page.
+
+    Raises:
+        Damaged: it has found something.
+    """
+    last = history.last_run(connection)
+    is_due = last.pages_doubted or not (last.clean or last.copied or last.was_killed(opening.boot))
+    if is_due and (problems := integrity.structure(connection, quick=True)):
+        raise damaged(opening.path, problems)
+    return is_due
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -10,7 +10,7 @@ import copy
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,17 +25,19 @@ from storage.belief import Moment
 from storage.bridge import Database, open_database
 from storage.clock import Clock, Timekeeper
 from storage.committer import Committer, Pending, Work
+from storage.damage import Damage, FoundDamage
 from storage.errors import (
     CannotOpen,
     Damaged,
     Failed,
     NoSuchDiagnosis,
     NotADatabase,
+    OutboxDamaged,
     Refused,
     StorageError,
     StoreBroken,
 )
-from storage.history import end_run, keep_time, last_run
+from storage.history import doubt_pages, end_run, keep_time, last_run, settle_check
 from storage.live_log import LiveLog
 from storage.records import (
     EVERY_ROW,
@@ -48,6 +50,7 @@ from storage.records import (
     Cursor,
     CursorMove,
     Diagnosis,
+    Dropped,
     Durability,
     Epoch,
     Erased,
@@ -80,6 +83,12 @@ DIAGNOSES_CACHED_MAX: Final = 10_000
 
 ERASURE_PAUSE_SECONDS: Final = 0.01
 """Between two steps of an erasure. Reason: most commits meanwhile have no step of it within them."""
+
+LOOK_THROUGH_SECONDS: Final = 0.003
+"""Longest step of the check of all outboxes, but for the outbox it is at. Reason: a commit waits for it."""
+
+LOOK_THROUGH_PAUSE: Final = 4
+"""Pause after such a step, in steps: it takes a fifth of the time. Reason: nobody waits for what it finds."""
 
 WATCH_SECONDS: Final = 1.0
 """How often the files are looked at while nothing is committed; every commit looks by itself."""
@@ -124,13 +133,13 @@ async def open_store(
     with files.locked(path):
         async with AsyncExitStack() as stack:
             try:
-                database, time, live_log = await stack.enter_async_context(open_it())
+                database, time, live_log, found = await stack.enter_async_context(open_it())
             except (Damaged, NotADatabase) as damage:
                 if on_damage == "refuse":
                     raise
                 aside = files.set_aside(path, "damaged")
                 logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
-                database, time, live_log = await stack.enter_async_context(open_it())
+                database, time, live_log, found = await stack.enter_async_context(open_it())
             presence = files.Presence(path)
             log = files.wal_of(path)
 
@@ -151,7 +160,9 @@ async def open_store(
                             registered = 0
                             with contextlib.suppress(StorageError):  # of a broken store nobody asks
                                 registered = await committer.read(transactions.count_diagnoses, None)
-                            yield SqliteStore(committer, database, time, new_epoch, size_bytes, keys_max, registered)
+                            yield SqliteStore(
+                                committer, database, time, new_epoch, size_bytes, keys_max, registered, found
+                            )
                             watch_nursery.cancel_scope.cancel()
                     finally:
                         committer.close()
@@ -160,8 +171,8 @@ async def open_store(
 @asynccontextmanager
 async def _open_connection(
     path: Path, clock: Clock, new_epoch: Callable[[], str], durability: Durability, boot: str
-) -> AsyncIterator[tuple[Database, Timekeeper, LiveLog]]:
-    """The connection, with everything prepared, the time as the last run has kept it, and the log.
+) -> AsyncIterator[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
+    """The connection, with everything prepared, the time as the last run has kept it, the log, and what is damaged.
 
     The end of the run is marked in the database unless the store has broken.
 
@@ -194,13 +205,15 @@ async def _open_connection(
             presence = files.Presence(path)
             live_log = await _live_log(database, log)
             try:
-                yield database, time, live_log
+                yield database, time, live_log, FoundDamage(is_check_pending=opened.check_owed)
             except StoreBroken:
                 is_broken = True
                 raise
             finally:
                 was_lost = presence.lost() is not None
                 is_clean = not is_broken and await _end_run(database, time, live_log)
+                if is_broken and not was_lost:
+                    await _doubt_pages(database, live_log)
                 await _leave(database, live_log)
     finally:
         # SQLite removes the log when it closes, its contents being in the database by then. To the next run a
@@ -231,7 +244,7 @@ def _judge_log(path: Path, log: Path | None, boot: str) -> None:
         return
     try:
         ended: wal.Ended = "stop" if last.durability == "full" else "unsynced stop"
-        if boot and last.boot == boot:
+        if last.was_killed(boot):
             ended = "kill"
         fault = "is missing" if log is None else wal.fault_of(log, ended=ended)
     except OSError as error:
@@ -242,7 +255,11 @@ def _judge_log(path: Path, log: Path | None, boot: str) -> None:
 
 def _report(path: Path, opened: Opened) -> None:
     if not opened.clean:
-        logger.warning("%s was not closed in order; it was checked, and is whole", path)
+        pages = "its pages were checked, and are whole" if opened.pages_checked else "its process was killed"
+        size = files.size_of(path) + files.size_of(files.wal_of(path))
+        logger.warning(
+            "%s (%d bytes) was not closed in order: %s; its events are still to be checked", path, size, pages
+        )
     if opened.renewed is not None:
         logger.warning("every diagnosis begins a new epoch: %s", opened.renewed)
 
@@ -265,6 +282,21 @@ async def _end_run(database: Database, time: Timekeeper, live_log: LiveLog) -> b
             logger.warning("the database could not be closed in order: %s", error)
             return False
     return True
+
+
+async def _doubt_pages(database: Database, live_log: LiveLog) -> None:
+    """Have the next run look at the pages first, if that can still be written, and the log is as it should be."""
+
+    def doubt(db: sqlite3.Connection) -> None:
+        if live_log.look() is not None:
+            return
+        try:
+            doubt_pages(db)
+        except sqlite3.Error:
+            live_log.doubt()
+
+    with trio.CancelScope(shield=True):
+        await database.run(doubt)
 
 
 async def _leave(database: Database, live_log: LiveLog) -> None:
@@ -394,8 +426,13 @@ class SqliteStore:
         size_bytes: Callable[[], int],
         keys_max: int,
         registered: int,
+        damage: FoundDamage,
     ) -> None:
-        """A store in which `registered` diagnoses are."""
+        """A store in which `registered` diagnoses are.
+
+        Args:
+            damage: of none so far; says whether all are still to be looked at.
+        """
         self._committer = committer
         self._keys_max = keys_max
         self._fullness = idempotency.Fullness()
@@ -406,6 +443,7 @@ class SqliteStore:
         """Held by who makes a copy. Reason: each takes as much of the disk as the database."""
         self._time = time
         self._new_epoch = new_epoch
+        self._damage = damage
         self._patience_seconds = inf
         """How long callers wait."""
         self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
@@ -426,22 +464,48 @@ class SqliteStore:
         self._time.moment()
         return self._time.held_since
 
+    @property
+    def damaged(self) -> Mapping[str, Damage]:
+        return self._damage.all
+
+    @property
+    def is_check_pending(self) -> bool:
+        return self._damage.is_check_pending
+
+    def on_damage(self, tell: Callable[[str], None]) -> None:
+        self._damage.tell = tell
+
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         storable.check_text(diagnosis_id)
         refused = storable.refusals_of(events)
         if refused:
             events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
         given, keys_max = tuple(events), self._keys_max
-        pending = self._committer.submit(
-            lambda db, now: transactions.append(db, diagnosis_id, given, now, keys_max), self._appended
-        )
-        return PendingAppend(pending, len(given), refused)
+
+        def append(db: sqlite3.Connection, now: Moment) -> list[Appended | StorageError]:
+            if (damage := self._damage.all.get(diagnosis_id)) is not None:
+                return [OutboxDamaged(diagnosis_id, damage) for _ in given]
+            return transactions.append(db, diagnosis_id, given, now, keys_max)
+
+        return PendingAppend(self._committer.submit(append, self._appended), len(given), refused)
 
     def _appended(self, outcomes: Sequence[Appended | StorageError]) -> None:
         self._fullness.look_at(outcomes, self._time.monotonic())
+        for outcome in outcomes[-1:]:  # nothing is stored behind one that has it
+            if isinstance(outcome, OutboxDamaged):
+                self._damage.add(outcome.diagnosis_id, outcome.damage)
 
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
-        return await self._read(transactions.read_after, diagnosis_id, seq, limit)
+        if (damage := self._damage.all.get(diagnosis_id)) is not None:
+            await trio.lowlevel.checkpoint()
+            raise OutboxDamaged(diagnosis_id, damage)
+        repairs = self._damage.repairs
+        try:
+            return await self._read(transactions.read_after, diagnosis_id, seq, limit)
+        except OutboxDamaged as found:
+            if repairs == self._damage.repairs:
+                self._damage.add(diagnosis_id, found.damage)
+            raise
 
     async def register(
         self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
@@ -517,7 +581,41 @@ class SqliteStore:
 
     async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
         storable.check(diagnosis_id)
-        return await self._change(lambda db, now: transactions.purge(db, diagnosis_id), audit)
+        return await self._change(
+            lambda db, now: transactions.purge(db, diagnosis_id),
+            audit,
+            lambda _: self._damage.is_repaired(diagnosis_id),
+        )
+
+    async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+        storable.check(diagnosis_id)
+        epoch = Epoch(self._new_epoch())
+        return await self._change(
+            lambda db, now: retention.drop_damaged(db, diagnosis_id, epoch), audit, self._repaired
+        )
+
+    async def look_through(self) -> None:
+        if not self.is_check_pending:
+            return
+        progress = copying.Progress("check of all outboxes")
+        diagnoses, damaged, after = 0, 0, 0
+        while True:
+            began, repairs = trio.current_time(), self._damage.repairs
+            judged = await self._read(integrity.judge_some, after, LOOK_THROUGH_SECONDS)
+            if repairs == self._damage.repairs:  # else what was read may be repaired by now
+                for found in judged.damaged.items():
+                    self._damage.add(*found)
+                diagnoses, damaged = diagnoses + judged.diagnoses, damaged + len(judged.damaged)
+                if judged.after is None:
+                    break
+                after = judged.after
+                progress.is_at("%d diagnoses are checked", diagnoses)
+            await copying.pause_after(began, LOOK_THROUGH_PAUSE)
+        if not damaged:
+            await self._change(lambda db, now: settle_check(db))
+        self._damage.is_check_pending = False
+        level, verdict = (logging.ERROR, f"{damaged} are damaged") if damaged else (logging.INFO, "all are whole")
+        logger.log(level, "the events of %d diagnoses were checked: %s", diagnoses, verdict)
 
     async def revoke(
         self,
@@ -559,7 +657,9 @@ class SqliteStore:
         return await self._read(trails.accesses, before, limit, wanted)
 
     async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
-        return await self._change(lambda db, now: retention.evict_before(db, now.judged - seconds, after, diagnoses))
+        return await self._change(
+            lambda db, now: retention.evict_before(db, now.judged - seconds, after, diagnoses), after=self._evicted
+        )
 
     async def expire(
         self, *, audit_seconds: float | None = None, accesses_seconds: float | None = None, limit: int = 256
@@ -636,8 +736,19 @@ class SqliteStore:
         pending = self._committer.submit(work, after)
         return await _in_time(self._patience_seconds, pending.wait)
 
+    def _evicted(self, evicted: Evicted) -> None:
+        for diagnosis_id, window in evicted.windows.items():
+            self._damage.evicted(diagnosis_id, window.floor)
+
+    def _repaired(self, dropped: Dropped) -> None:
+        self._damage.is_repaired(dropped.diagnosis_id)
+        self._looks.pop(dropped.diagnosis_id, None)
+        self._cache.pop(dropped.diagnosis_id, None)
+
     def _registered(self, registered: Registered) -> None:
         self._registered_ids.value += registered.created
+        if registered.created:
+            self._damage.is_repaired(registered.diagnosis.diagnosis_id)
         self._looks.pop(registered.diagnosis.diagnosis_id, None)
         self._remember(registered.diagnosis)
 
@@ -653,5 +764,6 @@ class SqliteStore:
 
     def _deleted(self, deleted: Diagnosis) -> None:
         self._registered_ids.value -= 1
+        self._damage.is_repaired(deleted.diagnosis_id)
         self._looks.pop(deleted.diagnosis_id, None)
         self._cache.pop(deleted.diagnosis_id, None)

@@ -7,11 +7,12 @@ diagnosis: numbers in answers may skip what another node appended; `read_after` 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from storage.belief import Moment
+from storage.damage import Damage
 from storage.errors import StorageError
 from storage.records import (
     EVERY_ROW,
@@ -23,6 +24,7 @@ from storage.records import (
     Cursor,
     CursorMove,
     Diagnosis,
+    Dropped,
     Erased,
     Erasure,
     Evicted,
@@ -81,13 +83,36 @@ class Store(Protocol):
     def clock_held_since(self) -> float | None:
         """Since when the wall clock is not believed, in its own reckoning; `None`: it is."""
 
+    @property
+    def damaged(self) -> Mapping[str, Damage]:
+        """The diagnoses that were found damaged since opening, by id, and what is wrong with them; never waits.
+
+        None of their events is read, and none is appended (`OutboxDamaged`), until they are repaired: deleted, purged,
+        or their damage dropped. Everything else of them works, and so does everything of others.
+        """
+
+    @property
+    def is_check_pending(self) -> bool:
+        """Whether a run did not end in order, and `look_through` has not ended since."""
+
+    def on_damage(self, tell: Callable[[str], None]) -> None:
+        """Have this function called with the id of each diagnosis that is found damaged. It must not raise or wait."""
+
+    async def look_through(self) -> None:
+        """Judge all outboxes, if that is pending, in steps between which others go on.
+
+        What it finds is in `damaged`. Only when all are whole need the next run not do it again.
+
+        Cancellation: ends after the step in hand; the next run does it again.
+        """
+
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         """Queue events of one diagnosis for the next group commit.
 
         They get consecutive numbers in the order given (a replayed key gets its old one), the cap of
         100 is kept in the same transaction, and nothing is numbered that is not on disk.
-        Per-event outcomes: `Appended`, `KeyReused`, `KeysExhausted`, `NoSuchDiagnosis`, `Unstorable`, `Busy`,
-        `Failed`.
+        Per-event outcomes: `Appended`, `KeyReused`, `KeysExhausted`, `NoSuchDiagnosis`, `OutboxDamaged`, `Unstorable`,
+        `Busy`, `Failed`.
 
         Raises:
             Busy: the queue is full; nothing was queued.
@@ -96,8 +121,11 @@ class Store(Protocol):
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
         """The retained events with a higher number than `seq`, at most `limit`, lowest first.
 
+        Where an event is wanted, the whole outbox is judged; with a limit of 0 only its numbers are.
+
         Raises:
             NoSuchDiagnosis: it is not registered.
+            OutboxDamaged: what is stored of it is not what was.
         """
 
     async def register(
@@ -122,7 +150,7 @@ class Store(Protocol):
         """Registered diagnoses with an id above `after`, by id; only those of `owner` if given."""
 
     async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
-        """The same page as `diagnoses`, each with its window and lowest cursor."""
+        """The same page as `diagnoses`, each with its window (empty: its numbers make no sense) and lowest cursor."""
 
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
         """How many diagnoses are registered; only those of `owner` if given."""
@@ -162,6 +190,18 @@ class Store(Protocol):
 
         Raises:
             NoSuchDiagnosis: it is not registered.
+            OutboxDamaged: its head cannot be trusted. Other damage is dropped with the events.
+        """
+
+    async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+        """Drop the events up to the last damaged one; `head`, epoch, cursors and keys stay.
+
+        Where the head cannot be trusted, the whole events that are left are those of a new epoch, and the keys of
+        others are dropped.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+            NotDamaged: there is nothing to be dropped.
         """
 
     async def revoke(

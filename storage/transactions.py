@@ -7,14 +7,12 @@ Each does one operation of `storage.store.Store` and returns its answer. Expecte
 from __future__ import annotations
 
 import sqlite3
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
-from typing import Final
 
-from storage import idempotency
+from storage import idempotency, integrity
 from storage.belief import Moment
-from storage.errors import KeyReused, KeysExhausted, NoSuchDiagnosis, StorageError, StoreBroken
+from storage.damage import Damage, Numbers, are_numbers, checksum, judge
+from storage.errors import KeyReused, KeysExhausted, NoSuchDiagnosis, OutboxDamaged, StorageError
 from storage.records import (
     IDEMPOTENCY_KEYS_MAX,
     OUTBOX_EVENTS_MAX,
@@ -33,10 +31,6 @@ from storage.records import (
     SubscriberId,
     Window,
 )
-
-RESTORE: Final = "the disk has changed what was stored: restore a backup with `avicenna-live restore FILE`"
-
-_SEQ_AND_TIME: Final = struct.Struct("<qd")
 
 # Diagnoses
 
@@ -131,7 +125,7 @@ def count_diagnoses(db: sqlite3.Connection, owner: str | None) -> int:
 
 
 def outboxes(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Outbox]:
-    """The same page as `diagnoses`, with windows and lowest cursors."""
+    """The same page as `diagnoses`, with windows (empty where the numbers make no sense) and lowest cursors."""
     lowest = "(SELECT min(iif(cursor.epoch = diagnosis.epoch, seq, 0)) FROM cursor WHERE cursor.dx = diagnosis.dx)"
     return _page(db, owner, after, limit, lowest)
 
@@ -140,7 +134,7 @@ def _page(db: sqlite3.Connection, owner: str | None, after: str, limit: int, low
     where, values = _registered(owner)
     rows = db.execute(
         f"SELECT dx, public_id, owner, epoch, created_at, last_seq, floor, purged, {lowest}"  # noqa: S608 - constants
-        f" FROM diagnosis JOIN head USING (dx) WHERE {where} AND public_id > ? ORDER BY public_id LIMIT ?",
+        f" FROM diagnosis LEFT JOIN head USING (dx) WHERE {where} AND public_id > ? ORDER BY public_id LIMIT ?",
         (*values, after, limit),
     ).fetchall()
     viewers: dict[int, list[str]] = {}
@@ -152,7 +146,7 @@ def _page(db: sqlite3.Connection, owner: str | None, after: str, limit: int, low
     return [
         Outbox(
             Diagnosis(public_id, found_owner, tuple(viewers.get(dx, ())), Epoch(epoch), created_at),
-            Window(Epoch(epoch), Seq(last_seq), Seq(floor), Seq(purged)),
+            _window(epoch, (last_seq, floor, purged)),
             None if lowest_cursor is None else Seq(lowest_cursor),
         )
         for dx, public_id, found_owner, epoch, created_at, last_seq, floor, purged, lowest_cursor in rows
@@ -181,13 +175,16 @@ def append(
         keys_max: keys the database may hold; an event that would bring one more is refused.
     """
     row = db.execute(
-        "SELECT dx, epoch, last_seq, floor FROM diagnosis JOIN head USING (dx)"
+        "SELECT diagnosis.dx, epoch, last_seq, floor, purged FROM diagnosis LEFT JOIN head ON head.dx = diagnosis.dx"
         " WHERE public_id = ? AND deleted_at IS NULL",
         (diagnosis_id,),
     ).fetchone()
     if row is None:
         return [NoSuchDiagnosis(diagnosis_id) for _ in events]
-    dx, epoch, last_seq, floor = row
+    dx, epoch, *numbers = row
+    if not are_numbers(numbers):
+        return _refused_for_damage(db, dx, diagnosis_id, len(events))
+    last_seq, floor, _ = numbers
     outcomes: list[Appended | StorageError] = []
     head, new_keys, room = last_seq, 0, None
     for event in events:
@@ -203,74 +200,92 @@ def append(
             if new_keys >= room:
                 outcomes.append(KeysExhausted(f"{keys_max} idempotency keys are stored already"))
                 continue
-            new_keys += 1
+        if not _store(db, dx, head + 1, event, now):
+            break
         head += 1
-        _store(db, dx, head, event, now)
+        new_keys += event.key is not None and stored is None
         outcomes.append(Appended(Seq(head), now.wall, epoch, replayed=False))
     idempotency.add(db, new_keys)
     if head > last_seq:
         db.execute(
             "UPDATE head SET last_seq = ?, floor = ? WHERE dx = ?", (head, max(floor, head - OUTBOX_EVENTS_MAX), dx)
         )
+    if len(outcomes) < len(events):
+        outcomes += _refused_for_damage(db, dx, diagnosis_id, len(events) - len(outcomes))
     return outcomes
 
 
-def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: Moment) -> None:
+def _store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: Moment) -> bool:
+    """Store an event with its key; False: nothing was stored, as its place holds no lower number.
+
+    A head that has gone back would have numbers given again.
+    """
     at = now.wall
-    db.execute(
-        "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (dx, seq % OUTBOX_EVENTS_MAX, seq, at, event.kind, event.body, checksum(seq, at, event.kind, event.body)),
-    )
-    if event.key is not None:
+    crc = checksum(seq, at, event.kind.encode(), event.body)
+    is_stored = db.execute(
+        "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " seq = excluded.seq, at = excluded.at, kind = excluded.kind, body = excluded.body, crc = excluded.crc"
+        " WHERE entry.seq < excluded.seq",
+        (dx, seq % OUTBOX_EVENTS_MAX, seq, at, event.kind, event.body, crc),
+    ).rowcount
+    if is_stored and event.key is not None:
         idempotency.store(db, dx, seq, event, now)
+    return bool(is_stored)
 
 
-def checksum(seq: int, at: float, kind: str, body: bytes) -> int:
-    """Over everything of an entry: SQLite has no page checksums, and its integrity check passes a flipped body."""
-    return zlib.crc32(body, zlib.crc32(kind.encode(), zlib.crc32(_SEQ_AND_TIME.pack(seq, at))))
-
-
-def is_whole(seq: int, at: float, kind: str, body: bytes, crc: int) -> bool:
-    """Whether an entry that was read is what was stored; damage can change even the types of its columns."""
-    try:
-        return checksum(seq, at, kind, body) == crc
-    except (TypeError, AttributeError, struct.error):
-        return False
+def _refused_for_damage(
+    db: sqlite3.Connection, dx: int, diagnosis_id: str, events: int
+) -> list[Appended | StorageError]:
+    damage = _damage_of(db, dx)
+    return [OutboxDamaged(diagnosis_id, damage) for _ in range(events)]
 
 
 def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int) -> Slice:
-    """The retained events above `seq`.
+    """The retained events above `seq`; where none is wanted, none is read.
 
     Raises:
-        StoreBroken: one of them is missing or is not what was stored; it must never be delivered.
+        OutboxDamaged: an event or a number is not what was stored; none of this outbox may be delivered.
     """
     dx, diagnosis = find(db, diagnosis_id)
-    window = _window(db, dx, diagnosis.epoch)
-    after = max(seq, window.floor)
-    events = []
-    for number, at, kind, body, crc in db.execute(
-        "SELECT seq, at, kind, body, crc FROM entry WHERE dx = ? AND seq > ? ORDER BY seq LIMIT ?", (dx, after, limit)
-    ):
-        if not is_whole(number, at, kind, body, crc):
-            raise StoreBroken(f"diagnosis {diagnosis_id}: event {number} fails its checksum; {RESTORE}")
-        events.append(Event(Seq(number), at, kind, body))
-    if len(events) != min(limit, max(0, window.head - after)):
-        raise StoreBroken(f"diagnosis {diagnosis_id}: an event above {after} is missing; {RESTORE}")
-    return Slice(window, tuple(events))
+    if limit:
+        numbers, entries = integrity.outbox_of(db, dx)
+        damage = judge(numbers, entries)
+    else:
+        numbers, entries = integrity.numbers_of(db, dx), []
+        damage = None if are_numbers(numbers) else _damage_of(db, dx)
+    if damage is not None:
+        raise OutboxDamaged(diagnosis_id, damage)
+    found = [Event(Seq(number), at, kind.decode(), body) for _, number, at, kind, body, _ in entries if number > seq]
+    return Slice(_window(diagnosis.epoch, numbers), tuple(found[:limit]))
 
 
-def _window(db: sqlite3.Connection, dx: int, epoch: Epoch) -> Window:
-    last_seq, floor, purged = db.execute("SELECT last_seq, floor, purged FROM head WHERE dx = ?", (dx,)).fetchone()
+def _window(epoch: Epoch, numbers: Numbers) -> Window:
+    """What a diagnosis retains; nothing, where its numbers make no sense."""
+    last_seq, floor, purged = numbers if are_numbers(numbers) else (0, 0, 0)
     return Window(epoch, Seq(last_seq), Seq(floor), Seq(purged))
 
 
+def _damage_of(db: sqlite3.Connection, dx: int) -> Damage:
+    """What is wrong with an outbox of which a look at its numbers says that it is damaged."""
+    damage = judge(*integrity.outbox_of(db, dx))
+    assert damage is not None, "whoever looks at all of it sees no less"
+    return damage
+
+
 def purge(db: sqlite3.Connection, diagnosis_id: str) -> Purged:
-    """Drop all retained events of a diagnosis."""
+    """Drop all retained events of a diagnosis.
+
+    Raises:
+        OutboxDamaged: its head says nothing; the numbers need a new epoch.
+    """
     dx, diagnosis = find(db, diagnosis_id)
-    before = _window(db, dx, diagnosis.epoch)
+    damage = judge(*integrity.outbox_of(db, dx))
+    if damage is not None and not damage.is_head_trusted:
+        raise OutboxDamaged(diagnosis_id, damage)
+    before = _window(diagnosis.epoch, integrity.numbers_of(db, dx))
     db.execute("DELETE FROM entry WHERE dx = ?", (dx,))
     db.execute("UPDATE head SET floor = last_seq, purged = last_seq WHERE dx = ?", (dx,))
-    return Purged(before, after=_window(db, dx, diagnosis.epoch))
+    return Purged(before, after=_window(diagnosis.epoch, integrity.numbers_of(db, dx)))
 
 
 # Cursors
@@ -285,7 +300,7 @@ def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Se
         if where not in heads:  # the same for all who follow a diagnosis
             heads[where] = db.execute(
                 "SELECT dx, last_seq FROM diagnosis JOIN head USING (dx)"
-                " WHERE public_id = ? AND deleted_at IS NULL AND epoch = ?",
+                " WHERE public_id = ? AND deleted_at IS NULL AND epoch = ? AND typeof(last_seq) = 'integer'",
                 where,
             ).fetchone()
         found = heads[where]

@@ -35,6 +35,7 @@ from storage import files, trust
 from storage.clock import Clock, SystemClock
 from storage.errors import CannotOpen, StoreBroken
 from storage.sqlite import open_store
+from storage.store import Store
 from storage.unfinished import sweep
 from web import access
 from web.acts import Acts
@@ -276,12 +277,19 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
         "watch over expiring tokens": services.expiry.run,
         "sums in the log": services.connection_log.run,
         "expiry of revocations": partial(expire_revocations, store, services.revoked, lifetime),
+        "check of all outboxes": partial(_check_once, store),
     }
     if trail is not None:
         kept_up["access trail"] = trail.run
     if services.remote_keys is not None:
         kept_up["fetching of keys"] = services.remote_keys.run
     return kept_up
+
+
+async def _check_once(store: Store) -> None:
+    """Have all outboxes looked at, if the last run did not end in order; until cancelled."""
+    await store.look_through()
+    await trio.sleep_forever()
 
 
 def _new_id() -> str:

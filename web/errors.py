@@ -22,6 +22,7 @@ from storage.errors import (
     KeysExhausted,
     NoSuchDiagnosis,
     NoSuchRevocation,
+    OutboxDamaged,
     Unstorable,
 )
 
@@ -53,6 +54,10 @@ STATUSES_OF_THE_EDGE: Final = (408, 414, 426, 431, 501, 505)
 
 RETRY_AFTER_SECONDS: Final = 1
 """What a client that met a full mailbox or a full disk is told to wait."""
+
+
+REPAIR_RETRY_SECONDS: Final = 60
+"""As much of a damaged diagnosis. Reason: an operator must act before it is any use."""
 
 
 class WebError(Exception):
@@ -170,6 +175,9 @@ def problem_of(error: Exception, *, is_read: bool = False) -> Problem | None:
         case Failed():
             detail = "it is unknown whether this was stored; repeat it with the same Idempotency-Key"
             return Problem("storage_unavailable", detail, retry_after(RETRY_AFTER_SECONDS))
+        case OutboxDamaged():
+            detail = str(error) if is_read else f"certainly not stored: {error}"
+            return Problem("storage_unavailable", detail, retry_after(REPAIR_RETRY_SECONDS))
         case CannotCopy():
             return Problem("storage_unavailable", str(error), retry_after(RETRY_AFTER_SECONDS))
         case Unstorable():
@@ -195,6 +203,8 @@ def refusal_of(error: Exception) -> Refusal | None:
             return Refusal("quarantined", "the server is stopping", "restart", CloseCode.RESTART)
         case Busy() | Failed() | MailboxFull() | Crashed():
             return Refusal("quarantined", "the diagnosis is not available right now", "try later", CloseCode.TRY_LATER)
+        case OutboxDamaged():
+            return Refusal("quarantined", str(error), "quarantined", CloseCode.TRY_LATER)
         case DevicesExhausted():
             return invalid_parameter(f"device: {error}")
         case _:

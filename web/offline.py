@@ -15,10 +15,12 @@ import trio
 
 from storage import copies, files
 from storage.clock import SystemClock
-from storage.errors import CannotOpen, Damaged
-from storage.records import Backup
+from storage.errors import CannotOpen, Damaged, StorageError
+from storage.history import SELF
+from storage.records import Backup, Dropped, NewAuditRow
 from storage.sqlite import open_store
 from storage.store import Store
+from web import wire
 
 logger = logging.getLogger("avicenna.storage.progress")
 
@@ -51,6 +53,38 @@ def backup(database: Path, target: Path) -> Backup:
             return await store.backup(target)
 
     return trio.run(run)
+
+
+def drop_damaged(database: Path, diagnosis_ids: Sequence[str]) -> Sequence[Dropped | StorageError]:
+    """Drop what is damaged of some diagnoses; of each what was done, or why nothing was.
+
+    Raises `CannotOpen` (`InUse`: a server runs) or `StoreBroken`.
+    """
+
+    async def run() -> list[Dropped | StorageError]:
+        outcomes: list[Dropped | StorageError] = []
+        async with _opened(database) as store:
+            for diagnosis_id in diagnosis_ids:
+                try:
+                    outcomes.append(await store.drop_damaged(diagnosis_id, _dropping))
+                except StorageError as refusal:
+                    outcomes.append(refusal)
+        return outcomes
+
+    return trio.run(run)
+
+
+def _dropping(dropped: Dropped) -> NewAuditRow:
+    """The row of the act; whoever can open the database needs no token, and has no name."""
+    after = {
+        "epoch": dropped.after.epoch,
+        "head": dropped.after.head,
+        "floor": dropped.after.floor,
+        "dropped": dropped.events,
+    }
+    named = dropped.diagnosis_id
+    before, after_text = (wire.encode(one).decode() for one in ({"damage": dropped.damage}, after))
+    return NewAuditRow(SELF, "outbox.drop_damaged", named, before, after_text, named)
 
 
 def create(database: Path) -> None:

@@ -15,6 +15,7 @@ from actors.messages import Forget, Forgotten, Inspect, Purge
 from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState
+from storage.errors import OutboxDamaged
 from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Purged, Seq, SubscriberId, Window
 from web import rights, wire
 from web.access import ask_for, authenticate_for
@@ -97,7 +98,11 @@ def operators(services: Services) -> Blueprint:
         await whole_request()
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         purge = Purge(partial(_purging, who, diagnosis.diagnosis_id), judge_of(services, who, rights.may_operate))
-        window = await ask_for(services, who, diagnosis.diagnosis_id, purge)
+        try:
+            window = await ask_for(services, who, diagnosis.diagnosis_id, purge)
+        except OutboxDamaged:
+            # No actor has it in memory: the store drops the damage with the events, if it can.
+            window = await services.acts.carry_through(partial(_purge_damaged, services, who, diagnosis, purge))
         return answer(_window(diagnosis.diagnosis_id, window))
 
     @blueprint.delete("/actors/<diagnosis_id>/subscribers")
@@ -113,6 +118,12 @@ def operators(services: Services) -> Blueprint:
         return await _disconnect(services, who, diagnosis.diagnosis_id, sub, device, forget=forget == "1")
 
     return blueprint
+
+
+async def _purge_damaged(services: Services, who: Principal, diagnosis: Diagnosis, purge: Purge) -> Window:
+    judge_token(services, who)
+    purged = await services.acts.store.purge(diagnosis.diagnosis_id, purge.audit)
+    return purged.after
 
 
 async def _disconnect(
@@ -165,15 +176,23 @@ def _in_short(state: ActorState, incarnation: int) -> str:
 
 
 async def _answer_with_actor(services: Services, diagnosis: Diagnosis) -> Response:
-    found = await services.store.read_after(diagnosis.diagnosis_id, Seq(0), 1)
-    return answer(await _actor(services, Outbox(diagnosis, found.window, None)))
+    try:
+        window = (await services.store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
+    except OutboxDamaged as damaged:
+        window = damaged.damage.window(diagnosis.epoch)
+    return answer(await _actor(services, Outbox(diagnosis, window, None)))
 
 
 async def _actor(services: Services, outbox: Outbox) -> dict[str, object]:
-    """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store."""
+    """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store.
+
+    Of a damaged one they are what is left once the damage is dropped.
+    """
     diagnosis_id = outbox.diagnosis.diagnosis_id
     statistics = services.registry.statistics_of(diagnosis_id)
-    window = statistics.window or outbox.window
+    damage = statistics.damage
+    stored = outbox.window if damage is None else damage.window(outbox.diagnosis.epoch)
+    window = statistics.window or stored
     lag = statistics.lag
     if lag is None:
         lag = _lag_of(await services.store.cursors(diagnosis_id), window)
@@ -186,6 +205,7 @@ async def _actor(services: Services, outbox: Outbox) -> dict[str, object]:
         "mailbox": {"depth": statistics.mailbox.depth, "limit": statistics.mailbox.limit},
         "restarts": statistics.restarts,
         "last_crash": None if crash is None else {"at": wire.timestamp(crash.at), "error": crash.error},
+        "damage": None if damage is None else damage.what,
         "lag": [
             {
                 "user_id": one.subscriber.sub,
@@ -202,7 +222,9 @@ async def _actor(services: Services, outbox: Outbox) -> dict[str, object]:
 def _lag_of(cursors: Sequence[Cursor], window: Window) -> tuple[Lag, ...]:
     positions = [(one, one.seq if one.epoch == window.epoch else Seq(0)) for one in cursors]
     behind = sorted(positions, key=lambda pair: pair[1])[:LAG_SHOWN]
-    return tuple(Lag(one.subscriber, online=False, cursor=seq, events=window.head - seq) for one, seq in behind)
+    # Of a damaged diagnosis less may be left than somebody has acknowledged.
+    lags = [(one.subscriber, seq, max(0, window.head - seq)) for one, seq in behind]
+    return tuple(Lag(subscriber, online=False, cursor=seq, events=events) for subscriber, seq, events in lags)
 
 
 def _window(diagnosis_id: str, window: Window) -> dict[str, object]:

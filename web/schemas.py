@@ -123,7 +123,7 @@ _LAG: Final = thing(user_id=TEXT_OR_NULL, device=TEXT_OR_NULL, online=FLAG, curs
 
 _STATUS: Final[Schema] = {
     "type": "object",
-    "description": "The last three fields depend on who asks: totals only, one's own diagnoses, everything.",
+    "description": "The last four fields depend on who asks: totals only, one's own diagnoses, everything.",
     "required": [
         "total_diagnoses",
         "total_connections",
@@ -141,6 +141,7 @@ _STATUS: Final[Schema] = {
         "version": TEXT,
         "connections_by_diagnosis": COUNTS_BY_DIAGNOSIS,
         "queued_messages_by_diagnosis": COUNTS_BY_DIAGNOSIS,
+        "damage_by_diagnosis": {"type": "object", "additionalProperties": TEXT},
         "node": some_of(
             {
                 "idempotency_keys": COUNT,
@@ -153,6 +154,7 @@ _STATUS: Final[Schema] = {
             ring_bytes=COUNT,
             ring_bytes_exceeded=FLAG,
             storage_waiting_seconds={"type": "number", "minimum": 0},
+            check_pending=FLAG,
         ),
     },
 }
@@ -198,6 +200,9 @@ _ANSWERS: Final[dict[str, Schema]] = {
         mailbox=thing(depth=COUNT, limit=COUNT),
         restarts=COUNT,
         last_crash=or_null(thing(at=TIME, error=TEXT)),
+        damage=or_null(
+            TEXT | {"description": "What is wrong with what is stored of it; no event of it is sent or taken."}
+        ),
         lag=items(_LAG, 10),
     ),
     "Actors": page("Actor"),

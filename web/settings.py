@@ -164,7 +164,7 @@ class Settings:
     damaged_database: Literal["refuse", "set_aside"] = _setting(
         "refuse",
         Choice(("refuse", "set_aside")),
-        "A damaged database: `refuse` to start, or rename it and begin an empty one with new epochs.",
+        "A database with a damaged structure: `refuse` to start, or rename it and begin an empty one with new epochs.",
     )
     passivate_after_seconds: float = _setting(
         300.0,

@@ -137,6 +137,7 @@ def _figures_in_memory(services: Services) -> dict[str, object]:
         **_totals(services),
         "connections_by_diagnosis": services.registry.connections,
         "queued_messages_by_diagnosis": queued,
+        "damage_by_diagnosis": {one: damage.what for one, damage in services.store.damaged.items()},
         "node": _node(services),
     }
 
@@ -149,6 +150,7 @@ def _node(services: Services) -> dict[str, object]:
         "ring_bytes": services.registry.ring_bytes(followed_only=False),
         "ring_bytes_exceeded": services.registry.ring_bytes(followed_only=True) > services.registry.ring_bytes_max,
         "storage_waiting_seconds": round(services.store.statistics().waiting_seconds, 3),
+        "check_pending": services.store.is_check_pending,
     }
 
 
@@ -166,10 +168,14 @@ async def _of(outboxes: Sequence[Outbox], services: Services, connections: Mappi
     """The figures of some diagnoses."""
     seen: dict[str, int] = {}
     queued: dict[str, int] = {}
+    damage: dict[str, str] = {}
+    damaged = services.store.damaged
     for number, outbox in enumerate(outboxes, start=1):
         diagnosis_id = outbox.diagnosis.diagnosis_id
         if diagnosis_id in connections:
             seen[diagnosis_id] = connections[diagnosis_id]
+        if diagnosis_id in damaged:
+            damage[diagnosis_id] = damaged[diagnosis_id].what
         in_memory = services.registry.unacknowledged(diagnosis_id)
         if count := _queued(outbox) if in_memory is None else in_memory:
             queued[diagnosis_id] = count
@@ -180,6 +186,7 @@ async def _of(outboxes: Sequence[Outbox], services: Services, connections: Mappi
         "total_connections": sum(seen.values()),
         "connections_by_diagnosis": seen,
         "queued_messages_by_diagnosis": queued,
+        "damage_by_diagnosis": damage,
     }
 
 

@@ -83,6 +83,15 @@ def test_the_status_lists_totals_and_then_busy_diagnoses() -> None:
     ]
 
 
+def test_the_status_names_what_is_damaged() -> None:
+    status = {"total_diagnoses": 2, "damage_by_diagnosis": {"b": "event 3 fails its checksum", "a": "x"}}
+    assert status_text(status).splitlines()[3:] == [
+        "DIAGNOSIS  DAMAGE",
+        "a          x",
+        "b          event 3 fails its checksum",
+    ]
+
+
 def test_a_status_of_totals_only_has_no_empty_table() -> None:
     assert "DIAGNOSIS" not in status_text({"total_diagnoses": 0, "total_connections": 0})
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 import trio
-import trio.testing
 
 from storage.errors import Busy, Failed, StorageError
 from storage.sqlite import SqliteStore
@@ -156,36 +154,18 @@ async def test_an_overwritten_header_is_refused_with_the_command_that_helps(clos
     assert f"avicenna-live restore FILE --data {closed}" in said
 
 
-async def test_a_damaged_page_is_refused_after_a_crash_with_the_command_that_helps(killed: Path) -> None:
+async def test_a_damaged_page_ends_the_server_and_is_refused_from_then_on_with_the_command_that_helps(
+    killed: Path,
+) -> None:
     place = place_of_an_event(killed)
     change(killed / DATABASE, place - place % PAGE_BYTES, b"\xff" * 64)
-    said = await refusal(killed)
-    assert "is damaged" in said
-    assert f"avicenna-live restore FILE --data {killed}" in said
-
-
-async def test_a_flipped_byte_of_an_event_is_refused_after_a_crash_and_named(killed: Path) -> None:
-    change(killed / DATABASE, place_of_an_event(killed), b"X")
-    said = await refusal(killed)
-    assert "diagnosis 42: event " in said
-    assert "fails its checksum" in said
-    assert f"avicenna-live restore FILE --data {killed}" in said
-
-
-async def test_a_flipped_byte_is_never_delivered_and_ends_a_running_server_with_1(closed: Path) -> None:
-    logbook = Logbook()
-    change(closed / DATABASE, place_of_an_event(closed), b"X")
-    async with served(closed, logbook=logbook) as (process, server):
-        # The process may be gone before the answer is.
-        with contextlib.suppress(httpx.TransportError):
-            answer = await server.publish(6)
-            assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
-        with trio.fail_after(30):
-            assert await process.process.wait() == STORAGE_FAILED
-        await trio.testing.wait_all_tasks_blocked(0.05)
-    (line,) = [one for one in "".join(logbook.lines).splitlines() if "storage failed" in one]
-    assert "fails its checksum" in line
-    assert "avicenna-live restore FILE" in line
+    code, _, complaint = await run("serve", "--port", "0", "--data", killed)
+    assert code == STORAGE_FAILED
+    assert "SQLITE_CORRUPT" in complaint
+    for _ in range(2):
+        said = await refusal(killed)
+        assert "is damaged" in said
+        assert f"avicenna-live restore FILE --data {killed}" in said
 
 
 @pytest.mark.guarantee(1)

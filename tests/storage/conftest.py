@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from storage.memory import MemoryStore
 from storage.records import IDEMPOTENCY_KEYS_MAX
-from storage.sqlite import open_store
+from storage.sqlite import SqliteStore, open_store
 from storage.store import Store
 
 
@@ -74,6 +75,26 @@ async def _opened(
         return
     async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=keys_max) as opened:
         yield opened
+
+
+async def damage(store: Store, diagnosis_id: str, *seqs: int, head: int | None = None) -> None:
+    """Change what a store holds of a diagnosis, as a disk that fails: events of these numbers, or the head."""
+    if isinstance(store, MemoryStore):
+        store.damage(diagnosis_id, *seqs, head=head)
+        return
+    assert isinstance(store, SqliteStore)
+
+    def change(db: sqlite3.Connection) -> None:
+        (dx,) = db.execute(
+            "SELECT dx FROM diagnosis WHERE public_id = ? AND deleted_at IS NULL", (diagnosis_id,)
+        ).fetchone()
+        for seq in seqs:
+            db.execute("UPDATE entry SET body = CAST(body || 'x' AS BLOB) WHERE dx = ? AND seq = ?", (dx, seq))
+        if head is not None:  # as a disk does it: past every rule
+            db.execute("INSERT OR REPLACE INTO head SELECT dx, ?, floor, purged FROM head WHERE dx = ?", (head, dx))
+
+    await store._committer.read(change)
+    store._damage.is_check_pending = True
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ async def test_a_check_beside_others_finds_what_a_check_alone_finds(path: Path, 
                    " WHERE name = 'audit_by_time'")  # fmt: skip
     async with opened(path, new_epoch) as store:
         alone, beside = await store.check(), await store.check(path.parent / "scratch.db")
-    assert "diagnosis d: event 3 fails its checksum" in alone
+    assert alone[-1].startswith("diagnosis d: event 3 fails its checksum")
     assert len(alone) > 1
     assert beside == alone
     assert sorted(one.name for one in path.parent.iterdir()) == ["avicenna.db", "avicenna.db.lock"]

@@ -143,8 +143,8 @@ async def test_a_log_that_begins_anew_many_times_is_taken_for_what_it_is(
     async with opened(path, new_epoch) as store:
         await store.register("d", "amira", [])
         # Six logs and more, some of them longer than what is kept of them.
-        while len(sent) * 45_000 < 6 * WAL_AUTOCHECKPOINT_PAGES * 4096:
-            sizes = [chance.randrange(90_000) for _ in range(chance.choice([1, 2, 5, 90, 500]))]
+        while len(sent) * 90_000 < 12 * WAL_AUTOCHECKPOINT_PAGES * 4096:
+            sizes = [chance.randrange(180_000) for _ in range(chance.choice([1, 2, 5, 90, 500]))]
             outcomes = await store.append_nowait("d", [NewEvent("k", os.urandom(size)) for size in sizes]).wait()
             assert all(isinstance(outcome, Appended) for outcome in outcomes)
             sent += sizes

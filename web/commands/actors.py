@@ -10,7 +10,7 @@ from web.commands.answers import Actor
 from web.commands.finding import add_client_options, client_of
 from web.commands.printing import printable, say, say_json, table
 
-HEAD = ("DIAGNOSIS", "STATE", "INCARNATION", "CONNECTIONS", "MAILBOX", "HEAD", "CRASHES", "LAST CRASH")
+HEAD = ("DIAGNOSIS", "STATE", "INCARNATION", "CONNECTIONS", "MAILBOX", "HEAD", "CRASHES", "LAST CRASH", "DAMAGE")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,4 +99,5 @@ def _row(actor: Mapping[str, Any]) -> tuple[object, ...]:
         actor["head"],
         actor["restarts"],
         "" if crash is None else f"{crash['at']} {crash['error']}",
+        actor.get("damage") or "",
     )

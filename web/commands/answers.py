@@ -83,6 +83,7 @@ class Actor(TypedDict):
     head: int
     restarts: int
     last_crash: Crash | None
+    damage: NotRequired[str | None]
     lag: list[Lag]
 
 
@@ -94,6 +95,7 @@ class Status(TypedDict):
     clock_held_since: NotRequired[str | None]
     connections_by_diagnosis: NotRequired[dict[str, int]]
     queued_messages_by_diagnosis: NotRequired[dict[str, int]]
+    damage_by_diagnosis: NotRequired[dict[str, str]]
     node: NotRequired[dict[str, float | bool | None]]
 
 

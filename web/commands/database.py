@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from storage.errors import InUse, StorageError
+from storage.errors import InUse, NoSuchDiagnosis, NotDamaged, StorageError
+from storage.records import Dropped
 from web.commands.answers import Checked, CopyMade, Health
 from web.commands.client import Client
-from web.commands.failures import FAILED, CommandFailed, Unreachable
+from web.commands.failures import FAILED, CommandFailed, Unreachable, UsageError
 from web.commands.fetching import Copy, fetched
 from web.commands.finding import (
     add_client_options,
@@ -40,6 +41,13 @@ PROBLEMS_SHOWN_MAX: Final = 20
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the four commands."""
     checking = commands.add_parser("check", help="check the integrity of the database")
+    checking.add_argument(
+        "--drop-damaged",
+        action="append",
+        metavar="ID",
+        help="instead: drop the events of this diagnosis up to the last damaged one; the server must be stopped. "
+        "May be given several times",
+    )
     add_client_options(checking)
     checking.set_defaults(run=check)
 
@@ -67,7 +75,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Check; exit 1 if there are problems."""
+    """Check, or drop what is damaged of some diagnoses; exit 1 if there are problems, or one is not registered."""
+    if arguments.drop_damaged:
+        return _drop_damaged(arguments)
     problems = _checked_here(arguments) if given_url(arguments) is None else None
     if problems is None:
         problems = _checked_there(_server(arguments))
@@ -76,6 +86,57 @@ def check(arguments: argparse.Namespace) -> int:
     else:
         say(check_text(problems))
     return FAILED if problems else 0
+
+
+def _drop_damaged(arguments: argparse.Namespace) -> int:
+    if given_url(arguments) is not None:
+        raise UsageError(
+            "--drop-damaged is for a data directory whose server is stopped: leave out --url, AVICENNA_URL"
+        )
+    database = _existing(arguments)
+    from web import offline  # noqa: PLC0415 - as in `_checked_here`
+
+    wanted = list(dict.fromkeys(arguments.drop_damaged))
+    try:
+        outcomes = offline.drop_damaged(database, wanted)
+    except StorageError as error:
+        raise CommandFailed(str(error)) from None
+    if arguments.json:
+        say_json([_dropped_object(*one) for one in zip(wanted, outcomes, strict=True)])
+    else:
+        for diagnosis_id, outcome in zip(wanted, outcomes, strict=True):
+            say(printable(dropped_text(diagnosis_id, outcome)))
+    return 0 if all(isinstance(one, Dropped | NotDamaged) for one in outcomes) else FAILED
+
+
+def dropped_text(diagnosis_id: str, outcome: Dropped | StorageError) -> str:
+    """What was dropped of one diagnosis, or why nothing was, for people."""
+    match outcome:
+        case Dropped(damage=damage, events=events, after=after, is_renewed=is_renewed):
+            left = "nothing" if after.head == after.floor else f"{after.floor + 1} to {after.head}"
+            numbers = "its numbers begin a new epoch: clients reload" if is_renewed else "its numbers go on"
+            return f"diagnosis {diagnosis_id}: {damage}; dropped {events} events, left is {left}; {numbers}"
+        case NoSuchDiagnosis():
+            return f"diagnosis {diagnosis_id} is not registered"
+        case NotDamaged():
+            return f"diagnosis {diagnosis_id} is not damaged; nothing was dropped"
+        case _:
+            return f"diagnosis {diagnosis_id}: {outcome}"
+
+
+def _dropped_object(diagnosis_id: str, outcome: Dropped | StorageError) -> dict[str, object]:
+    if not isinstance(outcome, Dropped):
+        return {"diagnosis_id": diagnosis_id, "dropped": 0, "why": dropped_text(diagnosis_id, outcome)}
+    after = outcome.after
+    return {
+        "diagnosis_id": diagnosis_id,
+        "dropped": outcome.events,
+        "damage": outcome.damage,
+        "epoch": after.epoch,
+        "head": after.head,
+        "floor": after.floor,
+        "new_epoch": outcome.is_renewed,
+    }
 
 
 def _checked_here(arguments: argparse.Namespace) -> Sequence[str] | None:

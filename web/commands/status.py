@@ -29,11 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def status_text(status: Mapping[str, Any]) -> str:
-    """The status, for people: totals, then a line for each diagnosis where something is going on."""
+    """The status, for people: totals, then a line for each diagnosis where something is going on or is damaged."""
     totals = [(name.replace("_", " "), value) for name, value in status.items() if not isinstance(value, dict | None)]
     totals += [(f"node {name}", value) for name, value in status.get("node", {}).items() if value is not None]
     connections = status.get("connections_by_diagnosis", {})
     queued = status.get("queued_messages_by_diagnosis", {})
+    damage = status.get("damage_by_diagnosis", {})
     rows = [(one, connections.get(one, 0), queued.get(one, 0)) for one in sorted({*connections, *queued})]
-    text = table(("WHAT", "VALUE"), totals)
-    return f"{text}\n\n{table(('DIAGNOSIS', 'CONNECTIONS', 'QUEUED'), rows)}" if rows else text
+    tables = [table(("WHAT", "VALUE"), totals)]
+    tables += [table(("DIAGNOSIS", "CONNECTIONS", "QUEUED"), rows)] if rows else []
+    tables += [table(("DIAGNOSIS", "DAMAGE"), sorted(damage.items()))] if damage else []
+    return "\n\n".join(tables)
