@@ -39,6 +39,9 @@ LAG_SHOWN: Final = 10
 RINGS_LOOK_SECONDS: Final = 1.0
 """How often it is looked at what all rings take."""
 
+RINGS_LOADED_SHARE: Final = 1 / 16
+"""Once so much of what rings may take has been read since the last look, the next one comes at once."""
+
 HISTORIES_MAX: Final = 100_000
 """Resting diagnoses whose history is remembered. Beyond: the one that has rested longest begins anew."""
 
@@ -104,6 +107,9 @@ class Registry(Watcher):
         self._cells: dict[str, Cell] = {}
         self._histories: dict[str, History] = {}
         self._draining = False
+        self._loaded_bytes = 0
+        """What events that were read since the last look take."""
+        self._much_loaded = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Store acknowledged cursors until cancelled; actors run in the nursery given at the start."""
@@ -113,8 +119,10 @@ class Registry(Watcher):
     async def keep_rings_small(self) -> None:
         """Have actors that nobody follows leave memory while all rings take more than they may; until cancelled."""
         while True:
+            self._loaded_bytes, self._much_loaded = 0, trio.Event()
             await self._shrink_rings()
-            await trio.sleep(RINGS_LOOK_SECONDS)
+            with trio.move_on_after(RINGS_LOOK_SECONDS):
+                await self._much_loaded.wait()
 
     async def _shrink_rings(self) -> None:
         cells = list(self._cells.values())
@@ -392,6 +400,11 @@ class Registry(Watcher):
         return cell
 
     # For rosters
+
+    def ring_loaded(self, ring: Ring) -> None:
+        self._loaded_bytes += ring.frame_bytes
+        if self._loaded_bytes > RINGS_LOADED_SHARE * self._limits.ring_bytes_max:
+            self._much_loaded.set()
 
     def joined(self, roster: Roster, subscriber: Subscriber) -> None:
         if self._trail is not None:

@@ -113,6 +113,10 @@ async def _drive(loop: _Loop, work: Coroutine[Any, Any, Result]) -> Result:
             await _wait(future)
 
 
+def _nobody_is_told() -> None:
+    """It has ended, and whoever wanted to know was told."""
+
+
 class Call(Generic[Result]):
     """A function on its way through the database thread, for whoever may stop waiting for it."""
 
@@ -122,7 +126,7 @@ class Call(Generic[Result]):
         self.done = trio.Event()
         """Set once it has run."""
         self.ended = ended
-        """Called right before `done` is set, also if nobody waits any more. Must not raise."""
+        """Called once, right before `done` is set, also if nobody waits any more. Must not raise."""
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._is_abandoned = False
@@ -154,7 +158,9 @@ class Call(Generic[Result]):
 
     def arrive(self, _: object) -> None:
         """It has run; on Trio's thread."""
-        self.ended()
+        # Whoever is told may know this call: what it returned would stay in memory until the collector looks.
+        ended, self.ended = self.ended, _nobody_is_told
+        ended()
         self.done.set()
 
 

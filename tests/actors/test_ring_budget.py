@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from actors.messages import Inspect
@@ -37,6 +38,21 @@ async def test_the_longest_unused_leave_until_the_rest_fits(autojump_clock: Mock
         assert there.registry.ring_bytes(followed_only=False) <= limits.ring_bytes_max
         assert reader.ending is None
         assert (await there.publish(BODY, NAMES[2])).seq == 2
+        there.actors_nursery.cancel_scope.cancel()
+
+
+async def test_what_is_read_at_once_does_not_wait_for_the_next_look(autojump_clock: MockClock) -> None:
+    limits = Limits(ring_bytes_max=2 * 10_100, passivate_after_seconds=1e6)
+    async with world(limits, diagnoses=NAMES) as there:
+        for name in NAMES:
+            await there.store.inner.append_nowait(name, [NewEvent("k", BODY)]).wait()
+        there.actors_nursery.start_soon(there.registry.keep_rings_small)
+        began_at = trio.current_time()
+        for name in NAMES:
+            await there.registry.ask(name, Inspect())
+            await trio.testing.wait_all_tasks_blocked()
+            assert there.registry.ring_bytes(followed_only=False) <= limits.ring_bytes_max
+        assert trio.current_time() == began_at
         there.actors_nursery.cancel_scope.cancel()
 
 

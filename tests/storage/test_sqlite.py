@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import trio
 from storage import transactions
 from storage.committer import Committer
 from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
-from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, SubscriberId
+from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, Slice, SubscriberId
 from storage.schema import APPLICATION_ID, MIGRATIONS
 from storage.sqlite import open_store
 from tests.storage.conftest import ManualClock
@@ -34,6 +35,21 @@ async def test_everything_is_there_again_after_a_restart(path: Path, clock: Manu
         assert [(one.subscriber, one.seq) for one in await store.cursors("d")] == [(phone, 7)]
         (outcome,) = await store.append_nowait("d", [NewEvent("k", b"next")]).wait()
     assert getattr(outcome, "seq", None) == 121
+
+
+async def test_what_was_read_leaves_memory_with_its_reader(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+        await store.register("d", "amira", [])
+        await store.append_nowait("d", [NewEvent("k", b"body")]).wait()
+        gc.collect()
+        gc.disable()
+        try:
+            found = await store.read_after("d", Seq(0))
+            del found
+            await store.diagnoses()  # the thread of the database keeps what it did last
+            assert not [one for one in gc.get_objects() if isinstance(one, Slice)], "only the collector would free it"
+        finally:
+            gc.enable()
 
 
 @pytest.mark.guarantee(12)
