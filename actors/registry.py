@@ -192,13 +192,10 @@ class Registry(Watcher):
 
     async def end_everywhere(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
         """As `end_where`, of all diagnoses."""
-        ended = looked_at = 0
+        ended, share = 0, turns.Share()
         for cell in list(self._cells.values()):
-            looked_at += len(cell.roster.subscribers)
-            ended += await turns.end_where(cell.roster, which, ending)
-            if looked_at >= turns.AT_ONCE_MAX:
-                looked_at = 0
-                await trio.lowlevel.checkpoint()
+            ended += await turns.end_where(cell.roster, which, ending, share)
+            await share.spend(turns.LOOKED_AT_ONCE_MAX)
         return ended
 
     def is_connected(self, diagnosis_id: str, subscriber: SubscriberId) -> bool:

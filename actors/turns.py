@@ -13,26 +13,54 @@ import trio
 from actors.roster import Roster
 from actors.subscriber import Ending, Subscriber
 
-AT_ONCE_MAX: Final = 128
-"""Connections ended or woken between two checkpoints: some milliseconds."""
+ENDED_AT_ONCE_MAX: Final = 12
+"""Connections ended or woken between two checkpoints: a millisecond. Reason: whoever publishes meanwhile waits for so
+much at each of the ten turns that a publish takes."""
+
+LOOKED_AT_ONCE_MAX: Final = 1024
+"""Connections or diagnoses looked at between two checkpoints."""
 
 
-async def end_where(roster: Roster, which: Callable[[Subscriber], bool], ending: Ending) -> int:
-    """End every attached connection that `which` picks; how many."""
+class Share:
+    """What a task does before everybody else gets a turn."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = 1.0
+
+    async def spend(self, at_once_max: int) -> None:
+        """One of so many pieces of work is done. A checkpoint with the last of them, none else."""
+        self._left -= 1 / at_once_max
+        if self._left <= 0:
+            self._left = 1.0
+            await trio.lowlevel.checkpoint()
+
+
+async def end_where(
+    roster: Roster, which: Callable[[Subscriber], bool], ending: Ending, share: Share | None = None
+) -> int:
+    """End every attached connection that `which` picks; how many.
+
+    Args:
+        share: of a task that does more than this; `None`: it does nothing else.
+    """
+    share = share or Share()
     ended = 0
-    for index, subscriber in enumerate(list(roster.subscribers), start=1):
+    for subscriber in list(roster.subscribers):
         if not subscriber.gone and which(subscriber):
             roster.end(subscriber, ending)
             ended += 1
-        if index % AT_ONCE_MAX == 0:
-            await trio.lowlevel.checkpoint()
+            await share.spend(ENDED_AT_ONCE_MAX)
+        else:
+            await share.spend(LOOKED_AT_ONCE_MAX)
     return ended
 
 
 async def wake_all(roster: Roster) -> None:
     """Have every attached connection look at the ring again."""
-    for index, subscriber in enumerate(list(roster.subscribers), start=1):
+    share = Share()
+    for subscriber in list(roster.subscribers):
         if not subscriber.gone:
             subscriber.transport.wake()
-        if index % AT_ONCE_MAX == 0:
-            await trio.lowlevel.checkpoint()
+        await share.spend(ENDED_AT_ONCE_MAX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -21,7 +22,7 @@ from tests.edge.peers import Peer, connect, open_descriptors, request, running_e
 from tests.edge.test_http1 import short
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import running_server
-from web.edge.accepting import Address, accept_from
+from web.edge.accepting import ACCEPTED_AT_ONCE_MAX, TURN_SECONDS_MAX, Address, Batch, accept_from
 from web.edge.connection import Patience
 from web.edge.descriptors import RESERVED, connections_possible
 from web.edge.listening import TCP_USER_TIMEOUT_MS, listen_on_tcp, listening_on_unix, url_of
@@ -231,6 +232,44 @@ class Reluctant(socket.socket):
         if self.errors:
             raise OSError(self.errors.pop(0), "no")
         return super().accept()
+
+
+async def test_a_crowd_that_connects_leaves_everybody_else_short_turns(autojump_clock: trio.testing.MockClock) -> None:
+    crowd, handling_seconds = 120, TURN_SECONDS_MAX
+    listener = listen_on_tcp("127.0.0.1", 0)
+    handled, turns = 0, [0]
+
+    async def handler(sock: socket.socket, address: Address | None) -> None:
+        nonlocal handled
+        sock.close()
+        handled += 1
+        turns[-1] += 1
+        autojump_clock.jump(handling_seconds)
+
+    async def take_turns() -> None:
+        while handled < crowd:
+            turns.append(0)
+            await trio.lowlevel.checkpoint()
+
+    with contextlib.ExitStack() as peers:
+        for _ in range(crowd):
+            peers.enter_context(socket.create_connection(listener.getsockname()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_from, listener, handler, nursery)
+            await take_turns()
+            nursery.cancel_scope.cancel()
+    assert sum(turns) == crowd
+    assert max(turns[len(turns) // 2 :]) <= 4
+
+
+def test_connections_are_taken_many_at_once_while_turns_are_short() -> None:
+    batch = Batch()
+    for _ in range(10):
+        batch.turned(2 * TURN_SECONDS_MAX)
+    assert batch.size == 1
+    for _ in range(ACCEPTED_AT_ONCE_MAX):
+        batch.turned(TURN_SECONDS_MAX)
+    assert batch.size == ACCEPTED_AT_ONCE_MAX
 
 
 async def test_what_the_kernel_cannot_accept_now_is_accepted_later(

@@ -19,6 +19,10 @@ Address = tuple[str, int]
 ACCEPTED_AT_ONCE_MAX: Final = 32
 """Connections taken from one listener before others get their turn. Beyond: the next time."""
 
+TURN_SECONDS_MAX: Final = 0.003
+"""Where a turn of everybody takes longer, fewer connections are taken at once. Reason: a publish takes some ten turns,
+and stands behind what newcomers ask for in each."""
+
 PAUSE_SECONDS: Final = 0.1
 """Wait after the kernel had no room for a connection before the next try."""
 
@@ -32,21 +36,41 @@ Handler = Callable[[socket.socket, Address | None], Awaitable[None]]
 (`None`: a Unix socket has none)."""
 
 
+class Batch:
+    """How many connections are taken at once: as many as leave turns short. Pure."""
+
+    def __init__(self) -> None:
+        self.size = ACCEPTED_AT_ONCE_MAX
+
+    def turned(self, seconds: float) -> None:
+        """Everybody has had a turn since the last ones were taken, which took so long."""
+        if seconds > TURN_SECONDS_MAX:
+            self.size = max(1, self.size // 2)
+        else:
+            self.size = min(ACCEPTED_AT_ONCE_MAX, self.size + 1)
+
+
 async def accept_from(listener: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> NoReturn:
     """Start a handler for every connection of a listener.
 
     Cancellation: closes the listener.
     """
+    batch = Batch()
     try:
         while True:
-            await _accept_some(listener, handler, handler_nursery)
+            await trio.lowlevel.wait_readable(listener)
+            await _accept_some(listener, batch.size, handler, handler_nursery)
+            began_at = trio.current_time()
+            await trio.lowlevel.checkpoint()
+            batch.turned(trio.current_time() - began_at)
     finally:
         close(listener)
 
 
-async def _accept_some(listener: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> None:
-    await trio.lowlevel.wait_readable(listener)
-    for _ in range(ACCEPTED_AT_ONCE_MAX):
+async def _accept_some(
+    listener: socket.socket, at_once_max: int, handler: Handler, handler_nursery: trio.Nursery
+) -> None:
+    for _ in range(at_once_max):
         try:
             sock, address = listener.accept()
         except BlockingIOError:

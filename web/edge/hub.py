@@ -32,8 +32,8 @@ RECEIPTS_LOOK_SECONDS: Final = 0.1
 DEADLINES_LOOK_SECONDS: Final = 0.5
 """How often the connections' deadlines are looked at. Reason: they are seconds, and nobody counts on tenths."""
 
-TURN_SECONDS_MAX: Final = 0.005
-"""Time spent on sockets that are ready before everybody else gets a turn."""
+TURN_SECONDS_MAX: Final = 0.001
+"""Time spent on sockets that are ready before everybody else gets a turn. Reason: a publish takes some ten turns."""
 
 GAP_SECONDS: Final = 2.0
 """Between two looks at deadlines: beyond, the process stood still (a pause of the machine), and clients could not be
