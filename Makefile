@@ -115,7 +115,7 @@ bench-isolation: setup
 first-hour: setup
 	$(BIN)/python -m benchmarks.first_hour
 
-bench-abuse: setup
+bench-abuse: setup $(NATIVE)/load
 	$(BIN)/python -m benchmarks.abuse $(ARGS)
 
 bench-crowd: setup $(NATIVE)/load

@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import resource
-import shlex
 import signal
 import socket
 import subprocess
@@ -30,14 +29,13 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from benchmarks.abuses import ACK, HOST, PING, client_frame, flood, upgrade
+from benchmarks import watched
+from benchmarks.abuses import ACK, PING, flood
 from benchmarks.generator import Generator, GeneratorError, Phase, Subscriber, Times, plan_text
+from benchmarks.place import FAR, IN_FLIGHT, client_frame, upgrade
 from benchmarks.processes import cores, cpu_seconds, memory_bytes
 from benchmarks.servers import BUILT, OURS, Running, ServerFailed, running
 from benchmarks.watched import NOTED_SECONDS, Turn, read_turns
-
-IN_FLIGHT: Final = 32
-"""Followers that connect at the same time."""
 
 PUBLISHERS: Final = 8
 """Connections that publish."""
@@ -228,7 +226,7 @@ class Harm:
         sock.settimeout(10)
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        sock.bind((HOST, 0))
+        sock.bind((FAR, 0))
         sock.connect((self._server.target.address, self._server.target.port))
         return sock, upgrade(sock, one.path, one.token)
 
@@ -383,9 +381,8 @@ def measure(size: Size, program: Path, say: Callable[[str], None]) -> Found:
     server_core, generator_core = cores()
     with tempfile.TemporaryDirectory(prefix="avicenna-crowd-") as directory:
         turns, plan = Path(directory) / "turns", Path(directory) / "plan"
-        connections = str(size.connections + CONNECTIONS_BESIDE)
-        command = [sys.executable, "-m", "benchmarks.watched", "--turns", str(turns), "--connections", connections]
-        with running(OURS, server_core, shlex.join(command)) as server:
+        settings = {"AVICENNA_MAX_CONNECTIONS": str(size.connections + CONNECTIONS_BESIDE)}
+        with running(OURS, server_core, watched.command(turns), settings=settings) as server:
             everybody = server.subscribers(size.diagnoses, size.followers)
             healthy = everybody[: size.connections - size.slow - size.floods]
             slow, floods = everybody[len(healthy) : len(healthy) + size.slow], everybody[len(healthy) + size.slow :]
@@ -481,7 +478,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_size(size)
         check_files(size.connections)
-        found = measure(size, options.generator, lambda text: print(text, file=sys.stderr, flush=True))
+        found = measure(size, BUILT / "load", lambda text: print(text, file=sys.stderr, flush=True))
     except (CannotRun, GeneratorError, ServerFailed, OSError) as failure:
         print(f"crowd: {failure}", file=sys.stderr)
         return 2
@@ -517,7 +514,6 @@ def _parser() -> argparse.ArgumentParser:
         ("rest", float, default.rest_seconds, "seconds the CPU time at rest is measured"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=value, metavar="N", help=f"{what}; default %(default)s")
-    parser.add_argument("--generator", type=Path, default=BUILT / "load", metavar="FILE", help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, metavar="FILE", help="write what the server logged")
     return parser
 

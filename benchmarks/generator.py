@@ -128,6 +128,11 @@ class Generator:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def __enter__(self) -> Self:
         return self
 

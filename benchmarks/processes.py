@@ -35,13 +35,23 @@ def cores() -> tuple[int, int]:
     return usable[0], usable[-1]
 
 
-def settle_on(core: int) -> Callable[[], None]:
+def memory_resident_bytes(pid: int) -> int:
+    """Resident set size: as `memory_bytes`, but shared memory counts whole; takes no time to find."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def waited_seconds(pid: int) -> float:
+    """How long the main thread of a process could have run, and its core did something else."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+def settle_on(core: int, priority: int = PRIORITY) -> Callable[[], None]:
     """What a child does before it becomes the program: take its core, priority and as many files as it may open."""
 
     def settle() -> None:
         os.sched_setaffinity(0, {core})
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

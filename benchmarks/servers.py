@@ -10,11 +10,11 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from benchmarks.generator import Subscriber, Target
 from benchmarks.peers.listening import POST_PATH
@@ -75,19 +75,34 @@ class Running:
 
 
 @contextmanager
-def running(name: str, core: int, our_command: str) -> Iterator[Running]:
-    """A fresh server on its own core and, ours, on a new temporary directory; ended with the block."""
+def running(
+    name: str,
+    core: int,
+    our_command: str,
+    *,
+    data: Path | None = None,
+    settings: Mapping[str, str] | None = None,
+    is_log_read: bool = True,
+) -> Iterator[Running]:
+    """A fresh server on its own core; ended with the block.
+
+    Args:
+        data: our server's data directory; `None`: a new temporary one.
+        settings: further variables of its environment.
+        is_log_read: False: once it listens nobody reads what it writes any more.
+    """
     with tempfile.TemporaryDirectory(prefix="avicenna-bench-") as directory:
-        data = Path(directory) / "data" if name == OURS else None
+        data = (data or Path(directory) / "data") if name == OURS else None
         command = [*shlex.split(our_command), "--port", "0", "--data", str(data)] if data else _peer(name)
         said = Path(directory) / "output"
         with said.open("wb") as output:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={key: value for key, value in os.environ.items() if not key.startswith("AVICENNA_")},
+                env={key: value for key, value in os.environ.items() if not key.startswith("AVICENNA_")}
+                | dict(settings or {}),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=output if is_log_read else subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 preexec_fn=settle_on(core),  # noqa: PLW1509 - we have one thread
             )
@@ -122,12 +137,21 @@ def announced(process: subprocess.Popen[bytes], said: Path) -> tuple[int, int]:
     """The ports of subscribers and of publishers, once the server has said that it listens."""
     until = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < until and process.poll() is None:
+        if process.stdout is not None:
+            _take_log(process.stdout, said)
         text = said.read_text(errors="replace")
         if listening := re.search(r"listening on http://\S+?:(\d+)", text):
             publishing = re.search(r"publishing on http://\S+?:(\d+)", text)
             return int(listening[1]), int((publishing or listening)[1])
         time.sleep(0.02)
     raise ServerFailed(f"{process.args!r} did not start: {said.read_text(errors='replace')[-2000:]}")
+
+
+def _take_log(pipe: IO[bytes], said: Path) -> None:
+    """Move what a server has written so far from its pipe to the file."""
+    os.set_blocking(pipe.fileno(), False)
+    with said.open("ab") as output, suppress(BlockingIOError):
+        output.write(os.read(pipe.fileno(), 1 << 16))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -137,6 +161,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def token_for(data: Path, sub: str, scope: str) -> str:

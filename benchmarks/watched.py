@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,11 @@ class Watch(Instrument):
             print(json.dumps(asdict(turn)), file=self._notes, flush=True)
 
 
+def command(notes: Path) -> str:
+    """What starts our server with its watch."""
+    return shlex.join([sys.executable, "-m", "benchmarks.watched", "--turns", str(notes)])
+
+
 def read_turns(notes: Path) -> list[Turn]:
     """What was noted so far."""
     lines: list[dict[str, Any]] = [json.loads(line) for line in notes.read_text().splitlines()]
@@ -87,14 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal, as `avicenna-live serve` does."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watched", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--turns", required=True, type=Path, metavar="FILE", help="where long turns are noted")
-    parser.add_argument("--connections", metavar="N", help="the setting max_connections")
     parser.add_argument("--port", metavar="P")
     parser.add_argument("--data", metavar="DIR")
     options = parser.parse_args(argv)
-    given = {"port": options.port, "data": options.data, "max_connections": options.connections}
     with options.turns.open("a") as notes:
         watch = Watch(notes)
-        chosen = settings.load(os.environ, options=given)
+        chosen = settings.load(os.environ, options={"port": options.port, "data": options.data})
         return composition.run(chosen, ready=lambda url: trio.lowlevel.add_instrument(watch))
 
 

@@ -145,7 +145,7 @@ void client_post(struct clients *all, struct connection *publisher, struct diagn
                          all->post_token ? "Authorization: Bearer " : "", all->post_token ? all->post_token : "",
                          all->post_token ? "\r\n" : "", length, body);
     publisher->diagnosis = diagnosis;
-    publisher->began_ns = now_ns();
+    publisher->began_ns = sent_ns;
     publisher->state = BUSY;
     all->counters.posted++;
     all->counters.expected += diagnosis->subscribers;

@@ -34,7 +34,7 @@ struct connection {
     enum state state;
     struct diagnosis *diagnosis; /* a subscriber's; a publisher's: of the request in hand */
     char *path, *token;          /* a subscriber's; NULL: none */
-    uint64_t began_ns;           /* of the attempt to connect, or of the request in hand */
+    uint64_t began_ns;           /* of the attempt to connect; of the request in hand: when it was due */
     unsigned char *rest;         /* the beginning of a frame or answer whose end has not come */
     size_t rest_bytes;
     uint64_t newest; /* the highest number delivered */

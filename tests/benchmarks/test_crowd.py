@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from benchmarks import crowd
-from benchmarks.abuses import client_frame
 from benchmarks.crowd import CannotRun, Found, Size, Slow, Window, check_files, check_size, measure, table, turns_of
 from benchmarks.generator import Phase
+from benchmarks.place import client_frame
 from benchmarks.watched import Turn
 
 SMALL = Size(diagnoses=20, slow=2, floods=2, seconds=6, stop_seconds=1, rest_seconds=0.5)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import httpx
 import pytest
 import trio
 
+from benchmarks.frozen import CannotFreeze, FreezableDisk, freezable_disk
 from tests.hanging import Disk, hangable_disk
 from tests.logbook import Logbook
 from tests.server.harness import Server, running_server
@@ -211,57 +211,39 @@ async def test_reads_that_nobody_waits_for_any_more_do_not_hold_up_the_disk_when
     assert (await server.http.get("/audit", headers=operator)).status_code == 200
 
 
-@contextmanager
-def _frozen_disk(directory: Path) -> Iterator[tuple[Path, Callable[[], None], Callable[[], None]]]:
-    """A file system that can be frozen and thawed; skips where mounting is not allowed."""
-    image, mounted = directory / "image", directory / "mounted"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 * 1024 * 1024)
-    for command in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(mounted)]):
+@pytest.fixture
+def frozen_disk(tmp_path: Path) -> Iterator[FreezableDisk]:
+    """A file system that can be frozen; skips where mounting is not allowed."""
+    with ExitStack() as stack:
         try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip(f"there is no {command[0]} here")
-        if done.returncode:
-            pytest.skip(f"a file system cannot be mounted from a file here: {done.stderr.strip()}")
-
-    def freeze() -> None:
-        subprocess.run(["fsfreeze", "-f", mounted], check=True)
-
-    def thaw() -> None:
-        subprocess.run(["fsfreeze", "-u", mounted], check=False, capture_output=True)
-
-    try:
-        yield mounted, freeze, thaw
-    finally:
-        thaw()
-        subprocess.run(["umount", "-l", mounted], check=True)
+            disk = stack.enter_context(freezable_disk(tmp_path))
+        except CannotFreeze as why:
+            pytest.skip(str(why))
+        yield disk
 
 
 @pytest.mark.guarantee(11)
 async def test_sigterm_closes_all_sockets_within_ten_seconds_and_ends_the_process_as_soon_as_the_kernel_lets_it(
-    tmp_path: Path,
+    frozen_disk: FreezableDisk,
 ) -> None:
-    logbook = Logbook()
-    with _frozen_disk(tmp_path) as (mounted, freeze, thaw):
-        async with served(mounted / "data", logbook=logbook, AVICENNA_STORAGE_SECONDS_MAX="1") as (process, server):
-            await server.register()
-            assert (await server.publish(1)).status_code == 200
-            async with server.live() as client:
-                try:
-                    freeze()
-                    assert is_unknown(await server.publish(2))
-                    began = time.monotonic()
-                    process.process.terminate()
-                    frames, code, _ = await client.close_frames()
-                    assert (frames[-1]["type"], code) == ("bye", 1012)
-                    with pytest.raises(OSError):  # noqa: PT011 - whatever the kernel calls a port nobody listens on
-                        while True:
-                            (await trio.open_tcp_stream("127.0.0.1", httpx.URL(server.url).port or 0)).socket.close()
-                            await trio.sleep(0.05)
-                    assert time.monotonic() - began < 10
-                finally:
-                    thaw()
-            with trio.fail_after(12):
-                await process.process.wait()
+    data, logbook = frozen_disk.path / "data", Logbook()
+    async with served(data, logbook=logbook, AVICENNA_STORAGE_SECONDS_MAX="1") as (process, server):
+        await server.register()
+        assert (await server.publish(1)).status_code == 200
+        async with server.live() as client:
+            try:
+                frozen_disk.freeze()
+                assert is_unknown(await server.publish(2))
+                began = time.monotonic()
+                process.process.terminate()
+                frames, code, _ = await client.close_frames()
+                assert (frames[-1]["type"], code) == ("bye", 1012)
+                with pytest.raises(OSError):  # noqa: PT011 - whatever the kernel calls a port nobody listens on
+                    while True:
+                        (await trio.open_tcp_stream("127.0.0.1", httpx.URL(server.url).port or 0)).socket.close()
+                        await trio.sleep(0.05)
+                assert time.monotonic() - began < 10
+            finally:
+                frozen_disk.thaw()
+        with trio.fail_after(12):
+            await process.process.wait()
