@@ -15,6 +15,7 @@
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
+#   make python-client-test [ARGS="-k core"]   the tests of clients/python, in a .venv of its own (a part of `make test`)
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
@@ -32,7 +33,10 @@ BENCH_STAMP := $(BENCH_VENV)/.up-to-date
 NATIVE := build/benchmarks
 NODE := build/node
 ROOMS := actors storage web
-CHECKED := $(ROOMS) tests benchmarks
+PYTHON_CLIENT := clients/python
+PYTHON_CLIENT_BIN := $(PYTHON_CLIENT)/.venv/bin
+PYTHON_CLIENT_STAMP := $(PYTHON_CLIENT)/.venv/.up-to-date
+CHECKED := $(ROOMS) tests benchmarks $(PYTHON_CLIENT)
 
 # A name on the PATH may be a shim that fails, or a Python without venv: try each by running it.
 SUITABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
@@ -71,8 +75,22 @@ serve: $(RUN_STAMP)
 demo: $(RUN_STAMP)
 	@exec $(BIN)/avicenna-live demo $(ARGS)
 
-test: setup
+# With ARGS it is the tests of the server alone: what they select, the client's do not have.
+test: setup python-client $(if $(ARGS),,python-client-test)
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: python-client python-client-test
+python-client: $(PYTHON_CLIENT_STAMP)
+
+$(PYTHON_CLIENT_STAMP): $(PYTHON_CLIENT)/pyproject.toml $(PYTHON_CLIENT)/requirements.lock $(STAMP)
+	@echo "installing the Python client, and what its tests need, into $(PYTHON_CLIENT)/.venv ..."
+	@[ -x $(PYTHON_CLIENT_BIN)/python ] || $(BIN)/python -m venv $(PYTHON_CLIENT)/.venv
+	@$(PYTHON_CLIENT_BIN)/python -m pip --disable-pip-version-check -qq install --require-hashes -r $(PYTHON_CLIENT)/requirements.lock
+	@$(PYTHON_CLIENT_BIN)/python -m pip --disable-pip-version-check -qq install --no-build-isolation --no-deps -e $(PYTHON_CLIENT)
+	@touch $@
+
+python-client-test: python-client
+	cd $(PYTHON_CLIENT) && .venv/bin/python -m pytest $(ARGS)
 
 check: format lint types layers test
 
@@ -82,8 +100,9 @@ format: setup
 lint: setup
 	$(BIN)/ruff check $(CHECKED)
 
-types: setup
+types: setup python-client
 	$(BIN)/mypy
+	cd $(PYTHON_CLIENT) && .venv/bin/mypy
 
 layers: setup
 	$(BIN)/lint-imports
@@ -145,6 +164,8 @@ lock:
 	$(COMPILE) pyproject.toml --output-file requirements/run.lock
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/run.lock --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --group bench --constraint requirements/run.lock --output-file requirements/bench.lock
+	$(COMPILE) $(PYTHON_CLIENT)/pyproject.toml --extra trio --group $(PYTHON_CLIENT)/pyproject.toml:dev \
+		--constraint requirements/dev.lock --output-file $(PYTHON_CLIENT)/requirements.lock
 
 autobahn: setup
 	@$(BIN)/python -m tests.edge.autobahn $(ARGS)
@@ -166,4 +187,5 @@ $(NODE)/.up-to-date: tests/documents/package.json tests/documents/package-lock.j
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(addprefix $(PYTHON_CLIENT)/,.venv .mypy_cache .pytest_cache .hypothesis)
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
