@@ -236,6 +236,7 @@ def _abusing(name: str, place: Place) -> Iterator[tuple[Event, Event]]:
 
 def _abuse(name: str, place: Place, prepared: Event, begin: Event, stop: Event) -> None:
     settle_on(cores()[1], ABUSE_PRIORITY)()
+    place.priority = ABUSE_PRIORITY
     ends_at = time.monotonic() + PREPARED_SECONDS_MAX + 120  # whatever happens
     acting = ABUSES[name].act(place, lambda: stop.is_set() or time.monotonic() > ends_at)
     next(acting)

@@ -143,11 +143,11 @@ def vanishing(place: Place, stop: Stop) -> Iterator[None]:
 
 
 def newcomers(place: Place, stop: Stop) -> Iterator[None]:
-    """Every two seconds 500 people nobody knows follow the neighbour's diagnosis, all at once, and leave."""
+    """Every half a second 125 people nobody knows follow the neighbour's diagnosis, all at once, and leave."""
     yield
     for turn in itertools.count():
-        due_at = time.monotonic() + 2
-        with place.following([place.follower("neighbour", f"new-{turn}-{n}") for n in range(500)], in_flight=500):
+        due_at = time.monotonic() + 0.5
+        with place.following([place.follower("neighbour", f"new-{turn}-{n}") for n in range(125)], in_flight=125):
             pass
         while time.monotonic() < due_at:
             if stop():

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import msgspec
 
-from benchmarks.processes import settle_on
+from benchmarks.processes import PRIORITY, settle_on
 
 ANSWER_SECONDS_MAX: Final = 120.0
 """Longest wait for the answer to a command, beyond the time it takes by itself. The generator gives up before, when
@@ -118,13 +118,13 @@ def plan_text(target: Target, subscribers: Sequence[Subscriber], patience_second
 class Generator:
     """A running load generator; ended with the block."""
 
-    def __init__(self, program: Path, plan: Path, core: int) -> None:
+    def __init__(self, program: Path, plan: Path, core: int, priority: int = PRIORITY) -> None:
         """Start `program` on a core, with the plan in a file that only we can read."""
         self._process = subprocess.Popen(
             [str(program), str(plan)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            preexec_fn=settle_on(core),  # noqa: PLW1509 - we have one thread
+            preexec_fn=settle_on(core, priority),  # noqa: PLW1509 - we have one thread
             text=True,
         )
 

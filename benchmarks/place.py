@@ -17,7 +17,7 @@ from typing import Final
 
 from benchmarks.generator import Generator, Subscriber, Target, plan_text
 from benchmarks.peers.listening import POST_PATH
-from benchmarks.processes import cores
+from benchmarks.processes import PRIORITY, cores
 from benchmarks.servers import BUILT
 from web import tokens
 
@@ -41,6 +41,8 @@ class Place:
     key: bytes
     disk: Path | None = None
     """Where the server's data lie, if that can be frozen."""
+    priority: int = PRIORITY
+    """Of the load generators that are started from here."""
     made: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def token(self, sub: str, scope: str = "") -> str:
@@ -94,7 +96,7 @@ class Place:
         with tempfile.TemporaryDirectory() as directory:
             plan = Path(directory) / "plan"
             plan.write_text(plan_text(target, followers))
-            with Generator(BUILT / "load", plan, cores()[1]) as generator:
+            with Generator(BUILT / "load", plan, cores()[1], self.priority) as generator:
                 yield generator
 
 

@@ -19,7 +19,7 @@ Address = tuple[str, int]
 ACCEPTED_AT_ONCE_MAX: Final = 32
 """Connections taken from one listener before others get their turn. Beyond: the next time."""
 
-TURN_SECONDS_MAX: Final = 0.003
+TURN_SECONDS_MAX: Final = 0.001
 """Where a turn of everybody takes longer, fewer connections are taken at once. Reason: a publish takes some ten turns,
 and stands behind what newcomers ask for in each."""
 
