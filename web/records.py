@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from web.errors import Problem
-from web.number import WrittenNumber
+from web.number import WrittenNumber, as_written
 
 DIAGNOSIS_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DIAGNOSIS_ID_RULE: Final = "must be 1-64 characters of A-Z a-z 0-9 _ -"
@@ -32,6 +32,8 @@ INTEGER_MAX: Final = 2**53 - 1
 """Largest integer, of either sign, that JavaScript holds. Beyond: an id becomes the string of its digits."""
 ID_DIGITS_MAX: Final = 64
 """Digits of an integer id. Beyond: 422."""
+_INFINITE: Final = 2**1024 - 2**970
+"""The first integer that is rounded to a double beyond the largest."""
 SUB_CHARACTERS_MAX: Final = 256
 VIEWERS_MAX: Final = 1000
 
@@ -323,25 +325,36 @@ def readable_id(name: str, value: int | str) -> int | str:
     return str(value)
 
 
-def fault_of(value: object, levels: int = DEPTH_MAX) -> str | None:
-    """What keeps some client from reading an object that is passed on as it is; `None`: nothing."""
-    match value:
-        case dict() | list():
-            if levels == 0:
-                return f"must be at most {DEPTH_MAX} levels deep"
-            inner = value.values() if isinstance(value, dict) else value
-            return next((fault for one in inner if (fault := fault_of(one, levels - 1)) is not None), None)
-        case int() | float() | WrittenNumber() if not _is_finite_double(value):
+def fault_of(value: object) -> str | None:
+    """What keeps some client from reading an object that is passed on as it is; `None`: nothing.
+
+    Looked at level by level, all values of one together: one by one they would cost more than all else about a body.
+    """
+    level = [value]
+    for _ in range(DEPTH_MAX + 1):
+        kinds = set(map(type, level))
+        if _holds_infinite(level, kinds):
             return "must hold no number beyond a double (1.7976931348623157e308)"
-        case _:
+        if not kinds & {dict, list}:
             return None
+        outer, level = level, []
+        for one in outer:
+            if isinstance(one, dict):
+                level += one.values()
+            elif isinstance(one, list):
+                level += one
+    return f"must be at most {DEPTH_MAX} levels deep"
 
 
-def _is_finite_double(value: float | WrittenNumber) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # of an integer
-        return False
+def _holds_infinite(values: list[object], kinds: set[type]) -> bool:
+    """Whether a number among the values, which are of these kinds, is beyond every double."""
+    if int in kinds:
+        integers = [one for one in values if isinstance(one, int)]
+        if max(integers) >= _INFINITE or min(integers) <= -_INFINITE:
+            return True
+    written = [float(one.text) for one in values if isinstance(one, WrittenNumber)] if WrittenNumber in kinds else []
+    plain = [one for one in values if isinstance(one, float)] if float in kinds else []
+    return not (all(map(math.isfinite, written)) and all(map(math.isfinite, plain)))
 
 
 def _given(**optional: object) -> dict[str, object]:
@@ -349,11 +362,18 @@ def _given(**optional: object) -> dict[str, object]:
 
 
 def _same(old: object, new: object) -> bool:
-    """JSON equality: unlike Python's, it tells true from 1."""
-    if isinstance(old, bool) != isinstance(new, bool):
-        return False
-    if isinstance(old, dict) and isinstance(new, dict):
-        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in old)
-    if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(_same, old, new))
-    return old == new
+    """JSON equality: unlike Python's, it tells true from 1. Found at once where both are written alike, as mostly."""
+    return old == new and (_written(old) == _written(new) or _alike(old, new))
+
+
+def _written(value: object) -> bytes:
+    return msgspec.json.encode(value, enc_hook=as_written)
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether two values that Python calls equal are so in JSON."""
+    if isinstance(old, dict):
+        return all(_alike(value, new[name]) for name, value in old.items())
+    if isinstance(old, list):
+        return all(map(_alike, old, new))
+    return isinstance(old, bool) == isinstance(new, bool)
