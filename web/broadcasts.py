@@ -29,6 +29,9 @@ BODIES_BYTES_MAX: Final = 1024 * BODY_BYTES_MAX
 """Bodies of all single broadcasts that are arriving. Reason: each is held whole, on thousands of connections. Beyond:
 429."""
 
+FINDING_SHARE: Final = 16
+"""To find the diagnosis of a body costs an nth of decoding it, at most."""
+
 
 def broadcasts(services: Services) -> Blueprint:
     """The three broadcast routes."""
@@ -67,9 +70,11 @@ async def _received(
     """The event in the body of the current request, and its diagnosis, to which `who` may broadcast."""
     body = await read_json_body(room.take)
     target = await authorized_target(services, who, body, "the body")
-    update = wire.decode_update(kind, body)
-    diagnosis_id = diagnosis_id_of(update.diagnosis_id)
-    event = wire.new_event(update, key)
+    await services.decoding_turns.take(who.sub, len(body))
+    with services.decoding_turns.at_work():
+        update = wire.decode_update(kind, body)
+        diagnosis_id = diagnosis_id_of(update.diagnosis_id)
+        event = wire.new_event(update, key)
     if diagnosis_id != target:
         await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
     return diagnosis_id, event
@@ -83,6 +88,7 @@ async def authorized_target(services: Services, who: Principal, text: bytes, wha
     Raises:
         Problem: as `authorized_diagnosis`, or `wire.target_of`.
     """
+    await services.decoding_turns.take(who.sub, len(text) // FINDING_SHARE)
     target = wire.target_of(text, what)
     if target is None:
         await check_may_broadcast_something(services, who)

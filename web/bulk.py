@@ -7,7 +7,6 @@ Where a mailbox is full this request waits, it alone: lines keep their order, an
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -55,42 +54,8 @@ PAUSE_SECONDS_MAX: Final = 30.0
 PAUSE_STEP_SECONDS: Final = 0.01
 """Between two looks at a full mailbox."""
 
-TURN_BYTES: Final = 8 * 1024
-"""Decoded in one turn, of all bulk requests together. Reason: actors and sockets get theirs in between. Beyond: the
-next turn; a line is never divided."""
-
-LINE_COST_BYTES: Final = 128
-"""A line counts as so many bytes more than it has: an empty one costs work, too."""
-
 LATE_SECONDS: Final = 0.001
 """For each further result, once the disk has not answered in time: those that are there are taken."""
-
-
-LONG_SECONDS: Final = 0.002
-"""Work of one turn beyond this is followed by a pause as long. Reason: a publish takes several turns of everybody."""
-
-
-class Turns:
-    """Bulk requests take turns: one of them decodes at a time, and everybody else is served in between."""
-
-    def __init__(self) -> None:
-        self._taking = trio.Lock()
-        self._worked_seconds = 0.0
-
-    async def next(self) -> None:
-        """Return when it is the caller's turn, which lasts until its next checkpoint."""
-        async with self._taking:
-            worked, self._worked_seconds = self._worked_seconds, 0.0
-            await trio.sleep(worked if worked > LONG_SECONDS else 0)
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Around what costs time, without a checkpoint."""
-        began = trio.current_time()
-        try:
-            yield
-        finally:
-            self._worked_seconds += trio.current_time() - began
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +70,6 @@ def bulk(services: Services) -> Blueprint:
     """The bulk route."""
     blueprint = Blueprint("bulk", __name__)
     allowance = Allowance(BODIES_BYTES_MAX)
-    turns = Turns()
 
     @blueprint.post(BULK_PATH)
     async def broadcast() -> Response:
@@ -117,7 +81,7 @@ def bulk(services: Services) -> Blueprint:
             await check_may_broadcast_something(services, who)
         with allowance.room_of(who.sub) as room:
             body = await read_body(BULK_BYTES_MAX, room.take)
-            return answer_lines(await _publish(services, who, body, turns))
+            return answer_lines(await _publish(services, who, body))
 
     return blueprint
 
@@ -138,34 +102,28 @@ def lines_of(body: bytes) -> Iterator[bytes]:
         begin = end + 1
 
 
-async def _publish(services: Services, who: Principal, body: bytes, turns: Turns) -> list[dict[str, object]]:
+async def _publish(services: Services, who: Principal, body: bytes) -> list[dict[str, object]]:
     """The result of every line, in order.
 
     Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
     """
-    told: list[Told | Problem] = []
     patience = Patience(PAUSE_SECONDS_MAX)
-    spent = TURN_BYTES
-    for line in lines_of(body):
-        if spent >= TURN_BYTES:
-            await turns.next()
-            spent = 0
-        spent += len(line) + LINE_COST_BYTES
-        told.append(await _tell(services, who, line, turns, patience))
+    told = [await _tell(services, who, line, patience) for line in lines_of(body)]
     results = await _results(services, who, told)
     if (refused := next((one for one in results if isinstance(one, Problem) and one.status == 401), None)) is not None:
         say_not_accepted(refused.detail)
     return [{"line": number, **_shown(one)} for number, one in enumerate(results, start=1)]
 
 
-async def _tell(services: Services, who: Principal, line: bytes, turns: Turns, patience: Patience) -> Told | Problem:
+async def _tell(services: Services, who: Principal, line: bytes, patience: Patience) -> Told | Problem:
     try:
         count_event(services, who)
         if len(line) > LINE_BYTES_MAX:
             raise Problem("too_large", f"a line must be at most {LINE_BYTES_MAX} bytes")
         # The actor judges again, in the moment of the act.
         target = await authorized_target(services, who, line, "the line")
-        with turns.at_work():
+        await services.decoding_turns.take(who.sub, len(line))
+        with services.decoding_turns.at_work():
             update = wire.decode_line(line)
             diagnosis_id = diagnosis_id_of(update.diagnosis_id)
             event = wire.new_event(update, update.idempotency_key)

@@ -42,6 +42,7 @@ from web.acts import Acts
 from web.app import Routes, create_app
 from web.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.connection_log import ConnectionLog
+from web.decoding_turns import DecodingTurns
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
 from web.edge.hub import HELD_MAX, Hub, open_hub
@@ -272,6 +273,7 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
     lifetime = settings.token_lifetime_seconds_max
     kept_up: dict[str, Callable[[], Awaitable[None]]] = {
         "watch over waits for the disk": services.acts.watch,
+        "turns of decoding": services.decoding_turns.run,
         "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
         "budget of events in memory": services.registry.keep_rings_small,
         "watch over expiring tokens": services.expiry.run,
@@ -357,6 +359,7 @@ async def _services(
         expiry=expiry,
         limits=ClientLimits(settings, clock.monotonic),
         hub=hub,
+        decoding_turns=DecodingTurns(),
         open_connections=OpenConnections(),
         connection_log=hub.log,
         clock=clock,

@@ -12,6 +12,7 @@ from storage.clock import Clock
 from storage.store import Store
 from web.acts import Acts
 from web.connection_log import ConnectionLog
+from web.decoding_turns import DecodingTurns
 from web.edge.hub import Hub
 from web.edge.open_connections import OpenConnections
 from web.expiry import Expiry
@@ -39,6 +40,8 @@ class Services:
     limits: Limits
     hub: Hub
     """Has the sockets of all who follow by WebSocket."""
+    decoding_turns: DecodingTurns
+    """Of all who send broadcasts."""
     open_connections: OpenConnections
     """Counts all connections, whatever they are for."""
     connection_log: ConnectionLog

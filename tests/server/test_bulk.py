@@ -12,14 +12,13 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock
 
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from web import bulk, wire
 from web.bodies import BULK_BYTES_MAX
-from web.bulk import Patience, Turns, lines_of
+from web.bulk import Patience, lines_of
 from web.errors import Problem
 from web.records import diagnosis_id_of
 from web.settings import Settings
@@ -338,44 +337,6 @@ def test_the_diagnosis_that_is_judged_is_the_one_that_is_decoded(fields: dict[st
             wire.target_of(line)
     else:
         assert wire.target_of(line) == decoded
-
-
-async def test_bulk_requests_take_turns() -> None:
-    turns, others_served = Turns(), 0
-    decoded_at: list[int] = []
-
-    async def decode() -> None:
-        for _ in range(3):
-            await turns.next()
-            decoded_at.append(others_served)
-
-    async def be_served() -> None:
-        nonlocal others_served
-        while True:
-            others_served += 1
-            await trio.lowlevel.checkpoint()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(be_served)
-        async with trio.open_nursery() as bulk_requests:
-            for _ in range(3):
-                bulk_requests.start_soon(decode)
-        nursery.cancel_scope.cancel()
-    assert len(set(decoded_at)) == 9, "never two of them between two turns of everybody else"
-
-
-async def test_after_long_work_everybody_else_gets_as_much_time(autojump_clock: MockClock) -> None:
-    turns = Turns()
-    await turns.next()
-    with turns.at_work():
-        autojump_clock.jump(0.5)
-    began = trio.current_time()
-    await turns.next()
-    assert trio.current_time() - began == pytest.approx(0.5)
-    with turns.at_work():
-        autojump_clock.jump(0.001)
-    await turns.next()
-    assert trio.current_time() - began == pytest.approx(0.501)
 
 
 async def test_patience_ends() -> None:

@@ -1,0 +1,167 @@
+"""Bodies are decoded in turns: so many bytes, then everybody else; and users take turns, too, by bytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from tests.edge.peers import Peer, connect, request
+from tests.server.harness import Server
+from web import wire
+from web.decoding_turns import COST_BYTES, TURN_BYTES, DecodingTurns
+from web.records import Update
+
+LARGE = 8 * TURN_BYTES
+
+
+class Users:
+    """Users that ask for turns, in the order in which those come."""
+
+    def __init__(self, turns: DecodingTurns) -> None:
+        self.turns = turns
+        self.came: list[tuple[str, int]] = []
+        """Who had a turn, and how many turns everybody else had had by then."""
+        self.others_served = 0
+
+    async def take(self, sub: str, length: int) -> None:
+        await self.turns.take(sub, length)
+        self.came.append((sub, self.others_served))
+
+    async def be_served(self) -> None:
+        while True:
+            self.others_served += 1
+            await trio.lowlevel.checkpoint()
+
+    def order(self) -> list[str]:
+        return [sub for sub, _ in self.came]
+
+
+@asynccontextmanager
+async def asking(*asked: tuple[str, int, int]) -> AsyncIterator[Users]:
+    """Users, each of whom asks for so many turns of so many bytes at once, while everybody else runs; all have come."""
+    async with trio.open_nursery() as nursery:
+        turns = DecodingTurns()
+        users = Users(turns)
+        nursery.start_soon(turns.run)
+        await turns.take("before", TURN_BYTES)
+        async with trio.open_nursery() as others_nursery:
+            others_nursery.start_soon(users.be_served)
+            async with trio.open_nursery() as users_nursery:
+                for sub, count, length in asked:
+                    for _ in range(count):
+                        users_nursery.start_soon(users.take, sub, length)
+                    await trio.testing.wait_all_tasks_blocked() if not count else await trio.lowlevel.checkpoint()
+            others_nursery.cancel_scope.cancel()
+        yield users
+        nursery.cancel_scope.cancel()
+
+
+async def test_large_bodies_are_decoded_one_at_a_time_with_everybody_else_in_between() -> None:
+    async with asking(("amira", 9, LARGE)) as users:
+        assert len({at for _, at in users.came}) == 9
+
+
+async def test_small_bodies_share_a_turn() -> None:
+    count = TURN_BYTES // COST_BYTES
+    async with asking(("amira", 2 * count, 0)) as users:
+        assert len({at for _, at in users.came}) <= 4
+
+
+async def test_what_fits_into_a_turn_does_not_wait() -> None:
+    turns = DecodingTurns()  # nobody runs it
+    for _ in range(TURN_BYTES // (2 * COST_BYTES)):
+        await turns.take("amira", COST_BYTES)
+
+
+async def test_users_have_their_turns_one_after_another_whoever_came_first() -> None:
+    async with asking(("amira", 20, LARGE), ("bo", 1, 100), ("cyrus", 1, LARGE)) as users:
+        order = users.order()
+        assert order.index("bo") <= 2
+        assert order.index("cyrus") <= 3
+
+
+async def test_who_has_decoded_much_waits_until_others_have_decoded_as_much() -> None:
+    async with asking(("amira", 5, LARGE), ("bo", 500, 400)) as users:
+        order = users.order()
+        last_of_bo = len(order) - 1 - order[::-1].index("bo")
+        assert order[:last_of_bo].count("amira") <= 2 + 500 * (400 + COST_BYTES) // LARGE
+
+
+async def test_who_gives_up_waiting_is_in_nobodys_way() -> None:
+    async with trio.open_nursery() as nursery:
+        turns = DecodingTurns()
+        await turns.take("before", TURN_BYTES)
+        with trio.move_on_after(0):
+            await turns.take("amira", LARGE)
+        nursery.start_soon(turns.run)
+        with trio.fail_after(5):
+            await turns.take("bo", 1)
+            await turns.take("amira", 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_after_long_work_everybody_else_gets_as_much_time(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        turns = DecodingTurns()
+        nursery.start_soon(turns.run)
+        await turns.take("amira", TURN_BYTES)
+        with turns.at_work():
+            autojump_clock.jump(0.5)
+        began = trio.current_time()
+        await turns.take("bo", TURN_BYTES)
+        assert trio.current_time() - began == pytest.approx(0.5)
+        with turns.at_work():
+            autojump_clock.jump(0.001)
+        await turns.take("bo", TURN_BYTES)
+        assert trio.current_time() - began == pytest.approx(0.501)
+        with turns.at_work():
+            autojump_clock.jump(0.5)
+        await trio.sleep(1)
+        began = trio.current_time()
+        await turns.take("bo", 1)
+        assert trio.current_time() == began, "that time has passed"
+        nursery.cancel_scope.cancel()
+
+
+async def peers_with_all_but_the_last_byte(server: Server, sub: str, count: int, body: bytes) -> list[Peer]:
+    head = {"Content_Type": b"application/json", "Authorization": b"Bearer " + server.token(sub).encode()}
+    whole = request(b"/ws/broadcast-recommendation-update", b"POST", body, **head)
+    peers = [await connect(server.url) for _ in range(count)]
+    for peer in peers:
+        await peer.send(whole[:-1])
+    return peers
+
+
+async def test_one_users_burst_of_large_broadcasts_keeps_nobody_elses_waiting(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.register(1, "amira")
+    await server.register(2, "bo")
+    decoded: list[int | str] = []
+    decode = wire.decode_update
+
+    def noted(kind: type[Update], body: bytes) -> Update:
+        update = decode(kind, body)
+        decoded.append(update.diagnosis_id)
+        return update
+
+    monkeypatch.setattr(wire, "decode_update", noted)
+    large = b'{"diagnosis_id":1,"new_data":{"a":[%b]}}' % b",".join([b"[]"] * 20_000)
+    burst = await peers_with_all_but_the_last_byte(server, "amira", 30, large)
+    (small,) = await peers_with_all_but_the_last_byte(server, "bo", 1, b'{"diagnosis_id":2,"new_data":{}}')
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    for peer in burst:
+        await peer.stream.socket.send(b"}")
+    await small.stream.socket.send(b"}")
+    assert (await small.answer()).status == 200
+    assert decoded.index(2) <= 5
+    for peer in burst:
+        assert (await peer.answer()).status == 200
+    assert decoded.count(1) == 30
+    for peer in (*burst, small):
+        await trio.aclose_forcefully(peer.stream)
