@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
-import re
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import trio
 
 from tests.crash.connection import Connection, Cut, connected
 from tests.crash.ledger import RETAINED_MAX, Found, Ledger, fields_of
 from tests.logbook import LOGBOOK
+from tests.server.forged import Forged, forge
 from web.keyring import load_key
 from web.tokens import issue
-
-ROOT: Final = Path(__file__).parents[2]
 
 DIAGNOSES: Final = ("1", "2", "three")
 PUBLISHERS: Final = 6
@@ -35,77 +28,6 @@ SECONDS_TO_LIVE_MAX: Final = 0.12
 
 KEYS_TRIED: Final = 3
 """Keys of answered updates, of any round, that are tried again in each round."""
-
-
-class Forge:
-    """The program that starts servers; see `tests.crash.forge`."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self._process = process
-        self._said = b""
-
-    async def start(self, data: Path, durability: str) -> Victim:
-        """A server that accepts connections."""
-        order = {
-            "argv": ["serve", "--port", "0", "--data", str(data)],
-            "env": {"AVICENNA_DURABILITY": durability, "AVICENNA_LOG_LEVEL": "info"},
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._said = b""
-        with trio.fail_after(60):
-            await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
-            process_id = b""
-            while not process_id.endswith(b"\n"):
-                process_id += await self._process.stdout.receive_some()
-            while (found := re.search(rb"listening on http://[^:]+:(\d+)", self._said)) is None:
-                assert b"cannot start" not in self._said, self._said.decode()
-                await self._listen()
-        return Victim(int(process_id), int(found[1]))
-
-    async def _listen(self) -> None:
-        assert self._process.stderr is not None
-        chunk = bytes(await self._process.stderr.receive_some())
-        assert chunk, f"the forge ended: {self._said.decode()}"
-        LOGBOOK.write(chunk)
-        self._said += chunk
-
-
-class Victim:
-    """A running server, to be killed."""
-
-    def __init__(self, process_id: int, port: int) -> None:
-        self.port = port
-        self._process_id = process_id
-        self._descriptor = os.pidfd_open(process_id)
-
-    async def kill(self) -> None:
-        """SIGKILL; returns when it is gone."""
-        os.kill(self._process_id, 9)
-        await trio.lowlevel.wait_readable(self._descriptor)
-        os.close(self._descriptor)
-
-
-@asynccontextmanager
-async def forge() -> AsyncIterator[Forge]:
-    """A forge, and no process of it afterwards."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "tests.crash.forge"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    try:
-        yield Forge(process)
-    finally:
-        os.killpg(process.pid, 9)
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    await stream.aclose()
 
 
 @dataclass
@@ -134,10 +56,11 @@ async def run(data: Path, rounds: int, chance: random.Random) -> Figures:
     figures = Figures()
     began = time.monotonic()
     loop = Loop(chance)
-    async with forge() as servers:
+    with forge(data.parent) as servers:
         for number in range(rounds):
-            victim = await servers.start(data, durability=("full", "normal")[number % 2])
-            await loop.run_round(victim, data)
+            settings = {"AVICENNA_DURABILITY": ("full", "normal")[number % 2], "AVICENNA_LOG_LEVEL": "info"}
+            victim, url = await servers.serve(data, env=settings)
+            await loop.run_round(victim, urlsplit(url).port or 0, data)
             figures.rounds += 1
             if loop.violations():
                 break
@@ -173,17 +96,17 @@ class Loop:
         self._waiting: list[Sent] = []
         """Without an answer, of the last round, with a key."""
 
-    async def run_round(self, victim: Victim, data: Path) -> None:
+    async def run_round(self, victim: Forged, port: int, data: Path) -> None:
         """Compare what a server retains with what was promised, load it, kill it."""
         is_new = not self._headers
         if is_new:
             self._headers = _headers(data)
-        async with connected(victim.port, self._headers) as http:
+        async with connected(port, self._headers) as http:
             if is_new:
                 await self._register(http)
             await self._look(http)
             await self._try_keys(http)
-        await self._publish_until_killed(victim)
+        await self._publish_until_killed(victim, port)
 
     def violations(self) -> list[str]:
         """What was promised and not kept."""
@@ -216,12 +139,12 @@ class Loop:
                 self._complaints.append(f"another update under a used key was answered {status}")
         self._waiting.clear()
 
-    async def _publish_until_killed(self, victim: Victim) -> None:
+    async def _publish_until_killed(self, victim: Forged, port: int) -> None:
         """Publish from all sides; kill the server some time after its first answer."""
         is_first_answer = trio.Event()
         async with trio.open_nursery() as publishers_nursery:
             for _ in range(PUBLISHERS):
-                publishers_nursery.start_soon(self._publish, victim.port, is_first_answer)
+                publishers_nursery.start_soon(self._publish, port, is_first_answer)
             with trio.fail_after(60):
                 await is_first_answer.wait()
             await trio.sleep(self._chance.uniform(0, SECONDS_TO_LIVE_MAX))
