@@ -50,8 +50,17 @@ async def standing_in(*acts: Act) -> AsyncIterator[StandIn]:
         nursery.cancel_scope.cancel()
 
 
-def connect(resume: str = "fresh", epoch: str = "e1", floor: int = 0, head: int = 2, ack: str | None = None) -> str:
-    data = {"resume": resume, "epoch": epoch, "floor": floor, "head": head, "missed": 0, "queued": 0, "ack": ack}
+def connect(
+    resume: str = "fresh",
+    epoch: str = "e1",
+    floor: int = 0,
+    head: int = 0,
+    ack: str | None = None,
+    queued: int = 0,
+    missed: int = 0,
+) -> str:
+    data: dict[str, Any] = {"resume": resume, "epoch": epoch, "floor": floor, "head": head, "ack": ack}
+    data |= {"missed": missed, "queued": queued}
     return json.dumps({"type": "connect", "diagnosis_id": 42, "data": data})
 
 
@@ -91,7 +100,7 @@ async def test_events_are_printed_one_a_line_until_enough(capsys: pytest.Capture
     printed = capsys.readouterr()
     assert numbers(printed.out) == [1, 2]
     assert printed.err.startswith("connected to diagnosis 42, from now on")
-    assert stand_in.queries == [{"device": ["d"], "start": ["new"]}]
+    assert stand_in.queries == [{"device": ["d"], "start": ["new"], "heartbeat": ["20"]}]
 
 
 async def test_the_token_travels_in_the_header_and_not_in_the_url() -> None:
@@ -113,7 +122,7 @@ async def test_after_a_restart_it_comes_back_with_its_position_and_prints_nothin
     printed = capsys.readouterr()
     assert numbers(printed.out) == [1, 2, 3]
     assert "the connection ended: 1012 restart; coming back in 0.0 s" in printed.err
-    assert stand_in.queries[1] == {"after": ["2"], "epoch": ["e1"]}
+    assert stand_in.queries[1] == {"after": ["2"], "epoch": ["e1"], "heartbeat": ["20"]}
 
 
 async def test_a_connection_that_breaks_is_taken_up_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +142,7 @@ async def test_a_new_numbering_starts_over(capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr()
     assert numbers(printed.out) == [1]
     assert "reload your data" in printed.err
-    assert stand_in.queries[0] == {"after": ["50"], "epoch": ["e1"]}
+    assert stand_in.queries[0] == {"after": ["50"], "epoch": ["e1"], "heartbeat": ["20"]}
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1008, "access denied"), (4000, "replaced")])
@@ -158,11 +167,33 @@ async def test_a_gap_is_printed_among_the_events(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.splitlines()[0] == "gap  #1 to #4: 4 no longer retained (evicted)"
 
 
-async def test_programs_get_every_frame_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
-    frames = [connect(), event(1)]
-    async with standing_in(says(*frames)) as stand_in:
-        await tail_of(stand_in, events_max=1, as_json=True).follow(True)
-    assert capsys.readouterr().out.splitlines() == frames
+async def test_programs_get_every_frame_as_it_came_and_each_status(capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [connect(), event(1), other("live", seq=1)]
+    restart = other("bye", code=1012, reason="restart", retry_after_ms=10)
+    more = [connect("exact"), other("heartbeat", seq=1), event(2)]
+    async with standing_in(says(*frames, restart, then_close=(1012, "restart")), says(*more)) as stand_in:
+        await tail_of(stand_in, events_max=2, as_json=True).follow(True)
+    assert [*map(json.loads, capsys.readouterr().out.splitlines())] == [
+        status("connecting"),
+        *map(json.loads, frames),
+        status("live"),
+        json.loads(restart),
+        status("offline", 1012, "restart"),
+        status("connecting"),
+        json.loads(more[0]),
+        json.loads(more[2]),
+    ]
+
+
+async def test_programs_are_told_why_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    async with standing_in(says(connect(), then_close=(4000, "replaced"))) as stand_in:
+        with pytest.raises(CommandFailed):
+            await tail_of(stand_in, as_json=True).follow(True)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == status("ended", 4000, "replaced")
+
+
+def status(name: str, code: int | None = None, reason: str | None = None) -> dict[str, Any]:
+    return {"type": "status", "data": {"status": name, "code": code, "reason": reason}}
 
 
 async def test_with_application_acknowledgement_each_printed_event_is_acknowledged() -> None:
@@ -180,7 +211,7 @@ async def test_with_application_acknowledgement_each_printed_event_is_acknowledg
             nursery.start_soon(tail_of(stand_in, ack="app").follow, True)
             await all_of_them.wait()
             nursery.cancel_scope.cancel()
-        assert stand_in.queries[0] == {"ack": ["app"]}
+        assert stand_in.queries[0] == {"ack": ["app"], "heartbeat": ["20"]}
     assert acknowledged == [{"type": "ack", "seq": 1}, {"type": "ack", "seq": 2}]
 
 
@@ -194,7 +225,9 @@ async def test_a_peek_comes_back_as_one_and_acknowledges_nothing() -> None:
 
     async with standing_in(says(connect(), event(1), then_close=(1012, "restart")), act) as stand_in:
         await tail_of(stand_in, peek=True, events_max=3).follow(True)
-        assert stand_in.queries == [{"peek": ["1"]}, {"peek": ["1"], "after": ["1"], "epoch": ["e1"]}]
+        first, second = stand_in.queries
+        assert first == {"peek": ["1"], "heartbeat": ["20"]}
+        assert second == {"peek": ["1"], "heartbeat": ["20"], "after": ["1"], "epoch": ["e1"]}
     assert said == []
 
 
@@ -205,6 +238,7 @@ async def test_a_peek_comes_back_as_one_and_acknowledges_nothing() -> None:
         (["--token", "t", "--peek"], {"peek": ["1"]}),
         (["--token", "t", "--ack", "transport"], {"ack": ["transport"]}),
         (["--device", "d"], {"device": ["d"], "ack": ["app"]}),
+        (["--heartbeat", "5"], {"heartbeat": ["5"]}),
         ([], {}),
     ],
 )
@@ -216,7 +250,7 @@ async def test_the_line_that_is_printed_acknowledges_unless_the_server_would_ref
     async with standing_in(says(connect(), event(1))) as stand_in:
         command = ["tail", "42", "--url", stand_in.url, "--count", "1", *arguments]
         assert await trio.to_thread.run_sync(main, command) == 0
-        assert stand_in.queries == [query]
+        assert stand_in.queries == [{"heartbeat": ["20"]} | query]
 
 
 @pytest.mark.parametrize("other_option", [["--device", "d"], ["--ack", "app"]])
@@ -231,7 +265,7 @@ def test_a_peek_with_a_queue_is_refused_before_anything_is_sent(
 async def test_how_many_events_before_the_first_are_gone_is_said(
     resume: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with standing_in(says(connect(resume, floor=12, head=13), event(13))) as stand_in:
+    async with standing_in(says(connect(resume, floor=12, head=13, queued=1), event(13))) as stand_in:
         await tail_of(stand_in, events_max=1).follow(True)
     assert capsys.readouterr().err.rstrip().endswith("; 12 events before #13 are gone")
 
@@ -274,12 +308,12 @@ async def test_a_refused_upgrade_is_said_with_code_and_detail() -> None:
 
 
 @asynccontextmanager
-async def refusing(status: int, body: bytes) -> AsyncIterator[str]:
+async def refusing(status: int, body: bytes, headers: bytes = b"") -> AsyncIterator[str]:
     """Something that answers an upgrade with this."""
 
     async def answer(stream: trio.SocketStream) -> None:
         await stream.receive_some()
-        await stream.send_all(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+        await stream.send_all(b"HTTP/1.1 %d No\r\n%bContent-Length: %d\r\n\r\n%b" % (status, headers, len(body), body))
 
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
@@ -294,7 +328,7 @@ async def test_a_parameter_the_server_takes_for_wrong_is_wrong_usage() -> None:
         assert await trio.to_thread.run_sync(main, command) == 2
 
 
-@pytest.mark.parametrize(
+STRANGE = pytest.mark.parametrize(
     "frame",
     [
         other("bye", code=1, reason=1)[:-1] + ', "data": "x"}',
@@ -305,18 +339,41 @@ async def test_a_parameter_the_server_takes_for_wrong_is_wrong_usage() -> None:
         "1",
         '{"type": "feedback_update", "seq": "x", "data": {}}',
         '{"type": [], "data": {}}',
+        event(1),
     ],
 )
+
+
+@STRANGE
 async def test_a_frame_that_is_none_ends_the_connection_with_one_line(frame: str) -> None:
     async with standing_in(says(frame, then_close=(1012, "restart"))) as stand_in:
         with pytest.raises(CommandFailed, match="the connection ended: 1002"):
             await tail_of(stand_in).follow(True)
 
 
+@STRANGE
+async def test_a_server_that_was_good_and_then_says_what_is_none_is_asked_again(
+    frame: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+
+    async def act(connection: WebSocketConnection) -> None:
+        await says_now(connection, connect(head=4), frame.replace('"seq": 1', '"seq": 6'))
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.get_message()
+        codes.append(closed.value.reason.code if closed.value.reason else 0)
+
+    async with standing_in(act, says(connect("exact", head=5), event(5))) as stand_in:
+        await tail_of(stand_in, events_max=1).follow(True)
+        assert stand_in.queries[1]["after"] == ["4"]
+    assert codes == [1002]
+    assert numbers(capsys.readouterr().out) == [5]
+
+
 async def test_nothing_is_said_to_be_gone_where_nothing_is_or_a_gap_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for frame in (connect("fresh"), connect("exact", floor=1), connect("partial", floor=1)):
+    for frame in (connect("fresh", head=1), connect("exact", floor=1, head=1), connect("partial", floor=1, head=1)):
         async with standing_in(says(frame, event(2))) as stand_in:
             await tail_of(stand_in, events_max=1).follow(True)
     assert "gone" not in capsys.readouterr().err
@@ -338,6 +395,60 @@ async def test_a_token_of_our_own_is_renewed_before_it_expires() -> None:
         nursery.start_soon(Tail(client, "42", Position(), jitter=lambda: 0.0).follow, True)
         await renewed.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_token_file_is_read_again_before_each_connect_and_when_the_token_is_about_to_end(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    file = tmp_path / "token"
+
+    async def act(connection: WebSocketConnection) -> None:
+        file.write_text("second")
+        await says_now(connection, connect(), other("auth_expiring", expires_at="T", seconds_left=60))
+        said.append(json.loads(await connection.get_message())["token"])
+        file.write_text("third\n")
+        await connection.aclose(1008, "token expired")
+
+    async def is_being_replaced(connection: WebSocketConnection) -> None:
+        file.write_text("")
+        await connection.aclose(1012)
+
+    file.write_text("first")
+    async with standing_in(act, is_being_replaced, says(connect(), event(1))) as stand_in:
+        command = ["tail", "42", "--url", stand_in.url, "--token-file", str(file), "--count", "1"]
+        assert await trio.to_thread.run_sync(main, command) == 0
+        sent = [headers[b"authorization"].decode() for headers in stand_in.headers]
+    assert said == ["second"]
+    assert sent == ["Bearer first", "Bearer third", "Bearer third"]
+
+
+@pytest.mark.parametrize("credentials", [Credentials("secret"), Credentials(key=b"k" * 32)])
+async def test_a_first_token_that_is_refused_is_not_tried_again(credentials: Credentials) -> None:
+    async with standing_in(says(then_close=(1008, "invalid token"))) as stand_in:
+        tail = Tail(Client(stand_in.url, credentials), "42", Position(), jitter=lambda: 0.0)
+        with pytest.raises(CommandFailed, match="1008 invalid token"):
+            await tail.follow(True)
+
+
+async def test_a_token_that_cannot_be_replaced_ends_it_when_it_ends() -> None:
+    async with standing_in(says(connect(), then_close=(1008, "token expired"))) as stand_in:
+        with pytest.raises(CommandFailed, match="1008 token expired"):
+            await tail_of(stand_in).follow(True)
+
+
+async def test_a_refusal_with_a_status_that_passes_is_waited_out_as_long_as_it_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with refusing(503, b"", b"Retry-After: 7\r\n") as url:
+        tail = Tail(Client(url, Credentials("t")), "42", Position(), jitter=lambda: 0.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tail.follow, True)
+            said = ""
+            while "coming back" not in (said := said + capsys.readouterr().err):
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert "503 instead of a WebSocket; coming back in 7.0 s" in said
 
 
 async def test_a_server_that_was_never_there_is_not_waited_for() -> None:

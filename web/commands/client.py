@@ -7,11 +7,12 @@ token reaches the server that is named and no other. A token is never printed.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -50,24 +51,27 @@ class Credentials:
         token: str | None = None,
         key: bytes | None = None,
         *,
+        newer_token: Callable[[], str] | None = None,
         scopes: tuple[Scope, ...] = (),
         key_file: Path | None = None,
     ) -> None:
         """Send `token`, or tokens made with `key`.
 
         Args:
+            newer_token: reads `token` again, where it may have been replaced. Raises `UsageError`.
             scopes: what such a token may do: no more than the command needs, for whoever listens gets it.
             key_file: where the key is from.
         """
         self._token = token
+        self._newer_token = newer_token
         self._key = key
         self._scope = " ".join(scopes)
         self._key_file = key_file
 
     @property
     def renewable(self) -> bool:
-        """Whether a new token can be made when the last one is about to expire."""
-        return self._token is None and self._key is not None
+        """Whether there can be a new token when the last one is about to expire."""
+        return self._newer_token is not None or (self._token is None and self._key is not None)
 
     @property
     def remark(self) -> str:
@@ -86,6 +90,10 @@ class Credentials:
 
     def token(self) -> str | None:
         """A token that is valid now, as far as we can tell; `None`: we are anonymous."""
+        if self._newer_token is not None:
+            # While it is being replaced there may be none: the last one is as good as any.
+            with contextlib.suppress(UsageError):
+                self._token = self._newer_token()
         if self._token is not None or self._key is None:
             return self._token
         return tokens.issue(

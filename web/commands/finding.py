@@ -12,6 +12,7 @@ import ipaddress
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -91,7 +92,10 @@ def client_for(found: Found, arguments: argparse.Namespace, *scopes: Scope) -> C
     token = _given_token(arguments)
     if token is None:
         return Client(found.url, _local_credentials(found, arguments, scopes), remark=found.remark)
-    return Client(found.url, Credentials(token), remark=found.remark)
+    # Only a file can be read again: a pipe has been emptied.
+    is_kept = arguments.token_file is not None and Path(arguments.token_file).is_file()
+    newer_token = partial(_token_of_file, arguments.token_file) if is_kept else None
+    return Client(found.url, Credentials(token, newer_token=newer_token), remark=found.remark)
 
 
 def find(arguments: argparse.Namespace) -> Found:
@@ -152,12 +156,17 @@ def _given_token(arguments: argparse.Namespace) -> str | None:
     if arguments.token is not None and arguments.token_file is not None:
         raise UsageError("give --token or --token-file, not both")
     if arguments.token_file is not None:
-        token: str | None = _read_token(arguments.token_file)
-    elif arguments.token is not None:
-        token = arguments.token
-    else:
-        token = os.environ.get(TOKEN_VARIABLE) or None
-    if token is not None and (not token or not token.isascii() or not token.isprintable() or " " in token):
+        return _token_of_file(arguments.token_file)
+    token: str | None = arguments.token if arguments.token is not None else os.environ.get(TOKEN_VARIABLE) or None
+    return None if token is None else _checked(token)
+
+
+def _token_of_file(file: str) -> str:
+    return _checked(_read_token(file))
+
+
+def _checked(token: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError("the token must be one word of ASCII characters")
     return token
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 NORMAL: Final = 1000
@@ -18,17 +19,30 @@ POLICY: Final = 1008
 WRONG_PARAMETER: Final = "invalid field"
 """The reason of a 1008 whose fault is the URL's."""
 
-COME_BACK: Final = frozenset({1005, NOTHING_HEARD, 1011, 1012, 1013, 1014})
+COME_BACK: Final = frozenset({NORMAL, 1001, 1005, NOTHING_HEARD, 1011, 1012, 1013, 1014, 1015})
 """Close codes after which a client returns with its position: broken, failed, restarting or busy, not refused."""
 
+TOKEN_REFUSED: Final = frozenset({"invalid token", "token expired", "revoked"})
+"""Reasons of a 1008 over which another token helps."""
+
+UNAUTHENTICATED: Final = 401
 TOO_MANY_REQUESTS: Final = 429
 
 BACKOFF_SECONDS_FIRST: Final = 0.5
+TOKEN_SECONDS_FIRST: Final = 1.0
+"""Where a token was refused, and there may be another one."""
+
 BACKOFF_SECONDS_MAX: Final = 30.0
-"""Waits double between these two."""
+"""The longest wait doubles from the first up to this."""
 
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
 """Longest wait a server can ask for. Beyond: this one."""
+
+HEARTBEAT_SECONDS: Final = 20
+"""How often a server is asked to say something, if nobody chooses."""
+
+SILENT_HEARTBEATS_MAX: Final = 1.5
+"""A connection that is silent for so many heartbeats is dead."""
 
 EVENTS: Final = frozenset({"recommendation_update", "effectiveness_update", "feedback_update"})
 
@@ -52,38 +66,62 @@ class Position:
         """Take note of a server frame; whether it is news.
 
         An event at or below the position is a repeat: applying it again is what a client must not do.
+
+        Raises:
+            Hole: numbers are missing before it.
         """
         data = frame.get("data") or {}
         match frame.get("type"):
             case "connect":
                 if data["resume"] == "reset":
                     self.seq = data["floor"]
+                elif self.seq is None:
+                    self.seq = data["head"] - data["queued"] - data["missed"]
                 self.epoch = data["epoch"]
             case "gap":
-                self._reach(data["to"])
-            case "live":
-                self._reach(data["seq"])
+                self._reach(data["from"], data["to"])
             case kind if kind in EVENTS:
                 if self.seq is not None and frame["seq"] <= self.seq:
                     return False
-                self._reach(frame["seq"])
+                self._reach(frame["seq"], frame["seq"])
         return True
 
-    def _reach(self, seq: int) -> None:
-        self.seq = seq if self.seq is None else max(self.seq, seq)
+    def _reach(self, first: int, last: int) -> None:
+        """These numbers have come."""
+        if self.seq is None or first > self.seq + 1:
+            raise Hole(f"number {first} after {self.seq}")
+        self.seq = max(self.seq, last)
 
 
-def comes_back(code: int) -> bool:
-    """Whether a client returns by itself after this close code, or this HTTP status instead of an upgrade."""
-    return code in COME_BACK or code == TOO_MANY_REQUESTS or 500 <= code <= 599
+class Hole(Exception):
+    """The server has left out numbers, which it never does."""
+
+
+class Then(StrEnum):
+    """What a client does when a connection is over."""
+
+    COME_BACK = "come_back"
+    NEEDS_AUTH = "needs_auth"
+    """Come back with another token."""
+    ENDED = "ended"
+
+
+def then(code: int, reason: str) -> Then:
+    """What a client does after this close code and reason, or this HTTP status instead of an upgrade."""
+    if code in COME_BACK or code == TOO_MANY_REQUESTS or 500 <= code <= 599:
+        return Then.COME_BACK
+    if code == UNAUTHENTICATED or (code == POLICY and reason in TOKEN_REFUSED):
+        return Then.NEEDS_AUTH
+    return Then.ENDED
 
 
 class Backoff:
-    """Waits between attempts: doubling, with jitter, so that a crowd does not come back at once."""
+    """Waits between attempts: any time up to a longest one, which doubles. So a crowd does not come back at once."""
 
-    def __init__(self, jitter: Callable[[], float]) -> None:
-        """Start with the shortest wait. `jitter` gives random numbers from 0 up to 1."""
+    def __init__(self, jitter: Callable[[], float], first_seconds: float = BACKOFF_SECONDS_FIRST) -> None:
+        """Begin with waits up to `first_seconds`. `jitter` gives random numbers from 0 up to 1."""
         self._jitter = jitter
+        self._first_seconds = first_seconds
         self._failures = 0
 
     def reset(self) -> None:
@@ -98,6 +136,6 @@ class Backoff:
         """
         if isinstance(retry_after_ms, int | float) and retry_after_ms >= 0:
             return min(retry_after_ms / 1000, RETRY_AFTER_SECONDS_MAX)
-        longest = min(BACKOFF_SECONDS_FIRST * 2.0 ** min(self._failures, 16), BACKOFF_SECONDS_MAX)
+        longest = min(self._first_seconds * 2.0 ** min(self._failures, 16), BACKOFF_SECONDS_MAX)
         self._failures += 1
-        return longest * (0.5 + self._jitter() / 2)
+        return longest * self._jitter()

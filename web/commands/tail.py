@@ -24,16 +24,21 @@ from web.commands.failures import CommandFailed, Refused, UsageError
 from web.commands.finding import add_client_options, client_of
 from web.commands.following import (
     EVENTS,
+    HEARTBEAT_SECONDS,
     NORMAL,
     NOTHING_HEARD,
     POLICY,
     PROTOCOL_ERROR,
+    SILENT_HEARTBEATS_MAX,
+    TOKEN_SECONDS_FIRST,
     WRONG_PARAMETER,
     Backoff,
+    Hole,
     Position,
-    comes_back,
+    Then,
+    then,
 )
-from web.commands.printing import compact, printable, say, say_aside
+from web.commands.printing import compact, printable, say, say_aside, say_json
 from web.commands.transport import UNIX_HOST, socket_path_of
 
 CONNECT_SECONDS_MAX: Final = 10
@@ -41,11 +46,6 @@ CONNECT_SECONDS_MAX: Final = 10
 
 CLOSE_SECONDS_MAX: Final = 2
 """Longest wait for the answer to our close. Beyond: the socket is closed without it."""
-
-PING_SECONDS: Final = 25
-PONG_SECONDS_MAX: Final = 10
-"""We ping too, and take a server that is silent for so long for dead: TCP alone would not tell."""
-
 
 HTTP_BEGINS: Final = b"HTTP/1."
 
@@ -67,9 +67,12 @@ class Ended:
     code: int
     """A close code, or the HTTP status of a refused upgrade."""
     reason: str
-    retry_after_ms: int | None = None
+    retry_after_ms: object = None
+    """As the server says it."""
     done: bool = False
     """We ended it ourselves: everything asked for was printed."""
+    is_strange: bool = False
+    """We ended it ourselves: what the server said is none of our protocol."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,6 +90,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--ack",
         choices=("app", "transport"),
         help="what acknowledges an event: its line, once printed (app, the default), or the connection",
+    )
+    parser.add_argument(
+        "--heartbeat",
+        type=whole(5, 300),
+        default=HEARTBEAT_SECONDS,
+        metavar="N",
+        help="have the server say something at least every N seconds (5-300, default 20); after one and a half times "
+        "as long without a word the connection counts as dead",
     )
     parser.add_argument("--count", type=whole(1, 10**15), metavar="N", help="end after so many events")
     parser.add_argument("--no-reconnect", action="store_true", help="end when the connection does")
@@ -109,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         start=arguments.start,
         peek=arguments.peek,
         ack=arguments.ack or (None if peeks else "app"),
+        heartbeat_seconds=arguments.heartbeat,
         events_max=arguments.count,
         as_json=arguments.json,
         jitter=random.random,
@@ -139,6 +151,7 @@ class Tail:
         peek: bool = False,
         start: str | None = None,
         ack: str | None = None,
+        heartbeat_seconds: int = HEARTBEAT_SECONDS,
         events_max: int | None = None,
         as_json: bool = False,
     ) -> None:
@@ -146,7 +159,8 @@ class Tail:
 
         Args:
             events_max: end after so many events, `None`: never.
-            as_json: print each frame as it came, instead of a line for people.
+            as_json: print each frame as it came, and a line of the same form for each status of ours, instead of lines
+                for people.
         """
         self._client = client
         self._diagnosis_id = diagnosis_id
@@ -155,12 +169,17 @@ class Tail:
         self._peek = peek
         self._start = start
         self._ack = ack
+        self._heartbeat_seconds = heartbeat_seconds
         self._acknowledges = False
         """Whether the server waits for our acknowledgements: it says so in `connect`."""
         self._events_left = events_max
         self._as_json = as_json
         self._backoff = Backoff(jitter)
+        self._token_backoff = Backoff(jitter, TOKEN_SECONDS_FIRST)
         self._admitted = False
+        """The server has let us in, now or earlier."""
+        self._token_was_good = False
+        """The token of this connection was accepted."""
         self._bye: dict[str, Any] = {}
         self._refused_token = False
 
@@ -172,6 +191,7 @@ class Tail:
             UsageError: the server takes a parameter for wrong.
         """
         while True:
+            self._say_status("connecting")
             ended = await self._connect_once(reconnect)
             if ended.done:
                 return
@@ -180,18 +200,41 @@ class Tail:
             reason = f"the connection ended: {code}{ended.reason}".rstrip()
             if ended.code == POLICY and ended.reason == WRONG_PARAMETER:
                 raise UsageError(reason)
-            if not (reconnect and comes_back(ended.code)):
+            what = self._then(ended) if reconnect else Then.ENDED
+            if what is Then.ENDED:
+                self._say_status("ended", ended)
                 raise CommandFailed(reason + (self._client.credentials.remark if self._refused_token else ""))
-            wait_seconds = self._backoff.seconds(ended.retry_after_ms)
+            if what is Then.COME_BACK:
+                self._say_status("offline", ended)
+                wait_seconds = self._backoff.seconds(ended.retry_after_ms)
+            else:
+                self._say_status("needs_auth", ended)
+                # A token that was good once has merely ended: there may be a newer one already.
+                wait_seconds = 0.0 if self._token_was_good else self._token_backoff.seconds()
             say_aside(f"{reason}; coming back in {wait_seconds:.1f} s")
             await trio.sleep(wait_seconds)
+
+    def _then(self, ended: Ended) -> Then:
+        """What to do now. Who was never let in is more likely to have asked wrongly than to be let in later."""
+        if ended.is_strange:
+            return Then.COME_BACK if self._admitted else Then.ENDED
+        what = then(ended.code, ended.reason)
+        if what is Then.NEEDS_AUTH and not (self._admitted and self._client.credentials.renewable):
+            return Then.ENDED
+        return what
 
     async def _connect_once(self, reconnect: bool) -> Ended:
         """One connection, from the socket to its end."""
         peek = "1" if self._peek else None
-        query = {"device": self._device, "peek": peek, "ack": self._ack, **self._position.query(self._start)}
+        query = {
+            "device": self._device,
+            "peek": peek,
+            "ack": self._ack,
+            "heartbeat": str(self._heartbeat_seconds),
+            **self._position.query(self._start),
+        }
         target = self._client.target("ws", self._diagnosis_id, query=query)
-        self._bye, self._refused_token = {}, False
+        self._bye, self._refused_token, self._token_was_good = {}, False, False
         try:
             with trio.fail_after(CONNECT_SECONDS_MAX):
                 stream = await _open_stream(self._client.url)
@@ -225,8 +268,9 @@ class Tail:
                     )
                 if not opening.cancelled_caught:
                     ended = await self._listen(connection)
-                    with trio.move_on_after(CLOSE_SECONDS_MAX):
-                        await connection.aclose()
+                    if ended.code != NOTHING_HEARD:
+                        with trio.move_on_after(CLOSE_SECONDS_MAX):
+                            await connection.aclose(PROTOCOL_ERROR if ended.is_strange else NORMAL)
                 connection_nursery.cancel_scope.cancel()
         except* LocalProtocolError:
             # trio-websocket answers a Ping that it reads while it closes, and may not.
@@ -234,7 +278,7 @@ class Tail:
         except* ConnectionRejected as group:
             rejected = first_of(group)
             assert isinstance(rejected, ConnectionRejected)
-            ended = Ended(rejected.status_code, self._why_rejected(rejected))
+            ended = Ended(rejected.status_code, self._why_rejected(rejected), _retry_after_ms(rejected))
         except* NotHttp as group:
             refused = first_of(group)
         if refused is not None:
@@ -247,20 +291,22 @@ class Tail:
         return printable(f"instead of a WebSocket{said}")
 
     async def _listen(self, connection: WebSocketConnection) -> Ended:
-        """Read frames until the connection ends, or until everything asked for was printed."""
-        ended = Ended(NOTHING_HEARD, "the server went silent")
-        async with trio.open_nursery() as connection_nursery:
-            connection_nursery.start_soon(_watch, connection, connection_nursery.cancel_scope)
-            try:
-                while not await self._received(connection, await connection.get_message()):
-                    pass
-                ended = Ended(NORMAL, "", done=True)
-            except ConnectionClosed as closed:
-                ended = self._end_of(closed)
-            except BadFrame:
-                ended = Ended(PROTOCOL_ERROR, "the server sent a frame that is none of this protocol")
-            connection_nursery.cancel_scope.cancel()
-        return ended
+        """Read frames until the connection ends or falls silent, or until everything asked for was printed."""
+        try:
+            while True:
+                # The time it takes to print is none of the server's.
+                with trio.move_on_after(self._heartbeat_seconds * SILENT_HEARTBEATS_MAX) as patience:
+                    message = await connection.get_message()
+                if patience.cancelled_caught:
+                    return Ended(NOTHING_HEARD, "the server went silent")
+                if await self._received(connection, message):
+                    return Ended(NORMAL, "", done=True)
+        except ConnectionClosed as closed:
+            return self._end_of(closed)
+        except Hole as hole:
+            return Ended(PROTOCOL_ERROR, f"the server left out numbers: {hole}", is_strange=True)
+        except BadFrame:
+            return Ended(PROTOCOL_ERROR, "the server sent a frame that is none of this protocol", is_strange=True)
 
     def _end_of(self, closed: ConnectionClosed) -> Ended:
         if closed.reason is None or closed.reason.code == NOTHING_HEARD:
@@ -277,16 +323,18 @@ class Tail:
             kind, data = frame["type"], frame.get("data") or {}
             if not isinstance(data, dict):
                 raise TypeError("data must be an object")
-            if kind == "acked":
+            if kind in ("acked", "heartbeat"):
                 return False
             self._print(message if isinstance(message, str) else message.decode(), kind, frame, data)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadFrame from error
         if kind == "connect":
-            self._admitted = True
+            self._admitted = self._token_was_good = True
             self._acknowledges = data.get("ack") == "app"
         elif kind == "live":
             self._backoff.reset()
+            self._token_backoff.reset()
+            self._say_status("live")
         elif kind == "bye":
             self._bye = data
         elif kind == "error" and data.get("code") == "invalid_token":
@@ -301,6 +349,13 @@ class Tail:
             self._events_left -= 1
         return self._events_left == 0
 
+    def _say_status(self, status: str, ended: Ended | None = None) -> None:
+        """Tell a program that reads along how things stand; people read what is said on stderr."""
+        if self._as_json:
+            code, reason = (None, None) if ended is None else (ended.code, ended.reason or None)
+            told = {"status": status, "code": code, "reason": reason}
+            say_json({"type": "status", "data": told})
+
     def _print(self, message: str, kind: str, frame: dict[str, Any], data: dict[str, Any]) -> None:
         if self._as_json:
             say(message)
@@ -314,17 +369,10 @@ class Tail:
             say_aside(f"{data.get('code')}: {data.get('detail')}")
 
 
-async def _watch(connection: WebSocketConnection, connection_scope: trio.CancelScope) -> None:
-    """Ping the server; end the connection when a pong stays out."""
-    while True:
-        await trio.sleep(PING_SECONDS)
-        with trio.move_on_after(PONG_SECONDS_MAX) as patience:
-            try:
-                await connection.ping()
-            except ConnectionClosed:
-                return
-        if patience.cancelled_caught:
-            connection_scope.cancel()
+def _retry_after_ms(rejected: ConnectionRejected) -> int | None:
+    """How long a refusal with a status asks to wait, `None`: it does not say."""
+    given = dict(rejected.headers or ()).get(b"retry-after", b"")
+    return int(given) * 1000 if given.isdigit() and len(given) < len("1000000") else None
 
 
 def event_line(frame: dict[str, Any]) -> str:
