@@ -1,0 +1,90 @@
+"""The drivers of the table: small programs around a client, with JSON lines on stdin and stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from tests.clients.reports import Report
+from tests.programs import ROOT
+
+EXIT_SECONDS_MAX: Final = 5
+"""Longest time from `stop` to the exit: the 3 s of the table, and a loaded machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """One of them."""
+
+    name: str
+    command: Callable[[], list[str]]
+    """What starts it. Skips the test where a program is missing (`tests.programs`)."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DRIVERS: Final = (Driver("tail", lambda: [sys.executable, "-m", "tests.clients.tail_driver"]),)
+
+
+class Running:
+    """A driver that runs."""
+
+    def __init__(self, process: trio.Process, stderr: Path) -> None:
+        self._process = process
+        self._stderr = stderr
+
+    async def command(self, **fields: object) -> None:
+        """Give it a command."""
+        assert self._process.stdin is not None
+        await self._process.stdin.send_all(json.dumps(fields).encode() + b"\n")
+
+    async def reports(self) -> AsyncIterator[Report]:
+        """What it reports, until its stdout ends."""
+        assert self._process.stdout is not None
+        pieces: list[bytes] = []
+        async for chunk in self._process.stdout:
+            first, *others = chunk.split(b"\n")
+            pieces.append(bytes(first))
+            for piece in others:
+                yield json.loads(b"".join(pieces))
+                pieces = [bytes(piece)]
+
+    async def ended(self) -> int:
+        """Its exit code, which is awaited."""
+        with trio.fail_after(EXIT_SECONDS_MAX):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL, if it still runs; returns when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                await stream.aclose()
+
+    @property
+    def said(self) -> str:
+        """What it wrote to stderr."""
+        return self._stderr.read_text(errors="replace")
+
+
+async def start(driver: Driver, directory: Path) -> Running:
+    """Start a driver; what it writes to stderr goes to a file in `directory`."""
+    stderr = directory / "stderr"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AVICENNA_")}
+    with stderr.open("ab") as file:
+        process = await trio.lowlevel.open_process(
+            driver.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, cwd=ROOT, env=environment
+        )
+    return Running(process, stderr)
