@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +52,7 @@ def crash_while_exists(file: Path) -> None:
             raise ZeroDivisionError
         return wire.render_event(diagnosis_id, event)
 
-    vars(composition)["render_event"] = faulty
+    vars(composition)["run"] = partial(composition.run, render=faulty)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
+from actors.diagnosis import Render
 from storage.clock import Clock
 from tests.contract import complaint, complaint_of_headers, frame_complaint
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
@@ -25,6 +26,7 @@ from web.composition import serve
 from web.keyring import KEY_FILE, load_key
 from web.settings import DATABASE_FILE, Settings
 from web.tokens import issue
+from web.wire import render_event
 
 Frame = dict[str, Any]
 
@@ -206,8 +208,10 @@ def begin(data: Path, key: bytes = b"k" * 32) -> None:
 
 
 @asynccontextmanager
-async def running_server(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Server]:
-    """A server with these settings (and this time), drained at the end."""
+async def running_server(
+    settings: Settings, clock: Clock | None = None, *, render: Render = render_event
+) -> AsyncIterator[Server]:
+    """A server with these settings (this time, and this renderer of events), drained at the end."""
     stopping = trio.Event()
     is_ready = trio.Event()
     urls: list[str] = []
@@ -219,7 +223,7 @@ async def running_server(settings: Settings, clock: Clock | None = None) -> Asyn
     async with trio.open_nursery() as server_nursery:
 
         async def run() -> None:
-            await serve(settings, ready=ready, stopping=stopping, clock=clock)
+            await serve(settings, ready=ready, stopping=stopping, clock=clock, render=render)
 
         server_nursery.start_soon(run)
         with trio.fail_after(10):

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from storage.records import Event
 from tests.server.harness import Server, running_server
 from tests.server.test_operators import get, post
-from web import composition, wire
+from web import wire
 from web.settings import Settings
+
+CURSED: set[str] = set()
+"""Diagnoses whose events cannot be rendered: a bug that comes back with every incarnation."""
+
+
+def faulty(diagnosis_id: str, event: Event) -> bytes:
+    if diagnosis_id in CURSED:
+        raise ZeroDivisionError
+    return wire.render_event(diagnosis_id, event)
 
 
 @pytest.fixture
-def cursed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Diagnoses whose events cannot be rendered: a bug that comes back with every incarnation."""
-    names: list[str] = []
-    render = wire.render_event
+async def server(settings: Settings) -> AsyncIterator[Server]:
+    async with running_server(settings, render=faulty) as running:
+        yield running
 
-    def faulty(diagnosis_id: str, event: Event) -> bytes:
-        if diagnosis_id in names:
-            raise ZeroDivisionError
-        return render(diagnosis_id, event)
 
-    monkeypatch.setattr(composition, "render_event", faulty)
-    return names
+@pytest.fixture(autouse=True)
+def no_curse() -> Iterator[None]:
+    yield
+    CURSED.clear()
 
 
 @pytest.mark.guarantee(6)
 async def test_a_diagnosis_that_crashes_in_a_loop_is_quarantined_and_the_others_go_on(
-    server: Server, cursed: list[str], caplog: pytest.LogCaptureFixture
+    server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     await server.register(13)
     await server.register(42)
     async with server.live(13) as follower, server.live(42) as other:
-        cursed.append("13")
+        CURSED.add("13")
         # It was stored before it crashed the actor: nobody is told that it was not.
         first = await server.publish(1, 13)
         assert (first.status_code, first.json()["code"]) == (503, "storage_unavailable")
@@ -58,20 +65,20 @@ async def test_a_diagnosis_that_crashes_in_a_loop_is_quarantined_and_the_others_
     crashes = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert any("diagnosis 13: incarnation 1 crashed: ZeroDivisionError" in line for line in crashes)
 
-    cursed.clear()
+    CURSED.clear()
     assert (await post(server, "/actors/13/restart"))["state"] == "running"
     async with server.connect(13) as back:
         assert [frame["seq"] for frame in await back.until_live() if "seq" in frame] == [1]
     assert (await server.publish(4, 13)).json()["seq"] == 2
 
 
-async def test_many_quarantines_take_readiness_off(settings: Settings, cursed: list[str]) -> None:
+async def test_many_quarantines_take_readiness_off(settings: Settings) -> None:
     hasty = Settings(port=0, data=settings.data, restart_intensity_max=0, escalation_quarantines_max=1)
-    async with running_server(hasty) as server:
+    async with running_server(hasty, render=faulty) as server:
         for name in ("13", "14"):
             assert (await server.http.get("/readyz")).status_code == 200
             await server.register(name)
-            cursed.append(name)
+            CURSED.add(name)
             await server.publish(1, name)
         refused = await server.http.get("/readyz")
         assert (refused.status_code, refused.json()["code"]) == (503, "quarantined")
