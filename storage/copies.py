@@ -7,9 +7,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from storage import files, history, integrity
-from storage.errors import NotADatabase, NotOurs
-from storage.schema import damaged, identify
+from storage import files, history, integrity, own_log
+from storage.errors import CannotOpen, NotADatabase, NotOurs
+from storage.history import Before
+from storage.schema import damaged, identify, recognise
 from storage.unfinished import temporary_name
 
 logger = logging.getLogger("avicenna.storage")
@@ -71,8 +72,10 @@ def restore(path: Path, backup: Path) -> Path | None:
             leftover.unlink(missing_ok=True)
         try:
             files.copy_private(backup, arriving)
-            if log.exists():
+            before = own_log.belongs(backup) if log.exists() else None
+            if before is not None:
                 files.copy_private(log, arriving_log)
+                _drop_foreign_log(arriving, before)
             _check(arriving, backup)
             files.settle_copy(arriving)
             aside = files.replace_database(path, arriving, "replaced")
@@ -80,6 +83,18 @@ def restore(path: Path, backup: Path) -> Path | None:
             for leftover in (arriving, arriving_log):
                 leftover.unlink(missing_ok=True)
         return aside
+
+
+def _drop_foreign_log(arriving: Path, before: Before) -> None:
+    """Remove the log of a copy if it turns out, once SQLite has taken it up, to be another one's."""
+    with closing(sqlite3.connect(arriving, isolation_level=None)) as copy:
+        copy.execute("PRAGMA locking_mode = EXCLUSIVE")
+        try:
+            recognise(copy, before)
+            return
+        except CannotOpen:
+            copy.interrupt()  # so that it is not copied into the database by the closing
+    files.wal_of(arriving).unlink()
 
 
 def _check(arriving: Path, backup: Path) -> None:

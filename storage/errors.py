@@ -19,6 +19,7 @@ StorageError
     +-- NotOurs              not a database of this program
     |   `-- NotADatabase         no database at all, or its header is overwritten
     +-- NewerVersion         written by a newer version of this program
+    +-- ForeignLog           the log beside the database is not its own, and it needs none
     `-- Damaged              the file fails its integrity check, or a part of it is missing
 """
 
@@ -106,6 +107,10 @@ class NotADatabase(NotOurs):
 
 class NewerVersion(CannotOpen):
     """The file was written by a newer version of this program."""
+
+
+class ForeignLog(CannotOpen):
+    """A log of another time or database lies beside one that is whole without it."""
 
 
 class Damaged(CannotOpen):

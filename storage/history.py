@@ -8,14 +8,18 @@ run knows whether acknowledged numbers may have been lost; then every diagnosis 
 from __future__ import annotations
 
 import math
+import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from storage.belief import Kept
+from storage.errors import CannotOpen
 from storage.records import Durability, NewAuditRow
 from storage.trails import record
+from storage.wal import Mark
 
 RENEWED: Final = "epochs.renew"
 """The act of the audit row that a renewal leaves."""
@@ -28,6 +32,11 @@ CHECK_OWED: Final = "check_owed"
 
 PAGES_DOUBTED: Final = "pages_doubted"
 """The row that has the next run look at the pages before it answers anybody."""
+
+
+SEALED: Final = ("boot", "clean", "copied", "durability", "log", "run")
+"""The rows by which a log is judged beside the file alone. If power fails while their page is written to the file, that
+may hold rows of two times; the log holds it whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,13 @@ class LastRun:
     """Not all outboxes were looked at since a run before it that did not end in order."""
     kept: Kept | None
     """The time it has kept; `None`: none."""
+    state: str | None
+    """A name of what is in the file, as this run has left it; `None`: an earlier version has left it, or a power loss
+    within a write to these rows."""
+    over: str | None
+    """The `state` of the file when this run began: its log was begun over that, unless it goes on with a former one."""
+    log: Mark | None
+    """All before it was copied into the file, see `Mark.is_followed_by`; `None`: not known, as in a copy."""
 
     def was_killed(self, boot: str) -> bool:
         """Whether its process ended without the machine, if this is the boot: what it wrote is there, in order."""
@@ -55,7 +71,8 @@ class LastRun:
 
 def last_run(db: sqlite3.Connection) -> LastRun:
     """What the last run has left."""
-    rows = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    rows = _rows(db)
+    is_sealed = rows.get("seal") == _seal_of(rows)
     durability: Durability = "full" if rows.get("durability", "full") == "full" else "normal"
     return LastRun(
         clean=rows.get("clean", "1") == "1",
@@ -65,7 +82,34 @@ def last_run(db: sqlite3.Connection) -> LastRun:
         pages_doubted=PAGES_DOUBTED in rows,
         check_owed=CHECK_OWED in rows,
         kept=_kept(rows),
+        state=rows["seal"] if is_sealed else None,
+        over=rows.get("over"),
+        log=Mark.read(rows["log"]) if is_sealed and "log" in rows else None,
     )
+
+
+def _seal_of(rows: dict[str, str]) -> str:
+    return sha256(repr([rows.get(key) for key in SEALED]).encode()).hexdigest()
+
+
+def _seal(db: sqlite3.Connection) -> None:
+    _write(db, seal=_seal_of(_rows(db)))
+
+
+def _rows(db: sqlite3.Connection) -> dict[str, str]:
+    return dict(db.execute("SELECT key, value FROM meta").fetchall())
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What was found of the last run before SQLite has taken up its log."""
+
+    state: str | None = None
+    """As `LastRun.state`, of the file alone."""
+    log: Mark | None = None
+    """What SQLite takes up of the log; `None`: nothing."""
+    unless_begun_here: CannotOpen | None = None
+    """The refusal, unless it is found in the log that it was begun over this `state`; `None`: it is certain."""
 
 
 def _kept(rows: dict[str, str]) -> Kept | None:
@@ -77,7 +121,13 @@ def _kept(rows: dict[str, str]) -> Kept | None:
 
 
 def begin_run(
-    db: sqlite3.Connection, *, boot: str, durability: Durability, new_epoch: Callable[[], str], now: float
+    db: sqlite3.Connection,
+    *,
+    boot: str,
+    durability: Durability,
+    new_epoch: Callable[[], str],
+    now: float,
+    over: str | None = None,
 ) -> str | None:
     """Mark the database as in use; why all epochs were renewed, `None` if they were not.
 
@@ -90,7 +140,8 @@ def begin_run(
             db.execute("UPDATE diagnosis SET epoch = ? WHERE dx = ?", (new_epoch(), dx))
         record(db, NewAuditRow(SELF, RENEWED, "", after=why), now)
     db.execute("DELETE FROM meta WHERE key IN ('copied', ?)", (PAGES_DOUBTED,))
-    _write(db, clean="0", boot=boot, durability=durability)
+    _write(db, clean="0", boot=boot, durability=durability, run=secrets.token_hex(8), over=over or "")
+    _seal(db)
     if not last.clean:
         _write(db, **{CHECK_OWED: "1"})
     # SQLite leaves out a write that changes nothing; this one always changes something, so the commit always syncs.
@@ -111,11 +162,33 @@ def keep_time(db: sqlite3.Connection, kept: Kept) -> None:
     _write(db, kept_time=repr(kept.time), clock_held="1" if kept.held else "0")
 
 
-def end_run(db: sqlite3.Connection, kept: Kept | None = None) -> None:
-    """Mark the database as closed in order, at the time given; synced, with everything before it."""
+def keep_log(db: sqlite3.Connection, mark: Mark) -> None:
+    """Have the database file tell, once everything so far is copied into it, which log goes on from there."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        _keep_log(db, mark)
+        db.execute("COMMIT")
+    except sqlite3.Error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _keep_log(db: sqlite3.Connection, mark: Mark) -> None:
+    former = last_run(db).log
+    if former is None or (former.line, former.number) != (mark.line, mark.number) or former.frames < mark.frames:
+        _write(db, log=str(mark))
+        _seal(db)
+
+
+def end_run(db: sqlite3.Connection, kept: Kept | None = None, log: Mark | None = None) -> None:
+    """Mark the database as closed in order, at the time and the place in its log given; synced, with all before it."""
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
+    if log is not None:
+        _keep_log(db, log)
     _write(db, clean="1")
+    _seal(db)
     if kept is not None:
         keep_time(db, kept)
     db.execute("COMMIT")
@@ -135,7 +208,10 @@ def doubt_pages(db: sqlite3.Connection) -> None:
 
 def mark_as_copy(db: sqlite3.Connection) -> None:
     """Mark a backup, so that whoever opens it as a store begins new epochs and looks at it, however it got there."""
-    _write(db, copied="1", **{CHECK_OWED: "1"})
+    # A name of its own: a log that was begun over one copy does not go on from another. No log goes on from it yet.
+    _write(db, copied=secrets.token_hex(8), **{CHECK_OWED: "1"})
+    db.execute("DELETE FROM meta WHERE key = 'log'")
+    _seal(db)
 
 
 def _write(db: sqlite3.Connection, **values: str) -> None:

@@ -18,8 +18,9 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from storage.history import keep_log
 from storage.schema import WAL_AUTOCHECKPOINT_PAGES, WAL_BYTES_KEPT
-from storage.wal import CUT, FRAME, HEADER, Log, head_of
+from storage.wal import CUT, FRAME, HEADER, Log, Mark, head_of
 
 FRAMES_READ: Final = 8
 """Frames read at a time. Reason: most commits write fewer."""
@@ -66,11 +67,26 @@ class LiveLog:
         """As `look`; and if it is time to, the log is copied into the database, but not one with a fault."""
         self.look()
         if self._fault is None and (not self._is_known or self._pages >= WAL_AUTOCHECKPOINT_PAGES):
-            # What fails, for want of room maybe, is tried again after the next commit, as SQLite does by itself.
+            self._copy()
+        return self._fault
+
+    def _copy(self) -> None:
+        """What fails, for want of room maybe, is tried again after the next commit, as SQLite does by itself."""
+        try:
+            if self.mark is not None:
+                keep_log(self._db, self.mark)
+        except sqlite3.Error:
+            self.doubt()
+            return
+        if self.look() is None:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("PRAGMA wal_checkpoint").fetchall()
             self.look()
-        return self._fault
+
+    @property
+    def mark(self) -> Mark | None:
+        """The last known place in the log; what a failed commit has left may lie between it and the end."""
+        return None if self._log is None else self._log.at(self._pages)
 
     def look(self) -> str | None:
         """What somebody has done to the log, in words; `None`: it is as SQLite wrote it."""

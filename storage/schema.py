@@ -7,16 +7,19 @@ triggers refuse to take one back.
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from storage import history, idempotency, integrity
 from storage.belief import Kept
-from storage.errors import CannotOpen, Damaged, InUse, NewerVersion, NotADatabase, NotOurs
+from storage.errors import CannotOpen, Damaged, ForeignLog, InUse, NewerVersion, NotADatabase, NotOurs
+from storage.files import wal_of
 from storage.records import OUTBOX_EVENTS_MAX, Durability
+from storage.wal import Mark, mark_in
 
 APPLICATION_ID: Final = 0x41564C31
 """Marks a file as ours ("AVL1"), in its header."""
@@ -148,6 +151,7 @@ class Opening:
     """See `storage.files.current_boot`."""
     new_epoch: Callable[[], str]
     now: float
+    before: history.Before = field(default_factory=history.Before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,7 @@ def prepare(connection: sqlite3.Connection, opening: Opening) -> Opened:
 def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
     # Exclusive before WAL: the wal-index then lives in memory, and nobody else can attach.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    recognise(connection, opening.before)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise CannotOpen(f"{opening.path}: the file system does not support SQLite's write-ahead log (got {mode})")
@@ -209,11 +214,36 @@ def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
         raise
     # Pages that leave memory before a commit would lie in the log, and look like damage after a kill (`storage.wal`).
     connection.execute("PRAGMA cache_spill = OFF")
-    # Only what is in the database itself tells the next run that a log must lie beside it.
+    # Only what is in the database itself tells the next run that a log must lie beside it, and which.
+    history.keep_log(connection, _mark(opening))
     connection.execute("PRAGMA wal_checkpoint")
     # Whatever the durability of this run: that it runs, and with which, was synced above.
     connection.execute(f"PRAGMA synchronous = {opening.durability.upper()}")
     return opened
+
+
+def recognise(connection: sqlite3.Connection, before: history.Before) -> None:
+    """See that a log that could not be told by its header was begun over this database, once SQLite has taken it up.
+
+    Raises:
+        CannotOpen: it was not. Nothing is changed yet, unless the connection copies it when it closes.
+    """
+    if before.unless_begun_here is None:
+        return
+    try:
+        over = history.last_run(connection).over
+    except sqlite3.DatabaseError:  # pages of another database, or of another time
+        over = None
+    if over != before.state:
+        raise before.unless_begun_here
+
+
+def _mark(opening: Opening) -> Mark:
+    log = wal_of(Path(opening.path))
+    try:
+        return mark_in(log, opening.before.log)
+    except OSError as error:
+        raise CannotOpen(f"{log} cannot be read: {error.strerror}") from error
 
 
 def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
@@ -224,7 +254,12 @@ def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
     last = history.last_run(connection)
     idempotency.begin_run(connection)
     renewed = history.begin_run(
-        connection, boot=opening.boot, durability=opening.durability, new_epoch=opening.new_epoch, now=opening.now
+        connection,
+        boot=opening.boot,
+        durability=opening.durability,
+        new_epoch=opening.new_epoch,
+        now=opening.now,
+        over=opening.before.state,
     )
     return Opened(last.clean or last.copied, pages_checked, last.check_owed or not last.clean, renewed, last.kept)
 
@@ -260,6 +295,16 @@ def damaged_log(path: str, fault: str) -> Damaged:
     return Damaged(
         f"{path} was not closed in order, and its log {path}-wal {fault}: the newest events were in it. "
         f"Put it back as it was; or go on without them: {_restore_command(path, path)}"
+    )
+
+
+def foreign_log(path: str) -> ForeignLog:
+    """What an operator is told about a log beside a database that needs none."""
+    log = f"{path}-wal"
+    move = shlex.join(("mv", log, f"{log}.aside"))
+    return ForeignLog(
+        f"{path} is whole without a log, and {log} is one of another time or database. If this is the database to go "
+        f"on with, move the log away: {move}; else put the one back to which the log belongs"
     )
 
 

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -20,7 +20,19 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import copying, files, idempotency, integrity, retention, revocations, storable, trails, transactions, wal
+from storage import (
+    copying,
+    files,
+    idempotency,
+    integrity,
+    own_log,
+    retention,
+    revocations,
+    storable,
+    trails,
+    transactions,
+    wal,
+)
 from storage.belief import Moment
 from storage.bridge import Database, open_database
 from storage.clock import Clock, Timekeeper
@@ -37,7 +49,7 @@ from storage.errors import (
     StorageError,
     StoreBroken,
 )
-from storage.history import doubt_pages, end_run, keep_time, last_run, settle_check
+from storage.history import doubt_pages, end_run, keep_time, settle_check
 from storage.live_log import LiveLog
 from storage.records import (
     EVERY_ROW,
@@ -72,7 +84,7 @@ from storage.records import (
     SubscriberId,
     TrailFilter,
 )
-from storage.schema import Opened, Opening, damaged_log, identify, prepare
+from storage.schema import Opened, Opening, prepare
 from storage.stall import LOOK_SECONDS
 
 Answer = TypeVar("Answer")
@@ -194,12 +206,16 @@ async def _open_connection(
         # SQLite would fail to lock it, and call that an I/O error.
         raise CannotOpen(f"{path} is read-only; the server must be able to write it")
     presence = files.Presence(path)
-    _judge_log(path, log if presence.has_log else None, boot)
+    before = own_log.judge(path, boot)
     is_clean = is_broken = was_lost = False
     try:
         async with open_database(path) as database:
-            opening = Opening(str(path), durability, boot, new_epoch, clock.wall())
-            opened = await database.run(prepare, opening)
+            opening = Opening(str(path), durability, boot, new_epoch, clock.wall(), before)
+            try:
+                opened = await database.run(prepare, opening)
+            except CannotOpen:
+                await _keep_log(database)
+                raise
             _report(path, opened)
             time = Timekeeper(clock, opened.kept)
             presence = files.Presence(path)
@@ -223,36 +239,6 @@ async def _open_connection(
                 files.put_in_place(log, wal.CLOSED)
 
 
-def _judge_log(path: Path, log: Path | None, boot: str) -> None:
-    """See that the log of a run that did not end in order is what such a run leaves, before SQLite takes it up.
-
-    Args:
-        log: `None`: it is missing. After an unclean end it always is there, unless somebody took it away.
-
-    Raises:
-        Damaged: it is not; nothing was changed.
-        NotOurs, NewerVersion: as `schema.identify`.
-    """
-    # Immutable: the file alone, without its log, as the last checkpoint left it. Nothing is locked, nothing written.
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-        try:
-            identify(db, str(path))
-            last = last_run(db)
-        except sqlite3.DatabaseError:
-            return  # empty, or damaged: opening it says so
-    if last.clean or last.copied:
-        return
-    try:
-        ended: wal.Ended = "stop" if last.durability == "full" else "unsynced stop"
-        if last.was_killed(boot):
-            ended = "kill"
-        fault = "is missing" if log is None else wal.fault_of(log, ended=ended)
-    except OSError as error:
-        raise CannotOpen(f"{log} cannot be read: {error.strerror}") from error
-    if fault is not None:
-        raise damaged_log(str(path), fault)
-
-
 def _report(path: Path, opened: Opened) -> None:
     if not opened.clean:
         pages = "its pages were checked, and are whole" if opened.pages_checked else "its process was killed"
@@ -274,9 +260,10 @@ async def _live_log(database: Database, log: Path) -> LiveLog:
 async def _end_run(database: Database, time: Timekeeper, live_log: LiveLog) -> bool:
     """Mark the end; if that fails, the next run finds an unclean one, and checks."""
     time.moment()
+    kept = time.kept
     with trio.CancelScope(shield=True):
         try:
-            await database.run(end_run, time.kept)
+            await database.run(lambda db: end_run(db, kept, live_log.mark))
         except sqlite3.Error as error:
             await database.run(lambda _: live_log.doubt())
             logger.warning("the database could not be closed in order: %s", error)
@@ -309,9 +296,15 @@ async def _leave(database: Database, live_log: LiveLog) -> None:
         fault = await database.run(lambda _: live_log.look())
         live_log.close()
         if fault is not None:
-            # No statement begins before the connection closes, so this interrupts the copying.
-            await database.run(sqlite3.Connection.interrupt)
+            await _keep_log(database)
             raise StoreBroken(fault)
+
+
+async def _keep_log(database: Database) -> None:
+    """Have SQLite not copy the log into the database when it closes, so that both stay as they are."""
+    with trio.CancelScope(shield=True):
+        # No statement begins before the connection closes, so this interrupts the copying.
+        await database.run(sqlite3.Connection.interrupt)
 
 
 async def _run_shielded(committer: Committer) -> None:

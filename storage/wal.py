@@ -9,11 +9,12 @@ Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal, Self
 
 CLOSED: Final = b"avicenna-live: log closed\n"
 """What stands in the place of a log that SQLite has removed though the run did not end in order: nothing was in it.
@@ -58,12 +59,55 @@ class Log:
         """Bytes of a frame and its page."""
         return FRAME.size + self.page_bytes
 
+    def at(self, frames: int) -> Mark:
+        """The mark behind so many frames."""
+        return Mark((self.salts[0] - self.number) & WORD, self.number, frames)
 
-def fault_of(log: Path, *, ended: Ended) -> str | None:
-    """What is wrong with the log that a run has left behind which did not end in order; `None`: nothing is known of.
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a log."""
+
+    line: int
+    """The same for a log and those that it was begun anew as, until it is deleted; else it differs, as it is random.
+    Each time a log begins anew, SQLite adds 1 to its first salt and to its number."""
+    number: int
+    """How often the log has begun anew."""
+    frames: int
+    """So many of it lie before this place."""
+
+    def __str__(self) -> str:
+        return f"{self.line} {self.number} {self.frames}"
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """The mark that is written like this."""
+        return cls(*map(int, text.split()))
+
+    def is_followed_by(self, end: Mark) -> bool:
+        """Whether a log that ends there goes on from a database file into which all before this mark was copied.
+
+        The mark itself is written behind its place. A log begins anew once all of it was copied, and not before.
+        """
+        if end.line != self.line:
+            return False
+        return end.number == self.number + 1 or (end.number == self.number and end.frames > self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies in the place of a log."""
+
+    end: Mark | None = None
+    """Where the last commit ends that SQLite takes up; `None`: it takes up nothing, as it is no log."""
+    fault: str | None = None
+    """What is wrong with it, as what a run has left behind that did not end in order; `None`: nothing is known."""
+
+
+def look_at(log: Path, *, ended: Ended) -> Found:
+    """Read a log before SQLite opens it.
 
     Args:
-        log: the file, before SQLite opens it.
         ended: says which frames may be missing between others.
 
     Raises:
@@ -71,17 +115,33 @@ def fault_of(log: Path, *, ended: Ended) -> str | None:
     """
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - len(CUT)))
-        if file.read() == CUT:
-            return "was cut or overwritten while a server used it"
+        was_cut = file.read() == CUT
         file.seek(0)
         start = file.read(HEADER.size)
         if start == CLOSED:
-            return None
-        if len(start) < HEADER.size:
-            return "is empty"
+            return Found()
+        end = None
         if (head := head_of(start)) is None:
-            return "has an invalid header"
-        return None if ended == "unsynced stop" else _fault_of_frames(file, head, ended)
+            fault: str | None = "is empty" if len(start) < HEADER.size else "has an invalid header"
+        else:
+            frames, fault = _look_at_frames(file, head, ended)
+            end = head.at(frames)
+        return Found(end, "was cut or overwritten while a server used it" if was_cut else fault)
+
+
+def mark_in(log: Path, taken_up: Mark | None) -> Mark:
+    """A mark in a log of which SQLite has taken up so much, and which it has written to since.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with log.open("rb") as file:
+        head = head_of(file.read(HEADER.size))
+    if head is None:
+        raise OSError(errno.EIO, "it has no header", str(log))
+    begins = head.at(0)
+    is_the_same = taken_up is not None and (taken_up.line, taken_up.number) == (begins.line, begins.number)
+    return taken_up if taken_up is not None and is_the_same else begins
 
 
 def head_of(content: bytes) -> Log | None:
@@ -96,41 +156,49 @@ def head_of(content: bytes) -> Log | None:
     return Log(order, page_bytes, number, (salt, other_salt), found) if list(found) == sums else None
 
 
-def _fault_of_frames(file: BinaryIO, log: Log, ended: Ended) -> str | None:
-    """Look for what was written behind the frame at which SQLite stops."""
-    sums, number, stopped_at, commits, before = log.sums, 0, None, 0, b""
-    salts = struct.pack(">2I", *log.salts)
+def _look_at_frames(file: BinaryIO, log: Log, ended: Ended) -> tuple[int, str | None]:
+    """The frames that SQLite takes up, and what shows that more was written behind the frame at which it stops."""
+    sums, number, taken_up = log.sums, 0, 0
+    while len(frame := file.read(log.frame_bytes)) == log.frame_bytes:
+        page, pages_after, *salts, sum_, other_sum = FRAME.unpack_from(frame)
+        sums = _summed(log.order, frame[FRAME.size :], _summed(log.order, frame[:8], sums))
+        if not (tuple(salts) == log.salts and page and sums == (sum_, other_sum)):
+            break
+        number += 1
+        if pages_after:
+            taken_up = number
+    if ended == "unsynced stop":
+        return taken_up, None
+    return taken_up, _fault_behind(file, log, number + 1, frame, ended)
+
+
+def _fault_behind(file: BinaryIO, log: Log, stopped_at: int, frame: bytes, ended: Ended) -> str | None:
+    """What shows that the frame at which SQLite stops, the last that was read, was once whole."""
+    if ended == "kill" and len(frame) == log.frame_bytes and not any(frame[: FRAME.size]):
+        return f"is zero from frame {stopped_at} on"
     # After a kill a commit frame shows that those before it were written whole. What was not synced arrives in any
     # order: the commit that was being written has one commit frame, and a second one shows that it had been synced.
-    commits_wanted = 1 if ended == "kill" else 2
-    while len(frame := file.read(log.frame_bytes)) == log.frame_bytes:
-        number += 1
-        page, pages_after, *found_salts, sum_, other_sum = FRAME.unpack_from(frame)
-        is_of_this_log = tuple(found_salts) == log.salts
-        if stopped_at is None:
-            sums = _summed(log.order, frame[FRAME.size :], _summed(log.order, frame[:8], sums))
-            if is_of_this_log and page and sums == (sum_, other_sum):
-                before = frame
-                continue
-            if ended == "kill" and not any(frame[: FRAME.size]):
-                return f"is zero from frame {number} on"
-            stopped_at = number
-        if is_of_this_log and pages_after and not (ended == "kill" and number == stopped_at):
-            commits += 1
-        if commits == commits_wanted:
+    ends_wanted = 1 if ended == "kill" else 2
+    number, ends, before = stopped_at, 0, b""
+    while len(frame) == log.frame_bytes:
+        _, pages_after, *salts, _, _ = FRAME.unpack_from(frame)
+        if tuple(salts) == log.salts and pages_after and not (ended == "kill" and number == stopped_at):
+            ends += 1
+        if ends == ends_wanted:
             return f"has a damaged frame {stopped_at}, and whole ones behind it"
-        if _is_shifted(before, frame, salts):
+        if _is_shifted(before, frame, log):
             return f"has bytes too many or too few from frame {stopped_at} on"
-        before = frame
-    if stopped_at is not None and _is_shifted(before, frame, salts):
+        before, frame, number = frame, file.read(log.frame_bytes), number + 1
+    if _is_shifted(before, frame, log):
         return f"has bytes too many or too few from frame {stopped_at} on"
     if ended == "kill" and len(frame) not in (0, FRAME.size) and file.tell() % STOPS_AT:
-        return f"ends within frame {number + 1}, where no write stops"
+        return f"ends within frame {number}, where no write stops"
     return None
 
 
-def _is_shifted(before: bytes, frame: bytes, salts: bytes) -> bool:
+def _is_shifted(before: bytes, frame: bytes, log: Log) -> bool:
     """Whether the head of a frame lies elsewhere than where one begins: only there are the salts."""
+    salts = struct.pack(">2I", *log.salts)
     return salts in frame[9:] or salts in before[-7:] + frame[:15]
 
 

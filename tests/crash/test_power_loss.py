@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage import transactions
+from storage import live_log, transactions
 from storage.belief import Moment
 from storage.committer import Work, run_transaction
+from storage.files import wal_of
 from storage.history import end_run
+from storage.live_log import LiveLog
 from storage.records import OUTBOX_EVENTS_MAX, Appended, CursorMove, Durability, Epoch, NewEvent, Seq, SubscriberId
 from storage.schema import Opening, prepare
 from storage.sqlite import open_store
@@ -76,12 +78,12 @@ def record(path: Path, durability: Durability, chance: random.Random) -> Recordi
     connection = Connection(path, recorder)
     db = connection.as_sqlite3()
     prepare(db, Opening(str(path), durability, "boot-1", partial(secrets.token_hex, 4), 0.0))
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}").fetchall()
+    log = LiveLog(db, wal_of(path))
     heads: dict[str, int] = {}
     promises: list[Promise] = []
 
     def commit(*works: Work[object]) -> list[object]:
-        outcomes = run_transaction(db, works, NOW, lambda: None)
+        outcomes = run_transaction(db, works, NOW, log.after_commit)
         promises.append(Promise(len(recorder.steps), dict(heads)))
         return outcomes
 
@@ -96,7 +98,8 @@ def record(path: Path, durability: Durability, chance: random.Random) -> Recordi
             works.append(partial(_append, name, first, heads[name]))
             works.append(partial(_move_cursor, name, heads[name]))
         commit(*works)
-    end_run(db)
+    end_run(db, log=log.mark)
+    log.close()
     connection.close()
     return Recording(recorder.steps, promises)
 
@@ -155,8 +158,9 @@ async def come_back(directory: Path, files: dict[str, bytes], clock: ManualClock
 @pytest.mark.guarantee(2)
 @pytest.mark.parametrize("durability", ["full", "normal"])
 async def test_who_keeps_its_epoch_has_lost_nothing_acknowledged_when_power_fails(
-    tmp_path: Path, clock: ManualClock, durability: Durability
+    tmp_path: Path, clock: ManualClock, durability: Durability, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(live_log, "WAL_AUTOCHECKPOINT_PAGES", CHECKPOINT_PAGES)
     seed = secrets.randbits(32)
     chance = random.Random(seed)
     (tmp_path / "recorded").mkdir()

@@ -304,7 +304,7 @@ async def test_a_log_that_is_written_again_from_its_start_holds_old_frames_behin
             number += len(sizes)
             crashed_at = tmp_path / "kept"
             crashed()
-            assert wal.fault_of(crashed_at / log.name, ended="kill") is None
+            assert wal.look_at(crashed_at / log.name, ended="kill").fault is None
             shutil.rmtree(crashed_at)
 
 
