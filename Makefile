@@ -164,7 +164,7 @@ lock:
 	$(COMPILE) pyproject.toml --output-file requirements/run.lock
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/run.lock --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --group bench --constraint requirements/run.lock --output-file requirements/bench.lock
-	$(COMPILE) $(PYTHON_CLIENT)/pyproject.toml --extra trio --group $(PYTHON_CLIENT)/pyproject.toml:dev \
+	$(COMPILE) $(PYTHON_CLIENT)/pyproject.toml --extra trio --extra sqlalchemy --group $(PYTHON_CLIENT)/pyproject.toml:dev \
 		--constraint requirements/dev.lock --output-file $(PYTHON_CLIENT)/requirements.lock
 
 autobahn: setup

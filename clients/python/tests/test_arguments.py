@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from avicenna_live import Backoff, Follower
-from avicenna_live.follower import _checked_after, _checked_id, _checked_start, _checked_url
+from avicenna_live.follower import _checked_after, _checked_id, _checked_start, checked_url
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8000", "https://live.example.org", "http://[::1]:8000", "http://localhost/"]
 )
 def test_a_url_names_scheme_host_and_port(url: str) -> None:
-    assert _checked_url(url) == url.rstrip("/")
+    assert checked_url(url) == url.rstrip("/")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 Exception
 ├── Ended           the server has ended the connection for good: do not come back by yourself
+├── BroadcastError  an update was not published, or nobody knows; its subclasses say why
+├── QueueFull       a `BroadcastQueue` takes no further update now
 ├── Unreachable     (within the package) no connection came about: come back
 ├── Refused         (within the package) the upgrade was answered with another HTTP status
 ├── Closed          (within the package) the connection is over
@@ -59,3 +61,65 @@ class ProtocolFault(Exception):
 
 class NoToken(Exception):
     """The app's function raised, or returned what is no token."""
+
+
+class BroadcastError(Exception):
+    """An update was not published, or nobody knows whether it was. Its text holds no token, key or payload."""
+
+    def __init__(self, status: int, code: str, detail: str, request_id: str | None = None) -> None:
+        """Keep the problem document (RFC 9457).
+
+        Args:
+            status: of HTTP; 0: there was no answer.
+            code: of PROTOCOL section 7; empty: it was no server of ours.
+            detail: the server's words; they name the field and the limit.
+            request_id: names the request in the server's log.
+        """
+        super().__init__(f"{status} {code}: {detail}" if code else detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.request_id = request_id
+
+
+class InvalidField(BroadcastError):
+    """422: a field is wrong; `detail` names it and its rule."""
+
+
+class KeyReused(BroadcastError):
+    """409: this idempotency key belongs to another update of this diagnosis."""
+
+
+class Unauthenticated(BroadcastError):
+    """401: the token is missing, invalid or expired."""
+
+
+class Forbidden(BroadcastError):
+    """403: this token may not broadcast to this diagnosis, or it is unknown."""
+
+
+class NotFound(BroadcastError):
+    """404: there is no such diagnosis."""
+
+
+class TooLarge(BroadcastError):
+    """413: the update is over 64 KiB."""
+
+
+class RateLimited(BroadcastError):
+    """429: too much at once, for longer than was waited."""
+
+
+class Unavailable(BroadcastError):
+    """5xx: the server could not, for longer than was waited. A repeat with the same key within 24 h makes one event."""
+
+
+class NoAnswer(BroadcastError):
+    """Nobody answered for longer than was waited: it is not known whether the update was stored."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "", "the server does not answer: it is not known whether the update was stored")
+
+
+class QueueFull(Exception):
+    """A `BroadcastQueue` holds as many updates as it may; this one was not taken."""

@@ -74,7 +74,7 @@ class Follower:
         Raises:
             ValueError: an argument is not as described.
         """
-        self._url = _checked_url(url)
+        self._url = checked_url(url)
         if device is not None and not DEVICE.fullmatch(device):
             raise ValueError("device must be 1-64 characters of A-Z a-z 0-9 _ . -")
         if type(heartbeat) is not int or heartbeat not in HEARTBEAT_SECONDS:
@@ -214,8 +214,8 @@ def _shell() -> Shell:
     raise RuntimeError(f"a Follower runs on Trio or asyncio, not on {library}")
 
 
-def _checked_url(url: object) -> str:
-    # The text is not repeated: it may hold a password.
+def checked_url(url: object) -> str:
+    """The base URL without a slash behind it. Raises `ValueError`, which does not repeat it: it may hold a password."""
     if not isinstance(url, str) or not (parts := URL.fullmatch(url)):
         raise ValueError("url must be http://HOST[:PORT] or https://HOST[:PORT], without a user, path or query")
     return parts[1]
