@@ -28,6 +28,7 @@ from storage.errors import (
     OutboxDamaged,
     StorageError,
 )
+from storage.pages import within
 from storage.records import (
     EVERY_ROW,
     IDEMPOTENCY_KEY_SECONDS,
@@ -252,12 +253,13 @@ class MemoryStore:
             stream.keys[event.key] = (event.digest, seq, now.wall, now.reckoned + IDEMPOTENCY_KEY_SECONDS)
         return Appended(seq, now.wall, epoch, replayed=False)
 
-    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
+    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
         await trio.lowlevel.checkpoint()
         stream = self._stream(diagnosis_id)
         if limit and (damage := self._judge(diagnosis_id)) is not None:
             raise OutboxDamaged(diagnosis_id, damage)
-        return Slice(stream.window, tuple(event for event in stream.events if event.seq > seq)[:limit])
+        found = [event for event in stream.events if event.seq > seq]
+        return Slice(stream.window, tuple(within(found[:limit], bytes_max)))
 
     @_change
     def register(
@@ -287,13 +289,16 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._stream(diagnosis_id).diagnosis
 
-    async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
+    async def diagnoses(
+        self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
+    ) -> Sequence[Diagnosis]:
         await trio.lowlevel.checkpoint()
-        return [stream.diagnosis for stream in self._page(owner, after)[:limit]]
+        return list(within([stream.diagnosis for stream in self._page(owner, after)[:limit]], bytes_max))
 
     async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
         await trio.lowlevel.checkpoint()
-        return [Outbox(stream.diagnosis, stream.window, _lowest(stream)) for stream in self._page(owner, after)[:limit]]
+        page = self._page(owner, after)[:limit]
+        return [Outbox(stream.diagnosis.diagnosis_id, stream.window, _lowest(stream)) for stream in page]
 
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
         await trio.lowlevel.checkpoint()
@@ -433,11 +438,17 @@ class MemoryStore:
         self._record(row)
 
     async def audit(
-        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+        self,
+        *,
+        before: int | None = None,
+        limit: int = 100,
+        wanted: TrailFilter = EVERY_ROW,
+        bytes_max: int | None = None,
     ) -> Sequence[AuditRow]:
         await trio.lowlevel.checkpoint()
         rows = [row for row in reversed(self._audit) if before is None or row.number < before]
-        return [row for row in rows if _fits(wanted, row.who, row.what, row.diagnosis_id, row.at)][:limit]
+        found = [row for row in rows if _fits(wanted, row.who, row.what, row.diagnosis_id, row.at)]
+        return list(within(found[:limit], bytes_max))
 
     @_change
     def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:

@@ -197,7 +197,7 @@ class Cursor:
 class Outbox:
     """One diagnosis in an overview."""
 
-    diagnosis: Diagnosis
+    diagnosis_id: str
     window: Window
     lowest_cursor: Seq | None
     """The lowest cursor of the current epoch among known subscribers; a known subscriber whose cursor

@@ -488,13 +488,13 @@ class SqliteStore:
             if isinstance(outcome, OutboxDamaged):
                 self._damage.add(outcome.diagnosis_id, outcome.damage)
 
-    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
+    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
         if (damage := self._damage.all.get(diagnosis_id)) is not None:
             await trio.lowlevel.checkpoint()
             raise OutboxDamaged(diagnosis_id, damage)
         repairs = self._damage.repairs
         try:
-            return await self._read(transactions.read_after, diagnosis_id, seq, limit)
+            return await self._read(transactions.read_after, diagnosis_id, seq, limit, bytes_max)
         except OutboxDamaged as found:
             if repairs == self._damage.repairs:
                 self._damage.add(diagnosis_id, found.damage)
@@ -538,8 +538,10 @@ class SqliteStore:
             self._remember(found)
         return found
 
-    async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
-        return await self._read(transactions.diagnoses, owner, after, limit)
+    async def diagnoses(
+        self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
+    ) -> Sequence[Diagnosis]:
+        return await self._read(transactions.diagnoses, owner, after, limit, bytes_max)
 
     async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
         return await self._read(transactions.outboxes, owner, after, limit)
@@ -636,9 +638,14 @@ class SqliteStore:
         await self._change(lambda db, now: trails.record(db, row, now.wall))
 
     async def audit(
-        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+        self,
+        *,
+        before: int | None = None,
+        limit: int = 100,
+        wanted: TrailFilter = EVERY_ROW,
+        bytes_max: int | None = None,
     ) -> Sequence[AuditRow]:
-        return await self._read(trails.audit, before, limit, wanted)
+        return await self._read(trails.audit, before, limit, wanted, bytes_max)
 
     async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
         given = tuple(rows)

@@ -118,8 +118,10 @@ class Store(Protocol):
             Busy: the queue is full; nothing was queued.
         """
 
-    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100) -> Slice:
+    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
         """The retained events with a higher number than `seq`, at most `limit`, lowest first.
+
+        `bytes_max` of their bodies and one event more, as `storage.pages.within` has it; so for the other lists.
 
         Where an event is wanted, the whole outbox is judged; with a limit of 0 only its numbers are.
 
@@ -146,11 +148,16 @@ class Store(Protocol):
     async def look_up(self, diagnosis_id: str) -> Diagnosis:
         """As `get`, but always asks what is stored: it takes as long for what is in memory as for what is nowhere."""
 
-    async def diagnoses(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Diagnosis]:
-        """Registered diagnoses with an id above `after`, by id; only those of `owner` if given."""
+    async def diagnoses(
+        self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
+    ) -> Sequence[Diagnosis]:
+        """Registered diagnoses with an id above `after`, by id; only those of `owner` if given.
+
+        `bytes_max`: as for `read_after`.
+        """
 
     async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
-        """The same page as `diagnoses`, each with its window (empty: its numbers make no sense) and lowest cursor."""
+        """The same diagnoses, each with its window (empty: its numbers make no sense) and its lowest cursor."""
 
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
         """How many diagnoses are registered; only those of `owner` if given."""
@@ -235,9 +242,14 @@ class Store(Protocol):
         """Store an audit row of its own."""
 
     async def audit(
-        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+        self,
+        *,
+        before: int | None = None,
+        limit: int = 100,
+        wanted: TrailFilter = EVERY_ROW,
+        bytes_max: int | None = None,
     ) -> Sequence[AuditRow]:
-        """The wanted audit rows with a lower number than `before`, newest first."""
+        """The wanted audit rows with a lower number than `before`, newest first. `bytes_max`: as for `read_after`."""
 
     async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
         """Store rows of the access trail."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from storage.belief import Moment
 from storage.committer import Work
+from storage.pages import within
 from storage.records import AccessRow, Audit, AuditRow, NewAccessRow, NewAuditRow, SubscriberId, TrailFilter
 
 Answer = TypeVar("Answer")
@@ -40,7 +41,9 @@ def recording(work: Work[Answer], audit: Audit[Answer]) -> Work[Answer]:
     return recorded
 
 
-def audit(db: sqlite3.Connection, before: int | None, limit: int, wanted: TrailFilter) -> list[AuditRow]:
+def audit(
+    db: sqlite3.Connection, before: int | None, limit: int, wanted: TrailFilter, bytes_max: int | None = None
+) -> list[AuditRow]:
     """Audit rows, newest first."""
     where, values = _where(wanted, before, who="who")
     rows = db.execute(
@@ -48,7 +51,7 @@ def audit(db: sqlite3.Connection, before: int | None, limit: int, wanted: TrailF
         f" WHERE {where} ORDER BY number DESC LIMIT ?",
         (*values, limit),
     )
-    return [AuditRow(*row) for row in rows]
+    return list(within((AuditRow(*row) for row in rows), bytes_max))
 
 
 def _where(wanted: TrailFilter, before: int | None, *, who: str) -> tuple[str, list[str | float | int]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from storage import idempotency, integrity
 from storage.belief import Moment
 from storage.damage import Damage, Numbers, are_numbers, checksum, judge
 from storage.errors import KeyReused, KeysExhausted, NoSuchDiagnosis, OutboxDamaged, StorageError
+from storage.pages import within
 from storage.records import (
     IDEMPOTENCY_KEYS_MAX,
     OUTBOX_EVENTS_MAX,
@@ -112,9 +114,21 @@ def delete(db: sqlite3.Connection, diagnosis_id: str, now: float) -> Diagnosis:
     return diagnosis
 
 
-def diagnoses(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Diagnosis]:
+def diagnoses(
+    db: sqlite3.Connection, owner: str | None, after: str, limit: int, bytes_max: int | None
+) -> list[Diagnosis]:
     """A page of registered diagnoses, by id."""
-    return [outbox.diagnosis for outbox in _page(db, owner, after, limit, "NULL")]
+    where, values = _registered(owner)
+    rows = db.execute(
+        "SELECT dx, public_id, owner, epoch, created_at FROM diagnosis"  # noqa: S608 - see there
+        f" WHERE {where} AND public_id > ? ORDER BY public_id LIMIT ?",
+        (*values, after, limit),
+    )
+    found = (
+        Diagnosis(public_id, found_owner, _viewers(db, dx), Epoch(epoch), created_at)
+        for dx, public_id, found_owner, epoch, created_at in rows
+    )
+    return list(within(found, bytes_max))
 
 
 def count_diagnoses(db: sqlite3.Connection, owner: str | None) -> int:
@@ -125,31 +139,17 @@ def count_diagnoses(db: sqlite3.Connection, owner: str | None) -> int:
 
 
 def outboxes(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Outbox]:
-    """The same page as `diagnoses`, with windows (empty where the numbers make no sense) and lowest cursors."""
-    lowest = "(SELECT min(iif(cursor.epoch = diagnosis.epoch, seq, 0)) FROM cursor WHERE cursor.dx = diagnosis.dx)"
-    return _page(db, owner, after, limit, lowest)
-
-
-def _page(db: sqlite3.Connection, owner: str | None, after: str, limit: int, lowest: str) -> list[Outbox]:
+    """The same diagnoses, with windows (empty where the numbers make no sense) and lowest cursors."""
     where, values = _registered(owner)
     rows = db.execute(
-        f"SELECT dx, public_id, owner, epoch, created_at, last_seq, floor, purged, {lowest}"  # noqa: S608 - constants
+        "SELECT public_id, diagnosis.epoch, last_seq, floor, purged,"  # noqa: S608 - see there
+        " (SELECT min(iif(cursor.epoch = diagnosis.epoch, seq, 0)) FROM cursor WHERE cursor.dx = diagnosis.dx)"
         f" FROM diagnosis LEFT JOIN head USING (dx) WHERE {where} AND public_id > ? ORDER BY public_id LIMIT ?",
         (*values, after, limit),
-    ).fetchall()
-    viewers: dict[int, list[str]] = {}
-    for dx, sub in db.execute(
-        "SELECT dx, sub FROM viewer WHERE dx IN (SELECT value FROM json_each(?)) ORDER BY dx, place",
-        (f"[{','.join(str(row[0]) for row in rows)}]",),
-    ):
-        viewers.setdefault(dx, []).append(sub)
+    )
     return [
-        Outbox(
-            Diagnosis(public_id, found_owner, tuple(viewers.get(dx, ())), Epoch(epoch), created_at),
-            _window(epoch, (last_seq, floor, purged)),
-            None if lowest_cursor is None else Seq(lowest_cursor),
-        )
-        for dx, public_id, found_owner, epoch, created_at, last_seq, floor, purged, lowest_cursor in rows
+        Outbox(public_id, _window(epoch, (last_seq, floor, purged)), None if lowest is None else Seq(lowest))
+        for public_id, epoch, last_seq, floor, purged, lowest in rows
     ]
 
 
@@ -240,7 +240,7 @@ def _refused_for_damage(
     return [OutboxDamaged(diagnosis_id, damage) for _ in range(events)]
 
 
-def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int) -> Slice:
+def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int, bytes_max: int | None) -> Slice:
     """The retained events above `seq`; where none is wanted, none is read.
 
     Raises:
@@ -255,8 +255,8 @@ def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int) 
         damage = None if are_numbers(numbers) else _damage_of(db, dx)
     if damage is not None:
         raise OutboxDamaged(diagnosis_id, damage)
-    found = [Event(Seq(number), at, kind.decode(), body) for _, number, at, kind, body, _ in entries if number > seq]
-    return Slice(_window(diagnosis.epoch, numbers), tuple(found[:limit]))
+    found = (Event(Seq(number), at, kind.decode(), body) for _, number, at, kind, body, _ in entries if number > seq)
+    return Slice(_window(diagnosis.epoch, numbers), tuple(within(islice(found, limit), bytes_max)))
 
 
 def _window(epoch: Epoch, numbers: Numbers) -> Window:

@@ -13,7 +13,7 @@ from web import rights, wire
 from web.access import authenticate, authenticate_for, authorized_diagnosis
 from web.bodies import answer, read_json_body, whole_request
 from web.judging import judge_token
-from web.paging import page_of
+from web.paging import PAGE_BYTES_MAX, page_of
 from web.records import diagnosis_id_as_json, diagnosis_id_of
 from web.services import Services
 from web.tokens import Principal
@@ -28,7 +28,9 @@ def diagnoses(services: Services) -> Blueprint:
         who = authenticate(services)
         page = page_of(request.args)
         owner = None if rights.may_register(who) else who.sub
-        found = await services.store.diagnoses(owner=owner, after=page.after, limit=page.limit + 1)
+        found = await services.store.diagnoses(
+            owner=owner, after=page.after, limit=page.limit + 1, bytes_max=PAGE_BYTES_MAX
+        )
         return answer(page.of(found, _registration, lambda one: one.diagnosis_id))
 
     @blueprint.put("/diagnoses/<diagnosis_id>")

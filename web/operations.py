@@ -80,7 +80,10 @@ KEY: Final = Parameter(
     "The same key makes no second event for 24 hours.",
 )
 LIMIT: Final = Parameter(
-    "limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Items of a page."
+    "limit",
+    "query",
+    {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    "Items of a page, at most: it ends with the item that reaches 256 KiB, and `next` is set if there are more.",
 )
 AFTER: Final = Parameter("after", "query", {"type": "string"}, "The `next` of the page before.")
 PAGE: Final = (LIMIT, AFTER)

@@ -16,13 +16,13 @@ from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState
 from storage.errors import OutboxDamaged
-from storage.records import Cursor, Diagnosis, NewAuditRow, Outbox, Purged, Seq, SubscriberId, Window
+from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, SubscriberId, Window
 from web import rights, wire
 from web.access import ask_for, authenticate_for
 from web.bodies import answer, whole_request
 from web.errors import Problem
 from web.judging import judge_of, judge_token
-from web.paging import page_of
+from web.paging import PAGE_BYTES_MAX, Shown, page_of
 from web.records import DEVICE, DEVICE_RULE, diagnosis_id_as_json, diagnosis_id_of
 from web.services import Services
 from web.tokens import Principal
@@ -37,10 +37,12 @@ def operators(services: Services) -> Blueprint:
         authenticate_for(services, rights.OPERATE)
         page = page_of(request.args)
         outboxes = await services.store.outboxes(after=page.after, limit=page.limit + 1)
-        shown = {one.diagnosis.diagnosis_id: await _actor(services, one) for one in outboxes[: page.limit]}
-        return answer(
-            page.of(outboxes, lambda one: shown[one.diagnosis.diagnosis_id], lambda one: one.diagnosis.diagnosis_id)
-        )
+        shown = Shown()
+        for one in outboxes[: page.limit]:
+            if shown.is_full:
+                break
+            shown.add(await _actor(services, one.diagnosis_id, one.window))
+        return answer(page.answer(outboxes, shown, lambda one: one.diagnosis_id))
 
     @blueprint.get("/actors/<diagnosis_id>")
     async def show_actor(diagnosis_id: str) -> Response:
@@ -83,7 +85,9 @@ def operators(services: Services) -> Blueprint:
         authenticate_for(services, rights.OPERATE)
         diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
         page = page_of(request.args)
-        found = await services.store.read_after(diagnosis.diagnosis_id, Seq(page.after_number), page.limit + 1)
+        found = await services.store.read_after(
+            diagnosis.diagnosis_id, Seq(page.after_number), page.limit + 1, PAGE_BYTES_MAX
+        )
         return answer(
             page.of(
                 found.events,
@@ -180,18 +184,17 @@ async def _answer_with_actor(services: Services, diagnosis: Diagnosis) -> Respon
         window = (await services.store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
     except OutboxDamaged as damaged:
         window = damaged.damage.window(diagnosis.epoch)
-    return answer(await _actor(services, Outbox(diagnosis, window, None)))
+    return answer(await _actor(services, diagnosis.diagnosis_id, window))
 
 
-async def _actor(services: Services, outbox: Outbox) -> dict[str, object]:
+async def _actor(services: Services, diagnosis_id: str, outbox: Window) -> dict[str, object]:
     """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store.
 
     Of a damaged one they are what is left once the damage is dropped.
     """
-    diagnosis_id = outbox.diagnosis.diagnosis_id
     statistics = services.registry.statistics_of(diagnosis_id)
     damage = statistics.damage
-    stored = outbox.window if damage is None else damage.window(outbox.diagnosis.epoch)
+    stored = outbox if damage is None else damage.window(outbox.epoch)
     window = statistics.window or stored
     lag = statistics.lag
     if lag is None:

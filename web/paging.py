@@ -7,15 +7,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import msgspec
+
+from web import wire
 from web.errors import Problem
 from web.records import NUMBER, NUMBER_RULE
 
 PAGE_ITEMS_MAX: Final = 1000
 PAGE_ITEMS_DEFAULT: Final = 100
 
+PAGE_BYTES_MAX: Final = 256 * 1024
+"""A page ends with the item that reaches so many bytes. Reason: it is made in one turn, and held until it is read."""
+
 _LIMIT: Final = re.compile(r"[0-9]{1,9}")
 
 Item = TypeVar("Item")
+
+
+class Shown:
+    """What a page shows, until it is full."""
+
+    def __init__(self) -> None:
+        self.items: list[msgspec.Raw] = []
+        self._bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more has room; one item always has."""
+        return self._bytes >= PAGE_BYTES_MAX
+
+    def add(self, item: object) -> None:
+        """Show one more."""
+        text = wire.encode(item)
+        self._bytes += len(text)
+        self.items.append(msgspec.Raw(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +70,18 @@ class Page:
     def of(
         self, found: Sequence[Item], show: Callable[[Item], object], key: Callable[[Item], str]
     ) -> dict[str, object]:
-        """The answer, from up to `limit + 1` items."""
-        items = found[: self.limit]
-        more = len(found) > self.limit
-        return {"items": [show(item) for item in items], "next": key(items[-1]) if more else None}
+        """The answer, from up to `limit + 1` items; fewer, if those but the last take `PAGE_BYTES_MAX`."""
+        shown = Shown()
+        for item in found[: self.limit]:
+            if shown.is_full:
+                break
+            shown.add(show(item))
+        return self.answer(found, shown, key)
+
+    def answer(self, found: Sequence[Item], shown: Shown, key: Callable[[Item], str]) -> dict[str, object]:
+        """The answer, from the items found and what is shown of the first ones."""
+        count = len(shown.items)
+        return {"items": shown.items, "next": key(found[count - 1]) if len(found) > count else None}
 
 
 def page_of(query: Mapping[str, str]) -> Page:

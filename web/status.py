@@ -171,7 +171,7 @@ async def _of(outboxes: Sequence[Outbox], services: Services, connections: Mappi
     damage: dict[str, str] = {}
     damaged = services.store.damaged
     for number, outbox in enumerate(outboxes, start=1):
-        diagnosis_id = outbox.diagnosis.diagnosis_id
+        diagnosis_id = outbox.diagnosis_id
         if diagnosis_id in connections:
             seen[diagnosis_id] = connections[diagnosis_id]
         if diagnosis_id in damaged:
@@ -193,7 +193,7 @@ async def _of(outboxes: Sequence[Outbox], services: Services, connections: Mappi
 async def _outboxes(store: Store, owner: str | None) -> list[Outbox]:
     found: list[Outbox] = []
     while True:
-        after = found[-1].diagnosis.diagnosis_id if found else ""
+        after = found[-1].diagnosis_id if found else ""
         page = await store.outboxes(owner=owner, after=after, limit=PAGE_DIAGNOSES)
         found.extend(page)
         if len(page) < PAGE_DIAGNOSES:

@@ -14,7 +14,7 @@ from web import rights, wire
 from web.access import authenticate_for
 from web.bodies import answer
 from web.errors import Problem
-from web.paging import page_of
+from web.paging import PAGE_BYTES_MAX, page_of
 from web.records import diagnosis_id_as_json, diagnosis_id_of
 from web.services import Services
 
@@ -38,7 +38,9 @@ def trails(services: Services) -> Blueprint:
     async def audit() -> Response:
         authenticate_for(services, rights.OPERATE)
         page, wanted = page_of(request.args), _filter(request.args, "actor", "action")
-        found = await services.store.audit(before=page.before, limit=page.limit + 1, wanted=wanted)
+        found = await services.store.audit(
+            before=page.before, limit=page.limit + 1, wanted=wanted, bytes_max=PAGE_BYTES_MAX
+        )
         return answer(page.of(found, _shown_act, lambda row: str(row.number)))
 
     @blueprint.get("/accesses")

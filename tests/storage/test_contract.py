@@ -337,13 +337,30 @@ async def test_diagnoses_are_listed_by_id_in_pages_and_by_owner(store: Store) ->
     assert await store.count_diagnoses(owner="amira") == 2
 
 
+async def test_a_page_ends_with_one_row_more_than_its_bytes_allow(store: Store) -> None:
+    viewers = ["v" * 97] * 10  # a thousand bytes
+    for name in "abcde":
+        await store.register(name, "amira", viewers, act)
+    for bytes_max, count in ((1, 2), (1000, 2), (1001, 3), (4000, 5), (4001, 5), (None, 5)):
+        found = await store.diagnoses(bytes_max=bytes_max)
+        assert [one.diagnosis_id for one in found] == list("abcde"[:count])
+    assert [one.diagnosis_id for one in await store.diagnoses(limit=1, bytes_max=4000)] == ["a"]
+    assert [one.diagnosis_id for one in await store.diagnoses(after="d", bytes_max=1)] == ["e"]
+    await append(store, *(NewEvent("kind", b"x" * 1000) for _ in range(5)), to="a")
+    found_after = await store.read_after("a", Seq(1), 100, 1500)
+    assert ([one.seq for one in found_after.events], found_after.window.head) == ([2, 3, 4], 5)
+    for number in range(3):
+        await store.record(NewAuditRow("op", f"act-{number}", "d", after="x" * 1000))
+    assert [row.what for row in await store.audit(bytes_max=1000)] == ["act-2", "act-1"]
+
+
 async def test_outboxes_show_windows_and_the_lowest_cursor(store: Store) -> None:
     await store.register("d", "amira", [])
     await store.register("e", "amira", [])
     await append_numbers(store, 105)
     await move(store, PHONE, 50)
     await move(store, UNNAMED, 30)
-    shown = {one.diagnosis.diagnosis_id: one for one in await store.outboxes()}
+    shown = {one.diagnosis_id: one for one in await store.outboxes()}
     assert (shown["d"].window.head, shown["d"].window.floor, shown["d"].lowest_cursor) == (105, 5, 30)
     assert (shown["e"].window.head, shown["e"].lowest_cursor) == (0, None)
 

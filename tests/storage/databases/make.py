@@ -84,9 +84,9 @@ async def fill(store: Store) -> None:
 async def described(store: Store) -> dict[str, Any]:
     """What a store holds, as far as every version must keep it."""
     diagnoses = {}
-    for outbox in await store.outboxes(limit=1000):
-        one, window = outbox.diagnosis, outbox.window
+    for one in await store.diagnoses(limit=1000):
         found = await store.read_after(one.diagnosis_id, Seq(0))
+        window = found.window
         diagnoses[one.diagnosis_id] = {
             "owner": one.owner,
             "viewers": list(one.viewers),
