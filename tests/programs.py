@@ -26,6 +26,8 @@ SPELLINGS: Final = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     # Debian puts it where only root's PATH leads.
     "nginx": ("nginx", "/usr/sbin/nginx"),
+    # `make python-client` makes it.
+    "python-client": (str(ROOT / "clients" / "python" / ".venv" / "bin" / "python"),),
 }
 """Names and paths under which a program may be installed, where there is more than one."""
 

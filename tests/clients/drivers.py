@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from tests.clients.reports import Report
-from tests.programs import ROOT
+from tests.programs import ROOT, program
 
 EXIT_SECONDS_MAX: Final = 5
 """Longest time from `stop` to the exit: the 3 s of the table, and a loaded machine."""
@@ -33,7 +35,15 @@ class Driver:
         return self.name
 
 
-DRIVERS: Final = (Driver("tail", lambda: [sys.executable, "-m", "tests.clients.tail_driver"]),)
+def _python(library: str) -> list[str]:
+    return [program("python-client"), str(ROOT / "clients" / "python" / "drivers" / "driver.py"), library]
+
+
+DRIVERS: Final = (
+    Driver("tail", lambda: [sys.executable, "-m", "tests.clients.tail_driver"]),
+    Driver("trio", partial(_python, "trio")),
+    Driver("asyncio", partial(_python, "asyncio")),
+)
 
 
 class Running:
@@ -52,12 +62,13 @@ class Running:
         """What it reports, until its stdout ends."""
         assert self._process.stdout is not None
         pieces: list[bytes] = []
-        async for chunk in self._process.stdout:
-            first, *others = chunk.split(b"\n")
-            pieces.append(bytes(first))
-            for piece in others:
-                yield json.loads(b"".join(pieces))
-                pieces = [bytes(piece)]
+        async with self._process.stdout as stdout:
+            async for chunk in stdout:
+                first, *others = chunk.split(b"\n")
+                pieces.append(bytes(first))
+                for piece in others:
+                    yield json.loads(b"".join(pieces))
+                    pieces = [bytes(piece)]
 
     async def ended(self) -> int:
         """Its exit code, which is awaited."""
@@ -65,13 +76,12 @@ class Running:
             return await self._process.wait()
 
     async def kill(self) -> None:
-        """SIGKILL, if it still runs; returns when it is gone."""
+        """SIGKILL to it and all that it has started; returns when it is gone."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                await stream.aclose()
+        assert self._process.stdin is not None
+        await self._process.stdin.aclose()
 
     @property
     def said(self) -> str:
@@ -85,6 +95,12 @@ async def start(driver: Driver, directory: Path) -> Running:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AVICENNA_")}
     with stderr.open("ab") as file:
         process = await trio.lowlevel.open_process(
-            driver.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, cwd=ROOT, env=environment
+            driver.command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
         )
     return Running(process, stderr)
