@@ -84,7 +84,7 @@ def test_ci_with_every_program_allows_no_skip(stand_ins: Path) -> None:
     stand_in(stand_ins, "make", 'echo "required: $REQUIRED_PROGRAMS"')
     printed, said = ci(stand_ins)
     assert said.splitlines() == ["make -s node-packages", "make check"]
-    assert set(printed.split()) == {"required:", *PROGRAMS, "npm-packages"}
+    assert set(printed.split()) == {"required:", "python-client", *PROGRAMS, "npm-packages"}
 
 
 def test_ci_as_root_installs_what_is_missing_and_starts_nothing(stand_ins: Path) -> None:
@@ -100,7 +100,7 @@ def test_ci_as_root_installs_what_is_missing_and_starts_nothing(stand_ins: Path)
     printed, said = ci(stand_ins)
     assert "exit 101" in said, "services may start as they are installed"
     assert not (stand_ins / "policy-rc.d").exists()
-    assert set(printed.split()) == {"required:", *PROGRAMS, "npm-packages"}
+    assert set(printed.split()) == {"required:", "python-client", *PROGRAMS, "npm-packages"}
 
 
 @pytest.mark.parametrize(("user", "reason"), [("0", "apt-get failed"), ("1000", "needs root")])
@@ -112,7 +112,7 @@ def test_ci_that_cannot_install_says_so_in_one_line_and_goes_on(stand_ins: Path,
     line, required = printed.splitlines()
     assert reason in line
     assert {"build-essential", "nodejs", "npm", "chromium", "nginx"} < set(line.split())
-    assert required == "required: "
+    assert required.split() == ["required:", "python-client"]
     assert not (stand_ins / "policy-rc.d").exists()
 
 
@@ -123,4 +123,4 @@ def test_ci_without_the_npm_registry_says_so_in_one_line_and_goes_on(stand_ins: 
     printed, _ = ci(stand_ins)
     line, required = printed.splitlines()
     assert "npm failed" in line
-    assert set(required.split()) == {"required:", *PROGRAMS}
+    assert set(required.split()) == {"required:", "python-client", *PROGRAMS}
