@@ -68,8 +68,7 @@ def restore(path: Path, backup: Path) -> Path | None:
     with files.locked(path):
         arriving = temporary_name(path.with_name(f"{path.name}.restoring"))
         log, arriving_log = files.wal_of(backup), files.wal_of(arriving)
-        for leftover in (arriving, arriving_log):
-            leftover.unlink(missing_ok=True)
+        files.remove_database(arriving)
         try:
             files.copy_private(backup, arriving)
             before = own_log.belongs(backup) if log.exists() else None
@@ -80,8 +79,7 @@ def restore(path: Path, backup: Path) -> Path | None:
             files.settle_copy(arriving)
             aside = files.replace_database(path, arriving, "replaced")
         finally:
-            for leftover in (arriving, arriving_log):
-                leftover.unlink(missing_ok=True)
+            files.remove_database(arriving)
         return aside
 
 

@@ -36,6 +36,10 @@ BESIDE: Final = ("-wal", "-shm", "-journal")
 """How the names of files end that SQLite keeps beside a database, after the database's own."""
 
 
+KEPT: Final = ("replaced", "damaged")
+"""Labels of databases that were put aside, in their names."""
+
+
 def wal_of(path: Path) -> Path:
     """The write-ahead log SQLite keeps beside a database; committed events live there until a checkpoint."""
     return Path(f"{path}-wal")
@@ -163,6 +167,11 @@ def is_directory(path: Path) -> bool:
     return path.is_dir()
 
 
+def is_dangling(path: Path) -> bool:
+    """Whether there is a link to nothing in the place of a file."""
+    return path.is_symlink() and not path.exists()
+
+
 def is_writable(path: Path) -> bool:
     """Whether this process may write a file that is there; also false on a read-only file system."""
     return os.access(path, os.W_OK)
@@ -171,6 +180,12 @@ def is_writable(path: Path) -> bool:
 def remove(path: Path) -> None:
     """Delete a file, if it is there."""
     path.unlink(missing_ok=True)
+
+
+def remove_database(path: Path) -> None:
+    """Delete a database that nobody uses, with what SQLite keeps beside it; what is missing is no error."""
+    for file in (path, *(Path(f"{path}{suffix}") for suffix in BESIDE)):
+        file.unlink(missing_ok=True)
 
 
 def is_full(path: Path) -> bool:
@@ -272,18 +287,6 @@ def _identity(status: os.stat_result | None) -> tuple[int, int] | None:
     return None if status is None else (status.st_dev, status.st_ino)
 
 
-def set_aside(path: Path, label: str) -> Path | None:
-    """Rename a database and its log out of the way; where the database is now, `None` if there was none."""
-    aside = _free_name(path, label)
-    moved = None
-    for source, target in ((wal_of(path), wal_of(aside)), (path, aside)):
-        with contextlib.suppress(FileNotFoundError):
-            source.rename(target)
-            moved = aside
-    sync_directory(path.parent)
-    return moved
-
-
 def replace_database(path: Path, arriving: Path, label: str) -> Path | None:
     """Put one database, which has no log, in the place of another; where the other is now, `None`: there was none.
 
@@ -311,6 +314,20 @@ def replace_database(path: Path, arriving: Path, label: str) -> Path | None:
     return aside if kept else None
 
 
+def kept_of(path: Path) -> list[Path]:
+    """Former databases that `replace_database` has kept, or their logs where the database itself is missing."""
+    kept = {Path(str(one).removesuffix("-wal")) for one in path.parent.glob(f"{glob.escape(path.name)}.*")}
+    return sorted(one for one in kept if one.name.removeprefix(f"{path.name}.").startswith(KEPT))
+
+
+def kept_log_of(path: Path) -> Path | None:
+    """The log of a database that lies beside a second name, or a copy, of it; `None`: there is none."""
+    for one in kept_of(path):
+        if size_of(wal_of(one)) and size_of(one) == size_of(path):
+            return wal_of(one)
+    return None
+
+
 def _keep_as(source: Path, target: Path) -> bool:
     """Give a file that nobody uses a second name; False: there is none."""
     if not source.exists():
@@ -335,8 +352,10 @@ def copy_private(source: Path, target: Path) -> None:
     """Copy a file to a new one only its owner can read, and have it on disk.
 
     Raises:
-        CannotCopy: the source cannot be read, the target exists or cannot be written (then it is removed).
+        CannotCopy: the source is no file, or cannot be read; the target exists, or cannot be written and is removed.
     """
+    if source.exists() and not source.is_file():
+        raise CannotCopy(f"{source} is no file")  # a pipe would be waited for
     try:
         with source.open("rb") as reading:
             make_private(target)

@@ -37,7 +37,8 @@ def judge(path: Path, boot: str) -> Before:
         return Before(last.state)  # a word of ours in its place
     if found.end is None or _goes_on(last, found.end):
         if found.fault is not None:
-            raise damaged_log(str(path), found.fault)
+            kept = None if files.wal_of(path).exists() else files.kept_log_of(path)
+            raise damaged_log(str(path), found.fault, kept)
         return Before(last.state, found.end)
     refusal = foreign_log(str(path)) if needs_none else damaged_log(str(path), "is one of another time or database")
     if not _may_be_begun(found.end) or found.fault is not None:

@@ -290,11 +290,18 @@ def damaged(path: str, problems: Sequence[str]) -> Damaged:
     return Damaged(f"{path} is damaged ({problems[0]}{more}); restore a backup: {_restore_command(path)}")
 
 
-def damaged_log(path: str, fault: str) -> Damaged:
-    """What an operator is told about a database whose write-ahead log is not as its last run left it."""
+def damaged_log(path: str, fault: str, kept: Path | None = None) -> Damaged:
+    """What an operator is told about a database whose write-ahead log is not as its last run left it.
+
+    Args:
+        kept: where its log may be, if a `restore` was interrupted; `None`: nothing is known of that.
+    """
+    back = "Put it back as it was"
+    if kept is not None:
+        back = f"If a restore was interrupted, put it back: {shlex.join(('mv', str(kept), f'{path}-wal'))}"
     return Damaged(
         f"{path} was not closed in order, and its log {path}-wal {fault}: the newest events were in it. "
-        f"Put it back as it was; or go on without them: {_restore_command(path, path)}"
+        f"{back}; or go on without them: {_restore_command(path, path)}"
     )
 
 

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -39,6 +39,7 @@ from storage.clock import Clock, Timekeeper
 from storage.committer import Committer, Pending, Work
 from storage.damage import Damage, FoundDamage
 from storage.errors import (
+    CannotCopy,
     CannotOpen,
     Damaged,
     Failed,
@@ -86,6 +87,7 @@ from storage.records import (
 )
 from storage.schema import Opened, Opening, prepare
 from storage.stall import LOOK_SECONDS
+from storage.unfinished import temporary_name
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -139,19 +141,24 @@ async def open_store(
         CannotOpen: see its kinds.
         StoreBroken: the disk or the file failed while serving.
     """
-    open_it = partial(
-        _open_connection, path, clock, new_epoch, durability, files.current_boot() if boot is None else boot
-    )
+    this_boot = files.current_boot() if boot is None else boot
+
+    def open_it(at: Path) -> AbstractAsyncContextManager[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
+        return _open_connection(at, clock, new_epoch, durability, this_boot)
+
     with files.locked(path):
         async with AsyncExitStack() as stack:
             try:
-                database, time, live_log, found = await stack.enter_async_context(open_it())
+                database, time, live_log, found = await stack.enter_async_context(open_it(path))
             except (Damaged, NotADatabase) as damage:
                 if on_damage == "refuse":
                     raise
-                aside = files.set_aside(path, "damaged")
+                with _empty_beside(path) as arriving:
+                    async with open_it(arriving):
+                        pass
+                    aside = _put_in_place_of(path, arriving)
                 logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
-                database, time, live_log, found = await stack.enter_async_context(open_it())
+                database, time, live_log, found = await stack.enter_async_context(open_it(path))
             presence = files.Presence(path)
             log = files.wal_of(path)
 
@@ -180,6 +187,25 @@ async def open_store(
                         committer.close()
 
 
+@contextmanager
+def _empty_beside(path: Path) -> Iterator[Path]:
+    """Where another database can be made that is to take the place of this one; what is left there is removed."""
+    arriving = temporary_name(path.with_name(f"{path.name}.beginning"))
+    files.remove_database(arriving)
+    try:
+        yield arriving
+    finally:
+        files.remove_database(arriving)
+
+
+def _put_in_place_of(path: Path, arriving: Path) -> Path | None:
+    # Whole when it comes: whoever is killed meanwhile leaves one of the two, and never a database that is missing.
+    try:
+        return files.replace_database(path, arriving, "damaged")
+    except (CannotCopy, OSError) as error:
+        raise CannotOpen(f"{path} cannot be set aside: {error}") from error
+
+
 @asynccontextmanager
 async def _open_connection(
     path: Path, clock: Clock, new_epoch: Callable[[], str], durability: Durability, boot: str
@@ -194,6 +220,8 @@ async def _open_connection(
     log = files.wal_of(path)
     if files.is_directory(path):
         raise CannotOpen(f"{path} is a directory, not a database; move it away, or name another directory with --data")
+    if files.is_dangling(path):
+        raise CannotOpen(f"{path} is a link to a file that is missing; put it back, or remove the link")
     log_bytes = files.size_of(log)
     if log_bytes and not files.size_of(path):
         raise Damaged(f"{path} is missing, but its log {log} is there; put it back, or move the log away")

@@ -79,10 +79,14 @@ def temporary_name(target: Path) -> Path:
     return target.with_name(f".{target.name}{SUFFIX}")
 
 
-def sweep(directory: Path) -> list[Path]:
-    """Remove what killed processes have left in a directory; what was removed. No directory: nothing."""
+def sweep(directory: Path, *names: str) -> list[Path]:
+    """Remove what killed processes have left in a directory; what was removed. No directory: nothing.
+
+    Args:
+        names: patterns (`*`) of what the files would be called: those that we make there, as others may lie there, too.
+    """
     swept: list[Path] = []
-    for path in sorted(directory.glob(f".*{SUFFIX}")):
+    for path in sorted({left for name in names for left in directory.glob(f".{name}{SUFFIX}")}):
         # Missing: whoever wrote it has just finished. A link, or a file of another user: not ours.
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -63,6 +63,7 @@ from web.keys import Key, KeyUnusable
 from web.limits import Limits as ClientLimits
 from web.listening_file import LISTENING_FILE, announced
 from web.logs import set_up_logging
+from web.maintenance import BACKUPS, CHECKS
 from web.peers import sharing_address
 from web.revocations import expire_revocations, load_revoked
 from web.services import Services
@@ -206,7 +207,10 @@ async def serve(
         trio.open_nursery() as actors_nursery,
         open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=held_max) as hub,
     ):
-        for left in (*sweep(settings.data), *sweep(settings.data / BACKUPS_DIRECTORY)):
+        for left in (
+            *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
+            *sweep(settings.data / BACKUPS_DIRECTORY, BACKUPS),
+        ):
             logger.warning("removed %s: the process that wrote it was killed", left)
         if makes_key:
             # After the database: a key without one says that a database was there.
@@ -260,8 +264,10 @@ def _check_database(settings: Settings) -> None:
         return
     why = "though its key is there" if has_key else "and database_must_exist is set"
     directory = shlex.quote(str(data))
+    kept = [str(one) for one in files.kept_of(data / DATABASE_FILE)]
     raise CannotOpen(
-        f"there is no database in {data}, {why}: is the volume mounted? Put the database back, or a backup: "
+        f"there is no database in {data}, {why}: is the volume mounted? "
+        f"{'A former one is kept: ' + ', '.join(kept) + '. ' if kept else ''}Put the database back, or a backup: "
         f"avicenna-live restore FILE --data {directory}; or make an empty one: "
         f"avicenna-live new-database --data {directory}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import secrets
 import shlex
 import stat
@@ -61,7 +62,10 @@ def load_keys(settings: Settings) -> list[Key]:
         keys += _jwks_file(Path(settings.jwks))
     if settings.local_key:
         is_needed = _needs_local_key(settings)
-        secret, created = load_or_create_key(settings.data) if is_needed else (load_key(settings.data), False)
+        try:
+            secret, created = load_or_create_key(settings.data) if is_needed else (load_key(settings.data), False)
+        except PermissionError as error:
+            raise _forbidden(error, settings.data) from None
         if created:
             logger.info("made a new token key in %s", settings.data)
         if secret is not None:
@@ -76,6 +80,12 @@ def load_keys(settings: Settings) -> list[Key]:
     if never_tried := KeySet(keys).never_tried:
         logger.warning(NEVER_TRIED, never_tried, KEYS_TRIED_MAX)
     return keys
+
+
+def _forbidden(error: PermissionError, directory: Path) -> KeyUnusable:
+    path = str(directory / KEY_FILE)
+    own = shlex.join(("chown", str(os.getuid()), path))
+    return KeyUnusable(f"cannot read {path}: {error.strerror}; it must belong to the user that runs the server: {own}")
 
 
 def _warn_unless_private(path: Path) -> None:

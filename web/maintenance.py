@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from functools import partial
+from typing import Final
 
 from quart import Blueprint, Response
 
@@ -20,6 +21,12 @@ from web.judging import judge_token
 from web.services import Services
 from web.settings import BACKUPS_DIRECTORY
 
+BACKUPS: Final = "avicenna-*.db"
+"""What copies in `backups/` are called."""
+
+CHECKS: Final = "check-*.db"
+"""What copies in the data directory are called that are checked."""
+
 
 def maintenance(services: Services) -> Blueprint:
     """Both routes."""
@@ -31,7 +38,7 @@ def maintenance(services: Services) -> Blueprint:
         await whole_request()
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(services.clock.wall()))
         # The random part keeps two backups of one second apart.
-        name = f"avicenna-{stamp}-{secrets.token_hex(4)}.db"
+        name = BACKUPS.replace("*", f"{stamp}-{secrets.token_hex(4)}")
         path = services.settings.data.absolute() / BACKUPS_DIRECTORY / name
         after = wire.encode({"path": str(path)}).decode()
         judge_token(services, who)
@@ -45,7 +52,7 @@ def maintenance(services: Services) -> Blueprint:
         await whole_request()
         judge_token(services, who)
         await services.store.record(NewAuditRow(who.sub or "", "database.check", ""))
-        scratch = services.settings.data.absolute() / f"check-{secrets.token_hex(8)}.db"
+        scratch = services.settings.data.absolute() / CHECKS.replace("*", secrets.token_hex(8))
         problems = list(
             await unless_draining(services, partial(services.store.check, scratch), "the check has not ended")
         )

@@ -114,6 +114,19 @@ def test_a_start_that_is_killed_while_it_makes_the_key_leaves_none(
     assert load_or_create_key(tmp_path)[1]
 
 
+def test_a_key_that_may_not_be_read_is_named_with_the_command_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_or_create_key(tmp_path)
+
+    def forbid(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbid)
+    with pytest.raises(KeyUnusable, match=f"cannot read {tmp_path}/jwt.key: Permission denied; .*chown {os.getuid()} "):
+        load_keys(Settings(data=tmp_path))
+
+
 def test_what_a_killed_start_left_behind_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
     left = [tmp_path / f".jwt.key.{letter * 16}" for letter in "0f"]
     others = [tmp_path / name for name in (".jwt.key.bak", ".jwt.key", "jwt.key." + "0" * 16, ".jwtxkey." + "0" * 16)]

@@ -150,7 +150,7 @@ async def test_a_key_without_its_database_refuses_to_start_until_one_is_made_on_
     async with served(data) as (process, server):
         await server.register()
         assert await process.stop() == 0
-    (data / "avicenna.db").unlink()
+    (data / "avicenna.db").rename(data / "avicenna.db.damaged")
     if is_empty:
         (data / "avicenna.db").touch(mode=0o600)
     code, _, said = await run("serve", "--port", "0", "--data", data)
@@ -158,6 +158,7 @@ async def test_a_key_without_its_database_refuses_to_start_until_one_is_made_on_
     (line,) = said.splitlines()
     assert f"there is no database in {data}, though its key is there" in line
     assert f"avicenna-live restore FILE --data '{data}'" in line
+    assert f"A former one is kept: {data / 'avicenna.db.damaged'}. " in line
     command = shlex.split(line[line.index("avicenna-live new-database") :])
     assert command[0] == "avicenna-live"
     assert files.size_of(data / "avicenna.db") == 0

@@ -223,14 +223,15 @@ def test_what_a_killed_process_left_is_swept_and_what_another_one_writes_is_not(
         one.write_bytes(b"some")
     (tmp_path / "whole.db").write_bytes(b"whole")
     (tmp_path / f".link{SUFFIX}").symlink_to(tmp_path / "whole.db")
+    (tmp_path / f".notes{SUFFIX}").write_bytes(b"somebody's own")
     with arriving(tmp_path / "busy.db") as busy:
-        assert sweep(tmp_path) == [left]
+        assert sweep(tmp_path, "*.db", "link") == [left]
         assert busy.path.exists()
         with pytest.raises(FileExistsError), arriving(tmp_path / "busy.db"):
             pass
     names = sorted(one.name for one in tmp_path.iterdir())
-    assert names == [f".link{SUFFIX}", "busy.db", "whole.db"]
-    assert sweep(tmp_path / "absent") == []
+    assert names == [f".link{SUFFIX}", f".notes{SUFFIX}", "busy.db", "whole.db"]
+    assert sweep(tmp_path / "absent", "*") == []
 
 
 def test_what_a_killed_process_left_of_the_same_copy_is_begun_anew(tmp_path: Path) -> None:

@@ -390,6 +390,92 @@ async def test_a_restore_has_no_moment_without_a_database(
     assert (False, True) not in found
 
 
+async def test_a_restore_that_is_killed_before_the_end_is_followed_by_the_name_of_the_log_it_took_away(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    copy = tmp_path / "copy.db"
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        await store.backup(copy)
+        crashed()
+    come_back(path, tmp_path)
+
+    def die(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", die)
+    with pytest.raises(KeyboardInterrupt):
+        copies.restore(path, copy)
+    monkeypatch.undo()
+    kept = wal_of(path.with_name(f"{path.name}.replaced"))
+    with pytest.raises(Damaged, match=f"put it back: mv {kept} {wal_of(path)};"):
+        async with opened(path, new_epoch):
+            pass
+    kept.rename(wal_of(path))
+    async with opened(path, new_epoch) as store:
+        assert (await store.read_after("d", Seq(0))).window.head == 5
+
+
+@pytest.mark.parametrize("is_of_the_log", [True, False])
+async def test_what_is_set_aside_has_no_moment_without_a_database(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch, is_of_the_log: bool,
+) -> None:  # fmt: skip
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        crashed()
+    if is_of_the_log:
+        come_back(path, tmp_path)
+        wal_of(path).write_bytes(b"")
+    else:
+        path.write_bytes(b"x" * 5000)
+    content, moments, killed = path.read_bytes(), 0, tmp_path / "killed"
+
+    def watch(name: str) -> None:
+        act = getattr(Path, name)
+
+        def watched(self: Path, *arguments: Any, **options: Any) -> Any:
+            nonlocal moments
+            done = act(self, *arguments, **options)
+            moments += 1
+            if path.parent in (self.parent, self):
+                assert os.spawnlp(os.P_WAIT, "cp", "cp", "-r", str(path.parent), str(killed / str(moments))) == 0
+            return done
+
+        monkeypatch.setattr(Path, name, watched)
+
+    killed.mkdir()
+    for name in ("rename", "unlink", "hardlink_to"):
+        watch(name)
+    async with opened(path, new_epoch, on_damage="set_aside") as store:
+        await fill(store, 2)
+    monkeypatch.undo()
+    assert path.with_name("avicenna.db.damaged").read_bytes() == content
+    left = sorted(killed.iterdir())
+    assert len(left) > 3
+    for directory in left:
+        assert files.size_of(directory / path.name) > 4096
+        # The next start goes on from each of them, and the damaged one is not lost.
+        async with opened(directory / path.name, new_epoch, on_damage="set_aside") as store:
+            assert await store.count_diagnoses() in (0, 1)
+        assert content in [one.read_bytes() for one in directory.glob("avicenna.db*")]
+
+
+def test_a_pipe_is_no_backup(path: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CannotCopy, match="pipe is no file"):
+        copies.restore(path, tmp_path / "pipe")
+
+
+async def test_a_link_to_nothing_is_named(path: Path, new_epoch: Callable[[], str]) -> None:
+    path.parent.mkdir()
+    path.symlink_to(path.parent / "elsewhere")
+    with pytest.raises(CannotOpen, match="is a link to a file that is missing"):
+        async with opened(path, new_epoch):
+            pass
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
 async def test_files_that_cannot_be_looked_at_end_the_store_and_whoever_waits_is_told(
     path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch, number: int
