@@ -17,6 +17,7 @@ from typing import Final, assert_never
 import trio
 
 from actors import turns
+from actors.budget import RingBudget
 from actors.cursors import CursorKeeper
 from actors.errors import DevicesExhausted
 from actors.mailbox import Mailbox
@@ -122,6 +123,7 @@ class DiagnosisActor:
         *,
         store: Store,
         keeper: CursorKeeper,
+        budget: RingBudget,
         render: Render,
         passivate_after_seconds: float,
         stops: bool = False,
@@ -138,6 +140,7 @@ class DiagnosisActor:
         self._hands = hands
         self._store = store
         self._keeper = keeper
+        self._budget = budget
         self._render = render
         self._passivate_after_seconds = passivate_after_seconds
         self._stops = stops
@@ -171,6 +174,7 @@ class DiagnosisActor:
                 return
             await self._handle(next_one)
             del next_one  # done with: it would stay in memory until the next message comes
+            await self._budget.look_at(self._roster)
 
     async def _settle_appends(self) -> list[tuple[Envelope, Appended | StorageError]]:
         """Learn what became of the appends a former incarnation had in the store; hand the rest to `retries`."""
@@ -181,21 +185,28 @@ class DiagnosisActor:
         return [(envelope, await envelope.outcome()) for envelope in list(holding)]
 
     async def _load(self) -> None:
-        """Read ring and cursors from the store."""
-        found = await self._store.read_after(self._diagnosis_id, Seq(0), OUTBOX_EVENTS_MAX)
-        ring = Ring(found.window)
-        for event in found.events:
-            ring.append(event.seq, self._render(self._diagnosis_id, event))
+        """Read cursors and ring from the store."""
         if self._roster.known is None:
             await self._flush_cursors()
             known = await self._load_known()
         else:
             known = self._roster.known
-        self._roster.begin(ring, known)
+        async with self._budget.loading:
+            ring = await self._read_ring()
+            await self._budget.make_room_for(self._roster, ring.frame_bytes)
+            self._roster.begin(ring, known)
+            self._budget.count(self._roster)
         if unseen := self._roster.unseen(self._store.moment().judged):
             # A full disk is no reason not to start: the next incarnation forgets them as well.
             with contextlib.suppress(Busy, Failed):
                 await self._drop_known(unseen)
+
+    async def _read_ring(self) -> Ring:
+        found = await self._store.read_after(self._diagnosis_id, Seq(0), OUTBOX_EVENTS_MAX)
+        ring = Ring(found.window)
+        for event in found.events:
+            ring.append(event.seq, self._render(self._diagnosis_id, event))
+        return ring
 
     async def _load_known(self) -> dict[SubscriberId, Known]:
         """All known subscribers, a page after the other: a commit waits for a page of them, and so does everybody."""

@@ -14,6 +14,7 @@ from typing import Final, TypeVar, cast
 import trio
 
 from actors import turns
+from actors.budget import RingBudget
 from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
@@ -37,10 +38,7 @@ LAG_SHOWN: Final = 10
 """Subscribers shown with their lag."""
 
 RINGS_LOOK_SECONDS: Final = 1.0
-"""How often it is looked at what all rings take."""
-
-RINGS_LOADED_SHARE: Final = 1 / 16
-"""Once so much of what rings may take has been read since the last look, the next one comes at once."""
+"""How often it is looked at what all rings take, for those whose actors had work when they were to leave."""
 
 HISTORIES_MAX: Final = 100_000
 """Resting diagnoses whose history is remembered. Beyond: the one that has rested longest begins anew."""
@@ -103,13 +101,13 @@ class Registry(Watcher):
         self._jitter = jitter
         self._limits = limits
         self._keeper = CursorKeeper(store)
-        self._supervisor = Supervisor(store, self._keeper, render=render, clock=clock, jitter=jitter, limits=limits)
+        self._budget = RingBudget(limits.ring_bytes_max, self._let_go)
+        self._supervisor = Supervisor(
+            store, self._keeper, self._budget, render=render, clock=clock, jitter=jitter, limits=limits
+        )
         self._cells: dict[str, Cell] = {}
         self._histories: dict[str, History] = {}
         self._draining = False
-        self._loaded_bytes = 0
-        """What events that were read since the last look take."""
-        self._much_loaded = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Store acknowledged cursors until cancelled; actors run in the nursery given at the start."""
@@ -119,22 +117,12 @@ class Registry(Watcher):
     async def keep_rings_small(self) -> None:
         """Have actors that nobody follows leave memory while all rings take more than they may; until cancelled."""
         while True:
-            self._loaded_bytes, self._much_loaded = 0, trio.Event()
-            await self._shrink_rings()
-            with trio.move_on_after(RINGS_LOOK_SECONDS):
-                await self._much_loaded.wait()
+            await self._budget.make_room()
+            await trio.sleep(RINGS_LOOK_SECONDS)
 
-    async def _shrink_rings(self) -> None:
-        cells = list(self._cells.values())
-        excess = self.ring_bytes(followed_only=False) - self._limits.ring_bytes_max
-        if excess <= 0:
-            return
-        idle = [one for one in cells if one.ring_bytes and not one.roster.subscribers and not one.has_work]
-        for cell in sorted(idle, key=lambda one: one.used_at):
-            if excess <= 0:
-                return
-            excess -= cell.ring_bytes
-            await self.stop(cell.diagnosis_id)
+    def _let_go(self, roster: Roster) -> bool:
+        cell = self._cells.get(roster.diagnosis_id)
+        return cell is not None and cell.roster is roster and cell.let_go_of_ring()
 
     # Talking to actors
 
@@ -161,7 +149,7 @@ class Registry(Watcher):
             raise Quarantined(max(0.0, cell.quarantined_until - self._clock.monotonic()))
         envelope = Envelope(cast(Message, message))
         cell.mailbox.tell_nowait(envelope)
-        cell.used_at = self._clock.monotonic()
+        self._budget.used(cell.roster)
         self._wake(cell)
         return cast("Callable[[], Awaitable[Answer]]", envelope.reply.wait)
 
@@ -309,6 +297,7 @@ class Registry(Watcher):
         if cell is None:
             return
         self._remember(cell)
+        self._budget.forget(cell.roster)
         cell.ask_for(Wish.RETIRE)
         await turns.end_where(cell.roster, lambda _: True, Ending.DELETED)
 
@@ -341,9 +330,10 @@ class Registry(Watcher):
             return None
         return cell.roster.unacknowledged()
 
-    def ring_bytes(self, *, followed_only: bool) -> int:
-        """What events take in memory: of all diagnoses, or of those that somebody follows."""
-        return sum(one.ring_bytes for one in self._cells.values() if one.roster.subscribers or not followed_only)
+    @property
+    def ring_bytes(self) -> int:
+        """What events take in memory, of all diagnoses."""
+        return self._budget.bytes
 
     def window(self, diagnosis_id: str) -> Window | None:
         """What a diagnosis retains, if its outbox is in memory; wakes nobody."""
@@ -358,7 +348,7 @@ class Registry(Watcher):
     @property
     def ring_bytes_max(self) -> int:
         """What events may take in memory."""
-        return self._limits.ring_bytes_max
+        return self._budget.bytes_max
 
     @property
     def escalated(self) -> bool:
@@ -398,12 +388,8 @@ class Registry(Watcher):
 
     # For rosters
 
-    def ring_loaded(self, ring: Ring) -> None:
-        self._loaded_bytes += ring.frame_bytes
-        if self._loaded_bytes > RINGS_LOADED_SHARE * self._limits.ring_bytes_max:
-            self._much_loaded.set()
-
     def joined(self, roster: Roster, subscriber: Subscriber) -> None:
+        self._budget.count(roster)
         if self._trail is not None:
             self._trail.note("connect", roster.diagnosis_id, subscriber)
 
@@ -417,6 +403,7 @@ class Registry(Watcher):
         cell = self._cells.get(roster.diagnosis_id)
         if cell is None or cell.roster is not roster:
             return
+        self._budget.count(roster)
         if cell.state is ActorState.RUNNING:
             # Now it begins to count for how long nobody needs it.
             with contextlib.suppress(MailboxFull, Draining):
@@ -444,6 +431,8 @@ class Registry(Watcher):
 
     def _rested(self, cell: Cell) -> None:
         cell.become(ActorState.PASSIVE)
+        if self._cells.get(cell.diagnosis_id) is not cell:
+            self._budget.forget(cell.roster)  # it may have been counted since it was retired
         if cell.has_work:
             self._wake(cell)
         else:
@@ -453,6 +442,7 @@ class Registry(Watcher):
         idle = cell.state is ActorState.PASSIVE and not cell.has_work and not cell.roster.subscribers
         if idle and self._cells.get(cell.diagnosis_id) is cell:
             del self._cells[cell.diagnosis_id]
+            self._budget.forget(cell.roster)
             self._remember(cell)
 
     def _remember(self, cell: Cell) -> None:

@@ -82,9 +82,6 @@ class Known:
 class Watcher:
     """Is told who comes and goes; here, nobody is."""
 
-    def ring_loaded(self, ring: Ring) -> None:
-        """An incarnation has read its events."""
-
     def joined(self, roster: Roster, subscriber: Subscriber) -> None:
         """A connection was attached."""
 
@@ -132,7 +129,6 @@ class Roster:
             self._devices = Counter(one.sub for one in known if one.device is not None)
         self.ring, self.known = ring, known
         self._at_risk = self._lowest = None
-        self._watcher.ring_loaded(ring)
 
     def learn(self, known: Known) -> Known:
         """Know a subscriber from now on; the one that is known by this name already comes first."""

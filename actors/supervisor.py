@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from actors import turns
+from actors.budget import RingBudget
 from actors.cursors import CursorKeeper
 from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Hands, Render
 from actors.errors import Crashed, Draining, Quarantined
@@ -111,16 +112,8 @@ class Cell:
     """Around the running incarnation, or the wait that stands in for it."""
     quarantined_until: float = 0.0
     """On the monotonic clock."""
-    used_at: float = 0.0
-    """When it was last told something, on the monotonic clock."""
-
     changed: trio.Event = field(default_factory=trio.Event)
     """Set, and replaced, whenever `state` changes or an incarnation begins."""
-
-    @property
-    def ring_bytes(self) -> int:
-        """What its events take in memory."""
-        return 0 if self.roster.ring is None else self.roster.ring.frame_bytes
 
     def become(self, state: ActorState) -> None:
         """Change the state and tell who waits for it."""
@@ -151,6 +144,16 @@ class Cell:
         """Whether a message waits or is in hand."""
         return bool(self.mailbox or self.hands.holding or self.hands.retries)
 
+    def let_go_of_ring(self) -> bool:
+        """Have no events in memory any more; False: the actor has work, or an operator wants something of it."""
+        if self.has_work or self.wish is not Wish.NONE:
+            return False
+        # Where it rests after a crash, the ring of before is nothing that it needs, and the rest goes on.
+        if self.state is ActorState.RUNNING:
+            self.ask_for(Wish.STOP)
+        self.roster.ring = None
+        return True
+
     def refuse_all(self, refusal: Exception) -> None:
         """Answer everything that waits or is in hand."""
         waiting = [*self.hands.holding, *self.hands.retries, *self.mailbox.drain_nowait()]
@@ -169,6 +172,7 @@ class Supervisor:
         self,
         store: Store,
         keeper: CursorKeeper,
+        budget: RingBudget,
         *,
         render: Render,
         clock: Clock,
@@ -177,6 +181,7 @@ class Supervisor:
     ) -> None:
         self._store = store
         self._keeper = keeper
+        self._budget = budget
         self._render = render
         self._clock = clock
         self._jitter = jitter
@@ -241,6 +246,7 @@ class Supervisor:
             cell.hands,
             store=self._store,
             keeper=self._keeper,
+            budget=self._budget,
             render=self._render,
             passivate_after_seconds=self._limits.passivate_after_seconds,
             stops=stops,

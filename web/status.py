@@ -147,8 +147,8 @@ def _node(services: Services) -> dict[str, object]:
         "actors": services.registry.actors,
         "connections": sum(services.registry.connections.values()),
         "aborted": services.hub.aborted + services.open_connections.stalled,
-        "ring_bytes": services.registry.ring_bytes(followed_only=False),
-        "ring_bytes_exceeded": services.registry.ring_bytes(followed_only=True) > services.registry.ring_bytes_max,
+        "ring_bytes": services.registry.ring_bytes,
+        "ring_bytes_exceeded": services.registry.ring_bytes > services.registry.ring_bytes_max,
         "storage_waiting_seconds": round(services.store.statistics().waiting_seconds, 3),
         "check_pending": services.store.is_check_pending,
     }

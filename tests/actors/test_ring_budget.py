@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
-import trio.testing
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from actors.budget import LOADS_AT_ONCE_MAX
 from actors.messages import Inspect
 from actors.supervisor import ActorState, Limits
-from storage.records import NewEvent, Window
-from tests.actors.world import Reader, World, world
+from storage.errors import Failed
+from storage.records import Event, NewEvent, Window
+from tests.actors.world import Bug, Reader, World, render, world
 
 BODY = b"x" * 10_000
+FRAME_BYTES = 10_010
+"""At most what an event with this body takes."""
 NAMES = [f"d{number}" for number in range(10)]
 
 
@@ -31,29 +35,12 @@ async def test_the_longest_unused_leave_until_the_rest_fits(autojump_clock: Mock
         for name in NAMES[1:]:
             await load(there, name)
         await load(there, NAMES[1])
-        there.actors_nursery.start_soon(there.registry.keep_rings_small)
-        await trio.sleep(2)
+        await wait_all_tasks_blocked()
         running = [name for name in NAMES if there.actor(name).state is ActorState.RUNNING]
         assert running == [NAMES[0], NAMES[1], *NAMES[7:]]
-        assert there.registry.ring_bytes(followed_only=False) <= limits.ring_bytes_max
+        assert there.registry.ring_bytes <= limits.ring_bytes_max
         assert reader.ending is None
         assert (await there.publish(BODY, NAMES[2])).seq == 2
-        there.actors_nursery.cancel_scope.cancel()
-
-
-async def test_what_is_read_at_once_does_not_wait_for_the_next_look(autojump_clock: MockClock) -> None:
-    limits = Limits(ring_bytes_max=2 * 10_100, passivate_after_seconds=1e6)
-    async with world(limits, diagnoses=NAMES) as there:
-        for name in NAMES:
-            await there.store.inner.append_nowait(name, [NewEvent("k", BODY)]).wait()
-        there.actors_nursery.start_soon(there.registry.keep_rings_small)
-        began_at = trio.current_time()
-        for name in NAMES:
-            await there.registry.ask(name, Inspect())
-            await trio.testing.wait_all_tasks_blocked()
-            assert there.registry.ring_bytes(followed_only=False) <= limits.ring_bytes_max
-        assert trio.current_time() == began_at
-        there.actors_nursery.cancel_scope.cancel()
 
 
 async def test_those_that_are_followed_stay_even_beyond_the_budget(autojump_clock: MockClock) -> None:
@@ -64,7 +51,7 @@ async def test_those_that_are_followed_stay_even_beyond_the_budget(autojump_cloc
         there.actors_nursery.start_soon(there.registry.keep_rings_small)
         await trio.sleep(3)
         assert all(there.actor(name).state is ActorState.RUNNING for name in NAMES)
-        assert there.registry.ring_bytes(followed_only=True) > there.registry.ring_bytes_max
+        assert there.registry.ring_bytes > there.registry.ring_bytes_max
         there.actors_nursery.cancel_scope.cancel()
 
 
@@ -75,4 +62,92 @@ async def test_what_a_ring_lets_go_of_counts_no_more(autojump_clock: MockClock) 
         held = there.registry._cells["d"].roster.ring
         assert held is not None
         frames = [frame for _, frame in held.frames_after(held.floor, 1000)]
-        assert there.registry.ring_bytes(followed_only=False) == sum(map(len, frames))
+        assert there.registry.ring_bytes == sum(map(len, frames))
+
+
+async def test_who_opens_diagnoses_and_leaves_at_once_never_has_more_in_memory_than_may_be(
+    autojump_clock: MockClock,
+) -> None:
+    limits = Limits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
+    async with world(limits, diagnoses=NAMES) as there:
+        for name in NAMES:
+            await there.store.inner.append_nowait(name, [NewEvent("k", BODY)]).wait()
+        for name in 3 * NAMES:
+            reader = Reader()
+            await there.connect(reader, diagnosis_id=name, peeks=True)
+            assert reader.numbers == [1]
+            reader.leave()
+            assert there.registry.ring_bytes <= limits.ring_bytes_max
+
+
+async def test_what_is_published_to_diagnoses_that_nobody_follows_stays_within_the_budget(
+    autojump_clock: MockClock,
+) -> None:
+    limits = Limits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
+    async with world(limits, diagnoses=NAMES) as there:
+        for number, name in enumerate(5 * NAMES):
+            assert (await there.publish(BODY, name)).seq == number // len(NAMES) + 1
+            await wait_all_tasks_blocked()
+            assert there.registry.ring_bytes <= limits.ring_bytes_max
+
+
+async def test_outboxes_are_loaded_a_few_at_a_time(autojump_clock: MockClock) -> None:
+    async with world(diagnoses=NAMES) as there:
+        under_way = most = 0
+        read_after = there.store.inner.read_after
+
+        async def slow(*asked: object) -> object:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await trio.sleep(1)
+            under_way -= 1
+            return await read_after(*asked)  # type: ignore[arg-type]
+
+        there.store.inner.read_after = slow  # type: ignore[assignment, method-assign]
+        async with trio.open_nursery() as askers_nursery:
+            for name in NAMES:
+                askers_nursery.start_soon(there.registry.ask, name, Inspect())
+        assert most == LOADS_AT_ONCE_MAX
+
+
+async def test_a_diagnosis_that_rests_after_crashes_lets_go_of_its_events_and_goes_on_resting(
+    autojump_clock: MockClock,
+) -> None:
+    def broken(diagnosis_id: str, event: Event) -> bytes:
+        if diagnosis_id == "d0" and event.body == b"crash":
+            raise Bug
+        return render(diagnosis_id, event)
+
+    limits = Limits(ring_bytes_max=FRAME_BYTES, restart_intensity_max=0, passivate_after_seconds=1e6)
+    async with world(limits, diagnoses=NAMES, render=broken) as there:
+        await there.publish(b"x" * 5_000, "d0")
+        with pytest.raises(Failed):
+            await there.publish(b"crash", "d0")
+        await there.publish(BODY, "d1")
+        assert there.registry.window("d0") is None
+        assert there.actor("d0").state is ActorState.QUARANTINED
+        assert there.registry.ring_bytes <= limits.ring_bytes_max
+
+
+async def test_what_has_left_memory_counts_no_more_however_it_left(autojump_clock: MockClock) -> None:
+    async with world(Limits(passivate_after_seconds=5), diagnoses=NAMES) as there:
+        for name in NAMES:
+            await there.publish(BODY, name)
+        readers = {name: Reader() for name in NAMES[:3]}
+        for name, reader in readers.items():
+            await there.connect(reader, diagnosis_id=name)
+        await there.registry.stop(NAMES[0])
+        await there.registry.stop(NAMES[3])
+        for name in (NAMES[1], NAMES[4]):
+            await there.store.inner.delete(name)
+            await there.registry.retire(name)
+        await there.registry.restart(NAMES[5])
+        await wait_all_tasks_blocked()
+        in_memory = [name for name in NAMES if there.registry.window(name) is not None]
+        assert in_memory == [NAMES[0], NAMES[2], *NAMES[5:]]
+        assert 7 * len(BODY) <= there.registry.ring_bytes <= 7 * FRAME_BYTES
+        for reader in readers.values():
+            reader.leave()
+        await trio.sleep(10)
+        assert (there.registry.actors, there.registry.ring_bytes) == (0, 0)
