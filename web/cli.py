@@ -17,16 +17,30 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 not done, 2 wrongly asked, 3 no server there, 130 interrupted."""
     try:
         _leave_when_interrupted()
+        _open_what_is_closed()
         from web.commands import line  # noqa: PLC0415 - takes longer than many commands do
 
         _raise_when_interrupted()
         return line.run(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        _leave_when_interrupted()
+
+
+def _open_what_is_closed() -> None:
+    """Have something behind descriptors 0, 1 and 2: else a socket or the database becomes what output is written to."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
 
 
 def _leave_when_interrupted() -> None:
-    """End at once: in the middle of an import, an exception would be printed, or taken for a fault of the import."""
+    """End at once: in an import or at the exit, an exception would be printed, or taken for a fault of the import."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         _handle_interrupts(lambda *_: os._exit(INTERRUPTED))
 

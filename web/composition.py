@@ -69,6 +69,7 @@ from web.revocations import expire_revocations, load_revoked
 from web.services import Services
 from web.setting_kinds import UNIX_PREFIX
 from web.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
+from web.signals import Signals
 from web.tokens import Principal, Verifier
 from web.unknown_keys import UnknownKeys
 from web.wire import render_event
@@ -119,6 +120,15 @@ def run(
     Returns:
         The exit code: 0 after a drain, 1 after a failure, 2 if it could not start.
     """
+    signals = Signals()
+    with signals:
+        code = _run(settings, ready, signals, render=render, routes=routes)
+    if code == 0 and signals.first is None:
+        signals.give_back()  # somebody has ended this server, and goes on
+    return code
+
+
+def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: Render, routes: Routes | None) -> int:
     set_up_logging(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     has_started = False
@@ -130,7 +140,7 @@ def run(
             ready(url)
 
     try:
-        trio.run(partial(_serve_until_signal, settings, started, render=render, routes=routes))
+        trio.run(partial(_serve_until_signal, settings, started, signals, render=render, routes=routes))
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
         return _explain(failure, has_started=has_started)
     logger.info("stopped")
@@ -157,12 +167,29 @@ def _explain(failure: BaseException, *, has_started: bool) -> int:
             return 1
 
 
-async def _serve_until_signal(settings: Settings, ready: Ready, *, render: Render, routes: Routes | None) -> None:
+async def _serve_until_signal(
+    settings: Settings, ready: Ready, signals: Signals, *, render: Render, routes: Routes | None
+) -> None:
     stopping = trio.Event()
-    async with trio.open_nursery() as signals_nursery:
-        await signals_nursery.start(_watch_signals, stopping)
+    token = trio.lowlevel.current_trio_token()
+    # A thread, not a task: whatever hangs, also this one's, does not hold it up.
+    end = threading.Timer(EXIT_SECONDS_MAX, _end_without_the_disk)
+    end.daemon = True
+
+    def drain(after: str) -> None:
+        logger.info("draining after %s", after)
+        stopping.set()
+        end.start()
+
+    def came(first: signal.Signals) -> None:
+        with contextlib.suppress(trio.RunFinishedError):  # there is nothing left to drain
+            token.run_sync_soon(drain, first.name)
+
+    signals.when_first_comes(came)
+    try:
         await serve(settings, ready=ready, stopping=stopping, render=render, routes=routes)
-        signals_nursery.cancel_scope.cancel()
+    finally:
+        end.cancel()
 
 
 async def serve(
@@ -497,26 +524,6 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS, 20, 50)
-
-
-async def _watch_signals(
-    stopping: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """The first SIGTERM or SIGINT begins the drain, a second one ends the process at once."""
-    # A thread, not a task: whatever hangs, also this one's, does not hold it up.
-    end = threading.Timer(EXIT_SECONDS_MAX, _end_without_the_disk)
-    end.daemon = True
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        try:
-            async for number in signals:
-                if stopping.is_set():
-                    os._exit(128 + number)
-                logger.info("draining after %s", signal.Signals(number).name)
-                stopping.set()
-                end.start()
-        finally:
-            end.cancel()
 
 
 def _end_without_the_disk() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import pytest
 import trio
 
 from tests.server.process import COMMAND
+from web.listening_file import LISTENING_FILE
 from web.log_writer import HELD_BYTES_MAX, LogWriter
 
 
@@ -93,6 +97,24 @@ def test_a_closed_log_is_no_fault(pipe: tuple[int, int]) -> None:
     os.close(writing)
 
 
+async def announced(reading: int) -> str:
+    """The URL of a server that begins to write to a pipe."""
+    with trio.fail_after(20):
+        said = b""
+        while b"listening on " not in said:
+            said += await trio.to_thread.run_sync(os.read, reading, 4096)
+    return said.partition(b"listening on ")[2].split()[0].decode()
+
+
+def fill(writing: int) -> None:
+    """Have no byte more fit into a pipe."""
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.set_blocking(writing, True)
+
+
 @pytest.mark.guarantee(11)
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_a_server_whose_log_nobody_reads_answers_and_stops(
@@ -103,11 +125,7 @@ async def test_a_server_whose_log_nobody_reads_answers_and_stops(
         [str(COMMAND), "serve", "--port", "0", "--data", str(tmp_path / "data")], stderr=writing
     )
     try:
-        with trio.fail_after(20):
-            said = b""
-            while b"listening on " not in said:
-                said += await trio.to_thread.run_sync(os.read, reading, 4096)
-        url = said.partition(b"listening on ")[2].split()[0].decode()
+        url = await announced(reading)
         async with httpx.AsyncClient(base_url=url, timeout=5) as client:
             for _ in range(150):  # a line each: the pipe is full long before
                 assert (await client.get("/healthz")).status_code == 200
@@ -115,6 +133,97 @@ async def test_a_server_whose_log_nobody_reads_answers_and_stops(
             process.send_signal(signal.SIGTERM)
         with trio.fail_after(10):
             assert await process.wait() in ((0,) if signals == 1 else (0, 128 + signal.SIGTERM))
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+@pytest.mark.guarantee(11)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_second_signal_ends_a_server_that_waits_for_its_log_and_nothing_else(
+    tmp_path: Path, pipe: tuple[int, int], number: signal.Signals
+) -> None:
+    reading, writing = pipe
+    log = tmp_path / "data" / "avicenna.db-wal"
+    process = await trio.lowlevel.open_process(
+        [str(COMMAND), "serve", "--port", "0", "--data", str(tmp_path / "data")], stderr=writing
+    )
+    try:
+        await announced(reading)
+        fill(writing)
+        process.send_signal(number)
+        with trio.fail_after(10):
+            while log.exists():  # it goes when the database is closed; then the lines that wait are waited for
+                await trio.sleep(0.001)
+        with trio.fail_after(5):
+            while process.returncode is None:
+                process.send_signal(number)
+                await trio.sleep(0.01)
+        assert process.returncode == 128 + number
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def test_a_signal_ends_a_server_that_could_not_start_and_waits_for_its_log(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    fill(pipe[1])
+    (tmp_path / "file").touch()
+    process = await trio.lowlevel.open_process(
+        [str(COMMAND), "serve", "--port", "0", "--data", str(tmp_path / "data")],
+        stderr=pipe[1],
+        env=os.environ | {"AVICENNA_UNIX_SOCKET": str(tmp_path / "file" / "socket")},
+    )
+    try:
+        with trio.fail_after(10):
+            while len(list(Path(f"/proc/{process.pid}/task").iterdir())) < 2:  # one writes the log
+                await trio.sleep(0.001)
+            while process.returncode is None:
+                process.send_signal(signal.SIGINT)
+                await trio.sleep(0.01)
+        assert process.returncode == 128 + signal.SIGINT
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def test_a_wrong_setting_ends_a_command_whose_last_line_nobody_reads(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    fill(pipe[1])
+    process = await trio.lowlevel.open_process(
+        [str(COMMAND), "serve", "--data", str(tmp_path), "--port", "no number"], stderr=pipe[1]
+    )
+    try:
+        with trio.fail_after(10):
+            assert await process.wait() == 2
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+async def test_a_server_without_standard_descriptors_starts_and_writes_its_log_to_nobody(
+    tmp_path: Path, closed: str
+) -> None:
+    data = tmp_path / "data"
+    serve = shlex.join([str(COMMAND), "serve", "--port", "0", "--data", str(data)])
+    process = await trio.lowlevel.open_process(["sh", "-c", f"exec {serve} {closed}"])
+    try:
+        with trio.fail_after(20):
+            while not (data / LISTENING_FILE).exists():
+                assert process.poll() is None
+                await trio.sleep(0.01)
+        url = json.loads((data / LISTENING_FILE).read_text())["urls"][0]
+        async with httpx.AsyncClient(base_url=url, timeout=5) as client:
+            assert (await client.get("/healthz")).status_code == 200
+        opened = [Path(f"/proc/{process.pid}/fd/{number}").readlink() for number in range(3)]
+        assert opened[2] == Path(os.devnull)
+        assert not [one for one in opened if "socket" in str(one) or one.is_relative_to(data)]
+        process.terminate()
+        with trio.fail_after(10):
+            assert await process.wait() == 0
     finally:
         if process.returncode is None:
             process.kill()

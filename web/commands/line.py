@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from web.commands import actors, database, diagnoses, publish, serve, status, tail, token, trails
 from web.commands.failures import FAILED, WRONG_USAGE, CommandFailed, UsageError
-from web.commands.printing import say_aside
+from web.commands.printing import say_at_last
 
 NAME: Final = "avicenna-live"
 
@@ -23,10 +23,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except UsageError as error:
-        say_aside(f"{NAME}: {error}")
+        say_at_last(f"{NAME}: {error}")
         return WRONG_USAGE
     except CommandFailed as error:
-        say_aside(f"{NAME}: {error}")
+        say_at_last(f"{NAME}: {error}")
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone (`tail 42 | head -1`): there is nobody left to tell, not even at exit.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 JOINERS: Final = "\u200c\u200d"
 """Invisible, harmless, and needed to write Persian and Arabic: printed as they are."""
+
+LAST_WORDS_SECONDS_MAX: Final = 1.0
+"""Longest time the end of a command waits for whoever reads its last line."""
 
 
 def printable(text: str) -> str:
@@ -34,6 +41,27 @@ def say(text: str) -> None:
 def say_aside(text: str) -> None:
     """Print one line on stderr, where it disturbs no program that reads the output."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+def say_at_last(text: str) -> None:
+    """As `say_aside`, before the command ends: nobody who does not read it (a full pipe, Ctrl-S) keeps it from that."""
+    try:
+        # Past the stream: where a thread hangs within it, the interpreter cannot end.
+        descriptor = sys.stderr.fileno()
+    except io.UnsupportedOperation:  # it is no file, and lets nobody wait
+        say_aside(text)
+        return
+    line = f"{printable(text)}\n"
+
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            data = line.encode(sys.stderr.encoding, "backslashreplace")
+            while data:
+                data = data[os.write(descriptor, data) :]
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(LAST_WORDS_SECONDS_MAX)
 
 
 def say_json(value: Any) -> None:

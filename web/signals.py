@@ -1,0 +1,58 @@
+"""SIGTERM and SIGINT: the first one begins the drain, a second one ends the process at once, until the process is gone.
+
+The handlers are ours, not Trio's, which gives the former ones back when its run is over: a process that then still
+waits for its log would take SIGINT for an exception, print it, and wait for whoever does not read that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+TAKEN: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class Signals:
+    """Takes both signals while a server runs, and until the process ends; on the main thread."""
+
+    def __init__(self) -> None:
+        self.first: signal.Signals | None = None
+        """The one that came; `None`: none yet."""
+        self._came: Callable[[signal.Signals], object] = lambda _: None
+        self._is_over = False
+        self._former: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> Self:
+        for number in TAKEN:
+            self._former[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nobody is left whom a signal could tell: from now on the first one ends the process, too."""
+        self._is_over = True
+
+    def give_back(self) -> None:
+        """This process goes on: signals mean what they meant before."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def when_first_comes(self, came: Callable[[signal.Signals], object]) -> None:
+        """Call this when the first signal comes, or now if it has.
+
+        Args:
+            came: is called within a signal handler: in the middle of anything. Must not raise.
+        """
+        self._came = came
+        if self.first is not None:
+            came(self.first)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.first is not None or self._is_over:
+            os._exit(128 + number)  # without a word to the log, which may be what hangs
+        self.first = signal.Signals(number)
+        self._came(self.first)
