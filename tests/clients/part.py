@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,13 +75,16 @@ class Part:
         await self.register_diagnosis()
         await self._start_driver()
 
-    async def do(self, step: Step) -> None:
-        """Do one step.
+    async def do(self, steps: Iterable[Step]) -> None:
+        """Do these steps.
 
         Raises:
-            Unexpected: the driver has reported something else.
-            trio.TooSlowError: it has not reported in time.
+            Unexpected: the driver has reported something else, or nothing in time.
         """
+        for step in steps:
+            await self._do(step)
+
+    async def _do(self, step: Step) -> None:
         self.transcript.append(f"- {step}")
         if step.act == "network":
             getattr(self._network, step.name.removeprefix("network_"))()
@@ -275,6 +279,9 @@ class Part:
         statuses, self._statuses = trio.open_memory_channel[Report](math.inf)
         self._listened = trio.Event()
         self._nursery.start_soon(self._listen, self._running, items, statuses, self._listened)
+        ready = await _next(self._items, "ready")
+        if ready != {"ready": True}:
+            raise Unexpected(f"{_shown(ready)} where a driver says that it is ready")
 
     async def _listen(
         self,

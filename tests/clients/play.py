@@ -1,13 +1,14 @@
 """Plays one scenario of the table with several drivers side by side.
 
-They share the server and what happens to it, step by step; each has its own user, diagnosis and network. A driver that
-fails leaves, and the others go on.
+They share the server, and wait for each other before something happens to it; each has its own user, diagnosis and
+network. A driver that fails leaves, and the others go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import trio
@@ -41,11 +42,12 @@ async def play(scenario: Scenario, players: Sequence[Driver], forge: Forge, dire
 
         try:
             await each(Part.begin)
-            for step in scenario.steps:
-                if hasattr(shared, step.name):
-                    await getattr(shared, step.name)()
+            for is_shared, steps in groupby(scenario.steps, lambda step: hasattr(shared, step.name)):
+                if is_shared:
+                    for step in steps:
+                        await getattr(shared, step.name)()
                 else:
-                    await each(partial(Part.do, step=step))
+                    await each(partial(Part.do, steps=[*steps]))
             await each(Part.end)
         finally:
             with trio.CancelScope(shield=True):

@@ -121,6 +121,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         async with trio.open_nursery() as nursery:
             driver = TailDriver(nursery, Path(directory))
+            report({"ready": True})
             rest = b""
             async for chunk in trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())):
                 *lines, rest = (rest + bytes(chunk)).split(b"\n")

@@ -137,6 +137,7 @@ async def on_asyncio(wanted: dict[str, Any]) -> None:
 
 def main(library: str) -> None:
     """Obey until `stop`."""
+    report({"ready": True})
     wanted = json.loads(sys.stdin.readline())
     right = time.time
     time.time = lambda: right() + wanted["clock_offset_s"]
