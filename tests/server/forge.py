@@ -8,6 +8,7 @@ an actor crashes over every event. What servers say goes to its stderr.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -20,6 +21,8 @@ from typing import Final
 from storage.records import Event
 from web import cli, composition, wire
 
+PR_SET_PDEATHSIG: Final = 1
+
 CRASHES: Final = "NOTHING_CAN_BE_RENDERED"
 
 
@@ -30,6 +33,7 @@ def main() -> None:
         order = json.loads(line)
         process_id = os.fork()
         if process_id == 0:
+            _end_with_parent()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             # What it prints is said, too: our stdout has the ids.
             os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -42,6 +46,11 @@ def main() -> None:
             os._exit(cli.main(order["argv"]))
         sys.stdout.write(f"{process_id}\n")
         sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this server when the forge is gone, however that ended (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def crash_while_exists(file: Path) -> None:

@@ -55,6 +55,11 @@ class Forge:
         self._process = process
         self._said = said
 
+    @property
+    def process_id(self) -> int:
+        """Of the forge itself."""
+        return self._process.pid
+
     def run(
         self, *argv: object, env: Mapping[str, str] | None = None, constants: Mapping[str, object] | None = None
     ) -> Forged:
