@@ -136,6 +136,18 @@ async def test_a_connection_that_breaks_is_taken_up_again(capsys: pytest.Capture
     assert numbers(capsys.readouterr().out) == [1, 2]
 
 
+async def test_a_connection_that_breaks_after_a_goodbye_has_ended_as_that_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def breaks(connection: WebSocketConnection) -> None:
+        await says_now(connection, connect(), other("bye", code=4000, reason="replaced", retry_after_ms=None))
+        await connection._stream.aclose()
+
+    async with standing_in(breaks) as stand_in:
+        with pytest.raises(CommandFailed, match="the connection ended: 4000 replaced"):
+            await tail_of(stand_in).follow(True)
+
+
 async def test_a_new_numbering_starts_over(capsys: pytest.CaptureFixture[str]) -> None:
     async with standing_in(says(connect("reset", epoch="e2", floor=0), event(1))) as stand_in:
         await tail_of(stand_in, Position(50, "e1"), events_max=1).follow(True)

@@ -12,6 +12,9 @@ from typing import Any, Final
 
 NORMAL: Final = 1000
 PROTOCOL_ERROR: Final = 1002
+NO_CODE: Final = 1005
+"""The Close had none."""
+
 NOTHING_HEARD: Final = 1006
 """No close frame came: the connection broke, or there was none (RFC 6455 section 7.1.5)."""
 
@@ -19,7 +22,7 @@ POLICY: Final = 1008
 WRONG_PARAMETER: Final = "invalid field"
 """The reason of a 1008 whose fault is the URL's."""
 
-COME_BACK: Final = frozenset({NORMAL, 1001, 1005, NOTHING_HEARD, 1011, 1012, 1013, 1014, 1015})
+COME_BACK: Final = frozenset({NORMAL, 1001, NO_CODE, NOTHING_HEARD, 1011, 1012, 1013, 1014, 1015})
 """Close codes after which a client returns with its position: broken, failed, restarting or busy, not refused."""
 
 TOKEN_REFUSED: Final = frozenset({"invalid token", "token expired", "revoked"})

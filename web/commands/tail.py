@@ -25,6 +25,7 @@ from web.commands.finding import add_client_options, client_of
 from web.commands.following import (
     EVENTS,
     HEARTBEAT_SECONDS,
+    NO_CODE,
     NORMAL,
     NOTHING_HEARD,
     POLICY,
@@ -309,10 +310,14 @@ class Tail:
             return Ended(PROTOCOL_ERROR, "the server sent a frame that is none of this protocol", is_strange=True)
 
     def _end_of(self, closed: ConnectionClosed) -> Ended:
-        if closed.reason is None or closed.reason.code == NOTHING_HEARD:
-            return Ended(NOTHING_HEARD, "it broke")
-        reason = closed.reason.reason or self._bye.get("reason") or ""
-        return Ended(closed.reason.code, printable(str(reason)), self._bye.get("retry_after_ms"))
+        code = NOTHING_HEARD if closed.reason is None else closed.reason.code
+        said = closed.reason.reason if closed.reason is not None else None
+        announced = self._bye.get("code")
+        if code in (NO_CODE, NOTHING_HEARD) and isinstance(announced, int):
+            # The Close behind a `bye` may be lost.
+            code = announced
+        reason = said or self._bye.get("reason") or ("it broke" if code == NOTHING_HEARD else "")
+        return Ended(code, printable(str(reason)), self._bye.get("retry_after_ms"))
 
     async def _received(self, connection: WebSocketConnection, message: str | bytes) -> bool:
         """Act on one frame; whether it was the last one wanted."""
