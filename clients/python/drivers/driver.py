@@ -63,7 +63,6 @@ class Driver:
                 report({"cannot": command["do"]})
 
     async def consume(self) -> None:
-        """Take items until the end."""
         while True:
             try:
                 async for item in self.follower.follow(self._wanted["diagnosis_id"], start=self._wanted["start"]):
@@ -105,20 +104,20 @@ def report(told: dict[str, Any]) -> None:
     print(json.dumps(told), flush=True)  # noqa: T201 - its stdout is what it is for
 
 
-def listen(call: Callable[[dict[str, Any]], object]) -> None:
+def listen(obey: Callable[[dict[str, Any]], object]) -> None:
     """Hand every further command on from a thread of its own; the end of stdin is `stop`."""
 
     def read() -> None:
         for line in sys.stdin:
-            call(json.loads(line))
-        call({"do": "stop"})
+            obey(json.loads(line))
+        obey({"do": "stop"})
 
     threading.Thread(target=read, daemon=True).start()
 
 
 async def on_trio(wanted: dict[str, Any]) -> None:
-    driver, token = Driver(wanted, trio.Event), trio.lowlevel.current_trio_token()
-    listen(lambda command: token.run_sync_soon(driver.obey, command))
+    driver, loop = Driver(wanted, trio.Event), trio.lowlevel.current_trio_token()
+    listen(lambda command: loop.run_sync_soon(driver.obey, command))
     async with trio.open_nursery() as nursery:
         async with driver.follower:
             nursery.start_soon(driver.consume)
@@ -141,10 +140,7 @@ def main(library: str) -> None:
     wanted = json.loads(sys.stdin.readline())
     right = time.time
     time.time = lambda: right() + wanted["clock_offset_s"]
-    if library == "trio":
-        trio.run(on_trio, wanted)
-    else:
-        asyncio.run(on_asyncio(wanted))
+    trio.run(on_trio, wanted) if library == "trio" else asyncio.run(on_asyncio(wanted))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import logging
 import queue
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ SILENT.setLevel(logging.CRITICAL)
 class Scripted:
     """The server."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._scripts: queue.SimpleQueue[Script | int] = queue.SimpleQueue()
         self.requests: list[Request] = []
         self.received: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -39,10 +40,10 @@ class Scripted:
         self.closed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         """The code of each client's Close, `None`: there was none."""
         self._server = serve(
-            self._handle, "127.0.0.1", 0, process_request=self._answer, ping_interval=None, logger=SILENT
+            self._handle, "127.0.0.1", 0, process_request=self._answer, ping_interval=None, logger=SILENT, ssl=tls
         )
         self._thread = threading.Thread(target=self._server.serve_forever)
-        self.url = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}"
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.socket.getsockname()[1]}"
 
     def play(self, *scripts: Script | int) -> None:
         """Answer the next connections so: with a script, or an HTTP status in place of the 101."""

@@ -18,6 +18,9 @@ import pytest
 CHECKOUT: Final = Path(__file__).parents[3]
 COMMAND: Final = CHECKOUT / ".venv" / "bin" / "avicenna-live"
 
+PYTHON: Final = COMMAND.with_name("python")
+"""It has what a certificate is made with."""
+
 START_SECONDS_MAX: Final = 30
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from avicenna_live import Backoff, Follower
+from avicenna_live.closing import after
 from avicenna_live.follower import _checked_after, _checked_id, _checked_start, checked_url
+
+CLOSE_CODES = Path(__file__).parents[2] / "close-codes.json"
 
 
 @pytest.mark.parametrize(
@@ -21,7 +26,7 @@ def test_a_url_names_scheme_host_and_port(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "live.example.org", "ws://h", "http://h/live", "http://h?x=1", "http://u:pa55@h", "http://h:x", "http://",
-     "http://h\n", None],
+     "http://h\n", "http://h:65536", "http://a..b", "http://" + "x" * 64, "http://.", None],
 )  # fmt: skip
 def test_another_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
@@ -90,3 +95,9 @@ def test_where_to_begin_is_checked() -> None:
 def test_waits_that_are_none_are_refused(waits: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="backoff must have"):
         Backoff(*waits)
+
+
+def test_every_end_is_followed_as_the_clients_agree() -> None:
+    cases = json.loads(CLOSE_CODES.read_text())
+    assert {case["then"] for case in cases} == {"come_back", "needs_auth", "ended"}
+    assert [after(case["code"], case["reason"]) for case in cases] == [case["then"] for case in cases]

@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -104,24 +105,63 @@ async def test_a_fault_of_the_protocol_is_closed_1002_and_opened_anew(scripted: 
 
 
 async def test_silence_is_a_dead_network(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avicenna_live.core.SILENCE_SECONDS_MIN", 0.1)
+    monkeypatch.setattr("avicenna_live.core.SILENCE_SECONDS_MIN", 0.2)
     monkeypatch.setattr("avicenna_live.core.HEARTBEATS_MISSED", 0.02)
     statuses: list[Status] = []
     scripted.play(
         say(connect(head=1, queued=1), feedback(1)),
-        say(connect(resume="exact", head=2, queued=1), feedback(2)),
+        *[say(connect(resume="exact", head=2, queued=1), feedback(2))] * 50,
     )
     async with Follower(
         scripted.url, token=TOKEN, heartbeat=5, on_state=lambda _, status: statuses.append(status), backoff=AT_ONCE
     ) as live_:
         assert await seqs(live_.follow(42), 2) == [1, 2]
-    assert statuses[1] == Status("offline", "nothing heard for 0.1 s", 1006)
+    assert statuses[1] == Status("offline", "nothing heard for 0.2 s", 1006)
+
+
+async def test_an_event_loop_that_stood_still_is_no_silence(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avicenna_live.core.SILENCE_SECONDS_MIN", 2.0)
+    monkeypatch.setattr("avicenna_live.core.HEARTBEATS_MISSED", 0.02)
+    still = threading.Event()
+
+    def script(connection: ServerConnection) -> None:
+        connection.send(connect(head=1, queued=1))
+        connection.send(feedback(1))
+        still.wait(10)
+        connection.send(feedback(2))
+
+    scripted.play(script)
+    async with Follower(scripted.url, token=TOKEN, heartbeat=5) as live_:
+        items = live_.follow(42)
+        assert await seqs(items, 1) == [1]
+        still.set()
+        time.sleep(3.2)  # noqa: ASYNC251 - the app does what it should not
+        assert await seqs(items, 1) == [2]
+        assert items.status == Status("connecting")
+
+
+@pytest.mark.parametrize("state", ["connecting", "live", "offline", "needs_auth", "ended"])
+async def test_what_on_state_raises_leaves_the_iterator(scripted: Scripted, state: str) -> None:
+    codes = {"offline": (1012, "restart"), "needs_auth": (1008, "revoked"), "ended": (4000, "replaced")}
+
+    def on_state(_: object, status: Status) -> None:
+        if status.state == state:
+            raise ZeroDivisionError
+
+    scripted.play(close(*codes.get(state, (1000, "")), connect(head=0), live(0)))
+    async with Follower(scripted.url, token=TOKEN, on_state=on_state) as live_:
+        items = live_.follow(42)
+        with pytest.raises(ZeroDivisionError):
+            await anext(items)
+        assert items.status.state == state
 
 
 async def test_a_slow_consumer_is_no_silence_and_reading_ahead_is_bounded(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avicenna_live.core.SILENCE_SECONDS_MIN", 0.3)
+    monkeypatch.setattr("avicenna_live.core.SILENCE_SECONDS_MIN", 2.0)
     monkeypatch.setattr("avicenna_live.core.HEARTBEATS_MISSED", 0.05)
     sent = 0
 
@@ -140,7 +180,7 @@ async def test_a_slow_consumer_is_no_silence_and_reading_ahead_is_bounded(
     ) as live_:
         items = live_.follow(42)
         assert await seqs(items, 1) == [1]
-        await anyio.sleep(1)
+        await anyio.sleep(2.5)
         # 100 items, and what the buffers of the two sockets hold: a few megabytes.
         assert sent < 450
         assert await seqs(items, 250) == list(range(2, 252))

@@ -55,6 +55,11 @@ def test_a_file_that_holds_something_else_is_named_and_left_as_it_is(text: str, 
     assert path.read_text(encoding="latin-1") == text
 
 
+def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing is no directory: make it"):
+        FileStore(tmp_path / "missing" / "positions.json")
+
+
 def test_a_file_survives_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "positions.json"
     script = (

@@ -44,6 +44,9 @@ class AsyncioShell:
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)
 
+    def now(self) -> float:
+        return self._loop.time()
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 

@@ -24,7 +24,9 @@ DIAGNOSIS_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 START: Final = re.compile(r"oldest|new|" + NUMBER.pattern)
 DEVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-URL: Final = re.compile(r"(https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)/?")
+LABEL: Final = "[A-Za-z0-9_-]{1,63}"
+URL: Final = re.compile(rf"(https?://(?:{LABEL}(?:\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{{1,5}}))?)/?")
+PORT_MAX: Final = 65_535
 HEARTBEAT_SECONDS: Final = range(5, 301)
 SEQ_MAX: Final = 2**53 - 1
 
@@ -216,7 +218,7 @@ def _shell() -> Shell:
 
 def checked_url(url: object) -> str:
     """The base URL without a slash behind it. Raises `ValueError`, which does not repeat it: it may hold a password."""
-    if not isinstance(url, str) or not (parts := URL.fullmatch(url)):
+    if not isinstance(url, str) or not (parts := URL.fullmatch(url)) or int(parts[2] or 0) > PORT_MAX:
         raise ValueError("url must be http://HOST[:PORT] or https://HOST[:PORT], without a user, path or query")
     return parts[1]
 

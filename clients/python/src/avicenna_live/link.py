@@ -16,6 +16,9 @@ from avicenna_live.errors import Closed, Ended, NoToken, ProtocolFault, Refused,
 from avicenna_live.items import Position
 from avicenna_live.shell import Event, Shell, Socket, Task
 
+LATE_SECONDS: Final = 1.0
+"""A timer that comes so much too late says that the event loop stood still, and nothing about the network."""
+
 
 class Silence(Exception):
     """Nothing was heard for too long."""
@@ -84,6 +87,8 @@ class Link:
 
     def leave(self) -> None:
         """Close the connection, and come back no more."""
+        if self.leaving:
+            return
         self.leaving = True
         self.changed.notify()
         if not self._conversing:
@@ -145,9 +150,18 @@ class Link:
 
     async def _conversation(self, socket: Socket) -> int | None:
         """One connection; returns the code to close it with, `None`: there is nobody to say it to."""
-        core = self.core
-        core.opened()
+        self.core.opened()
         self._conversing = True
+        try:
+            return await self._converse(socket)
+        except Exception as error:  # noqa: BLE001 - whatever a function of the app raises is the consumer's
+            self.core.fail(error)
+            return NORMAL
+        finally:
+            self._conversing = False
+
+    async def _converse(self, socket: Socket) -> int | None:
+        core = self.core
         try:
             await self._shell.race(partial(self._read, socket), partial(self._write, socket))
         except Closed as closed:
@@ -159,10 +173,6 @@ class Link:
         except ProtocolFault as fault:
             core.given_up(f"the server sent {fault}", PROTOCOL_ERROR)
             return PROTOCOL_ERROR
-        except Exception as error:  # noqa: BLE001 - whatever a function of the app raises is the consumer's
-            core.fail(error)
-        finally:
-            self._conversing = False
         return NORMAL
 
     async def _read(self, socket: Socket) -> None:
@@ -170,12 +180,23 @@ class Link:
         while True:
             while core.full:
                 await self.changed.wait()
-            try:
-                message = await self._shell.within(core.silence_seconds_max, socket.receive)
-            except TimeoutError:
-                raise Silence from None
-            core.receive(message)
+            core.receive(await self._heard(socket))
             self.note()
+
+    async def _heard(self, socket: Socket) -> str | bytes:
+        """The next message. Raises `Silence`."""
+        patience = self.core.silence_seconds_max
+        begin = self._shell.now()
+        try:
+            return await self._shell.within(patience, socket.receive)
+        except TimeoutError:
+            if self._shell.now() - begin < patience + LATE_SECONDS:
+                raise Silence from None
+        # The event loop stood still, and what has arrived meanwhile is still to be looked at.
+        try:
+            return await self._shell.within(LATE_SECONDS, socket.receive)
+        except TimeoutError:
+            raise Silence from None
 
     async def _write(self, socket: Socket) -> None:
         """Send what is due, until leaving."""

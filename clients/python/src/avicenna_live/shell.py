@@ -69,6 +69,9 @@ class Shell(Protocol):
     async def checkpoint(self) -> None:
         """Let others run, and be cancelled if that is due."""
 
+    def now(self) -> float:
+        """Monotonic seconds."""
+
     async def sleep(self, seconds: float) -> None:
         """Wait so long."""
 

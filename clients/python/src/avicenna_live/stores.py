@@ -51,8 +51,10 @@ class FileStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Keep positions in the file `path`; its directory must exist."""
+        """Keep positions in the file `path`. Raises `ValueError` if its directory does not exist."""
         self._path = Path(path)
+        if not self._path.parent.is_dir():
+            raise ValueError(f"{self._path.parent} is no directory: make it, or name another file")
         self._positions: dict[str, Position] | None = None
 
     def load(self, diagnosis_id: DiagnosisId) -> Position | None:

@@ -60,6 +60,9 @@ class TrioShell:
     async def checkpoint(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def now(self) -> float:
+        return trio.current_time()
+
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
 
