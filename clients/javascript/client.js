@@ -191,7 +191,6 @@ export class Core {
       const isPending = known === epoch && this.position?.epoch !== epoch;
       if (!isPending || begins > this.#received.seq) {
         this.#ahead = [];
-        this.isFresh = false;
         this.#read({ type: "reset", epoch, floor: begins }, begins);
       }
       return;
@@ -503,7 +502,6 @@ class Connection {
 
   /** Close in order; the wait for the server's Close has an end. */
   async close() {
-    this.#socket.onmessage = null;
     this.#socket.close(1000);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.drop(null), CLOSE_MS_MAX);

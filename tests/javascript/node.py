@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Final, Literal
 
-import pytest
-
 from tests.programs import ROOT, node_package, program
 
 CLIENT: Final = ROOT / "clients" / "javascript"
@@ -20,20 +18,19 @@ RELEASES: Final[tuple[Release, ...]] = ("with WebSocket", "without WebSocket")
 _ARCHITECTURES: Final = {"x86_64": "x64", "aarch64": "arm64"}
 
 
-def node(release: Release) -> str:
-    """The path of a Node; skips where it is missing.
+def node(release: Release) -> list[str]:
+    """What starts Node; skips where it is missing.
 
     Args:
-        release: with `WebSocket` it is the oldest line that has one, of npm; without, the one that is installed, if it
-            is one of those the client supports.
+        release: with `WebSocket` it is one of npm, of the oldest line that has one. Without, it is the Node that is
+            installed where that is of the oldest line that the client supports, else that of npm, which leaves it out.
     """
+    of_npm = str(node_package(f"node-linux-{_ARCHITECTURES.get(platform.machine())}") / "bin" / "node")
     if release == "with WebSocket":
-        return str(node_package(f"node-linux-{_ARCHITECTURES.get(platform.machine())}") / "bin" / "node")
-    installed = program("node")
-    version = subprocess.run([installed, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    if not version.startswith(("v20.", "v21.")):
-        pytest.skip(f"the node that is installed is {version.strip()}, neither 20 nor 21")
-    return installed
+        return [of_npm]
+    found = program("node")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return [found] if version.startswith("v20.") else [of_npm, "--no-experimental-websocket"]
 
 
 def installed(directory: Path) -> Path:

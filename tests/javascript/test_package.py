@@ -34,7 +34,12 @@ const database = { position: async () => null, keep: async (id, position) => sai
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_clients_own_tests_pass(release: Release) -> None:
-    command = [node(release), "--test", "--test-reporter=tap", *map(str, sorted((CLIENT / "tests").glob("*.test.mjs")))]
+    command = [
+        *node(release),
+        "--test",
+        "--test-reporter=tap",
+        *map(str, sorted((CLIENT / "tests").glob("*.test.mjs"))),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^# pass [1-9]", done.stdout, re.MULTILINE)
@@ -64,14 +69,14 @@ def test_the_types_resolve_and_refuse_what_is_wrong(project: Path) -> None:
     file.write_text((CLIENT / "tests" / "types.ts").read_text())
     compiler = node_package("typescript") / "bin" / "tsc"
     options = "--noEmit --strict --module nodenext --target es2024 --lib es2024,esnext.disposable,dom"
-    command = [node("with WebSocket"), str(compiler), *options.split(), str(file)]
+    command = [*node("with WebSocket"), str(compiler), *options.split(), str(file)]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout
 
 
 def test_the_types_name_what_the_module_has(project: Path) -> None:
     script = 'console.log(Object.keys(await import("avicenna-live-client")).join(" "))'
-    command = [node("with WebSocket"), "--input-type=module", "--eval", script]
+    command = [*node("with WebSocket"), "--input-type=module", "--eval", script]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60, check=True)
     named = set(re.findall(r"^export class (\w+)", (CLIENT / "client.d.ts").read_text(), re.MULTILINE))
     inner = (
@@ -118,7 +123,7 @@ async def example(project: Path, server: Server, named: str, release: Release) -
     imports = "".join(re.findall(r"^import .*\n", script, re.MULTILINE))
     rest = script.replace(imports, "").replace("https://updates.example.org", server.url)
     whole = imports + PRELUDE.replace("TOKEN", json.dumps(server.token("amira"))) + rest
-    command = [program, "--input-type=module", "--eval", whole]
+    command = [*program, "--input-type=module", "--eval", whole]
     process = await trio.lowlevel.open_process(command, cwd=project, stdout=subprocess.PIPE)
     try:
         yield Example(process)
@@ -133,6 +138,22 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     async with running_server(Settings(port=0, data=tmp_path / "data")) as running:
         await running.register()
         yield running
+
+
+async def test_a_program_that_has_left_ends_by_itself(project: Path) -> None:
+    script = """
+        import { Follower } from "avicenna-live-client";
+        // Nobody listens there, and it would wait for half a minute.
+        const onState = (_, { name }) => name === "offline" && live.close();
+        const options = { random: () => 1, backoff: { firstMs: 30000 }, onState };
+        const live = new Follower("http://127.0.0.1:9", options);
+        for await (const item of live.follow(42));
+        console.log("left");
+    """
+    with trio.fail_after(20):
+        command = [*node("with WebSocket"), "--input-type=module", "--eval", script]
+        done = await trio.run_process(command, cwd=project, capture_stdout=True)
+    assert done.stdout == b"left\n"
 
 
 @pytest.mark.parametrize(

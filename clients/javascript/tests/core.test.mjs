@@ -1,5 +1,6 @@
 // The core of the client: what it makes of frames and closes, without a socket or a clock.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { Core, Fault, afterClose, jitter, patience } from "../client.js";
@@ -237,6 +238,9 @@ test("what is done with is acknowledged once, and only where the server counts w
   core.finish();
   assert.equal(core.acknowledgement(), 1);
   assert.equal(core.acknowledgement(), null);
+  core.closed(1006, "");
+  connected(core, connect({ resume: "exact", head: 2, queued: 1 }));
+  assert.equal(core.acknowledgement(), null, "`after` has said so");
   const peeks = connected(new Core({}), connect({ head: 1, queued: 1, ack: null }), event(1));
   assert.deepEqual(taken(peeks), [1]);
   assert.equal(peeks.acknowledgement(), null);
@@ -259,26 +263,9 @@ test("no number is acknowledged that has not come on this connection, or is of a
 });
 
 test("close codes say who comes back", () => {
-  for (const code of [1000, 1001, 1005, 1006, 1011, 1012, 1013, 1014, 1015, 429, 500, 503]) {
-    assert.equal(afterClose(code, ""), "come_back", code);
-  }
-  for (const [code, reason] of [
-    [1008, "invalid token"],
-    [1008, "token expired"],
-    [1008, "revoked"],
-    [401, ""],
-  ]) {
-    assert.equal(afterClose(code, reason), "needs_auth", reason);
-  }
-  for (const [code, reason] of [
-    [4000, "replaced"],
-    [1008, "access denied"],
-    [1008, ""],
-    [1002, ""],
-    [3000, ""],
-    [404, ""],
-  ]) {
-    assert.equal(afterClose(code, reason), "ended", `${code} ${reason}`);
+  const file = new URL("../../close-codes.json", import.meta.url);
+  for (const { code, reason, then } of JSON.parse(readFileSync(file, "utf8"))) {
+    assert.equal(afterClose(code, reason), then, `${code} ${reason}`);
   }
 });
 

@@ -158,8 +158,20 @@ test("an item over which the consumer left comes again, also without a store", a
   await first;
   await items.next();
   await items.return();
+  assert.equal((await items.next()).done, true);
   const { socket: other } = await following(live);
   assert.equal(other.query.after, "1");
+  await live.close();
+});
+
+test("so does the first one, also where only what is new was wanted", async () => {
+  const live = follower();
+  const { items, first, socket } = await following(live, { start: "new" });
+  socket.open(connect({ head: 10 }), event(11));
+  await first;
+  await items.return();
+  const { socket: other } = await following(live, { start: "new" });
+  assert.deepEqual([other.query.start, other.query.after], [undefined, "10"]);
   await live.close();
 });
 
@@ -473,11 +485,24 @@ test("where there is no WebSocket, the error says what to do", () => {
   }
 });
 
-/** A page, as far as the client looks at it: with a storage that is there, or denied. */
-async function inPage(act, storage = new Map()) {
+/**
+ * A page, as far as the client looks at it: with a storage that is there, or denied.
+ *
+ * `act` gets the names of the Web Locks that are held. `hasLocks`: the page came over HTTPS.
+ */
+async function inPage(act, { storage = new Map(), hasLocks = true } = {}) {
   const page = new EventTarget();
   const window = new EventTarget();
   page.visibilityState = "visible";
+  const held = [];
+  const locks = {
+    request: async (name, _, use) => {
+      if (held.includes(name)) return use(null);
+      held.push(name);
+      await use({});
+      held.splice(held.indexOf(name), 1);
+    },
+  };
   const shelf = { getItem: (key) => storage.get(key) ?? null, setItem: (key, value) => storage.set(key, value) };
   const denied = {
     get() {
@@ -490,13 +515,14 @@ async function inPage(act, storage = new Map()) {
     addEventListener: { value: window.addEventListener.bind(window) },
     localStorage: storages,
     sessionStorage: storages,
-    navigator: { value: {} },
+    navigator: { value: hasLocks ? { locks } : {} },
   };
   const before = Object.keys(globals).map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)]);
-  for (const [name, one] of Object.entries(globals))
+  for (const [name, one] of Object.entries(globals)) {
     Object.defineProperty(globalThis, name, { ...one, configurable: true });
+  }
   try {
-    await act({ page, window });
+    await act({ page, window, held });
   } finally {
     for (const [name, one] of before) {
       delete globalThis[name];
@@ -522,11 +548,19 @@ test("a page that is looked at again, or is online again, does not wait any long
       await settled();
       assert.equal(sockets.length, length + 1, name);
     }
+    sockets.at(-1).end(1006);
+    await settled();
+    page.visibilityState = "hidden";
+    page.dispatchEvent(new Event("visibilitychange"));
+    await settled();
+    assert.equal(sockets.length, 5);
+    window.dispatchEvent(new Event("online"));
+    await settled();
     sockets.at(-1).end(1008, "revoked");
     await settled();
     window.dispatchEvent(new Event("online"));
     await settled();
-    assert.equal(sockets.length, 5, "the token is still the one that was refused");
+    assert.equal(sockets.length, 6, "the token is still the one that was refused");
     await live.close();
   });
 });
@@ -550,61 +584,133 @@ test("a page that is looked at again drops a silent socket, once what has arrive
   });
 });
 
-test("a page that is put aside lets go of its sockets, and comes back with its position", async () => {
-  await inPage(async ({ window }) => {
+test("a page that is put aside lets go of its sockets and its name, and comes back with its position", async () => {
+  await inPage(async ({ window, held }) => {
     const live = follower();
     const { items, first, socket } = await following(live);
+    const name = `avicenna-live/${socket.query.device}`;
+    assert.deepEqual(held, [name]);
     socket.open(connect({ head: 2, queued: 2 }), event(1), event(2), LIVE);
     await first;
     window.dispatchEvent(new Event("pagehide"));
     await settled();
-    assert.deepEqual(socket.closed, [1000]);
+    assert.deepEqual([socket.closed, held], [[1000], []]);
     await pass(600_000);
-    assert.equal(sockets.length, 1);
+    assert.deepEqual(live.statuses, ["connecting", "live", "offline 1006 the page is put aside"]);
     window.dispatchEvent(new Event("pageshow"));
     await settled();
-    assert.equal(sockets[1].query.after, "0");
+    assert.deepEqual([sockets[1].query.after, held], ["0", [name]]);
     sockets[1].open(connect({ resume: "exact", head: 3, queued: 3 }), event(1), event(2), event(3));
     assert.deepEqual([(await items.next()).value.seq, (await items.next()).value.seq], [2, 3]);
+    await live.close();
+    await settled();
+    assert.deepEqual(held, []);
+  });
+});
+
+test("a page that is put aside opens no socket, also where it was about to", async () => {
+  await inPage(async ({ window }) => {
+    let give;
+    const live = follower({ token: () => new Promise((resolve) => (give = resolve)) });
+    await following(live);
+    window.dispatchEvent(new Event("pagehide"));
+    give(TOKEN);
+    await settled();
+    assert.equal(sockets.length, 0);
+    window.dispatchEvent(new Event("pageshow"));
+    await settled();
+    give(TOKEN);
+    await settled();
+    assert.equal(sockets.length, 1);
     await live.close();
   });
 });
 
-test("a page has a device name of its own, also where storage is denied, and none where the app says so", async () => {
-  for (const storage of [new Map(), null]) {
+test("a Follower that is closed listens to the page no longer", async () => {
+  await inPage(async ({ page, window }) => {
+    const signals = [page, window].flatMap((target) => {
+      const found = [];
+      const add = target.addEventListener.bind(target);
+      target.addEventListener = (name, act, options) => found.push(options.signal) && add(name, act, options);
+      return [found];
+    });
+    Object.defineProperty(globalThis, "addEventListener", { value: window.addEventListener, configurable: true });
+    const live = follower();
+    await live.close();
+    assert.deepEqual(
+      signals.map((found) => found.length),
+      [2, 3],
+    );
+    assert.ok(signals.flat().every(({ aborted }) => aborted));
+  });
+});
+
+test("a page has a device name of its own, also where storage or locks are denied, and none where the app says so", async () => {
+  const [numbered, random] = [/^web-[0-9a-f]{16}[.]1$/, /^web-[0-9a-f]{16}[.][0-9a-f]{16}$/];
+  for (const [page, name] of [
+    [{}, numbered],
+    [{ storage: null }, numbered],
+    [{ hasLocks: false }, random],
+  ]) {
     await inPage(async () => {
       const live = follower();
       const { socket } = await following(live);
-      assert.match(socket.query.device, /^web-[0-9a-f]{16}[.][0-9a-f]{16}$/);
+      assert.match(socket.query.device, name);
       await live.close();
       const nameless = follower({ device: null });
       const { socket: other } = await following(nameless);
       assert.equal(other.query.device, undefined);
       await nameless.close();
-    }, storage);
+    }, page);
   }
 });
 
 test("a tab goes on from its own position after a reload, and loads its state where it has to", async () => {
   const storage = new Map();
-  await inPage(async () => {
-    const live = follower();
-    const { items, first, socket } = await following(live);
-    socket.open(connect({ head: 2, queued: 2 }), event(1), event(2));
-    await first;
-    items.next();
-    await settled();
+  await inPage(
+    async () => {
+      const live = follower();
+      const { items, first, socket } = await following(live);
+      socket.open(connect({ head: 2, queued: 2 }), event(1), event(2));
+      await first;
+      items.next();
+      await settled();
+      await live.close();
+    },
+    { storage },
+  );
+  await inPage(
+    async () => {
+      const live = follower({ getState: () => ({}) });
+      const { items, first, socket } = await following(live);
+      assert.deepEqual([socket.query.after, socket.query.epoch], ["1", EPOCH]);
+      socket.open(connect({ resume: "exact", head: 2, queued: 1 }), event(2));
+      assert.equal((await first).value.type, "snapshot");
+      assert.equal((await items.next()).value.seq, 2);
+      await live.close();
+    },
+    { storage },
+  );
+});
+
+test("a tab goes on from its own position, not from one that another tab left under its name", async () => {
+  const storage = new Map();
+  const begins = async () => {
+    const live = follower({ store: new LocalStore() });
+    const { socket } = await following(live);
     await live.close();
-  }, storage);
-  await inPage(async () => {
-    const live = follower({ getState: () => ({}) });
-    const { items, first, socket } = await following(live);
-    assert.deepEqual([socket.query.after, socket.query.epoch], ["1", EPOCH]);
-    socket.open(connect({ resume: "exact", head: 2, queued: 1 }), event(2));
-    assert.equal((await first).value.type, "snapshot");
-    assert.equal((await items.next()).value.seq, 2);
-    await live.close();
-  }, storage);
+    return [socket.query.after, socket.query.device];
+  };
+  await inPage(
+    async () => {
+      const [, device] = await begins();
+      new LocalStore().save(42, { epoch: EPOCH, seq: 9 }, device);
+      assert.deepEqual(await begins(), ["9", device]);
+      storage.set(`avicenna-live/position/0/${URL_OF_SERVER} 42`, JSON.stringify({ epoch: EPOCH, seq: 5 }));
+      assert.deepEqual(await begins(), ["5", device]);
+    },
+    { storage },
+  );
 });
 
 test("two Followers of one page have each its place", async () => {
@@ -636,12 +742,15 @@ test("positions in `localStorage` are those of a device name; without one, memor
       assert.equal(store.load(id, device), null);
     assert.equal(new LocalStore("another").load(42, "one"), null);
   };
-  return inPage(async () => {
-    await check(new LocalStore());
-    assert.equal(storage.size, 1);
-    for (const wrong of ["{", "{}", '{"seq":-1,"epoch":"e"}', "null", "5"]) {
-      for (const key of storage.keys()) storage.set(key, wrong);
-      assert.equal(new LocalStore().load(42, "one"), null);
-    }
-  }, storage).then(() => check(new LocalStore()));
+  return inPage(
+    async () => {
+      await check(new LocalStore());
+      assert.equal(storage.size, 1);
+      for (const wrong of ["{", "{}", '{"seq":-1,"epoch":"e"}', "null", "5"]) {
+        for (const key of storage.keys()) storage.set(key, wrong);
+        assert.equal(new LocalStore().load(42, "one"), null);
+      }
+    },
+    { storage },
+  ).then(() => check(new LocalStore()));
 });
