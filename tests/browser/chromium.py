@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
+import shutil
 import subprocess
-from collections.abc import AsyncIterator
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +38,8 @@ OPTIONS: Final = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A page that a test hands to the browser has no address, and would be kept from servers of this machine.
+    "--disable-features=LocalNetworkAccessChecks,LocalNetworkAccessChecksWebSockets",
     "--remote-debugging-port=0",
 )
 
@@ -45,16 +51,24 @@ class Chromium:
         self._connection = connection
         self._numbers = itertools.count(1)
         self._answers: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
+        self._listeners: dict[tuple[str | None, str], Callable[[dict[str, Any]], None]] = {}
 
     async def listen(self) -> None:
-        """Hand each answer to whoever asked; events are not needed."""
+        """Hand each answer to whoever asked, and each event to whoever listens to it."""
         try:
             while True:
                 message = json.loads(await self._connection.get_message())
                 if (asked := self._answers.pop(message.get("id"), None)) is not None:
                     asked.send_nowait(message)
+                event = (message.get("sessionId"), message.get("method"))
+                if (listener := self._listeners.get(event)) is not None:
+                    listener(message["params"])
         except ConnectionClosed:
             return
+
+    def on(self, session: str, event: str, listener: Callable[[dict[str, Any]], None]) -> None:
+        """Have `listener` called with the parameters of each event of this kind."""
+        self._listeners[session, event] = listener
 
     async def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """The result of a command of the debugging protocol."""
@@ -69,13 +83,21 @@ class Chromium:
         result: dict[str, Any] = answer["result"]
         return result
 
-    async def open(self, url: str) -> Tab:
-        """A new tab that has loaded `url`."""
-        target = (await self.call("Target.createTarget", url=url))["targetId"]
-        session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
-        tab = Tab(self, target, session)
+    async def open(self, url: str, **parameters: Any) -> Tab:
+        """A new tab that has loaded `url`.
+
+        Args:
+            parameters: of `Target.createTarget`, beside the URL.
+        """
+        target = (await self.call("Target.createTarget", url=url, **parameters))["targetId"]
+        tab = await self.attach(target)
         await tab.until(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
         return tab
+
+    async def attach(self, target: str) -> Tab:
+        """The tab of a target."""
+        session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        return Tab(self, target, session)
 
 
 class Tab:
@@ -85,11 +107,14 @@ class Tab:
         self._browser = browser
         self._target = target
         self._session = session
+        self.call = partial(browser.call, session=session)
+        """As `Chromium.call`, for this tab."""
+        self.on = partial(browser.on, session)
+        """As `Chromium.on`, for this tab."""
 
     async def run(self, script: str) -> Any:
         """The value of a script, as JSON has it."""
-        call = partial(self._browser.call, "Runtime.evaluate", self._session)
-        answer = await call(expression=script, returnByValue=True, awaitPromise=True)
+        answer = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -101,7 +126,11 @@ class Tab:
 
     async def freeze(self) -> None:
         """Stop the page as a browser does with a tab nobody looks at: none of its tasks run, its sockets stay."""
-        await self._browser.call("Page.setWebLifecycleState", self._session, state="frozen")
+        await self.call("Page.setWebLifecycleState", state="frozen")
+
+    async def thaw(self) -> None:
+        """Let it go on, as when somebody looks at it again."""
+        await self.call("Page.setWebLifecycleState", state="active")
 
     async def close(self) -> None:
         """Close the tab."""
@@ -111,22 +140,62 @@ class Tab:
 @asynccontextmanager
 async def chromium(directory: Path) -> AsyncIterator[Chromium]:
     """A browser with a new profile in `directory`; gone at the end. Skips where there is no Chromium."""
-    command = [program("chromium"), *OPTIONS, f"--user-data-dir={directory}", "about:blank"]
     async with trio.open_nursery() as nursery:
-        run = partial(trio.run_process, command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
-        process = await nursery.start(partial(run, stderr=subprocess.DEVNULL))
-        url = await _where_it_listens(directory / "DevToolsActivePort", process)
-        async with open_websocket_url(url, max_message_size=MESSAGE_BYTES_MAX) as connection:
-            browser = Chromium(connection)
-            nursery.start_soon(browser.listen)
+        run = partial(trio.run_process, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+        process = await nursery.start(partial(run, _command(directory), stderr=subprocess.DEVNULL))
+        with trio.fail_after(START_SECONDS_MAX):
+            while (url := _where_it_listens(directory)) is None:
+                assert process.returncode is None, f"Chromium ended with {process.returncode}"
+                await trio.sleep(0.05)
+        async with connected(url) as browser:
             yield browser
             await browser.call("Browser.close")
         nursery.cancel_scope.cancel()
 
 
-async def _where_it_listens(said: Path, process: trio.Process) -> str:
-    with trio.fail_after(START_SECONDS_MAX):
-        while not said.exists() or len(lines := said.read_text().splitlines()) < 2:
-            assert process.returncode is None, f"Chromium ended with {process.returncode}"
-            await trio.sleep(0.05)
-    return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+@cache
+def shared_browser() -> str:
+    """The URL of the debugging protocol of a browser that many tests use, started for the first of them.
+
+    Each takes a profile of its own (`Target.createBrowserContext`). It ends with this process. Skips where there is no
+    Chromium.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="avicenna-chromium-"))
+    # Makes the browser's own page for discarding tabs work.
+    (directory / "Local State").write_text(json.dumps({"internal_only_uis_enabled": True}))
+    browser = subprocess.Popen(_command(directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def end() -> None:
+        browser.terminate()
+        browser.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(end)
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while (url := _where_it_listens(directory)) is None:
+        assert browser.poll() is None, f"Chromium ended with {browser.returncode}"
+        assert time.monotonic() < deadline, "Chromium does not say where it listens"
+        time.sleep(0.05)
+    return url
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Chromium]:
+    """A browser that runs, by the URL of its debugging protocol."""
+    async with trio.open_nursery() as nursery:
+        async with open_websocket_url(url, max_message_size=MESSAGE_BYTES_MAX) as connection:
+            browser = Chromium(connection)
+            nursery.start_soon(browser.listen)
+            yield browser
+        nursery.cancel_scope.cancel()
+
+
+def _command(directory: Path) -> list[str]:
+    return [program("chromium"), *OPTIONS, f"--user-data-dir={directory}", "about:blank"]
+
+
+def _where_it_listens(directory: Path) -> str | None:
+    """The URL of the debugging protocol of the browser with this profile, `None` until it is there."""
+    said = directory / "DevToolsActivePort"
+    lines = said.read_text().splitlines() if said.exists() else []
+    return f"ws://127.0.0.1:{lines[0]}{lines[1]}" if len(lines) > 1 else None

@@ -16,8 +16,10 @@ from typing import Final
 
 import trio
 
+from tests.clients import page_driver
 from tests.clients.reports import Report
-from tests.programs import ROOT, program
+from tests.javascript.node import CLIENT, node
+from tests.programs import ROOT, node_package, program
 
 EXIT_SECONDS_MAX: Final = 5
 """Longest time from `stop` to the exit: the 3 s of the table, and a loaded machine."""
@@ -39,10 +41,21 @@ def _python(library: str) -> list[str]:
     return [program("python-client"), str(ROOT / "clients" / "python" / "drivers" / "driver.py"), library]
 
 
+def _node() -> list[str]:
+    return [*node("with WebSocket"), str(CLIENT / "driver.mjs")]
+
+
+def _node_without_websocket() -> list[str]:
+    return [*node("without WebSocket"), str(CLIENT / "driver.mjs"), str(node_package("ws") / "wrapper.mjs")]
+
+
 DRIVERS: Final = (
     Driver("tail", lambda: [sys.executable, "-m", "tests.clients.tail_driver"]),
     Driver("trio", partial(_python, "trio")),
     Driver("asyncio", partial(_python, "asyncio")),
+    Driver("node", _node),
+    Driver("node with ws", _node_without_websocket),
+    Driver("chromium", page_driver.command),
 )
 
 

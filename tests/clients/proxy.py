@@ -125,10 +125,11 @@ class FaultProxy:
         except OSError:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             return
-        link = Link(client, server, self._delay_seconds)
-        self._links.add(link)
-        await link.run()
-        self._links.remove(link)
+        async with server:
+            link = Link(client, server, self._delay_seconds)
+            self._links.add(link)
+            await link.run()
+            self._links.remove(link)  # before a side is closed: faults are done to open ones
 
 
 class Link:
@@ -146,11 +147,10 @@ class Link:
 
     async def run(self) -> None:
         """Forward until both sides have ended, or one has failed."""
-        async with self.server:
-            with self._scope:
-                async with trio.open_nursery() as pumps_nursery:
-                    pumps_nursery.start_soon(self._pump, self.client, self.server, lambda: self.loses_from_client)
-                    pumps_nursery.start_soon(self._pump, self.server, self.client, lambda: self.loses_from_server)
+        with self._scope:
+            async with trio.open_nursery() as pumps_nursery:
+                pumps_nursery.start_soon(self._pump, self.client, self.server, lambda: self.loses_from_client)
+                pumps_nursery.start_soon(self._pump, self.server, self.client, lambda: self.loses_from_server)
 
     def reset(self) -> None:
         """End both sides with RST."""
