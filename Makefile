@@ -6,6 +6,7 @@
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
+#   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
 #   make bench-storage                the store beside raw sqlite3
 #   make bench-restart                a start after kill -9, and its check beside publishers
 #   make first-hour                   what a newcomer waits for until the demo's page moves
@@ -21,7 +22,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-crowd first-hour load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test relay-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-crowd first-hour load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -114,6 +115,10 @@ api-test: setup
 ROUNDS ?= 1000
 crash-test: setup
 	CRASH_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash -s -o timeout=7200
+
+relay-test: ROUNDS = 200
+relay-test: setup python-client
+	cd $(PYTHON_CLIENT) && RELAY_TEST_ROUNDS=$(ROUNDS) .venv/bin/python -m pytest tests/test_relay_kills.py -s -o timeout=7200
 
 SECONDS ?= 60
 fuzz: setup

@@ -69,6 +69,11 @@ class Server:
         self._process.wait()
         self._log.close()
 
+    @property
+    def port(self) -> int:
+        """It stays the same when the server is started again."""
+        return self._port
+
     def stop(self) -> None:
         """SIGTERM, and wait."""
         self._process.send_signal(signal.SIGTERM)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
-import httpx
 import pytest
 
 import avicenna_live
@@ -30,6 +29,7 @@ from avicenna_live import (
     feedback_update,
     recommendation_update,
 )
+from tests.networks import Swallowing
 from tests.served import Server
 
 
@@ -99,25 +99,6 @@ def test_a_batch_has_an_outcome_for_each(broadcaster: Broadcaster) -> None:
     refused = [at for at, one in enumerate(outcomes) if isinstance(one, InvalidField)]
     assert refused == list(range(5, 1500, 6))
     assert [one.seq for one in outcomes if isinstance(one, Receipt)] == list(range(1, 1251))
-
-
-class Swallowing(httpx.BaseTransport):
-    """A network that loses the answers to the first requests."""
-
-    def __init__(self, lost: int) -> None:
-        self._inner = httpx.HTTPTransport()
-        self._lost = lost
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        response = self._inner.handle_request(request)
-        if self._lost:
-            self._lost -= 1
-            response.read()
-            raise httpx.ReadError("the connection ended", request=request)
-        return response
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def test_a_lost_answer_makes_no_second_event(server: Server) -> None:

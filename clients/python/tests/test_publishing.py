@@ -57,7 +57,9 @@ def answer(status: int, content: object = None, **headers: str) -> Answer:
     return Answer(status, found, json.dumps(content or {"code": "c", "detail": "d"}).encode())
 
 
-def carry_out(steps: Any, clock: Clock, answers: list[Answer | None], renewable: bool = True) -> tuple[Any, list[Send]]:
+def carry_out(
+    steps: Any, clock: Clock, answers: list[Answer | NoAnswer], renewable: bool = True
+) -> tuple[Any, list[Send]]:
     """The result of the steps when these are the answers, and what was sent."""
     sent: list[Send] = []
     reply: object = None
@@ -88,8 +90,8 @@ def test_a_receipt_says_what_the_server_says() -> None:
     assert json.loads(request.content) == {"diagnosis_id": 42, "feedback_id": 7, "rating": 5}
 
 
-@pytest.mark.parametrize("passing", [None, answer(429), answer(500), answer(502), answer(503), answer(504)])
-def test_what_fails_in_passing_is_sent_again_with_the_same_key(passing: Answer | None) -> None:
+@pytest.mark.parametrize("passing", [NoAnswer(), answer(429), answer(500), answer(502), answer(503), answer(504)])
+def test_what_fails_in_passing_is_sent_again_with_the_same_key(passing: Answer | NoAnswer) -> None:
     clock = Clock()
     receipt, sent = carry_out(publish(UPDATE, clock.patience()), clock, [passing, passing, answer(200, good())])
     assert receipt.seq == 1
@@ -111,12 +113,24 @@ def test_a_refusal_is_raised_at_once(status: int, kind: type[BroadcastError]) ->
     assert clock.now == 0
 
 
-@pytest.mark.parametrize(("last", "kind"), [(None, NoAnswer), (answer(429), RateLimited), (answer(503), Unavailable)])
-def test_patience_ends_with_the_last_error(last: Answer | None, kind: type[BroadcastError]) -> None:
+@pytest.mark.parametrize(
+    ("last", "kind"), [(NoAnswer(), NoAnswer), (answer(429), RateLimited), (answer(503), Unavailable)]
+)
+def test_patience_ends_with_the_last_error(last: Answer | NoAnswer, kind: type[BroadcastError]) -> None:
     clock = Clock()
     with pytest.raises(kind):
         carry_out(publish(UPDATE, clock.patience(5)), clock, [last] * 1000)
     assert clock.now <= 5
+
+
+@pytest.mark.parametrize(("tries", "was_sent"), [((False, False), False), ((True, False), True), ((False, True), True)])
+def test_an_update_that_no_try_has_sent_was_certainly_not_stored(tries: tuple[bool, bool], was_sent: bool) -> None:
+    clock = Clock()
+    answers: list[Answer | NoAnswer] = [NoAnswer(one) for one in tries]
+    with pytest.raises(NoAnswer, match="not known" if was_sent else "nothing was sent") as caught:
+        carry_out(publish(UPDATE, clock.patience(0.2)), clock, answers)
+    assert caught.value.was_sent == was_sent
+    assert not answers
 
 
 def test_the_server_says_how_long_to_wait_at_least() -> None:
@@ -195,7 +209,7 @@ def test_requests_of_a_batch_keep_the_limits_and_the_order(sizes: list[int]) -> 
 
 def test_two_thousand_updates_take_two_requests() -> None:
     clock = Clock()
-    answers: list[Answer | None] = [lines(*({**good(), "status": 200} for _ in range(LINES_MAX)))] * 2
+    answers: list[Answer | NoAnswer] = [lines(*({**good(), "status": 200} for _ in range(LINES_MAX)))] * 2
     found, sent = carry_out(publish_all([UPDATE] * 2 * LINES_MAX, clock.patience()), clock, answers)
     assert (len(found), len(sent)) == (2 * LINES_MAX, 2)
 
@@ -217,3 +231,5 @@ def test_updates_show_nothing_and_have_keys_of_their_own() -> None:
     assert isinstance(update, Update)
     with pytest.raises(ValueError, match="JSON"):
         recommendation_update(1, None, {"a": float("nan")})
+    with pytest.raises(ValueError, match="surrogate"):
+        feedback_update(1, 2, 3, comment="\ud800")

@@ -36,6 +36,7 @@ from avicenna_live.items import (
 )
 from avicenna_live.publishing import Receipt, Subscribers
 from avicenna_live.queues import AsyncBroadcastQueue, BroadcastQueue
+from avicenna_live.relay import Outbox, Relay, SqliteOutbox
 from avicenna_live.shared import (
     broadcast_effectiveness_update,
     broadcast_feedback_update,
@@ -69,14 +70,17 @@ __all__ = [
     "MemoryStore",
     "NoAnswer",
     "NotFound",
+    "Outbox",
     "Position",
     "QueueFull",
     "RateLimited",
     "Receipt",
     "RecommendationData",
     "RecommendationUpdate",
+    "Relay",
     "Reset",
     "Snapshot",
+    "SqliteOutbox",
     "Status",
     "Store",
     "Subscribers",

@@ -17,7 +17,7 @@ import anyio
 import httpx
 
 from avicenna_live.credentials import checked
-from avicenna_live.errors import BroadcastError
+from avicenna_live.errors import BroadcastError, NoAnswer
 from avicenna_live.follower import checked_url
 from avicenna_live.publishing import Answer, Patience, Receipt, Renew, Send, Sleep, Steps, publish, publish_all
 from avicenna_live.shell import settled
@@ -30,6 +30,9 @@ TOKEN_FILE_VARIABLE: Final = "AVICENNA_TOKEN_FILE"  # noqa: S105 - a name
 
 TIMEOUT_SECONDS: Final = 10.0
 PATIENCE_SECONDS: Final = 60.0
+
+NOTHING_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""What httpx raises where there was no connection to send on."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,8 +131,8 @@ class _Broadcasting(Generic[R]):
             )
         )
 
-    def _patience(self) -> Patience:
-        return Patience(self._patience_seconds, time.monotonic, random.random)
+    def _patience(self, seconds: float | None = None) -> Patience:
+        return Patience(self._patience_seconds if seconds is None else seconds, time.monotonic, random.random)
 
     def _headers(self, request: Send) -> dict[str, str]:
         return {
@@ -196,14 +199,19 @@ class Broadcaster(_Broadcasting[Receipt]):
         """Publish an update that was made before. Raises `BroadcastError`."""
         return self._carry_out(publish(update, self._patience()))
 
-    def batch(self, updates: Iterable[Update]) -> list[Receipt | BroadcastError]:
+    def batch(
+        self, updates: Iterable[Update], *, patience_seconds: float | None = None
+    ) -> list[Receipt | BroadcastError]:
         """Publish many with few requests.
+
+        Args:
+            patience_seconds: how long this call goes on trying; 0: it tries once; `None`: as the others.
 
         Returns:
             For each update, in order, its receipt, or why there is none. One that fails in passing is sent again behind
             those that did not: whoever needs an order within a diagnosis broadcasts one after the other.
         """
-        return self._carry_out(publish_all(list(updates), self._patience()))
+        return self._carry_out(publish_all(list(updates), self._patience(patience_seconds)))
 
     def close(self) -> None:
         """Close the connections."""
@@ -235,13 +243,13 @@ class Broadcaster(_Broadcasting[Receipt]):
                 case Renew():
                     reply = self._renewed()
 
-    def _sent(self, request: Send) -> Answer | None:
+    def _sent(self, request: Send) -> Answer | NoAnswer:
         if self._in_use is None:
             self._renewed()
         try:
             return _answer(self._http.post(request.path, content=request.content, headers=self._headers(request)))
-        except httpx.TransportError:
-            return None
+        except httpx.TransportError as error:
+            return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT))
 
     def _renewed(self) -> bool:
         """Take a token; whether it may be another one than before."""
@@ -271,9 +279,11 @@ class AsyncBroadcaster(_Broadcasting[Awaitable[Receipt]]):
         """Publish an update that was made before. Raises `BroadcastError`."""
         return self._carry_out(publish(update, self._patience()))
 
-    async def batch(self, updates: Iterable[Update]) -> list[Receipt | BroadcastError]:
+    async def batch(
+        self, updates: Iterable[Update], *, patience_seconds: float | None = None
+    ) -> list[Receipt | BroadcastError]:
         """Publish many with few requests; see `Broadcaster.batch`."""
-        return await self._carry_out(publish_all(list(updates), self._patience()))
+        return await self._carry_out(publish_all(list(updates), self._patience(patience_seconds)))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -305,13 +315,13 @@ class AsyncBroadcaster(_Broadcasting[Awaitable[Receipt]]):
                 case Renew():
                     reply = await self._renewed()
 
-    async def _sent(self, request: Send) -> Answer | None:
+    async def _sent(self, request: Send) -> Answer | NoAnswer:
         if self._in_use is None:
             await self._renewed()
         try:
             return _answer(await self._http.post(request.path, content=request.content, headers=self._headers(request)))
-        except httpx.TransportError:
-            return None
+        except httpx.TransportError as error:
+            return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT))
 
     async def _renewed(self) -> bool:
         """Take a token; whether it may be another one than before."""

@@ -115,10 +115,17 @@ class Unavailable(BroadcastError):
 
 
 class NoAnswer(BroadcastError):
-    """Nobody answered for longer than was waited: it is not known whether the update was stored."""
+    """Nobody answered for longer than was waited: unless nothing was sent, the update may have been stored."""
 
-    def __init__(self) -> None:
-        super().__init__(0, "", "the server does not answer: it is not known whether the update was stored")
+    def __init__(self, was_sent: bool = True) -> None:
+        """Keep what is known.
+
+        Args:
+            was_sent: False: there was no connection, so the update was certainly not stored.
+        """
+        unknown = "it is not known whether the update was stored"
+        super().__init__(0, "", f"the server does not answer: {unknown if was_sent else 'nothing was sent'}")
+        self.was_sent = was_sent
 
 
 class QueueFull(Exception):

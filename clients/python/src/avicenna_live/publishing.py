@@ -77,7 +77,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a request; the reply is an `Answer`, or `None`: nobody answered."""
+    """Send a request; the reply is an `Answer`, or a `NoAnswer`."""
 
     path: str
     content_type: str
@@ -183,17 +183,22 @@ def publish_all(updates: Sequence[Update], patience: Patience) -> Steps[list[Rec
 def _answered(request: Send, patience: Patience) -> Steps[Answer]:
     """The good answer to a request, tried again while that may help. Raises `BroadcastError`."""
     may_renew = True
+    was_sent = False
     while True:
-        answer: Answer | None = yield request
-        error = NoAnswer() if answer is None else error_of(answer)
-        if answer is not None and error is None:
+        answer: Answer | NoAnswer = yield request
+        if isinstance(answer, NoAnswer):
+            was_sent |= answer.was_sent
+            error: BroadcastError | None = NoAnswer(was_sent)
+        else:
+            error = error_of(answer)
+        if error is None:
+            assert isinstance(answer, Answer)
             return answer
-        assert error is not None
         if error.status == 401 and may_renew:
             may_renew = False
             if (yield Renew()):
                 continue
-        wished = None if answer is None else header_seconds(answer.headers.get("retry-after"))
+        wished = None if isinstance(answer, NoAnswer) else header_seconds(answer.headers.get("retry-after"))
         seconds = patience.wait(wished) if isinstance(error, NoAnswer) or error.status in PASSING else None
         if seconds is None:
             raise error

@@ -117,4 +117,6 @@ def feedback_update(
 def _update(kind: Kind, fields: Mapping[str, Any], key: str | None) -> Update:
     given = {name: value for name, value in fields.items() if value is not None}
     body = json.dumps(given, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if not body.isascii() and any("\ud800" <= character <= "\udfff" for character in body):
+        raise ValueError("a text holds a lone surrogate, which is no character")  # it would fail when it is sent
     return Update(kind, body, secrets.token_hex(16) if key is None else key)
