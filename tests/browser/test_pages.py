@@ -91,37 +91,41 @@ async def test_what_a_frozen_tab_was_sent_is_not_acknowledged_and_comes_again(
         assert await numbers(again, "tab") == [1, 2, 3, 4, 5]
 
 
-def readme_script() -> str:
-    """The lines of the README for a page."""
-    found = re.search(r"```js\n(.*?)```", README.read_text(), re.DOTALL)
+def readme_page() -> tuple[str, str]:
+    """The page of the README: its elements, and its script."""
+    found = re.search(r'```html\n(.*?)<script type="module">\n(.*?)</script>\n```', README.read_text(), re.DOTALL)
     assert found is not None
-    return found[1]
+    return found[1], found[2]
 
 
-async def test_a_page_with_the_lines_of_the_readme_acknowledges(settings: Settings, tmp_path: Path) -> None:
+async def test_the_page_of_the_readme_shows_what_it_missed_and_what_comes(settings: Settings, tmp_path: Path) -> None:
     async with chromium(tmp_path / "profile") as browser, running_server(settings) as server:
         await server.register()
-        script = readme_script()
-        assert "wss://updates.example.org" in script
-        url = server.url.replace("http", "ws")
-        given = f"window.applied = []; const token = {json.dumps(server.token('amira'))};"
-        given += "const apply = ({ seq }) => applied.push(seq);"
-        page = f"{{ {given} {script.replace('wss://updates.example.org', url)} }}"
-        for number in range(4):
+        elements, script = readme_page()
+        page = f"""(() => {{
+            window.fetchToken = async () => {json.dumps(server.token("amira"))};
+            document.body.innerHTML = {json.dumps(elements)};
+            const script = document.createElement("script");
+            script.type = "module";
+            script.textContent = {json.dumps(script)};
+            document.body.append(script);
+        }})()"""
+        lines = "[...document.querySelectorAll('li')].map(({ textContent }) => textContent)"
+        for number in range(2):
             await server.publish(number)
         tab = await browser.open(page_of(server))
         await tab.run(page)
-        await server.publish(4)
-        await tab.until("applied.length === 5")
-        device = re.search(r"device=([\w-]+)", script)
-        assert device is not None
-        await until_delivery(server, device[1], state="acknowledged", acknowledged_by="app")
-        await tab.close()
-        await until_delivery(server, device[1], online=False)
-        again = await browser.open(page_of(server))
-        await again.run(page)
-        await server.publish(5)
-        await again.until("applied.length === 1 && applied[0] === 6")
+        await tab.until("document.querySelectorAll('li').length === 2")
+        await server.publish(2)
+        await tab.until("document.querySelectorAll('li').length === 3")
+        assert await tab.run(lines) == [f"{seq} feedback_update" for seq in (1, 2, 3)]
+        await tab.run("location.reload()")
+        await tab.until("document.querySelectorAll('li').length === 0")
+        await server.until_alone()
+        await server.publish(3)
+        await tab.run(page)
+        await tab.until("document.querySelectorAll('li').length === 1")
+        assert await tab.run(lines) == ["4 feedback_update"]
 
 
 async def test_an_event_source_comes_back_after_a_limit_and_gives_up_after_a_refusal(

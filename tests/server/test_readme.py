@@ -14,7 +14,10 @@ from pathlib import Path
 import trio
 
 from tests.cli.demos import demo
+from tests.programs import program
+from tests.server.harness import running_server
 from tests.server.process import COMMAND
+from web.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,3 +100,17 @@ async def test_the_three_terminals_of_the_readme_show_the_published_update(tmp_p
 def test_the_readmes_server_is_the_command_make_runs() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^serve:.*\n\t@exec \$\(BIN\)/avicenna-live serve", makefile, re.MULTILINE)
+
+
+async def test_the_five_lines_of_python_publish(tmp_path: Path) -> None:
+    python = program("python-client")
+    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    script = found[1]
+    assert len([line for line in script.splitlines() if line]) <= 5
+    async with running_server(Settings(port=0, data=tmp_path / "data")) as server:
+        await server.register()
+        environment = os.environ | {"AVICENNA_URL": server.url, "AVICENNA_TOKEN": server.token("service", "broadcast")}
+        with trio.fail_after(30):
+            await trio.run_process([python, "-c", script], env=environment)
+        assert [(await server.publish(number)).json()["seq"] for number in range(2)] == [4, 5]
