@@ -179,6 +179,14 @@ def test_a_reset_comes_before_everything_else_and_takes_back_what_was_read_ahead
     assert world.acked() == 4
 
 
+def test_another_epoch_is_a_reset_whatever_else_is_said() -> None:
+    world = World(after=7, epoch="old")
+    world.connect(connect(resume="exact", head=9, queued=1, missed=2, epoch="new"), gap(7, 8), feedback(9))
+
+    assert [world.take(), world.take()] == [Reset("new", 6), Gap(7, 8, "evicted")]
+    assert world.seqs() == [9]
+
+
 def test_a_connection_lost_after_a_reset_does_not_reset_again() -> None:
     world = World(after=7, epoch="old")
     world.connect(connect(resume="reset", head=5, floor=3, queued=2, epoch="new"), feedback(4))
@@ -258,7 +266,6 @@ def test_an_app_that_names_its_own_position_without_an_epoch_gets_the_current_on
         '{"type": "gap", "data": {"from": -1, "to": 5, "reason": "evicted"}}',
         '{"type": "bye", "data": []}',
         "[" * 100_000,
-        connect(resume="exact", epoch="another"),
     ],
 )
 def test_what_is_none_of_the_protocol_is_a_fault_and_is_not_repeated(text: str) -> None:

@@ -521,6 +521,48 @@ async def test_a_second_follow_of_a_diagnosis_takes_over(scripted: Scripted) -> 
     assert "after=1" in scripted.requests[1].path
 
 
+async def test_of_two_follows_that_begin_at_once_one_takes_over(scripted: Scripted) -> None:
+    scripted.play(*[say(connect(head=1, queued=1), feedback(1))] * 2)
+    found: list[object] = []
+
+    async def one(items: Following) -> None:
+        try:
+            found.append((await seqs(items, 1))[0])
+        except Ended as ended:
+            found.append(ended.reason)
+
+    async with Follower(scripted.url, token=TOKEN) as live_:
+        older, newer = live_.follow(42), live_.follow(42)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one, older)
+            tasks.start_soon(one, newer)
+    assert sorted(map(str, found)) == ["1", "replaced"]
+
+
+class Slow(MemoryStore):
+    """Takes a while to load."""
+
+    async def load(self, diagnosis_id: object) -> None:  # type: ignore[override] # a store may be async
+        await anyio.sleep(0.1)
+
+
+async def test_an_iterator_that_is_closed_while_it_begins_ends(scripted: Scripted) -> None:
+    scripted.play(say(connect(head=1, queued=1), feedback(1)))
+    async with Follower(scripted.url, token=TOKEN, store=Slow()) as live_:
+        items = live_.follow(42)
+        found: list[object] = []
+
+        async def consume() -> None:
+            with pytest.raises(StopAsyncIteration):
+                found.append(await anext(items))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume)
+            await anyio.sleep(0.02)
+            await items.aclose()
+        assert not found
+
+
 async def test_several_diagnoses_are_followed_at_a_time(scripted: Scripted) -> None:
     scripted.play(*[say(connect(head=1, queued=1), feedback(1))] * 3)
     found: list[int] = []

@@ -192,25 +192,24 @@ class Core:
         self.admitted, self._refusals = True, 0
         self._epoch = _text(data["epoch"])
         self._acknowledges = data.get("ack") == "app"
-        fresh = self._resume is None
-        resets = data["resume"] == "reset"
-        if resets:
+        asked = self._resume
+        # Another epoch is a reset, whatever else is said.
+        resets = data["resume"] == "reset" or (asked is not None and asked[1] not in (None, self._epoch))
+        if data["resume"] == "reset":
             begin = Position(self._epoch, _number(data["floor"]))
-        elif self._resume is None:
+        elif asked is None or resets:
             queued, missed = _number(data["queued"]), _number(data["missed"])
             begin = Position(self._epoch, _number(_number(data["head"]) - queued - missed))
-        elif self._resume[1] in (None, self._epoch):
-            begin = Position(self._epoch, self._resume[0])
         else:
-            raise ProtocolFault("another epoch without a reset")
+            begin = Position(self._epoch, asked[0])
         self._written = self._acknowledged = begin.seq
         if resets:
             # What was read ahead has the numbers of another history.
             self._steps.clear()
             self._push(Reset(begin.epoch, begin.seq), begin)
-        elif fresh and self._wishes.snapshots:
+        elif asked is None and self._wishes.snapshots:
             self._steps.append(Step(None, begin))
-        elif fresh:
+        elif asked is None:
             self.position = begin
         elif self._received is not None and self._received.epoch == begin.epoch:
             return

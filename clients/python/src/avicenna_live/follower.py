@@ -172,6 +172,8 @@ class Follower:
         while (older := self._links.get(diagnosis_id)) is not None:
             older.replace()
             await older.stopped()
+            # A task that was cancelled before its first step has told nobody of its end.
+            self._forget(diagnosis_id, older)
         # No checkpoint from here on: one link of a diagnosis at a time.
         if self._shell is not shell:
             raise RuntimeError("the `async with` of this Follower is over")

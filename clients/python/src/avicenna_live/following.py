@@ -72,11 +72,14 @@ class Following:
             self._asked = False
 
     async def _next(self) -> Item:
-        if self._link is None:
-            if self._closed:
-                raise StopAsyncIteration
+        if self._link is None and not self._closed:
             self._link = await self._begin()
-        link, core = self._link, self._link.core
+        if (link := self._link) is None or self._closed:
+            if link is not None:
+                # `aclose` may have been called while it began, and found nothing to close.
+                link.leave()
+            raise StopAsyncIteration
+        core = link.core
         if (reached := core.unsaved) is not None and not link.leaving:
             await settled(self._store.save(self._diagnosis_id, reached))
         if not link.leaving:
