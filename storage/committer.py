@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Concatenate, Final, Generic, ParamSpec, TypeVar, cast
 
@@ -141,10 +141,14 @@ class Committer:
         self._last: Pending[object] | None = None
         """What was submitted last; operations are settled in the order in which they were submitted."""
         self._broken: StoreBroken | None = None
+        self.broke = trio.Event()
+        """Set once nothing is taken any more because the disk or the file failed."""
         self._outage = Outage()
         self._stall = Stall(trio.current_time())
         self._in_hand_since: float | None = None
         """When the oldest operation of the transaction under way was submitted; `None`: there is none."""
+        self._looking_since: float | None = None
+        """When the look at the files under way began; `None`: there is none."""
         self._reads: dict[Call[object], float] = {}
         """Reads that have not ended, in order, and when each was asked for."""
         self._queue_peak = self._commits = self._operations = self._batch_peak = 0
@@ -219,7 +223,17 @@ class Committer:
         found = [] if self._in_hand_since is None else [self._in_hand_since]
         found += [self._queue[0].since] if self._queue else []
         found += [next(iter(self._reads.values()))] if self._reads else []
+        found += [] if self._looking_since is None else [self._looking_since]
         return min(found, default=None)
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around a look at the files: where the disk does not answer it, nobody else need ask for that to be seen."""
+        self._looking_since = self._stall.ran(trio.current_time())
+        try:
+            yield
+        finally:
+            self._looking_since = None
 
     @property
     def broken(self) -> StoreBroken | None:
@@ -230,6 +244,7 @@ class Committer:
         """Take nothing more, tell `Failed` to all who wait, and end `run` with `StoreBroken`."""
         if self._broken is None:
             self._broken = StoreBroken(reason)
+            self.broke.set()
         self.close()
 
     def close(self) -> None:

@@ -110,6 +110,9 @@ WATCH_SECONDS: Final = 1.0
 LAST_LOOK_SECONDS: Final = 0.1
 """A wait that has lasted too long ends so much later. Reason: this process may have been paused."""
 
+LEAVE_SECONDS_MAX: Final = 1.0
+"""Longest time a store that has broken waits for whoever uses it to leave. Beyond: cancelled."""
+
 DamagePolicy = Literal["refuse", "set_aside"]
 
 logger = logging.getLogger("avicenna.storage")
@@ -171,7 +174,8 @@ async def open_store(
             committer = Committer(database, time, lost, keep_time, partial(files.is_full, path), live_log.doubt)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
-                    committer_nursery.start_soon(_run_shielded, committer)
+                    left = trio.Event()
+                    committer_nursery.start_soon(_run_shielded, committer, left)
                     try:
                         async with trio.open_nursery() as watch_nursery:
                             watch_nursery.start_soon(_watch_files, committer, presence, log)
@@ -184,6 +188,7 @@ async def open_store(
                             )
                             watch_nursery.cancel_scope.cancel()
                     finally:
+                        left.set()
                         committer.close()
 
 
@@ -335,21 +340,33 @@ async def _keep_log(database: Database) -> None:
         await database.run(sqlite3.Connection.interrupt)
 
 
-async def _run_shielded(committer: Committer) -> None:
-    """Finish what is queued even while the server is being cancelled: the queue is bounded, and closed at the end."""
+async def _run_shielded(committer: Committer, left: trio.Event) -> None:
+    """Finish what is queued even while the server is being cancelled: the queue is bounded, and closed at the end.
+
+    Whoever uses a store that has broken has been told so, and has a moment to tell others.
+    """
     with trio.CancelScope(shield=True):
-        await committer.run()
+        try:
+            await committer.run()
+        except StoreBroken:
+            with trio.move_on_after(LEAVE_SECONDS_MAX):
+                await left.wait()
+            raise
 
 
 async def _watch_files(committer: Committer, presence: files.Presence, log: Path) -> None:
-    """Break the store down when its files are gone."""
+    """Break the store down when its files are gone, or cannot be looked at."""
 
     def look() -> tuple[str | None, int]:
-        return presence.lost(), files.size_of(log)
+        try:
+            return presence.lost(), files.size_of(log)
+        except OSError as error:
+            return presence.lost() or f"{log} cannot be looked at: {error.strerror}", 0
 
     while True:
         # On another thread: where the disk hangs, so may a look at it.
-        what, committer.wal_bytes = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        with committer.looking():
+            what, committer.wal_bytes = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
         if what is not None:
             committer.break_down(what)
             return
@@ -479,6 +496,11 @@ class SqliteStore:
 
     def moment(self) -> Moment:
         return self._time.moment()
+
+    @property
+    def broke(self) -> trio.Event:
+        """Set once the disk or the file has failed: leave, within `LEAVE_SECONDS_MAX`."""
+        return self._committer.broke
 
     @property
     def clock_held_since(self) -> float | None:

@@ -1,4 +1,4 @@
-"""A disk that does not answer: everything on the database thread stands still until the disk thaws."""
+"""A disk that does not answer: the database thread, and looks at the files, stand still until the disk thaws."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from storage.bridge import Database
+from storage.files import Presence
 
 HUNG_SECONDS_MAX = 60.0
 """Longest time one call hangs, so that no test waits for ever."""
@@ -37,7 +38,7 @@ class Disk:
 
 
 def hangable_disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    """A disk under all that is done on database threads from now on."""
+    """A disk under all that is done on database threads, and under looks at the files, from now on."""
     disk = Disk()
 
     def over(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,4 +57,5 @@ def hangable_disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
         "run_and_tell",
         lambda self, tell, function, *args, **kw: run_and_tell(self, tell, over(function), *args, **kw),
     )
+    monkeypatch.setattr(Presence, "lost", over(Presence.lost))
     return disk

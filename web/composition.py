@@ -33,8 +33,8 @@ from actors.supervisor import Limits, keep_up
 from actors.trail import AccessTrail
 from storage import files, trust
 from storage.clock import Clock, SystemClock
-from storage.errors import CannotOpen, StoreBroken
-from storage.sqlite import open_store
+from storage.errors import Busy, CannotOpen, Failed, StoreBroken
+from storage.sqlite import SqliteStore, open_store
 from storage.store import Store
 from storage.unfinished import sweep
 from web import access
@@ -91,6 +91,9 @@ EXIT_SECONDS_MAX: Final = 9.0
 sockets are closed by then; what is not stored by then was not acknowledged."""
 
 assert DRAIN_SECONDS_MAX < EXIT_SECONDS_MAX, "what the drain is cut off at is still told to the store"
+
+CHECK_RETRY_SECONDS: Final = 60.0
+"""Until outboxes are looked at again which the disk did not give out. Reason: as often as old rows are dropped."""
 
 GIL_SWITCH_SECONDS: Final = 0.0002
 """Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
@@ -257,6 +260,7 @@ async def serve(
             store, actors_nursery, render=render, clock=clock, jitter=jitter, limits=limits, trail=trail
         )
         await actors_nursery.start(registry.run)
+        actors_nursery.start_soon(_stop_when_broken, store, stopping)
         acts = Acts(store, actors_nursery, settings.storage_seconds_max)
         services = await _services(settings, acts, registry, hub, keys, clock, jitter, stopping)
         if services.remote_keys is not None:
@@ -269,6 +273,12 @@ async def serve(
                 drain_nursery.start_soon(acts.settle)
                 drain_nursery.start_soon(registry.drain)
         actors_nursery.cancel_scope.cancel()
+
+
+async def _stop_when_broken(store: SqliteStore, stopping: trio.Event) -> None:
+    """Say goodbye to everybody when storage fails: whoever waits has been told that the outcome is unknown."""
+    await store.broke.wait()
+    stopping.set()
 
 
 def _warn(*texts: str | None) -> None:
@@ -323,8 +333,14 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
 
 async def _check_once(store: Store) -> None:
     """Have all outboxes looked at, if the last run did not end in order; until cancelled."""
-    await store.look_through()
-    await trio.sleep_forever()
+    while True:
+        try:
+            await store.look_through()
+        except (Busy, Failed) as refusal:
+            logger.warning("outboxes were not checked, trying again in %.0f s: %s", CHECK_RETRY_SECONDS, refusal)
+            await trio.sleep(CHECK_RETRY_SECONDS)
+        else:
+            await trio.sleep_forever()
 
 
 def _new_id() -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +16,15 @@ import httpx
 import pytest
 import trio
 
+from actors.mailbox import Mailbox
+from actors.messages import Envelope, Publish
 from benchmarks.frozen import CannotFreeze, FreezableDisk, freezable_disk
+from storage.errors import StoreBroken
 from tests.hanging import Disk, hangable_disk
 from tests.logbook import Logbook
 from tests.server.harness import Server, running_server
 from tests.server.process import served
-from web.settings import Settings
+from web.settings import DATABASE_FILE, Settings
 
 PATIENCE_SECONDS = 0.5
 
@@ -142,6 +148,18 @@ async def test_readiness_follows_the_disk_and_the_log_has_a_line_for_its_beginni
     assert ended.startswith("the disk answers again, after ")
 
 
+async def test_a_disk_that_hangs_is_seen_though_nobody_asks_it_for_anything(
+    server: Server, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def is_told() -> bool:
+        return any("the disk has not answered for 2 s" in one.getMessage() for one in caplog.records)
+
+    with disk.hanging():
+        await eventually(partial(readiness, server, 503))
+        await eventually(is_told)
+    await eventually(partial(readiness, server, 200))
+
+
 async def test_a_revocation_that_was_answered_503_still_ends_connections(server: Server, disk: Disk) -> None:
     operator = server.bearer("op", "operate")
     async with server.live(42, "bo") as client:
@@ -209,6 +227,55 @@ async def test_reads_that_nobody_waits_for_any_more_do_not_hold_up_the_disk_when
                 readers_nursery.start_soon(partial(server.http.get, "/audit", headers=operator))
     assert (await server.publish(2)).status_code == 200
     assert (await server.http.get("/audit", headers=operator)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda database: database.rename(database.with_suffix(".elsewhere")),
+        lambda database: os.truncate(database, 4096),
+        lambda database: Path(shutil.copy(database, database.with_suffix(".other"))).rename(database),
+    ],
+    ids=["moved away", "cut", "replaced"],
+)
+async def test_when_storage_fails_who_waits_is_told_that_the_outcome_is_unknown_and_followers_get_a_goodbye(
+    settings: Settings, disk: Disk, fail: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[httpx.Response] = []
+    arrived = 0
+    all_wait = trio.Event()
+    has_failed = False
+    tell_nowait = Mailbox.tell_nowait
+
+    def told(mailbox: Mailbox, envelope: Envelope) -> None:
+        nonlocal arrived
+        tell_nowait(mailbox, envelope)
+        arrived += isinstance(envelope.message, Publish)
+        if arrived == 1 + 6:
+            all_wait.set()
+
+    monkeypatch.setattr(Mailbox, "tell_nowait", told)
+
+    async def publish(server: Server) -> None:
+        answers.append(await server.publish(2))
+
+    try:
+        async with running_server(replace(settings, storage_seconds_max=60)) as server:
+            await server.register(42, "amira", "bo")
+            await server.publish(1)
+            async with server.live() as client, trio.open_nursery() as publishers_nursery:
+                with disk.hanging():
+                    for _ in range(6):
+                        publishers_nursery.start_soon(publish, server)
+                    with trio.fail_after(10):
+                        await all_wait.wait()
+                    fail(settings.data / DATABASE_FILE)
+                frames, code, reason = await client.close_frames()
+                assert (frames[-1]["type"], code, reason) == ("bye", 1012, "restart")
+    except* StoreBroken:
+        has_failed = True
+    assert has_failed
+    assert [is_unknown(answer) for answer in answers] == 6 * [True]
 
 
 @pytest.fixture

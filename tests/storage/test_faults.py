@@ -20,7 +20,7 @@ from storage import copies, files, wal
 from storage.errors import Busy, CannotCopy, CannotOpen, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
 from storage.files import wal_of
 from storage.records import Appended, Durability, NewEvent, Seq
-from storage.sqlite import DamagePolicy, SqliteStore, open_store
+from storage.sqlite import LEAVE_SECONDS_MAX, DamagePolicy, SqliteStore, open_store
 from tests.storage.conftest import ManualClock
 
 
@@ -138,6 +138,34 @@ async def test_a_file_that_is_moved_away_is_noticed_without_any_commit(
         async with opened(path, new_epoch):
             path.rename(path.parent / "elsewhere")
             await trio.sleep_forever()
+
+
+async def test_files_that_cannot_be_looked_at_any_more_end_the_store_without_any_commit(
+    path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(file: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    with pytest.raises(StoreBroken, match="cannot be looked at: Permission denied"), trio.fail_after(20):
+        async with opened(path, new_epoch):
+            monkeypatch.setattr(files, "size_of", forbidden)
+            await trio.sleep_forever()
+
+
+async def test_who_uses_a_store_that_has_broken_has_a_moment_to_leave_and_no_more(
+    path: Path, new_epoch: Callable[[], str]
+) -> None:
+    has_left = False
+    with pytest.raises(StoreBroken), trio.fail_after(20):
+        async with opened(path, new_epoch) as store:
+            path.rename(path.parent / "elsewhere")
+            await store.broke.wait()
+            await trio.sleep(LEAVE_SECONDS_MAX / 2)
+            (outcome,) = await store.append_nowait("d", [NewEvent("k", b"")]).wait()
+            assert isinstance(outcome, Failed)
+            has_left = True
+            await trio.sleep_forever()
+    assert has_left
 
 
 @pytest.mark.parametrize("file", ["avicenna.db", "avicenna.db-wal"])
