@@ -18,10 +18,16 @@ from tests.access.test_keys import jwk_of
 from tests.server.forge import CRASHES
 from tests.server.forged import Forge, Forged
 from tests.server.harness import Server, begin
+from web.tokens import LEEWAY_SECONDS
 
-SHORT: Final = {"web.session.RETRY_SPREAD_SECONDS": 0.3, "web.jwks.FIRST_AGAIN_SECONDS": 0.5}
-"""Waits of the server that are shorter here: over how long clients are spread that are told to come back (5 s), and
-the time between two fetches of keys while there are none (5 s)."""
+SHORT: Final = {
+    "web.session.RETRY_SPREAD_SECONDS": 0.3,
+    "web.jwks.FIRST_AGAIN_SECONDS": 0.5,
+    "web.expiry.WARNING_SECONDS": 3 - LEEWAY_SECONDS,
+}
+"""Waits of the server that are shorter here: over how long clients are spread that are told to come back (5 s), the
+time between two fetches of keys while there are none (5 s), and how long before its `exp` a client is told that a token
+is about to end (60 s; here 3 s before the server has no more patience with it)."""
 
 KID: Final = "of-the-provider"
 
