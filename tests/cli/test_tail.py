@@ -463,6 +463,20 @@ async def test_a_refusal_with_a_status_that_passes_is_waited_out_as_long_as_it_s
     assert "503 instead of a WebSocket; coming back in 7.0 s" in said
 
 
+async def test_a_connection_that_is_reset_before_the_upgrade_is_sent_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def reset(url: str) -> trio.SocketStream:
+        ours, theirs = trio.socket.socketpair()
+        theirs.close()
+        return trio.SocketStream(ours)
+
+    monkeypatch.setattr("web.commands.tail._open_stream", reset)
+    tail = Tail(Client("http://127.0.0.1:9", Credentials("t")), "42", Position(), jitter=lambda: 0.0)
+    with pytest.raises(Unreachable, match="ended without an answer"), trio.fail_after(5):
+        await tail.follow(True)
+
+
 async def test_a_server_that_was_never_there_is_not_waited_for() -> None:
     async with standing_in() as stand_in:
         url = stand_in.url

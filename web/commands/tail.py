@@ -262,7 +262,7 @@ class Tail:
                 with trio.move_on_after(CONNECT_SECONDS_MAX) as opening:
                     connection = await wrap_client_stream(
                         connection_nursery,
-                        trio.StapledStream(stream, Answers(stream)),  # type: ignore[arg-type] # it takes any stream
+                        Upgrading(stream),  # type: ignore[arg-type] # it takes any stream
                         host,
                         target,
                         extra_headers=headers,
@@ -444,16 +444,25 @@ def _given(data: dict[str, Any], *names: str) -> str:
     return "".join(f", {name} {data[name]}" for name in names if data.get(name) is not None)
 
 
-class Answers(trio.abc.ReceiveStream):
-    """What a server sends, if it begins as an answer of HTTP does; trio-websocket would wait for one until told not to.
+class Upgrading(trio.abc.Stream):
+    """A stream on which a server answers an upgrade as HTTP does; trio-websocket would wait for one until told not to.
 
-    Raises `NotHttp` from `receive_some`.
+    Raises `NotHttp` from `send_all` and `receive_some` until an answer has begun.
     """
 
     def __init__(self, stream: Stream) -> None:
-        """Read from `stream`, which stays the caller's."""
+        """Talk over `stream`, which stays the caller's."""
         self._stream = stream
         self._begun = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send it."""
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError:
+            if self._begun:
+                raise
+            raise NotHttp from http.client.RemoteDisconnected("")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, as they come."""
@@ -470,6 +479,10 @@ class Answers(trio.abc.ReceiveStream):
             if not self._begun.startswith(HTTP_BEGINS[: len(self._begun)]):
                 raise NotHttp from http.client.BadStatusLine(self._begun.decode("latin-1"))
         return received
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is room."""
+        await self._stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
         """Close the stream."""
