@@ -134,6 +134,19 @@ def test_without_trio_websocket_the_error_names_the_cure() -> None:
     assert "pip install 'avicenna-live-client[trio]'" in done.stderr
 
 
+def test_without_sqlalchemy_the_error_names_the_cure_and_the_rest_works() -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['sqlalchemy'] = None\n"
+        "from avicenna_live import Relay, SqliteOutbox\n"
+        "print('imported')\n"
+        "import avicenna_live.sqlalchemy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.stdout == "imported\n"
+    assert "pip install 'avicenna-live-client[sqlalchemy]'" in done.stderr
+
+
 def test_the_core_knows_no_event_loop_and_no_socket() -> None:
     script = (
         "import sys, types\n"

@@ -398,21 +398,22 @@ def test_a_database_that_is_locked_or_away_for_a_while_ends_no_relay(
     home = tmp_path / "home"
     home.mkdir()
     service = Service(home / "service.db", "sqlite3", "delete")
-    service.commit(feedback_update(diagnosis, 1, 5))
     outbox = SqliteOutbox(service.path, timeout_seconds=0.01)
-    made = Relay(outbox, broadcaster, poll_seconds=0.01)
-    with closing(sqlite3.connect(service.path, isolation_level=None)) as holding:
+    with (
+        closing(sqlite3.connect(service.path, isolation_level=None)) as holding,
+        Relay(outbox, broadcaster, poll_seconds=0.01),
+    ):
         if trouble == "locked":
             holding.execute("BEGIN EXCLUSIVE")
         else:
             home.rename(tmp_path / "elsewhere")
-        with made:
-            until(lambda: "no row could be relayed" in caplog.text)
-            if trouble == "locked":
-                holding.execute("ROLLBACK")
-            else:
-                (tmp_path / "elsewhere").rename(home)
-            until(lambda: not service.rows())
+        until(lambda: "no row could be relayed" in caplog.text)
+        if trouble == "locked":
+            holding.execute("ROLLBACK")
+        else:
+            (tmp_path / "elsewhere").rename(home)
+        service.commit(feedback_update(diagnosis, 1, 5))
+        until(lambda: not service.rows())
     assert arrived(server, diagnosis) == [1]
 
 
@@ -498,6 +499,17 @@ def test_what_is_no_transaction_of_sqlalchemy_is_refused_and_a_savepoint_is_one(
         inner.rollback()
         SqlalchemyOutbox.add(session, feedback_update(2, 1, 5))
     assert service.rows() == [("2", None)]
+
+
+def test_a_relay_opens_no_database_before_it_runs_and_makes_the_table_then(
+    tmp_path: Path, broadcaster: Broadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Relay(SqliteOutbox("service.db"), broadcaster)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir("/")
+    with made, closing(sqlite3.connect(tmp_path / "service.db")) as db:
+        SqliteOutbox.add(db, feedback_update(1, 1, 5))
 
 
 @pytest.mark.parametrize("path", ["", ":memory:"])

@@ -111,7 +111,7 @@ class SqliteOutbox:
         """
         if str(path) in ("", ":memory:"):
             raise ValueError("path must name a file: what is in memory, no other connection sees")
-        self._path = path
+        self._path = Path(path).absolute()  # the same file wherever the process goes
         self._timeout = timeout_seconds
 
     @staticmethod
@@ -226,7 +226,7 @@ class Relay:
         poll_seconds: float = POLL_SECONDS,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Make the table where it is missing.
+        """Prepare; nothing is opened before it runs, so a process may fork in between.
 
         Args:
             broadcaster: sends, and stays the caller's to close; its `patience_seconds` is not used.
@@ -245,7 +245,7 @@ class Relay:
         self._awake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        outbox.prepare()
+        self._is_prepared = False
 
     def wake(self) -> None:
         """Look for rows now. Any thread may call it; it waits for nothing."""
@@ -286,7 +286,8 @@ class Relay:
         self._awake.set()
 
     def __enter__(self) -> Self:
-        """Run in a thread."""
+        """Make the table where it is missing, and run in a thread. Raises what the database raises."""
+        self._prepare()
         self._stopping.clear()
         self._thread = threading.Thread(target=self.run, name="avicenna-live-relay", daemon=True)
         self._thread.start()
@@ -300,8 +301,14 @@ class Relay:
         if self._thread is not None:
             self._thread.join()
 
+    def _prepare(self) -> None:
+        if not self._is_prepared:
+            self._outbox.prepare()
+            self._is_prepared = True
+
     def _round(self, resting: Collection[str], is_over: Callable[[], bool]) -> _Round:
         """Try the rows of all other diagnoses, once."""
+        self._prepare()
         found = _Round()
         left_out = set(resting)
         after = 0
