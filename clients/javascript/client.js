@@ -27,8 +27,8 @@ const SILENT_MS_MIN = 5_000;
 /** A timer that comes so much later than it was due says that this process slept, not that the server was silent. */
 const LATE_MS = 1_000;
 
-/** What arrived during such a sleep has so long to be handed over. */
-const GRACE_MS = 1_000;
+/** Where a socket is in doubt the server is asked, and has so long to answer. */
+const ANSWER_MS_MAX = 3_000;
 
 /** Longest wait a server can ask for. Beyond: this one. */
 const RETRY_AFTER_MS_MAX = 300_000;
@@ -77,14 +77,17 @@ export function jitter({ firstMs, maxMs }, failures, random) {
 }
 
 /**
- * In how many ms to look again whether the server is heard; 0: it is silent. All times are ms of a monotonic clock.
+ * In how many ms to look again whether the server is heard; 0: it is silent; null: ask it, and look when it should have
+ * answered. All times are ms of a monotonic clock; `askedAt` is null where it was never asked.
  *
- * A process that slept finds its timers before the messages that arrived meanwhile: these get a little time.
+ * A process that slept finds its timers before the messages that arrived meanwhile, so a timer that comes late proves
+ * nothing. A page that nobody looks at has only late timers, so it asks once.
  */
-export function patience({ now, heardAt, dueAt, silentMs }) {
+export function patience({ now, heardAt, askedAt, dueAt, silentMs }) {
+  if (askedAt !== null && askedAt > heardAt) return Math.max(0, askedAt + ANSWER_MS_MAX - now);
   const left = heardAt + silentMs - now;
   if (left > 0) return left;
-  return now - dueAt > LATE_MS ? GRACE_MS : 0;
+  return now - dueAt > LATE_MS ? null : 0;
 }
 
 /**
@@ -453,10 +456,9 @@ function randomName() {
 /** One socket until it is over: it opens in time, is heard in time, and closes in time. */
 class Connection {
   #socket;
-  #silentMs;
   #isOpen = false;
-  #heardAt = 0;
-  #dueAt = 0;
+  /** As `patience` has them. */
+  #times;
   #timer;
   #over;
   /** Resolves to `{ code, reason }` when it is over. */
@@ -464,15 +466,15 @@ class Connection {
 
   constructor(socket, silentMs, onText) {
     this.#socket = socket;
-    this.#silentMs = silentMs;
+    this.#times = { silentMs, heardAt: 0, askedAt: null, dueAt: 0 };
     this.ended = new Promise((resolve) => (this.#over = resolve));
     socket.onopen = () => {
       this.#isOpen = true;
-      this.#heardAt = performance.now();
+      this.#times.heardAt = performance.now();
       this.#lookIn(silentMs);
     };
     socket.onmessage = ({ data }) => {
-      this.#heardAt = performance.now();
+      this.#times.heardAt = performance.now();
       onText(data);
     };
     // A close follows, but not from Node's WebSocket where no connection came about.
@@ -486,9 +488,12 @@ class Connection {
     if (this.#isOpen && this.#socket.readyState === 1) this.#socket.send(JSON.stringify(frame));
   }
 
-  /** The page may have slept: look whether the server is still heard. */
-  look() {
-    if (this.#isOpen && performance.now() - this.#heardAt > this.#silentMs) this.#lookIn(GRACE_MS);
+  /** Ask whether the server is still there: the page may have slept, or the network may be another one. */
+  ask() {
+    if (!this.#isOpen) return;
+    this.send({ type: "ping" });
+    this.#times.askedAt = performance.now();
+    this.#lookIn(ANSWER_MS_MAX);
   }
 
   /** Let go of the socket now, without a wait for its end. What still comes on it is not looked at. */
@@ -510,19 +515,15 @@ class Connection {
 
   #lookIn(ms) {
     clearTimeout(this.#timer);
-    this.#dueAt = performance.now() + ms;
+    this.#times.dueAt = performance.now() + ms;
     this.#timer = setTimeout(() => this.#look(), ms);
   }
 
   #look() {
-    if (!this.#isOpen) {
-      this.drop("no answer");
-      return;
-    }
-    const times = { now: performance.now(), heardAt: this.#heardAt, dueAt: this.#dueAt, silentMs: this.#silentMs };
-    const ms = patience(times);
-    if (ms > 0) this.#lookIn(ms);
-    else this.drop("nothing heard");
+    const ms = this.#isOpen ? patience({ ...this.#times, now: performance.now() }) : 0;
+    if (ms === null) this.ask();
+    else if (ms > 0) this.#lookIn(ms);
+    else this.drop(this.#isOpen ? "nothing heard" : "no answer");
   }
 
   #finish(code, reason) {
@@ -625,7 +626,7 @@ class Following {
 
   /** The page may have slept, or the network may be there again. */
   wake() {
-    this.#connection?.look();
+    this.#connection?.ask();
     this.#turn.ring();
   }
 

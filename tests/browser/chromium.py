@@ -44,6 +44,10 @@ OPTIONS: Final = (
 )
 
 
+UNTIL_STDIN_ENDS: Final = '"$@" & read -r _; kill $!; wait $!'
+"""Runs a command until whoever has started this is gone, however it went."""
+
+
 class Chromium:
     """A running browser."""
 
@@ -163,17 +167,16 @@ def shared_browser() -> str:
     directory = Path(tempfile.mkdtemp(prefix="avicenna-chromium-"))
     # Makes the browser's own page for discarding tabs work.
     (directory / "Local State").write_text(json.dumps({"internal_only_uis_enabled": True}))
-    browser = subprocess.Popen(_command(directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["sh", "-c", UNTIL_STDIN_ENDS, "sh", *_command(directory)]
+    browser = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end() -> None:
-        browser.terminate()
-        browser.wait()
+        browser.communicate()
         shutil.rmtree(directory, ignore_errors=True)
 
     atexit.register(end)
     deadline = time.monotonic() + START_SECONDS_MAX
     while (url := _where_it_listens(directory)) is None:
-        assert browser.poll() is None, f"Chromium ended with {browser.returncode}"
         assert time.monotonic() < deadline, "Chromium does not say where it listens"
         time.sleep(0.05)
     return url

@@ -307,12 +307,16 @@ test("a function is asked for a token at once where the old one had ended, and t
   assert.equal(refused(), 1000);
 });
 
-test("silence ends a connection; a timer that comes late says that the process slept", () => {
-  const times = { heardAt: 1000, silentMs: 5000 };
+test("silence ends a connection; where a timer comes late the server is asked, once", () => {
+  const times = { heardAt: 1000, askedAt: null, silentMs: 5000 };
   assert.equal(patience({ ...times, now: 4000, dueAt: 4000 }), 2000);
   assert.equal(patience({ ...times, now: 6000, dueAt: 6000 }), 0);
-  assert.equal(patience({ ...times, now: 60_000, dueAt: 6000 }), 1000);
-  assert.equal(patience({ ...times, now: 61_000, dueAt: 61_000 }), 0);
+  assert.equal(patience({ ...times, now: 60_000, dueAt: 6000 }), null);
+  const asked = { ...times, askedAt: 60_000 };
+  assert.equal(patience({ ...asked, now: 61_000, dueAt: 61_000 }), 2000);
+  assert.equal(patience({ ...asked, now: 63_000, dueAt: 63_000 }), 0);
+  assert.equal(patience({ ...asked, now: 90_000, dueAt: 63_000 }), 0, "late again");
+  assert.equal(patience({ ...asked, heardAt: 61_000, now: 63_000, dueAt: 63_000 }), 3000, "it has answered");
 });
 
 /** A server as the protocol describes it, with one diagnosis, for one client. */

@@ -256,20 +256,22 @@ test("silence of one and a half heartbeats drops the socket, without a wait for 
   await items.return();
 });
 
-test("a process that slept looks first what has arrived meanwhile", async () => {
+test("a process that slept asks the server, and looks first at what has arrived meanwhile", async () => {
   const live = follower({ heartbeat: 10 });
   const { socket } = await following(live);
   socket.open(connect(), LIVE);
   now += 3_600_000;
   await pass(15_000);
-  assert.deepEqual(socket.closed, []);
-  socket.say(frame("heartbeat", { seq: 0 }));
+  assert.deepEqual([socket.sent, socket.closed], [[{ type: "ping" }], []]);
   await pass(1_000);
+  socket.say(frame("heartbeat", { seq: 0 }));
+  await pass(2_000);
   assert.deepEqual(socket.closed, []);
   now += 3_600_000;
   await pass(15_000);
-  await pass(1_000);
-  assert.deepEqual(socket.closed, [1000]);
+  now += 3_600_000; // timers of a page that nobody looks at are all late
+  await pass(3_000);
+  assert.deepEqual([socket.sent.length, socket.closed], [2, [1000]]);
   await live.close();
 });
 
@@ -565,21 +567,34 @@ test("a page that is looked at again, or is online again, does not wait any long
   });
 });
 
-test("a page that is looked at again drops a silent socket, once what has arrived was handed over", async () => {
-  await inPage(async ({ page }) => {
-    const live = follower({ heartbeat: 10 });
+test("a page that is looked at again asks the server, and drops a socket on which no answer comes", async () => {
+  await inPage(async ({ page, window }) => {
+    const live = follower({ heartbeat: 30 });
     const { socket } = await following(live);
     socket.open(connect(), LIVE);
-    for (const [hears, closed] of [
-      [true, []],
-      [false, [1000]],
-    ]) {
-      now += 20_000; // timers of a hidden page may stand still
-      page.dispatchEvent(new Event("visibilitychange"));
-      if (hears) socket.say(frame("heartbeat", { seq: 0 }));
-      await pass(1_000);
-      assert.deepEqual(socket.closed, closed);
-    }
+    await pass(5_000);
+    page.dispatchEvent(new Event("visibilitychange"));
+    await pass(1_000);
+    socket.say(frame("pong"));
+    await pass(40_000);
+    assert.deepEqual([socket.sent, socket.closed], [[{ type: "ping" }], []]);
+    window.dispatchEvent(new Event("online"));
+    await pass(2_999);
+    assert.deepEqual([socket.sent.length, socket.closed], [2, []]);
+    await pass(1);
+    assert.deepEqual([socket.closed, live.statuses.at(-1)], [[1000], "offline 1006 nothing heard"]);
+    await live.close();
+  });
+});
+
+test("a page that is looked at again asks nothing on a socket that is not open yet", async () => {
+  await inPage(async ({ page }) => {
+    const live = follower();
+    const { socket } = await following(live);
+    page.dispatchEvent(new Event("visibilitychange"));
+    await pass(5_000);
+    socket.open(connect(), LIVE);
+    assert.deepEqual([socket.sent, socket.closed], [[], []]);
     await live.close();
   });
 });
