@@ -849,10 +849,10 @@ export class Follower {
     if (!(Number.isInteger(heartbeat) && heartbeat >= 5 && heartbeat <= 300)) {
       throw new TypeError("heartbeat must be an integer from 5 to 300");
     }
+    const checked = { url: originOf(url), token: checkedToken(token) };
     const tab = device === undefined && isPage ? new Tab() : null;
     this.#home = {
-      url: originOf(url),
-      token: checkedToken(token),
+      ...checked,
       /** null: there is no page, or the app has named the device. */
       tab,
       device: async () => (tab === null ? (device ?? null) : tab.name()),

@@ -728,19 +728,26 @@ test("a tab goes on from its own position, not from one that another tab left un
   );
 });
 
-test("two Followers of one page have each its place", async () => {
-  await inPage(async () => {
-    const [one, other] = [follower(), follower()];
-    const { items, first, socket } = await following(one);
-    socket.open(connect({ head: 1, queued: 1 }), event(1));
-    await first;
-    items.next();
-    await settled();
-    const { socket: second } = await following(other);
-    assert.equal(second.query.after, undefined);
-    assert.notEqual(second.query.device, socket.query.device);
-    await Promise.all([one.close(), other.close()]);
-  });
+test("two Followers of one page have each its place, and one that could not be made has none", async () => {
+  const storage = new Map();
+  await inPage(
+    async () => {
+      assert.throws(() => follower({ token: "two words" }), /token must be/);
+      const [one, other] = [follower(), follower()];
+      const { items, first, socket } = await following(one);
+      socket.open(connect({ head: 1, queued: 1 }), event(1));
+      await first;
+      items.next();
+      await settled();
+      const { socket: second } = await following(other);
+      assert.equal(second.query.after, undefined);
+      const names = [0, 1].map((place) => JSON.parse(storage.get(`avicenna-live/name/${place}`)));
+      assert.deepEqual(names, [socket.query.device, second.query.device]);
+      assert.notEqual(...names);
+      await Promise.all([one.close(), other.close()]);
+    },
+    { storage },
+  );
 });
 
 test("positions in `localStorage` are those of a device name; without one, memory has them", () => {
