@@ -69,11 +69,12 @@ async def back_up(database: Database, size_bytes: int, target: Path) -> Backup:
     progress = Progress(f"backup {target.name}")
     with _translated(target), arriving(target) as into:
         try:
-            await _copy(database, size_bytes, into, progress)
+            size = await _copy(database, size_bytes, into, progress)
         except sqlite3.Error as error:
             raise CannotCopy(f"the database cannot be read: {error}") from error
         async with _opened(into) as copy:
             problems = await _interruptible(copy, copies.finish)
+        await trio.to_thread.run_sync(_size_of_ours, into, size)
         if problems:
             raise CannotCopy(f"the database is damaged ({problems[0]}): run `avicenna-live check`, restore a backup")
         size, digest = await trio.to_thread.run_sync(_settle, into.path)
@@ -89,7 +90,7 @@ async def check_copy(database: Database, size_bytes: int, scratch: Path) -> Sequ
     progress = Progress("check")
     with _translated(scratch), passing(scratch) as into:
         try:
-            await _copy(database, size_bytes, into, progress)
+            size = await _copy(database, size_bytes, into, progress)
         except sqlite3.Error as error:
             return [str(error)]
         async with _opened(into) as copy:
@@ -99,26 +100,38 @@ async def check_copy(database: Database, size_bytes: int, scratch: Path) -> Sequ
                 progress.is_at("the events of diagnoses up to key %d are checked", after)
                 problems, after = await trio.to_thread.run_sync(copies.events_after, copy, after)
                 found += problems
+        await trio.to_thread.run_sync(_size_of_ours, into, size)
     return found[: integrity.PROBLEMS_MAX]
 
 
-async def _copy(database: Database, size_bytes: int, into: Unfinished, progress: Progress) -> None:
-    """Fill an empty file with a consistent copy; only what is wrong with the database is a `sqlite3.Error`."""
+async def _copy(database: Database, size_bytes: int, into: Unfinished, progress: Progress) -> int:
+    """Fill an empty file with a consistent copy; its size in bytes.
+
+    Raises:
+        sqlite3.Error: something is wrong with the database.
+        CannotCopy: something is wrong with the copy.
+    """
     room, wanted = files.room_beside(into.path), size_bytes + ROOM_BYTES_KEPT
     if room < wanted:
         raise CannotCopy(f"{into.path.parent} has room for {room} bytes, and a copy needs {wanted}")
     copy = SteppedCopy(str(into.path))
-    steps = 0
+    steps = size = 0
+
+    def step(db: sqlite3.Connection) -> tuple[bool, int]:
+        _size_of_ours(into, size)
+        return copy.step(db), _size_of_ours(into, size)
+
     try:
         while True:
             began = trio.current_time()
             try:
-                if not await database.run(copy.step):
-                    break
+                is_unfinished, size = await database.run(step)
             except sqlite3.Error as error:
                 if _is_of_the_source(error):
                     raise
                 raise CannotCopy(f"cannot write {into.path}: {error}") from error
+            if not is_unfinished:
+                return size
             steps += 1
             progress.is_at("%d of %d pages are copied", copy.pages - copy.pages_left, copy.pages)
             if steps % STEPS_PER_SYNC == 0:
@@ -132,6 +145,21 @@ async def _copy(database: Database, size_bytes: int, into: Unfinished, progress:
 async def pause_after(began: float, steps: float = 1) -> None:
     """Leave others their share of the time: pause as long as so many steps take as the one that began at this time."""
     await trio.sleep(min(PAUSE_SECONDS_MAX, max(PAUSE_SECONDS_MIN, steps * (trio.current_time() - began))))
+
+
+def _size_of_ours(into: Unfinished, least: int) -> int:
+    """The size of a copy that has been written up to `least` bytes.
+
+    Raises:
+        CannotCopy: somebody has removed, replaced or cut it meanwhile: what is wrong with it is not the database's.
+    """
+    try:
+        status = into.path.stat()
+        if os.path.samestat(status, os.fstat(into.descriptor)) and status.st_size >= least:
+            return status.st_size
+    except FileNotFoundError:
+        pass
+    raise CannotCopy(f"{into.path} was removed, replaced or cut while it was written")
 
 
 def _is_of_the_source(error: sqlite3.Error) -> bool:
@@ -153,7 +181,10 @@ def _translated(target: Path) -> Iterator[None]:
 @asynccontextmanager
 async def _opened(into: Unfinished) -> AsyncIterator[sqlite3.Connection]:
     """A connection to a copy for any thread, one after another."""
-    copy = await trio.to_thread.run_sync(copies.connect, into.path)
+    try:
+        copy = await trio.to_thread.run_sync(copies.connect, into.path)
+    except sqlite3.Error as error:
+        raise CannotCopy(f"cannot open {into.path}: {error}") from error
     try:
         yield copy
     finally:

@@ -25,7 +25,7 @@ from web.client_file import client_file
 from web.diagnoses import diagnoses
 from web.edge.answers import websocket_wanted
 from web.edge.lean import LeanHandshake, LeanHttp, LeanRequest, LeanWebsocket
-from web.errors import Problem, problem_of
+from web.errors import Asked, Problem, problem_of
 from web.maintenance import maintenance
 from web.openapi import openapi
 from web.operators import operators
@@ -59,6 +59,9 @@ Routes = Callable[[Services], Blueprint]
 
 NAMES_PATH: Final = "subjects"
 """First segment of the paths whose second is a name, slashes and all."""
+
+PUBLISHING: Final = ("broadcasts", "bulk")
+"""The blueprints whose requests publish."""
 
 
 class Application(QuartTrio):
@@ -152,7 +155,8 @@ def create_app(services: Services, routes_beside: Routes | None = None) -> Quart
     @app.errorhandler(ActorError)
     @app.errorhandler(StorageError)
     async def answered(error: Exception) -> Response:
-        problem = problem_of(error, is_read=request.method in ("GET", "HEAD"))
+        asked = Asked.TO_PUBLISH if request.blueprint in PUBLISHING else Asked.TO_ACT
+        problem = problem_of(error, Asked.TO_READ if request.method in ("GET", "HEAD") else asked)
         return await unexpected(error) if problem is None else answer_to(problem)
 
     @app.errorhandler(HTTPException)

@@ -32,7 +32,7 @@ from web.bodies import (
 )
 from web.body_room import Allowance
 from web.broadcasts import authorized_target, shown_receipt
-from web.errors import Problem, problem_of
+from web.errors import Asked, Problem, problem_of
 from web.judging import absent, judge_of, refusal_of_sender, say_not_accepted
 from web.records import diagnosis_id_of
 from web.rights import may_broadcast
@@ -196,7 +196,7 @@ def _shown(result: tuple[str, Receipt] | Problem) -> dict[str, object]:
 
 def _as_problem(error: Problem | ActorError | StorageError) -> Problem:
     """The problem of one line, to be kept until the answer; other lines of the request have results of their own."""
-    problem = error if isinstance(error, Problem) else problem_of(error)
+    problem = error if isinstance(error, Problem) else problem_of(error, Asked.TO_PUBLISH)
     if problem is None:
         return Problem("internal_error", "this line failed unexpectedly")
     # Made anew: the one that was raised holds its traceback, and that the line with all it was decoded into.

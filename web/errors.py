@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Final
 
 from actors.errors import Crashed, DevicesExhausted, Draining, MailboxFull, Quarantined
@@ -148,12 +148,22 @@ def close_of(ending: Ending) -> tuple[CloseCode, str]:
             return CloseCode.POLICY, ending.value
 
 
-def problem_of(error: Exception, *, is_read: bool = False) -> Problem | None:
-    """What an answer of the rooms below means to an HTTP client; `None`: not an expected one.
+class Asked(Enum):
+    """What a request was to do: what is said about its fate depends on that."""
 
-    Args:
-        is_read: the request was to change nothing: there is nothing whose fate could be told.
-    """
+    TO_READ = 0
+    """Nothing that has a fate."""
+    TO_ACT = 1
+    """A change that takes no `Idempotency-Key`."""
+    TO_PUBLISH = 2
+
+
+def problem_of(error: Exception, asked: Asked) -> Problem | None:
+    """What an answer of the rooms below means to an HTTP client; `None`: not an expected one."""
+    is_read = asked is Asked.TO_READ
+    done, again = "done", "look before you repeat it"
+    if asked is Asked.TO_PUBLISH:
+        done, again = "stored", "repeat it with the same Idempotency-Key"
     match error:
         case Busy() | Failed() if is_read:
             return Problem("storage_unavailable", "this cannot be read right now", retry_after(RETRY_AFTER_SECONDS))
@@ -166,14 +176,14 @@ def problem_of(error: Exception, *, is_read: bool = False) -> Problem | None:
         case Draining():
             return Problem("draining", "the server is stopping; nothing was stored", retry_after(RETRY_AFTER_SECONDS))
         case Crashed():
-            return Problem("internal_error", "the request failed twice; repeat it with the same Idempotency-Key")
+            return Problem("internal_error", f"the request failed twice; {again}")
         case KeysExhausted():
             detail = f"{error} (setting idempotency_keys_max); nothing was stored"
             return Problem("rate_limited", detail, retry_after(RETRY_AFTER_SECONDS))
         case Busy():
             return Problem("storage_unavailable", f"certainly not stored: {error}", retry_after(RETRY_AFTER_SECONDS))
         case Failed():
-            detail = "it is unknown whether this was stored; repeat it with the same Idempotency-Key"
+            detail = f"it is unknown whether this was {done}; {again}"
             return Problem("storage_unavailable", detail, retry_after(RETRY_AFTER_SECONDS))
         case OutboxDamaged():
             detail = str(error) if is_read else f"certainly not stored: {error}"

@@ -217,6 +217,20 @@ async def test_an_actor_that_was_to_stop_stops_although_its_operator_was_answere
     await eventually(is_passive)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("PUT", "/diagnoses/42"), ("POST", "/actors/42/stop"), ("POST", "/actors/42/restart"), ("POST", "/backup")],
+)
+async def test_an_act_that_takes_no_key_is_not_told_to_be_repeated_with_one(
+    server: Server, disk: Disk, method: str, path: str
+) -> None:
+    body = {"owner": "amira", "viewers": []} if method == "PUT" else None
+    with disk.hanging():
+        answer = await server.http.request(method, path, json=body, headers=server.bearer("op", "operate register"))
+        assert is_unknown(answer)
+    assert answer.json()["detail"] == "it is unknown whether this was done; look before you repeat it"
+
+
 async def test_reads_that_nobody_waits_for_any_more_do_not_hold_up_the_disk_when_it_answers(
     server: Server, disk: Disk
 ) -> None:

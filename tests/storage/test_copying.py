@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import re
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -140,6 +142,55 @@ async def test_a_copy_that_is_cancelled_leaves_nothing_and_the_store_goes_on(
         monkeypatch.setattr(copying, "PAUSE_SECONDS_MAX", 0)
         await store.backup(copy)
     assert copy.exists()
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["while it is made", "while it is checked"])
+@pytest.mark.parametrize("is_check", [False, True], ids=["backup", "check"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda copy: shutil.rmtree(copy.parent),
+        lambda copy: copy.unlink(),
+        lambda copy: os.truncate(copy, 4096),
+        lambda copy: Path(shutil.copy(copy, copy.parent / "other")).rename(copy),
+    ],
+    ids=["directory removed", "removed", "cut", "replaced"],
+)
+async def test_a_copy_that_somebody_takes_away_or_cuts_is_not_taken_for_a_damaged_database(
+    path: Path,
+    new_epoch: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], object],
+    is_check: bool,
+    is_late: bool,
+) -> None:
+    copy = path.parent / "copies" / "copy.db"
+    connect = copies.connect
+    are_harmed: list[Path] = []
+
+    def connect_late(to: Path) -> sqlite3.Connection:
+        harm(to)
+        return connect(to)
+
+    async def pause(began: float) -> None:
+        if not are_harmed:
+            are_harmed.append(unfinished(copy))
+            harm(unfinished(copy))
+
+    if is_late:
+        monkeypatch.setattr(copies, "connect", connect_late)
+    else:
+        monkeypatch.setattr(copying, "pause_after", pause)
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+
+        with pytest.raises(CannotCopy) as refused:
+            await (store.check if is_check else store.backup)(copy)
+        assert "damaged" not in str(refused.value)
+        assert copy.name in str(refused.value)
+        assert await store.check() == []
+        assert await append(store) == 101
+    assert not any(copy.name in str(one) for one in path.parent.rglob("*"))
 
 
 async def test_a_long_statement_on_a_copy_is_interrupted_when_it_is_not_wanted_any_more(tmp_path: Path) -> None:
