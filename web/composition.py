@@ -475,14 +475,14 @@ def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[s
     listeners: list[socket.socket] = []
     urls: list[str] = []
     if settings.tcp:
-        with _naming(f"{settings.host}:{settings.port}"):
+        with _naming(f"{settings.host}:{settings.port}", "host, port"):
             listener = listen_on_tcp(settings.host, settings.port)
         listening.callback(listener.close)
         listeners.append(listener)
         urls.append(url_of(listener))
         _warn(caution_about_listening(settings, listener.getsockname()[0]))
     if settings.unix_socket is not None:
-        with _naming(str(settings.unix_socket)):
+        with _naming(str(settings.unix_socket), "unix_socket"):
             listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
         urls.append(f"unix:{settings.unix_socket}")
     return listeners, urls
@@ -493,11 +493,12 @@ def _listen_for_operators(settings: Settings, listening: contextlib.ExitStack) -
     place = settings.operators_listen
     if place is None:
         return []
-    with _naming(place):
+    with _naming(place, "operators_listen"):
         if place.startswith(UNIX_PREFIX):
             path = Path(place.removeprefix(UNIX_PREFIX))
+            listener = listening.enter_context(listening_on_unix(path))
             logger.info("listening for operators on %s", place)
-            return [listening.enter_context(listening_on_unix(path))]
+            return [listener]
         host, _, port = place.rpartition(":")
         listener = listen_on_tcp(host.removeprefix("[").removesuffix("]"), int(port))
     listening.callback(listener.close)
@@ -526,13 +527,13 @@ def _announce(settings: Settings, urls: Sequence[str], announcing: contextlib.Ex
 
 
 @contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Have an error say where it could not be listened."""
+def _naming(place: str, setting: str) -> Iterator[None]:
+    """Have an error say where it could not be listened, and which setting says so."""
     try:
         yield
     except OSError as error:
         why = error.strerror or error  # what Python itself finds wrong, a path that is too long, has no number
-        raise OSError(error.errno or errno.EINVAL, f"cannot listen on {place}: {why}") from None
+        raise OSError(error.errno or errno.EINVAL, f"cannot listen on {place} ({setting}): {why}") from None
 
 
 def _settle_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import socket
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from tests.edge.peers import Peer, connect, request, upgrade
 from tests.edge.raw import upgraded
 from tests.server.harness import Server, running_server
 from web.edge.serving import EXTRA_MAX
-from web.entrances import served_to_operators
+from web.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators
 from web.peers import sharing_address
 from web.settings import Settings, SettingsError
 
@@ -233,6 +234,22 @@ async def test_operators_have_a_listener_that_a_full_server_does_not_fill(settin
             for elsewhere in ("/diagnoses/42/events", "/ws/42", "/diagnoses", "/nowhere"):
                 assert (await operators.get(elsewhere, headers=operate)).status_code == 404
     assert not path.exists()
+
+
+async def test_beyond_its_connections_the_listener_for_operators_answers_health_as_the_main_one_does(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "operators.sock"
+    async with (
+        running_server(dataclasses.replace(settings, operators_listen=f"unix:{path}")) as server,
+        await operators_url(settings, path) as operators,
+    ):
+        with contextlib.ExitStack() as opened:
+            for _ in range(OPERATORS_CONNECTIONS_MAX):
+                opened.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+            assert (await operators.get("/healthz")).status_code == 200
+            assert (await operators.get("/actors", headers=server.bearer("op", "operate"))).status_code == 200
+            assert (await operators.get("/openapi.json")).status_code == 503
 
 
 async def test_the_main_listener_keeps_all_routes_and_the_other_one_takes_no_websocket(settings: Settings) -> None:

@@ -157,8 +157,22 @@ async def test_a_port_that_is_taken_is_said_once_with_the_cure(tmp_path: Path) -
         code, _, said = await run("serve", "--port", port, "--data", tmp_path / "data")
     assert code == 2
     (line,) = [one for one in said.splitlines() if str(port) in one]
+    assert f"cannot listen on 127.0.0.1:{port} (host, port): " in line
     assert "choose another port" in line
     assert "Traceback" not in said
+
+
+async def test_a_place_for_operators_that_is_taken_is_said_with_its_setting(tmp_path: Path) -> None:
+    path = tmp_path / "operators.sock"
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        for place in (f"127.0.0.1:{taken.getsockname()[1]}", f"unix:{path}"):
+            at = ("--port", "0", "--data", tmp_path / "data")
+            code, _, said = await run("serve", *at, AVICENNA_OPERATORS_LISTEN=place)
+            assert code == 2
+            (line,) = [one for one in said.splitlines() if place.removeprefix("unix:") in one]
+            assert f"cannot listen on {place} (operators_listen): " in line
 
 
 @pytest.mark.parametrize(
@@ -171,7 +185,7 @@ async def test_a_unix_socket_that_cannot_be_made_is_named_in_one_line(tmp_path: 
     code, _, said = await run("serve", *at, AVICENNA_UNIX_SOCKET=str(path))
     assert code == 2
     (line,) = [one for one in said.splitlines() if "cannot start" in one]
-    assert f"cannot listen on {path}: " in line
+    assert f"cannot listen on {path} (unix_socket): " in line
     assert why in line
     assert "Traceback" not in said
 

@@ -29,7 +29,6 @@ COPIED_BYTES_MAX: Final = 16 * 1024
 """Of a body, put behind its head so that both are one write. What is beyond is never copied: where a peer does not
 read, it waits as a view of the body, which thousands of others may share."""
 
-_LINES_MAX: Final = 1 + answers.HEADER_LINES_MAX
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 
 logger = logging.getLogger("avicenna.access")
@@ -101,12 +100,15 @@ async def _answer(send: Callable[[Event], Awaitable[None]], problem: Problem, *,
 class _Received(ReceiveBuffer):
     """h11's, which finds lines and parses each at a price: there are only so many, and they are counted first."""
 
+    lines_max = 0
+    """Of what comes next: a head has one line more than a trailer."""
+
     def maybe_extract_lines(self) -> list[bytearray] | None:
         """The lines of a head, or of a trailer; `None`: they are not whole."""
         data = self._data
-        if data.count(b"\n") > _LINES_MAX and not data.startswith((b"\n", b"\r\n")):
+        if data.count(b"\n") > self.lines_max and not data.startswith((b"\n", b"\r\n")):
             end = _BLANK_LINE.search(data)
-            if data.count(b"\n", 0, len(data) if end is None else end.start() + 1) > _LINES_MAX:
+            if data.count(b"\n", 0, len(data) if end is None else end.start() + 1) > self.lines_max:
                 raise h11.RemoteProtocolError("too many lines", error_status_hint=431)
         return super().maybe_extract_lines()
 
@@ -116,7 +118,7 @@ class Requests(h11.Connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._receive_buffer = _Received()
+        self._received = self._receive_buffer = _Received()
 
     they_are_waiting_for_100_continue = False
     """Hypercorn would ask for every body; here the route does, which has looked at the token by then."""
@@ -125,7 +127,9 @@ class Requests(h11.Connection):
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
         """The next event of the peer."""
-        if self.their_state is h11.IDLE and not self._has_skipped:
+        is_head = self.their_state is h11.IDLE
+        self._received.lines_max = answers.HEADER_LINES_MAX + (1 if is_head else 0)
+        if is_head and not self._has_skipped:
             begin = self.trailing_data[0][:2]
             if begin == b"\r":
                 return h11.NEED_DATA
