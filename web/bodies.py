@@ -26,6 +26,13 @@ BULK_BYTES_MAX: Final = 4 * 1024 * 1024
 BODY_SECONDS_MAX: Final = 10
 """Longest time a body may take to arrive."""
 
+TURN_BYTES: Final = 8 * 1024
+"""Decoded in one turn, of all broadcasts together. Reason: actors and sockets get theirs in between. Beyond: the next
+turn; one body, or one line, is never divided."""
+
+COST_BYTES: Final = 128
+"""A body or line counts as so many bytes more than it has: an empty one costs work, too."""
+
 JSON_MEDIA_TYPE: Final = "application/json"
 NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"

@@ -10,7 +10,7 @@ from actors.messages import Publish, Receipt
 from storage.records import NewEvent
 from web import wire
 from web.access import ask_for, authenticate, authorized_diagnosis, check_may_broadcast_something, count_event
-from web.bodies import BODY_BYTES_MAX, answer, idempotency_key, read_json_body
+from web.bodies import BODY_BYTES_MAX, COST_BYTES, answer, idempotency_key, read_json_body
 from web.body_room import Allowance, Room
 from web.judging import judge_of
 from web.records import (
@@ -70,7 +70,7 @@ async def _received(
     """The event in the body of the current request, and its diagnosis, to which `who` may broadcast."""
     body = await read_json_body(room.take)
     target = await authorized_target(services, who, body, "the body")
-    await services.decoding_turns.take(who.sub, len(body))
+    await services.decoding_turns.take(who.sub, len(body) + COST_BYTES)
     with services.decoding_turns.at_work():
         update = wire.decode_update(kind, body)
         diagnosis_id = diagnosis_id_of(update.diagnosis_id)

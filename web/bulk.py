@@ -24,6 +24,7 @@ from web.bodies import (
     BODY_BYTES_MAX,
     BULK_BYTES_MAX,
     BULK_PATH,
+    COST_BYTES,
     NDJSON_MEDIA_TYPE,
     answer_lines,
     declared_length,
@@ -122,7 +123,7 @@ async def _tell(services: Services, who: Principal, line: bytes, patience: Patie
             raise Problem("too_large", f"a line must be at most {LINE_BYTES_MAX} bytes")
         # The actor judges again, in the moment of the act.
         target = await authorized_target(services, who, line, "the line")
-        await services.decoding_turns.take(who.sub, len(line))
+        await services.decoding_turns.take(who.sub, len(line) + COST_BYTES)
         with services.decoding_turns.at_work():
             update = wire.decode_line(line)
             diagnosis_id = diagnosis_id_of(update.diagnosis_id)

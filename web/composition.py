@@ -40,9 +40,9 @@ from storage.unfinished import sweep
 from web import access
 from web.acts import Acts
 from web.app import Routes, create_app
+from web.bodies import TURN_BYTES
 from web.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.connection_log import ConnectionLog
-from web.decoding_turns import DecodingTurns
 from web.edge.connection import Patience
 from web.edge.descriptors import connections_possible
 from web.edge.hub import HELD_MAX, Hub, open_hub
@@ -71,6 +71,7 @@ from web.setting_kinds import UNIX_PREFIX
 from web.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
 from web.signals import Signals
 from web.tokens import Principal, Verifier
+from web.turns import Turns
 from web.unknown_keys import UnknownKeys
 from web.wire import render_event
 
@@ -408,7 +409,7 @@ async def _services(
         expiry=expiry,
         limits=ClientLimits(settings, clock.monotonic),
         hub=hub,
-        decoding_turns=DecodingTurns(),
+        decoding_turns=Turns(TURN_BYTES),
         open_connections=OpenConnections(),
         connection_log=hub.log,
         clock=clock,

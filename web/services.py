@@ -12,7 +12,6 @@ from storage.clock import Clock
 from storage.store import Store
 from web.acts import Acts
 from web.connection_log import ConnectionLog
-from web.decoding_turns import DecodingTurns
 from web.edge.hub import Hub
 from web.edge.open_connections import OpenConnections
 from web.expiry import Expiry
@@ -21,6 +20,7 @@ from web.limits import Limits
 from web.revoked import Revoked
 from web.settings import Settings
 from web.tokens import Verifier
+from web.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Services:
     limits: Limits
     hub: Hub
     """Has the sockets of all who follow by WebSocket."""
-    decoding_turns: DecodingTurns
-    """Of all who send broadcasts."""
+    decoding_turns: Turns
+    """Of the bytes of broadcasts, by users."""
     open_connections: OpenConnections
     """Counts all connections, whatever they are for."""
     connection_log: ConnectionLog

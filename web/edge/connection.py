@@ -20,11 +20,12 @@ from web.edge import answers
 from web.edge.accepting import Address
 from web.edge.adoption import Adoption
 from web.edge.handshake import Headers
-from web.edge.http1 import Http1
+from web.edge.http1 import Http1, Pause
 from web.edge.kernel_queues import unsent_bytes
 from web.edge.nonblocking import Gone, close, receive, send_some
 from web.edge.tasks import Tasks
 from web.errors import Problem
+from web.turns import Turns
 
 READ_BYTES_MAX: Final = answers.HEAD_BYTES_MAX
 """Read at once. Reason: a head that is too large is seen before much of it is in memory."""
@@ -86,6 +87,10 @@ class Place(Protocol):
         """What is served here."""
 
     @property
+    def turns(self) -> Turns:
+        """Of requests that begin."""
+
+    @property
     def is_over(self) -> bool:
         """Whether no connection does anything any more."""
 
@@ -130,6 +135,8 @@ class Connection:
         self._writing = trio.Lock()
         self._is_idle = True
         self._is_within_head = False
+        self._is_kept_alive = False
+        """A request has been answered, and another one may come."""
         self._was_answered = False
         """The protocol has ended the connection, after an answer."""
         self._is_broken = False
@@ -167,6 +174,15 @@ class Connection:
         self._close()
         self._reading.cancel()
 
+    async def turn(self) -> None:
+        """Return when it is this peer's turn to have a request begun.
+
+        Connections that are new and those that are kept alive take turns, too: a crowd that comes back does not stand
+        before whoever has stayed, though both come through one proxy.
+        """
+        host = None if self._client is None else self._client[0]
+        await self._place.turns.take((host, self._is_kept_alive), 1)
+
     async def _serve(self) -> None:
         place = self._place
         tasks = Tasks()
@@ -183,6 +199,7 @@ class Connection:
                 self._protocol_send,
             )
             self._protocol.parent = self
+            self._protocol.can_read = Pause(self.turn)
             tasks.ask = self._protocol.ask_for_body
             try:
                 await self._read()
@@ -207,6 +224,8 @@ class Connection:
                 if self._place.is_over:
                     self.cut()
                     return
+                if self._is_idle:
+                    await self.turn()
                 await self._protocol.handle(RawData(data))
                 self._watch_head()
             if data is not None and not self._is_broken:
@@ -268,6 +287,7 @@ class Connection:
                 self._was_answered = True
                 await self._end()
             case Updated(idle=True):
+                self._is_kept_alive = True
                 self._await_request(self._place.patience.idle_seconds)
             case Updated():
                 self._is_idle = self._is_within_head = False

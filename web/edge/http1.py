@@ -15,6 +15,7 @@ from hypercorn.protocol.events import Body, Data, Event, Request, Response, Stre
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.typing import ASGISendEvent, ConnectionState, H11SendableEvent
 
 from web.edge import answers
@@ -142,11 +143,24 @@ class Requests(h11.Connection):
         return event
 
 
+class Pause(EventWrapper):
+    """Of the reader, until an answer is out: then a request that had come behind the answered one is begun in turn."""
+
+    def __init__(self, turn: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self._turn = turn
+
+    async def wait(self) -> None:
+        """Return when the next request may be begun."""
+        await super().wait()
+        await self._turn()
+
+
 class Http1(H11Protocol):
     """The requests of one connection, one after another."""
 
     parent: Parent
-    """Set by the connection, which the base class's constructor does not know."""
+    """Set by the connection, which the base class's constructor does not know; and so is `can_read`."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

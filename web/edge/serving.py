@@ -23,6 +23,7 @@ from web.edge.handshake import Headers
 from web.edge.nonblocking import Gone, close, send_some
 from web.edge.open_connections import OpenConnections
 from web.errors import Problem
+from web.turns import Turns
 
 EXTRA_MAX: Final = 16
 """Connections beyond the limit whose request is read all the same, as it may ask how the server is, or be an
@@ -30,6 +31,10 @@ operator's. Beyond: refused unread."""
 
 EXTRA_SECONDS_MAX: Final = 2.0
 """Longest time the head of such a request may take. Beyond: 503."""
+
+BEGUN_AT_ONCE_MAX: Final = 8
+"""Requests begun in one turn of everybody. Reason: some milliseconds; a publish takes ten turns. Beyond: the next turn,
+addresses one after another."""
 
 SHARE_LOG_SECONDS: Final = 60.0
 """Between two lines about addresses that want more than their share."""
@@ -107,6 +112,7 @@ class Edge:
         self.patience = terms.patience
         self.connections: dict[Connection, None] = {}
         self.terms = terms
+        self.turns = Turns(BEGUN_AT_ONCE_MAX)
         self._extra = 0
         self._share_logged_at = -inf
         self.cut_at = inf
@@ -237,6 +243,8 @@ async def serve(
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
+        for one in (edge, *(other for _, other in others)):
+            lifespan_nursery.start_soon(one.turns.run)
         async with trio.open_nursery() as connections_nursery:
             async with trio.open_nursery() as accepting_nursery:
                 for listener in listeners:

@@ -1,4 +1,4 @@
-"""Bodies are decoded in turns: so many bytes, then everybody else; and users take turns, too, by bytes."""
+"""Work that costs is done in turns: so much, then everybody else; whose it is take turns, too, by what it costs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from trio.testing import MockClock
 from tests.edge.peers import Peer, connect, request
 from tests.server.harness import Server
 from web import wire
-from web.decoding_turns import COST_BYTES, TURN_BYTES, DecodingTurns
 from web.records import Update
+from web.turns import Turns
 
-LARGE = 8 * TURN_BYTES
+TURN = 1000
+"""What one turn has room for."""
+
+LARGE = 8 * TURN
 
 
 class Users:
     """Users that ask for turns, in the order in which those come."""
 
-    def __init__(self, turns: DecodingTurns) -> None:
+    def __init__(self, turns: Turns) -> None:
         self.turns = turns
         self.came: list[tuple[str, int]] = []
         """Who had a turn, and how many turns everybody else had had by then."""
         self.others_served = 0
 
-    async def take(self, sub: str, length: int) -> None:
-        await self.turns.take(sub, length)
+    async def take(self, sub: str, cost: int) -> None:
+        await self.turns.take(sub, cost)
         self.came.append((sub, self.others_served))
 
     async def be_served(self) -> None:
@@ -43,19 +46,19 @@ class Users:
 
 @asynccontextmanager
 async def asking(*asked: tuple[str, int, int]) -> AsyncIterator[Users]:
-    """Users, each of whom asks for so many turns of so many bytes at once, while everybody else runs; all have come."""
+    """Users, each of whom asks for so many turns of such a cost at once, while everybody else runs; all have come."""
     async with trio.open_nursery() as nursery:
-        turns = DecodingTurns()
+        turns = Turns(TURN)
         users = Users(turns)
         nursery.start_soon(turns.run)
-        await turns.take("before", TURN_BYTES)
+        await turns.take("before", TURN)
         async with trio.open_nursery() as others_nursery:
             others_nursery.start_soon(users.be_served)
             async with trio.open_nursery() as users_nursery:
-                for sub, count, length in asked:
+                for sub, count, cost in asked:
                     for _ in range(count):
-                        users_nursery.start_soon(users.take, sub, length)
-                    await trio.testing.wait_all_tasks_blocked() if not count else await trio.lowlevel.checkpoint()
+                        users_nursery.start_soon(users.take, sub, cost)
+                    await trio.lowlevel.checkpoint()
             others_nursery.cancel_scope.cancel()
         yield users
         nursery.cancel_scope.cancel()
@@ -67,35 +70,34 @@ async def test_large_bodies_are_decoded_one_at_a_time_with_everybody_else_in_bet
 
 
 async def test_small_bodies_share_a_turn() -> None:
-    count = TURN_BYTES // COST_BYTES
-    async with asking(("amira", 2 * count, 0)) as users:
+    async with asking(("amira", 20, TURN // 10)) as users:
         assert len({at for _, at in users.came}) <= 4
 
 
 async def test_what_fits_into_a_turn_does_not_wait() -> None:
-    turns = DecodingTurns()  # nobody runs it
-    for _ in range(TURN_BYTES // (2 * COST_BYTES)):
-        await turns.take("amira", COST_BYTES)
+    turns = Turns(TURN)  # nobody runs it
+    for _ in range(10):
+        await turns.take("amira", TURN // 10)
 
 
 async def test_users_have_their_turns_one_after_another_whoever_came_first() -> None:
-    async with asking(("amira", 20, LARGE), ("bo", 1, 100), ("cyrus", 1, LARGE)) as users:
+    async with asking(("amira", 20, LARGE), ("bo", 1, TURN // 10), ("cyrus", 1, LARGE)) as users:
         order = users.order()
         assert order.index("bo") <= 2
         assert order.index("cyrus") <= 3
 
 
 async def test_who_has_decoded_much_waits_until_others_have_decoded_as_much() -> None:
-    async with asking(("amira", 5, LARGE), ("bo", 500, 400)) as users:
+    async with asking(("amira", 5, LARGE), ("bo", 500, TURN // 20)) as users:
         order = users.order()
         last_of_bo = len(order) - 1 - order[::-1].index("bo")
-        assert order[:last_of_bo].count("amira") <= 2 + 500 * (400 + COST_BYTES) // LARGE
+        assert order[:last_of_bo].count("amira") <= 2 + 500 * (TURN // 20) // LARGE
 
 
 async def test_who_gives_up_waiting_is_in_nobodys_way() -> None:
     async with trio.open_nursery() as nursery:
-        turns = DecodingTurns()
-        await turns.take("before", TURN_BYTES)
+        turns = Turns(TURN)
+        await turns.take("before", TURN)
         with trio.move_on_after(0):
             await turns.take("amira", LARGE)
         nursery.start_soon(turns.run)
@@ -107,17 +109,17 @@ async def test_who_gives_up_waiting_is_in_nobodys_way() -> None:
 
 async def test_after_long_work_everybody_else_gets_as_much_time(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
-        turns = DecodingTurns()
+        turns = Turns(TURN)
         nursery.start_soon(turns.run)
-        await turns.take("amira", TURN_BYTES)
+        await turns.take("amira", TURN)
         with turns.at_work():
             autojump_clock.jump(0.5)
         began = trio.current_time()
-        await turns.take("bo", TURN_BYTES)
+        await turns.take("bo", TURN)
         assert trio.current_time() - began == pytest.approx(0.5)
         with turns.at_work():
             autojump_clock.jump(0.001)
-        await turns.take("bo", TURN_BYTES)
+        await turns.take("bo", TURN)
         assert trio.current_time() - began == pytest.approx(0.501)
         with turns.at_work():
             autojump_clock.jump(0.5)

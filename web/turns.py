@@ -1,24 +1,18 @@
-"""Whoever has a body to decode takes turns: so many bytes in one, and everybody else is served in between.
+"""Whoever has work that costs takes turns: so much in one, and everybody else is served in between.
 
-Users take turns, too, by bytes: who has decoded much waits until the others that wait have decoded as much.
+Those who have it take turns, too, by what it costs: whose work has cost much waits until that of the others that wait
+has cost as much.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import Final
 
 import trio
-
-TURN_BYTES: Final = 8 * 1024
-"""Decoded in one turn, of all requests together. Reason: actors and sockets get theirs in between. Beyond: the next
-turn; one body, or one line, is never divided."""
-
-COST_BYTES: Final = 128
-"""A body or line counts as so many bytes more than it has: an empty one costs work, too."""
 
 LONG_SECONDS: Final = 0.002
 """Work of one turn beyond this is followed by a pause as long. Reason: a publish takes several turns of everybody."""
@@ -34,48 +28,53 @@ class _Waiting:
         self.came = trio.Event()
 
 
-class _User:
-    """Those of one user that wait."""
+class _Owner:
+    """What waits of one user, or of one address."""
 
     __slots__ = ("credit", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[_Waiting] = deque()
         self.credit = 0
-        """Bytes it may decode before another user's turn; below zero: it has decoded so many too many."""
+        """What it may cost before it is another's turn; below zero: it has cost so much too much."""
 
 
-class DecodingTurns:
-    """The turns of one server."""
+class Turns:
+    """The turns of one kind of work."""
 
-    def __init__(self) -> None:
-        self._users: dict[str | None, _User] = {}
-        """Who waits; the next one first."""
-        self._left = TURN_BYTES
-        """Bytes that this turn has room for."""
+    def __init__(self, cost_max: int) -> None:
+        """No work yet.
+
+        Args:
+            cost_max: of the work in one turn; one piece may cost more, and is not divided.
+        """
+        self._cost_max = cost_max
+        self._owners: dict[Hashable, _Owner] = {}
+        """Whose work waits; the next one first."""
+        self._left = cost_max
+        """What this turn has room for."""
         self._worked_seconds = 0.0
         """In this turn."""
         self._worked_until = -inf
         self._wanted = trio.Event()
 
-    async def take(self, sub: str | None, length: int) -> None:
-        """Return when it is the turn of so many bytes of a user, which lasts until its next checkpoint.
+    async def take(self, whose: Hashable, cost: int) -> None:
+        """Return when it is the turn of a piece of work, which lasts until its next checkpoint.
 
         No checkpoint if this turn has room and nobody waits.
 
         Cancellation: gives the turn up.
         """
-        cost = length + COST_BYTES
-        if self._left > 0 and not self._users:
+        if self._left > 0 and not self._owners:
             self._left -= cost
             return
         one = _Waiting(cost)
-        self._users.setdefault(sub, _User()).waiting.append(one)
+        self._owners.setdefault(whose, _Owner()).waiting.append(one)
         self._wanted.set()
         try:
             await one.came.wait()
         except trio.Cancelled:
-            self._give_up(sub, one)
+            self._give_up(whose, one)
             raise
 
     @contextmanager
@@ -92,7 +91,7 @@ class DecodingTurns:
         """Give turns to whoever waits; until cancelled."""
         while True:
             await self._wanted.wait()
-            while self._users:
+            while self._owners:
                 # Those whose turn it was are woken in one turn of the loop, and have worked in the next.
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
@@ -102,22 +101,22 @@ class DecodingTurns:
             self._wanted = trio.Event()
 
     def _begin_turn(self) -> None:
-        self._left, self._worked_seconds = TURN_BYTES, 0.0
-        while self._users and self._left > 0:
-            sub = next(iter(self._users))
-            user = self._users.pop(sub)
-            user.credit = min(user.credit, 0) + TURN_BYTES
-            while user.waiting and user.credit > 0 and self._left > 0:
-                one = user.waiting.popleft()
-                user.credit -= one.cost
+        self._left, self._worked_seconds = self._cost_max, 0.0
+        while self._owners and self._left > 0:
+            whose = next(iter(self._owners))
+            owner = self._owners.pop(whose)
+            owner.credit = min(owner.credit, 0) + self._cost_max
+            while owner.waiting and owner.credit > 0 and self._left > 0:
+                one = owner.waiting.popleft()
+                owner.credit -= one.cost
                 self._left -= one.cost
                 one.came.set()
-            if user.waiting:
-                self._users[sub] = user
+            if owner.waiting:
+                self._owners[whose] = owner
 
-    def _give_up(self, sub: str | None, one: _Waiting) -> None:
-        user = self._users.get(sub)
-        if user is not None and one in user.waiting:
-            user.waiting.remove(one)
-            if not user.waiting:
-                del self._users[sub]
+    def _give_up(self, whose: Hashable, one: _Waiting) -> None:
+        owner = self._owners.get(whose)
+        if owner is not None and one in owner.waiting:
+            owner.waiting.remove(one)
+            if not owner.waiting:
+                del self._owners[whose]
