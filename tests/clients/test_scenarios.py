@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.clients.drivers import DRIVERS, Driver
 from tests.clients.part import Part
@@ -28,7 +29,7 @@ def outcomes() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(("scenario", "driver"), PLAYED, ids=[f"{one}-{driver}" for one, driver in PLAYED])
-async def test_a_client_reports_what_the_table_says(
+def test_a_client_reports_what_the_table_says(
     scenario: Scenario,
     driver: Driver,
     servers: Forge,
@@ -39,7 +40,8 @@ async def test_a_client_reports_what_the_table_says(
     driver.command()  # skips where a program is missing
     if scenario.name not in outcomes:
         # All drivers of a scenario that this run asks for play it together, with the first of them.
-        outcomes[scenario.name] = await play(scenario, _players(request.session, scenario), servers, tmp_path)
+        players = _players(request.session, scenario)
+        outcomes[scenario.name] = trio.run(play, scenario, players, servers, tmp_path)
     if (wrong := outcomes[scenario.name].get(driver.name)) is not None:
         pytest.fail(wrong, pytrace=False)
 
