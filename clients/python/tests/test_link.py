@@ -12,9 +12,11 @@ from contextlib import contextmanager
 
 import anyio
 import pytest
+import trio
 from websockets.sync.server import ServerConnection
 
 import avicenna_live.shell
+import avicenna_live.trio_shell
 from avicenna_live import Backoff, Ended, Follower, Following, MemoryStore, Position, Snapshot, Status
 from avicenna_live.items import Event
 from tests.frames import EPOCH, bye, connect, error, feedback, frame, live
@@ -217,6 +219,30 @@ async def test_what_is_no_websocket_is_come_back_to_at_once(answer: bytes) -> No
         thread.join()
     assert not patience.cancelled_caught
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])  # websockets notices by itself
+async def test_a_connection_that_is_reset_before_the_upgrade_is_sent_is_come_back_from_at_once(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_open = avicenna_live.trio_shell._open_stream
+    statuses: list[Status] = []
+
+    async def open_stream(url: str) -> avicenna_live.trio_shell.Stream:
+        if len(statuses) > 1:
+            return await really_open(url)
+        ours, theirs = trio.socket.socketpair()
+        theirs.close()
+        return trio.SocketStream(ours)
+
+    monkeypatch.setattr(avicenna_live.trio_shell, "_open_stream", open_stream)
+    scripted.play(say(connect(head=1, queued=1), feedback(1)))
+    with at_most(3):
+        async with Follower(
+            scripted.url, token=TOKEN, on_state=lambda _, status: statuses.append(status), backoff=AT_ONCE
+        ) as live_:
+            assert await seqs(live_.follow(42), 1) == [1]
+    assert statuses[1].state == "offline"
 
 
 async def test_nobody_there_is_come_back_to() -> None:

@@ -121,7 +121,7 @@ class TrioShell:
                 with trio.CancelScope(deadline=deadline) as watched.opening:
                     connection = await wrap_client_stream(
                         socket_nursery,
-                        trio.StapledStream(stream, watched),  # type: ignore[arg-type] # it takes any stream
+                        watched,  # type: ignore[arg-type] # it takes any stream
                         urlsplit(url).netloc,
                         request.target,
                         extra_headers=[(name.encode(), value.encode()) for name, value in request.headers.items()],
@@ -199,13 +199,20 @@ def _closed(closed: ConnectionClosed) -> Closed:
     return Closed(closed.reason.code, closed.reason.reason or "")
 
 
-class Watched(trio.abc.ReceiveStream):
-    """What a server sends. If it ends before the upgrade is answered, `opening` ends: trio-websocket waits on."""
+class Watched(trio.abc.Stream):
+    """The stream to a server. If it ends before the upgrade is answered, `opening` ends: trio-websocket waits on."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.opening = trio.CancelScope()
         self.ended = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError:
+            self._end()
+            raise
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         try:
@@ -216,6 +223,9 @@ class Watched(trio.abc.ReceiveStream):
         if not received:
             self._end()
         return received
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
         # trio-websocket closes the stream when the answer is none of HTTP.
