@@ -176,7 +176,7 @@ autobahn: setup
 	@$(BIN)/python -m tests.edge.autobahn $(ARGS)
 
 settings: setup
-	$(BIN)/python -m web.settings > docs/SETTINGS.md
+	$(BIN)/python -m web.server.settings > docs/SETTINGS.md
 
 guarantees: setup
 	$(BIN)/python -m tests.documents.guarantees

@@ -14,6 +14,7 @@ from typing import Final, TypeVar, cast
 import trio
 
 from actors import turns
+from actors.access_trail import AccessTrail
 from actors.budget import RingBudget
 from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
@@ -25,7 +26,6 @@ from actors.ring import Ring
 from actors.roster import Roster, Watcher
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
-from actors.trail import AccessTrail
 from storage.clock import Clock
 from storage.damage import Damage
 from storage.errors import NoSuchDiagnosis, StorageError

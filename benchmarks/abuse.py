@@ -33,7 +33,7 @@ from benchmarks.place import Place
 from benchmarks.processes import cores, cpu_seconds, memory_resident_bytes, settle_on, waited_seconds
 from benchmarks.servers import OURS, Running, ServerFailed, running
 from benchmarks.watched import read_turns
-from web.keyring import load_key
+from web.identity.keyring import load_key
 
 SECONDS: Final = 6.0
 """How long the neighbour is watched, quiet and under each abuse."""

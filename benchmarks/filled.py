@@ -12,8 +12,8 @@ import trio
 
 from storage.clock import SystemClock
 from storage.records import Appended, CursorMove, NewAuditRow, NewEvent, Seq, SubscriberId
-from storage.sqlite import SqliteStore, open_store
-from web.settings import DATABASE_FILE
+from storage.sqlite.store import SqliteStore, open_store
+from web.server.settings import DATABASE_FILE
 
 AT_ONCE: Final = 512
 """Changes on their way to the store at the same time."""

@@ -23,8 +23,8 @@ from actors.supervisor import Limits
 from storage.clock import SystemClock
 from storage.errors import StorageError
 from storage.records import Event, NewEvent
-from storage.sqlite import open_store
-from web.wire import render_event
+from storage.sqlite.store import open_store
+from web.contract.wire import render_event
 
 ROUNDS: Final = 10
 PUBLISHES: Final = 400

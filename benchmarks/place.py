@@ -19,7 +19,7 @@ from benchmarks.generator import Generator, Subscriber, Target, plan_text
 from benchmarks.peers.listening import POST_PATH
 from benchmarks.processes import PRIORITY, cores
 from benchmarks.servers import BUILT
-from web import tokens
+from web.identity import tokens
 
 NEAR: Final = "127.0.0.1"
 """Connections from here have no limit for their address."""

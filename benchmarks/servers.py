@@ -19,8 +19,8 @@ from typing import IO, Final
 from benchmarks.generator import Subscriber, Target
 from benchmarks.peers.listening import POST_PATH
 from benchmarks.processes import settle_on
-from web.keyring import load_key
-from web.tokens import issue
+from web.identity.keyring import load_key
+from web.identity.tokens import issue
 
 ROOT: Final = Path(__file__).parent.parent
 BUILT: Final = ROOT / "build" / "benchmarks"

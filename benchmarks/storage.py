@@ -27,13 +27,13 @@ from typing import Final
 import trio
 
 from storage.clock import SystemClock
-from storage.committer import BATCH_OPERATIONS_MAX
 from storage.damage import checksum
-from storage.history import end_run
 from storage.records import OUTBOX_EVENTS_MAX, Appended, NewEvent, Seq
-from storage.schema import Opening, prepare
-from storage.sqlite import SqliteStore, open_store
-from web.composition import GIL_SWITCH_SECONDS
+from storage.sqlite.committer import BATCH_OPERATIONS_MAX
+from storage.sqlite.runs import end_run
+from storage.sqlite.schema import Opening, prepare
+from storage.sqlite.store import SqliteStore, open_store
+from web.server.composition import GIL_SWITCH_SECONDS
 
 APPENDERS: Final = (1, 10, 100, 1000)
 DIAGNOSES: Final = 1000

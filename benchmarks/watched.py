@@ -20,7 +20,7 @@ from typing import Any, Final, TextIO
 import trio
 from trio.abc import Instrument
 
-from web import composition, settings
+from web.server import composition, settings
 
 NOTED_SECONDS: Final = 0.01
 """Turns shorter than this are not noted. Reason: a line costs time, too."""

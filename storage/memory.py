@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from storage import storable
+from storage import checks
 from storage.belief import Kept, Moment
 from storage.clock import Clock, Timekeeper
 from storage.damage import Damage, FoundDamage, checksum, judge
@@ -229,7 +229,7 @@ class MemoryStore:
         return PendingAppend([self._append(diagnosis_id, event, now) for event in events])
 
     def _append(self, diagnosis_id: str, event: NewEvent, now: Moment) -> Appended | StorageError:
-        if (refusal := storable.refusal_of(event)) is not None:
+        if (refusal := checks.refusal_of(event)) is not None:
             return refusal
         stream = self._streams.get(diagnosis_id)
         if stream is None:
@@ -265,7 +265,7 @@ class MemoryStore:
     def register(
         self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
     ) -> Registered:
-        storable.check(diagnosis_id, owner, tuple(viewers))
+        checks.check(diagnosis_id, owner, tuple(viewers))
         self._changing()
         stream = self._streams.get(diagnosis_id)
         if stream is None:
@@ -315,7 +315,7 @@ class MemoryStore:
 
     @_change
     def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
-        storable.check(tuple(moves))
+        checks.check(tuple(moves))
         self._changing()
         return [self._move_cursor(move) for move in moves]
 
@@ -348,7 +348,7 @@ class MemoryStore:
     @_change
     def forget(self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:
         stream = self._stream(diagnosis_id)
-        storable.check(tuple(subscribers))
+        checks.check(tuple(subscribers))
         self._changing()
         found = set(subscribers) & stream.cursors.keys()
         dropped = self._recorded(len(found), audit)
@@ -397,7 +397,7 @@ class MemoryStore:
         leeway_seconds: float = 0.0,
         audit: Audit[RevocationMade] | None = None,
     ) -> RevocationMade:
-        storable.check(sub, token_id)
+        checks.check(sub, token_id)
         self._changing()
         now = self.moment()
         covers_until = now.reckoned + leeway_seconds
@@ -433,7 +433,7 @@ class MemoryStore:
 
     @_change
     def record(self, row: NewAuditRow) -> None:
-        storable.check(row)
+        checks.check(row)
         self._changing()
         self._record(row)
 

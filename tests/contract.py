@@ -14,7 +14,7 @@ import jsonschema
 import yaml
 from jsonschema import Draft202012Validator
 
-from web.openapi import document
+from web.server.openapi import document
 
 Schema = dict[str, Any]
 

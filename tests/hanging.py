@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from storage.bridge import Database
 from storage.files import Presence
+from storage.sqlite.bridge import Database
 
 HUNG_SECONDS_MAX = 60.0
 """Longest time one call hangs, so that no test waits for ever."""

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from web.logs import Formatter
+from web.server.logs import Formatter
 
 PAYLOAD_MARKER: Final = "a-payload-is-never-logged"
 """The harness puts this into every payload it does not need to be something else."""

@@ -1,4 +1,4 @@
 """People and programs: HTTP, WebSocket, JSON, tokens, rights, the command line.
 
-Translates between the wire contract and the actors. `web.composition` builds and wires everything.
+Translates between the wire contract and the actors. `web.server.composition` builds and wires everything.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.access.conftest import MovableClock
 from tests.server.harness import Client, Server
-from web.operations import NDJSON, OPERATIONS
+from web.contract.operations import NDJSON, OPERATIONS
 
 LINES = 100
 SENDER = "sender"

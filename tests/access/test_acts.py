@@ -13,15 +13,15 @@ import httpx
 import pytest
 import trio
 
-from storage import revocations, trails, transactions
 from storage.records import Diagnosis, Epoch, NewEvent
-from storage.sqlite import PendingAppend, SqliteStore
+from storage.sqlite import revocations, trails, transactions
+from storage.sqlite.store import PendingAppend, SqliteStore
 from tests.access.acts import ACTS, CHANGING, SENDER, Act, Ward, expect_alive
 from tests.access.conftest import MovableClock
 from tests.server.harness import Server, running_server
 from tests.server.test_bulk import feedback, results, send, text_of
-from web.judging import allowed_now
-from web.settings import Settings
+from web.identity.judging import allowed_now
+from web.server.settings import Settings
 
 
 @pytest.mark.guarantee(16)

@@ -11,8 +11,8 @@ from http.client import HTTPException
 
 import pytest
 
-from web import download
-from web.download import fetch_document
+from web.identity import download
+from web.identity.download import fetch_document
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Long: "
 

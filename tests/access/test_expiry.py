@@ -12,12 +12,12 @@ import trio.testing
 from actors.subscriber import Ending
 from storage.memory import MemoryStore
 from storage.records import Revocation
-from web.expiry import LOOK_SECONDS, Expiry
-from web.keys import hmac_key
-from web.revocations import EXPIRE_EVERY_SECONDS, expire_revocations
-from web.revoked import Revoked
-from web.session import Session
-from web.tokens import LEEWAY_SECONDS, Principal, Verifier, issue
+from web.following.expiry import LOOK_SECONDS, Expiry
+from web.following.session import Session
+from web.identity.keys import hmac_key
+from web.identity.revoked import Revoked
+from web.identity.tokens import LEEWAY_SECONDS, Principal, Verifier, issue
+from web.operating.revocations import EXPIRE_EVERY_SECONDS, expire_revocations
 
 KEY = b"k" * 32
 

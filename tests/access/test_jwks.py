@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from storage.clock import SystemClock
 from tests.access.test_keys import jwk_of
 from tests.server.harness import Server, begin, running_server
-from web.download import DOCUMENT_BYTES_MAX, FETCH_SECONDS_MAX, fetch_document
-from web.jwks import ASKED_AGAIN_SECONDS, FETCHES_AT_ONCE_MAX, FIRST_AGAIN_SECONDS, Fetch, RemoteKeys
-from web.revoked import Revoked
-from web.settings import Settings
-from web.tokens import KeysMissing, TokenInvalid, Verifier
-from web.unknown_keys import UnknownKeys
+from web.identity.download import DOCUMENT_BYTES_MAX, FETCH_SECONDS_MAX, fetch_document
+from web.identity.jwks import ASKED_AGAIN_SECONDS, FETCHES_AT_ONCE_MAX, FIRST_AGAIN_SECONDS, Fetch, RemoteKeys
+from web.identity.revoked import Revoked
+from web.identity.tokens import KeysMissing, TokenInvalid, Verifier
+from web.identity.unknown_keys import UnknownKeys
+from web.server.settings import Settings
 
 
 class Source:

@@ -17,10 +17,10 @@ from storage import files
 from tests.server.harness import begin
 from tests.server.process import run, served
 from web import cli
-from web.keyring import load_keys, load_or_create_key
-from web.keys import KeySpec, KeyUnusable
-from web.settings import Settings
-from web.tokens import issue
+from web.identity.keyring import load_keys, load_or_create_key
+from web.identity.keys import KeySpec, KeyUnusable
+from web.identity.tokens import issue
+from web.server.settings import Settings
 
 TEXT = "a secret that is text, and long enough"
 SECRET = TEXT.encode()

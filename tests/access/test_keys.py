@@ -22,12 +22,12 @@ from storage.records import Revocation
 from tests.access.conftest import PrivateKey, pem_of
 from tests.server.process import COMMAND
 from web import cli
-from web.errors import Problem
-from web.keyring import load_keys
-from web.keys import Key, KeySpec, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
-from web.revoked import Revoked
-from web.settings import Settings, SettingsError, load
-from web.tokens import (
+from web.contract.errors import Problem
+from web.contract.wire import decode_revocation
+from web.identity.keyring import load_keys
+from web.identity.keys import Key, KeySpec, KeyUnusable, hmac_key, keys_of_jwks, load_key_file
+from web.identity.revoked import Revoked
+from web.identity.tokens import (
     VERIFIED_TOKENS_MAX,
     KeysMissing,
     TokenError,
@@ -37,8 +37,8 @@ from web.tokens import (
     Verifier,
     issue,
 )
-from web.unknown_keys import UnknownKeys
-from web.wire import decode_revocation
+from web.identity.unknown_keys import UnknownKeys
+from web.server.settings import Settings, SettingsError, load
 
 NOW = 1_800_000_000.0
 SECRET = b"s" * 32

@@ -13,7 +13,7 @@ import trio
 from tests.server.harness import Client, Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_bulk import feedback, results, send, text_of
-from web.settings import Settings
+from web.server.settings import Settings
 
 PAGE, EVIL = "https://page.example", "https://evil.example"
 

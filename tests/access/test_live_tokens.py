@@ -12,12 +12,12 @@ import pytest
 import trio
 
 from storage.clock import SystemClock
-from storage.sqlite import SqliteStore, open_store
+from storage.sqlite.store import SqliteStore, open_store
 from tests.access.conftest import MovableClock
 from tests.server.harness import Client, Frame, Server, running_server
 from tests.server.test_streams import streamed
-from web.settings import DATABASE_FILE, Settings
-from web.tokens import issue
+from web.identity.tokens import issue
+from web.server.settings import DATABASE_FILE, Settings
 
 
 def token(

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.access.conftest import pem_of
 from tests.logbook import Logbook
 from tests.server.harness import Server, begin, open_socket, running_server
-from web.settings import Settings
+from web.server.settings import Settings
 
 DAY: Final = 86_400
 ISSUER, AUDIENCE = "https://idp.example", "avicenna"

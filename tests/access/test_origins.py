@@ -14,8 +14,8 @@ from tests.access.test_limits import limited, preflight_of, refused
 from tests.edge.peers import Answer, ask, connect, request, upgrade
 from tests.server.harness import Server, open_socket
 from tests.server.test_broadcasts import assert_problem
-from web.origins import normal_origin, split_authority
-from web.settings import Settings, SettingsError, load
+from web.contract.origins import normal_origin, split_authority
+from web.server.settings import Settings, SettingsError, load
 
 APPS = (
     "capacitor://localhost",

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from web.limits import Limits, TooMany
-from web.peers import client_address
-from web.rates import Rate
-from web.settings import Settings
+from web.identity.addresses import client_address
+from web.identity.limits import Limits, TooMany
+from web.identity.rates import Rate
+from web.server.settings import Settings
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
 

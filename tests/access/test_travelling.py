@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from storage.clock import SystemClock
-from storage.sqlite import open_store
+from storage.sqlite.store import open_store
 from tests.access.acts import ACTS, CHANGING, LINES, SENDER, Ward, expect_alive
 from tests.access.conftest import MovableClock
 from tests.access.travelling import Arrivals, noted_arrivals, travelling
 from tests.server.harness import running_server
-from web.settings import DATABASE_FILE, Settings
-from web.tokens import issue
+from web.identity.tokens import issue
+from web.server.settings import DATABASE_FILE, Settings
 
 OF_TOKEN = {
     "subject revoked": ("unauthenticated", 401),

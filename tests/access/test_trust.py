@@ -15,9 +15,9 @@ from storage.files import locked, names_of
 from storage.trust import Found, check_directory, judge_directory, judge_files
 from tests.server.harness import begin
 from tests.server.process import run, served
-from web.cautions import caution_about_keys, caution_about_listening
-from web.keyring import load_or_create_key
-from web.settings import Settings
+from web.identity.keyring import load_or_create_key
+from web.server.cautions import caution_about_keys, caution_about_listening
+from web.server.settings import Settings
 
 DATA = Path("/srv/my data")
 WE, SOMEBODY, A_THIRD = 1000, 1001, 1002

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from web.unknown_keys import UNKNOWN_KEYS_MAX, KeyName, UnknownKeys
+from web.identity.unknown_keys import UNKNOWN_KEYS_MAX, KeyName, UnknownKeys
 
 KEYS: list[KeyName] = [("RS256", "a"), ("ES256", "a"), ("EdDSA", None)]
 STEPS = (

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.server.harness import Server
-from web.edge.lean import LeanRequest
+from web.http.one_task import LeanRequest
 
 AHEAD_BYTES = 5
 """So much of a body comes with the head."""

@@ -24,7 +24,7 @@ from actors.messages import Purge
 from actors.resume import OLDEST, Resume, Wanted
 from actors.supervisor import Limits
 from storage.records import OUTBOX_EVENTS_MAX, NewAuditRow, Seq
-from storage.sqlite import open_store
+from storage.sqlite.store import open_store
 from tests.actors.world import Bug, Reader, World, WorldClock, anybody, world
 
 Answer = TypeVar("Answer")

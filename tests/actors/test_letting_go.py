@@ -9,11 +9,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from actors.access_trail import AccessTrail
 from actors.messages import ForgetUnseen, Inspect, Subscribe, Trace
 from actors.resume import Wanted
 from actors.ring import Gap
 from actors.roster import DEVICES_MAX, UNSEEN_SECONDS_MAX
-from actors.trail import AccessTrail
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import Erased, Erasure, NewAuditRow, Seq, SubscriberId

@@ -7,8 +7,8 @@ from typing import Any, cast
 import trio
 from trio.testing import MockClock
 
+from actors.access_trail import AccessTrail
 from actors.supervisor import keep_up
-from actors.trail import AccessTrail
 from storage.store import Store
 from tests.actors.world import DIAGNOSIS, Bug, FaultyStore, Reader, WorldClock, memory_store
 

@@ -7,7 +7,7 @@ import json
 import schemathesis
 from hypothesis import strategies as st
 
-from web.operations import NDJSON
+from web.contract.operations import NDJSON
 
 _ids = st.one_of(st.integers(0, 10**15 - 1), st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True))
 _lines = st.fixed_dictionaries(

@@ -12,7 +12,7 @@ import trio
 
 from tests.browser.chromium import Tab, chromium
 from tests.server.harness import Server, running_server
-from web.settings import Settings
+from web.server.settings import Settings
 
 README = Path(__file__).parents[2] / "README.md"
 

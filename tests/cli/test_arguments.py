@@ -14,7 +14,7 @@ from web import cli
 from web.commands import line, publish
 from web.commands.client import Client, Credentials
 from web.commands.failures import UsageError
-from web.keyring import load_or_create_key
+from web.identity.keyring import load_or_create_key
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from tests.cli.demos import demo
-from web import wire
+from web.contract import wire
+from web.contract.records import EffectivenessUpdate, FeedbackUpdate, RecommendationUpdate, Update
 from web.demo.samples import DIAGNOSIS_ID, KINDS, fields_of
 from web.demo.show import text
-from web.records import EffectivenessUpdate, FeedbackUpdate, RecommendationUpdate, Update
 
 RECORD_OF_KIND: dict[str, type[Update]] = {
     "recommendation": RecommendationUpdate,

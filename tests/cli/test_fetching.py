@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.strangers import Stranger
 from web import cli
-from web.keyring import load_or_create_key
+from web.identity.keyring import load_or_create_key
 
 CONTENT = b"what the server wrote"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -19,8 +19,8 @@ from web import cli
 from web.commands import line
 from web.commands.failures import UsageError
 from web.commands.finding import client_of, find
-from web.keyring import load_or_create_key
-from web.listening_file import LISTENING_FILE, announced
+from web.identity.keyring import load_or_create_key
+from web.server.listening_file import LISTENING_FILE, announced
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from web.settings import Settings, SettingsError, load, settings_page
+from web.server.settings import Settings, SettingsError, load, settings_page
 
 ROOT = Path(__file__).parents[2]
 

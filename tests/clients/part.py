@@ -18,7 +18,7 @@ from tests.clients.reports import FREE, Course, Item, Report, Status, Unexpected
 from tests.clients.stage import Stage
 from tests.clients.table import Step
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
-from web.tokens import LEEWAY_SECONDS, issue
+from web.identity.tokens import LEEWAY_SECONDS, issue
 
 REPORT_SECONDS_MAX: Final = 30
 """Longest wait for one report: the longest way back is that of a connection given up after 10 s."""

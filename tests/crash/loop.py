@@ -16,8 +16,8 @@ from tests.crash.connection import Connection, Cut, connected
 from tests.crash.ledger import RETAINED_MAX, Found, Ledger, fields_of
 from tests.logbook import LOGBOOK
 from tests.server.forged import Forged, forge
-from web.keyring import load_key
-from web.tokens import issue
+from web.identity.keyring import load_key
+from web.identity.tokens import issue
 
 DIAGNOSES: Final = ("1", "2", "three")
 PUBLISHERS: Final = 6

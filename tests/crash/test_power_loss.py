@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage import live_log, transactions
 from storage.belief import Moment
-from storage.committer import Work, run_transaction
 from storage.files import wal_of
-from storage.history import end_run
-from storage.live_log import LiveLog
 from storage.records import OUTBOX_EVENTS_MAX, Appended, CursorMove, Durability, Epoch, NewEvent, Seq, SubscriberId
-from storage.schema import Opening, prepare
-from storage.sqlite import open_store
+from storage.sqlite import live_log, transactions
+from storage.sqlite.committer import Work, run_transaction
+from storage.sqlite.live_log import LiveLog
+from storage.sqlite.runs import end_run
+from storage.sqlite.schema import Opening, prepare
+from storage.sqlite.store import open_store
 from tests.crash.disk import Connection, Recorder, Step, left_of
 from tests.storage.conftest import ManualClock
 

@@ -26,7 +26,7 @@ from trio_websocket import open_websocket_url
 from tests.contract import ROOT
 from tests.programs import program
 from tests.server.harness import Client, Server, running_server
-from web.settings import load
+from web.server.settings import load
 
 PAGE = (ROOT / "docs" / "DEPLOYMENT.md").read_text()
 NAME = "live.example.org"

@@ -11,16 +11,16 @@ from quart import websocket
 from quart_trio import QuartTrio
 
 from storage.clock import SystemClock
-from web.edge import frames
-from web.edge.adoption import NotAdoptable, adoption_of
-from web.edge.channel import Channel, ChannelLimits
-from web.edge.connection import Patience
-from web.edge.flood import Cost
-from web.edge.hub import Hub, open_hub
-from web.edge.lean import LeanWebsocket
-from web.edge.listening import listen_on_tcp
-from web.edge.poller import open_poller
-from web.edge.serving import Terms, serve
+from web.http.adoption import NotAdoptable, adoption_of
+from web.http.connection import Patience
+from web.http.listening import listen_on_tcp
+from web.http.one_task import LeanWebsocket
+from web.http.serving import Terms, serve
+from web.websocket import frames
+from web.websocket.channel import Channel, ChannelLimits
+from web.websocket.flood import Cost
+from web.websocket.hub import Hub, open_hub
+from web.websocket.poller import open_poller
 
 LIMITS = ChannelLimits(message_bytes_max=32 * 1024 * 1024, frames_per_second_max=1_000_000)
 """The echo takes what no follower may send."""

@@ -15,16 +15,16 @@ from actors.subscriber import Subscriber
 from storage.records import AcknowledgedBy, SubscriberId
 from tests.actors.world import DIAGNOSIS, World, WorldClock, anybody, world
 from tests.edge.raw import RawClient
-from web import wire
-from web.edge.channel import ChannelLimits
-from web.edge.follower import Follower
-from web.edge.frames import text_frame
-from web.edge.hub import HELD_MAX, Hub, open_hub
-from web.edge.poller import Poller, open_poller
-from web.expiry import Expiry
-from web.revoked import Revoked
-from web.session import Session
-from web.tokens import Principal, Verifier
+from web.contract import wire
+from web.following.expiry import Expiry
+from web.following.follower import Follower
+from web.following.session import Session
+from web.identity.revoked import Revoked
+from web.identity.tokens import Principal, Verifier
+from web.websocket.channel import ChannelLimits
+from web.websocket.frames import text_frame
+from web.websocket.hub import HELD_MAX, Hub, open_hub
+from web.websocket.poller import Poller, open_poller
 
 
 @dataclass

@@ -14,9 +14,9 @@ import trio
 import trio.testing
 from hypercorn.typing import ASGIFramework
 
-from web.edge.connection import Patience
-from web.edge.listening import listen_on_tcp
-from web.edge.serving import Terms, serve
+from web.http.connection import Patience
+from web.http.listening import listen_on_tcp
+from web.http.serving import Terms, serve
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 

@@ -13,8 +13,8 @@ import trio
 
 from tests.edge.peers import KEY, EdgeUnderTest, connect, living_tasks, open_descriptors, request, running_edge, upgrade
 from tests.edge.test_http1 import short
-from web.edge.adoption import HANDLE, Adoption, NotAdoptable
-from web.edge.connection import Connection
+from web.http.adoption import HANDLE, Adoption, NotAdoptable
+from web.http.connection import Connection
 
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 

@@ -10,7 +10,7 @@ import trio.testing
 
 from tests.edge.peers import Peer, connect, request, running_edge
 from tests.edge.test_http1 import short
-from web.edge.serving import BEGUN_AT_ONCE_MAX
+from web.http.serving import BEGUN_AT_ONCE_MAX
 
 BURST = 12 * BEGUN_AT_ONCE_MAX
 

@@ -22,13 +22,13 @@ from tests.edge.peers import Peer, connect, open_descriptors, request, running_e
 from tests.edge.test_http1 import short
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import running_server
-from web.edge.accepting import ACCEPTED_AT_ONCE_MAX, TURN_SECONDS_MAX, Address, Batch, accept_from
-from web.edge.connection import Patience
-from web.edge.descriptors import RESERVED, connections_possible
-from web.edge.listening import TCP_USER_TIMEOUT_MS, listen_on_tcp, listening_on_unix, url_of
-from web.edge.serving import REFUSED_AT_ONCE_MAX, Edge, Terms
-from web.logs import Formatter
-from web.settings import Settings, SettingsError
+from web.http.accepting import ACCEPTED_AT_ONCE_MAX, TURN_SECONDS_MAX, Address, Batch, accept_from
+from web.http.connection import Patience
+from web.http.descriptors import RESERVED, connections_possible
+from web.http.listening import TCP_USER_TIMEOUT_MS, listen_on_tcp, listening_on_unix, url_of
+from web.http.serving import REFUSED_AT_ONCE_MAX, Edge, Terms
+from web.server.logs import Formatter
+from web.server.settings import Settings, SettingsError
 
 
 async def test_a_connection_beyond_the_limit_is_answered_503_and_the_others_live_on() -> None:

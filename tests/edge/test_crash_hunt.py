@@ -17,7 +17,7 @@ import trio
 from tests.edge.malformed import BROADCAST, CASES
 from tests.edge.peers import connect, living_tasks, open_descriptors, request, upgrade
 from tests.server.harness import Server
-from web.settings import Settings
+from web.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from tests.edge.peers import Peer, connect, open_descriptors, request, running_e
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from tests.server.process import served
-from web.composition import CONNECTIONS_SECONDS_MAX
-from web.edge import serving
-from web.edge.connection import Patience
-from web.edge.descriptors import connections_possible
-from web.edge.serving import Edge, Terms
+from web.http import serving
+from web.http.connection import Patience
+from web.http.descriptors import connections_possible
+from web.http.serving import Edge, Terms
+from web.server.composition import CONNECTIONS_SECONDS_MAX
 
 STALLED = 1000
 JSON = b"application/json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from web.edge.flood import FLOOD_SECONDS, FRAMES_BURST_MAX, Allowance, Cost
+from web.websocket.flood import FLOOD_SECONDS, FRAMES_BURST_MAX, Allowance, Cost
 
 LOOK_SECONDS = 0.1
 

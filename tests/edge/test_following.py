@@ -15,7 +15,7 @@ from storage.records import AcknowledgedBy, NewAuditRow, Seq
 from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, connect_frame, edge
 from tests.edge.raw import BINARY, CLOSE, PING, PONG, TEXT, Got, RawClient, client_frame
-from web.edge.poller import SelectorPoller
+from web.websocket.poller import SelectorPoller
 
 
 async def numbers(client: RawClient, count: int) -> list[int]:

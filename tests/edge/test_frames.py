@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.edge.raw import PONG, client_frame
-from web.edge import frames
-from web.edge.inbound import Close, Control, Fragment, Inbound, Message, Received, Violation, sole_pong
+from web.websocket import frames
+from web.websocket.inbound import Close, Control, Fragment, Inbound, Message, Received, Violation, sole_pong
 
 
 def masked(first: int, payload: bytes) -> bytes:

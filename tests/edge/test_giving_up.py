@@ -13,8 +13,8 @@ from trio.testing import MockClock
 from tests.edge.peers import connect, living_tasks, request, running_edge
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
-from web.edge.connection import Patience
-from web.edge.serving import Edge, Terms
+from web.http.connection import Patience
+from web.http.serving import Edge, Terms
 
 CLIENTS = 60
 

@@ -11,7 +11,7 @@ import trio.testing
 from tests.edge.peers import ask, connect, request, running_edge, upgrade
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
-from web.edge.answers import HEADER_LINES_MAX, PARAMETERS_MAX
+from web.http.answers import HEADER_LINES_MAX, PARAMETERS_MAX
 
 
 def with_lines(count: int, base: bytes, line: bytes = b"a:") -> bytes:

@@ -16,9 +16,9 @@ from tests.edge.raw import CLOSE, PING, TEXT, Got, RawClient, client_frame, upgr
 from tests.logbook import Logbook
 from tests.server.harness import Server, running_server
 from tests.server.test_streams import Stream, streamed
-from web.edge.channel import HELD_BYTES_MAX
-from web.edge.holds import Holds
-from web.settings import Settings
+from web.server.settings import Settings
+from web.websocket.channel import HELD_BYTES_MAX
+from web.websocket.holds import Holds
 
 TIMES = [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 LOOK = 0.11
@@ -347,7 +347,7 @@ async def test_a_stream_and_a_websocket_of_one_device_count_together(server: Ser
 async def test_a_held_stream_is_detached_and_a_drain_ends_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("web.edge.holds.FIRST_SECONDS", 60.0)
+    monkeypatch.setattr("web.websocket.holds.FIRST_SECONDS", 60.0)
     async with running_server(settings) as server:
         await server.register()
         async with streamed(server, device="phone") as older, streamed(server, device="phone") as newer:

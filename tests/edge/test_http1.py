@@ -13,10 +13,10 @@ import trio.testing
 
 from tests.edge.peers import KEY, Peer, ask, connect, request, running_edge, upgrade
 from tests.server.harness import Server, running_server
-from web.edge.answers import HEAD_BYTES_MAX
-from web.edge.connection import LINGER_BYTES_MAX, Patience
-from web.edge.serving import Edge, Terms
-from web.settings import Settings
+from web.http.answers import HEAD_BYTES_MAX
+from web.http.connection import LINGER_BYTES_MAX, Patience
+from web.http.serving import Edge, Terms
+from web.server.settings import Settings
 
 ANSWERED = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 

@@ -11,10 +11,10 @@ from trio.testing import MockClock
 from actors.resume import Wanted
 from tests.edge.pairs import Edge, edge
 from tests.edge.raw import CLOSE, PING, PONG, TEXT, RawClient, client_frame
-from web.edge.channel import FRAMES_AT_ONCE_MAX
-from web.edge.flood import FLOOD_SECONDS
-from web.edge.hub import DEADLINES_LOOK_SECONDS, RECEIPTS_LOOK_SECONDS
-from web.edge.poller import EpollPoller
+from web.websocket.channel import FRAMES_AT_ONCE_MAX
+from web.websocket.flood import FLOOD_SECONDS
+from web.websocket.hub import DEADLINES_LOOK_SECONDS, RECEIPTS_LOOK_SECONDS
+from web.websocket.poller import EpollPoller
 
 
 class SlowPoller(EpollPoller):

@@ -13,8 +13,8 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import ClientDisconnected
 
 from tests.edge.peers import connect, living_tasks, request, running_edge
-from web.edge.lean import LeanHttp, LeanRequest, at_end, current_request
-from web.edge.tasks import MESSAGES_MAX, Inbox
+from web.http.one_task import LeanHttp, LeanRequest, at_end, current_request
+from web.http.tasks import MESSAGES_MAX, Inbox
 
 
 def body_of(data: bytes, *, more: bool = False) -> Any:

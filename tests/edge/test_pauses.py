@@ -17,9 +17,9 @@ from tests.edge.peers import Answer, Peer, connect, request, running_edge
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from tests.server.process import served
-from web import bodies
-from web.edge.connection import Patience
-from web.edge.serving import Edge, Terms
+from web.http import bodies
+from web.http.connection import Patience
+from web.http.serving import Edge, Terms
 
 PAUSE_SECONDS = 0.5
 """Longer than every time of these tests."""

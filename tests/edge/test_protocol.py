@@ -13,7 +13,7 @@ from tests.edge.echo import echo_server
 from tests.edge.raw import BINARY, CLOSE, PING, PONG, TEXT, Got, RawClient, client_frame, upgraded
 from tests.edge.violations import CONTINUATION, VIOLATIONS
 from tests.server.harness import Server, running_server
-from web.settings import Settings
+from web.server.settings import Settings
 
 AT_ONCE = 20
 """Connections at the same time."""

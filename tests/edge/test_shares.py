@@ -17,10 +17,10 @@ import trio
 from tests.edge.peers import Peer, connect, request, upgrade
 from tests.edge.raw import upgraded
 from tests.server.harness import Server, running_server
-from web.edge.serving import EXTRA_MAX
-from web.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators
-from web.peers import sharing_address
-from web.settings import Settings, SettingsError
+from web.http.serving import EXTRA_MAX
+from web.identity.addresses import sharing_address
+from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators
+from web.server.settings import Settings, SettingsError
 
 ELSEWHERE = "127.0.0.2"
 

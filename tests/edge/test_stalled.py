@@ -14,7 +14,7 @@ import trio
 from tests.edge.raw import upgraded
 from tests.server.harness import Server, running_server
 from tests.server.process import served
-from web.settings import Settings
+from web.server.settings import Settings
 
 STALLED = 200
 

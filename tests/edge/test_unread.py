@@ -16,7 +16,7 @@ import trio.testing
 from tests.edge.peers import Peer, request, running_edge
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
-from web.streams import WRITTEN_BYTES
+from web.following.streams import WRITTEN_BYTES
 
 UNREAD = 40
 BODY = b"".join(b"%07d." % number for number in range(100_000))

@@ -19,7 +19,7 @@ from tests.contract import ROOT
 from tests.javascript.node import CLIENT, RELEASES, Release, installed, node
 from tests.programs import node_package
 from tests.server.harness import Server, running_server
-from web.settings import Settings
+from web.server.settings import Settings
 
 README = (CLIENT / "README.md").read_text()
 
@@ -91,7 +91,7 @@ def test_the_wheel_of_the_server_has_the_client_that_it_serves(tmp_path: Path) -
     subprocess.run(command, cwd=ROOT, capture_output=True, timeout=100, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as files:
-        assert files.read("web/client.js") == (CLIENT / "client.js").read_bytes()
+        assert files.read("web/server/client.js") == (CLIENT / "client.js").read_bytes()
 
 
 class Example:

@@ -18,7 +18,7 @@ from tests.browser.chromium import Chromium, Tab, connected, shared_browser
 from tests.clients.proxy import HEAD_BYTES_MAX, FaultProxy
 from tests.javascript.node import CLIENT
 from tests.server.harness import Server, running_server
-from web.settings import Settings
+from web.server.settings import Settings
 
 HTML = "Content-Type: text/html; charset=utf-8\r\nCache-Control: no-cache\r\nConnection: close"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.harness import Server, running_server
-from web.settings import Settings
+from web.server.settings import Settings
 
 
 @pytest.fixture

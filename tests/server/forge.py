@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from storage.records import Event
-from web import cli, composition, wire
+from web import cli
+from web.contract import wire
+from web.server import composition
 
 PR_SET_PDEATHSIG: Final = 1
 

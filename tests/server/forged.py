@@ -16,7 +16,7 @@ import trio
 
 from tests.logbook import LOGBOOK
 from tests.programs import ROOT
-from web.listening_file import LISTENING_FILE
+from web.server.listening_file import LISTENING_FILE
 
 START_SECONDS_MAX: Final = 60
 """Longest time until a server listens: the forge itself may still import."""

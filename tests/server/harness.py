@@ -21,12 +21,12 @@ from actors.diagnosis import Render
 from storage.clock import Clock
 from tests.contract import complaint, complaint_of_headers, frame_complaint
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
-from web import offline
-from web.composition import serve
-from web.keyring import KEY_FILE, load_key
-from web.settings import DATABASE_FILE, Settings
-from web.tokens import issue
-from web.wire import render_event
+from web.commands import offline
+from web.contract.wire import render_event
+from web.identity.keyring import KEY_FILE, load_key
+from web.identity.tokens import issue
+from web.server.composition import serve
+from web.server.settings import DATABASE_FILE, Settings
 
 Frame = dict[str, Any]
 

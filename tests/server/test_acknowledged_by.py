@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from storage import copies
+from storage.sqlite import copies
 from tests.server.harness import Client, Server, open_socket, running_server
 from tests.server.test_streams import streamed
-from web.settings import Settings
+from web.server.settings import Settings
 
 
 async def deliveries(server: Server, seq: int = 1) -> dict[str | None, dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from tests.contract import ROOT
 from tests.edge.peers import ask, request, upgrade
 from tests.server.harness import Server, running_server
-from web.settings import Settings
+from web.server.settings import Settings
 
 PROBLEM = "application/problem+json"
 

@@ -14,10 +14,10 @@ from actors.errors import MailboxFull
 from actors.registry import Registry
 from storage.clock import SystemClock
 from storage.records import AuditRow
-from storage.sqlite import open_store
+from storage.sqlite.store import open_store
 from tests.server.harness import Server, running_server
-from web.settings import DATABASE_FILE, Settings
-from web.subjects import ERASED, spellings_of
+from web.operating.erasure import ERASED, spellings_of
+from web.server.settings import DATABASE_FILE, Settings
 
 
 class Trail(list[AuditRow]):

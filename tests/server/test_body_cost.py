@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from web import wire
-from web.errors import Problem
-from web.number import WrittenNumber
-from web.records import DEPTH_MAX, RecommendationUpdate, Update, fault_of
+from web.contract import wire
+from web.contract.errors import Problem
+from web.contract.number import WrittenNumber
+from web.contract.records import DEPTH_MAX, RecommendationUpdate, Update, fault_of
 
 CALLS_MAX = 500
 """Of functions of ours, for a body of 64 KiB; much more than for a small one, and much less than it has values."""

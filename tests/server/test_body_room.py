@@ -10,11 +10,11 @@ from tests.access.travelling import noted_arrivals, travelling
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_bulk import feedback, results, send, text_of
-from web import broadcasts, bulk
-from web.bodies import BULK_BYTES_MAX
-from web.body_room import SHARES, Allowance
-from web.errors import Problem
-from web.settings import Settings
+from web.contract.errors import Problem
+from web.http.bodies import BULK_BYTES_MAX
+from web.publishing import broadcasts, bulk
+from web.publishing.body_room import SHARES, Allowance
+from web.server.settings import Settings
 
 NDJSON = {"Content_Type": "application/x-ndjson"}
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
-from web import bulk, wire
-from web.bodies import BULK_BYTES_MAX
-from web.bulk import Patience, lines_of
-from web.errors import Problem
-from web.records import diagnosis_id_of
-from web.settings import Settings
+from web.contract import wire
+from web.contract.errors import Problem
+from web.contract.records import diagnosis_id_of
+from web.http.bodies import BULK_BYTES_MAX
+from web.publishing import bulk
+from web.publishing.bulk import Patience, lines_of
+from web.server.settings import Settings
 
 SPELLINGS = (
     "42",

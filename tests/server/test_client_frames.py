@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.server.harness import Server
-from web import wire
-from web.records import Ack, Auth, Ping
+from web.contract import wire
+from web.contract.records import Ack, Auth, Ping
 
 FAR_TOO_DEEP = "invalid_field" if sys.version_info >= (3, 14) else "bad_frame"
 """Before 3.14 Python cannot read it; since then it can, and it is found to be too deep."""

@@ -25,7 +25,7 @@ from tests.logbook import Logbook
 from tests.server.harness import Server, running_server
 from tests.server.process import served
 from tests.server.test_streams import streamed
-from web.settings import Settings
+from web.server.settings import Settings
 
 FIELDS = ("diagnosis_id", "subject", "device", "code", "reason", "seconds", "events_sent", "acknowledged")
 

@@ -10,8 +10,8 @@ import pytest
 from storage.records import Event
 from tests.server.harness import Server, running_server
 from tests.server.test_operators import get, post
-from web import wire
-from web.settings import Settings
+from web.contract import wire
+from web.server.settings import Settings
 
 CURSED: set[str] = set()
 """Diagnoses whose events cannot be rendered: a bug that comes back with every incarnation."""

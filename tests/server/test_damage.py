@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage import integrity
-from storage.sqlite import SqliteStore
+from storage.sqlite import integrity
+from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.logbook import PAYLOAD_MARKER, Logbook
 from tests.server.harness import Client, running_server
 from tests.server.process import run, served
 from tests.server.test_operators import get
 from tests.storage.conftest import damage
-from web.settings import Settings
+from web.server.settings import Settings
 
 DATABASE = "avicenna.db"
 

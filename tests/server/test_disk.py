@@ -16,8 +16,8 @@ import pytest
 import trio
 
 from storage.errors import Busy, Failed, StorageError
-from storage.sqlite import SqliteStore
-from storage.wal import FRAME
+from storage.sqlite.store import SqliteStore
+from storage.sqlite.wal import FRAME
 from tests.crash.connection import Cut, connected
 from tests.logbook import PAYLOAD_MARKER, Logbook
 from tests.mounts import read_only, small_disk

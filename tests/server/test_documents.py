@@ -14,14 +14,14 @@ from jsonschema import Draft202012Validator
 from actors.subscriber import Ending
 from tests.contract import asyncapi, complaint, frame_complaint, openapi, strict_frame
 from tests.server.harness import Server
-from web import errors
-from web.app import create_app
-from web.errors import STATUS_OF_CODE, CloseCode, close_of
-from web.openapi import codes_of
-from web.operations import OPERATIONS
-from web.records import KINDS, Ack, Auth, Ping
-from web.services import Services
-from web.settings import Settings
+from web.contract import errors
+from web.contract.errors import STATUS_OF_CODE, CloseCode, close_of
+from web.contract.operations import OPERATIONS
+from web.contract.records import KINDS, Ack, Auth, Ping
+from web.server.app import create_app
+from web.server.openapi import codes_of
+from web.server.services import Services
+from web.server.settings import Settings
 
 
 async def test_the_document_is_served_to_everybody(server: Server) -> None:
@@ -38,7 +38,9 @@ def test_every_route_is_documented_and_everything_documented_is_a_route() -> Non
         if not rule.websocket
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert routes == {(one.method, one.path) for one in OPERATIONS}, "each needs one entry in web/operations.py"
+    assert routes == {(one.method, one.path) for one in OPERATIONS}, (
+        "each needs one entry in web/contract/operations.py"
+    )
 
 
 def test_every_problem_code_is_documented_somewhere_and_has_a_status() -> None:

@@ -9,7 +9,7 @@ import trio
 
 from tests.server.harness import running_server
 from tests.server.test_broadcasts import assert_problem
-from web.settings import Settings
+from web.server.settings import Settings
 
 
 @pytest.mark.parametrize("sub", ["/C=DE/O=Clinic/CN=Ann", "/", "//x", "a/../b", "%2F", "a b+c&d=e", "owner"])
@@ -57,9 +57,9 @@ async def test_a_drain_interrupts_a_long_erasure_and_a_repeat_goes_on(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = []
-    monkeypatch.setattr("storage.retention.ERASED_ROWS_MAX", 2)
+    monkeypatch.setattr("storage.sqlite.retention.ERASED_ROWS_MAX", 2)
     with monkeypatch.context() as patched:
-        patched.setattr("storage.sqlite.ERASURE_PAUSE_SECONDS", 3600)
+        patched.setattr("storage.sqlite.store.ERASURE_PAUSE_SECONDS", 3600)
         async with running_server(settings) as server:
             for number in range(5):
                 await server.register(number, "amira", "bo")

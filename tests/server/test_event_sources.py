@@ -17,7 +17,7 @@ from tests.access.test_jwks import Source, web_of
 from tests.server.harness import Server, begin, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_streams import shape, streamed
-from web.settings import Settings
+from web.server.settings import Settings
 
 PATH = "/diagnoses/42/events"
 BROWSER = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}

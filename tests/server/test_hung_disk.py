@@ -24,7 +24,7 @@ from tests.hanging import Disk, hangable_disk
 from tests.logbook import Logbook
 from tests.server.harness import Server, running_server
 from tests.server.process import served
-from web.settings import DATABASE_FILE, Settings
+from web.server.settings import DATABASE_FILE, Settings
 
 PATIENCE_SECONDS = 0.5
 

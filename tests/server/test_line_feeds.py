@@ -17,10 +17,10 @@ import pytest
 from tests.contract import Schema, asyncapi, openapi
 from tests.documents.test_patterns import GOOD
 from tests.server.harness import Server
-from web.errors import Problem
-from web.operations import OPERATIONS, Operation
-from web.parameters import parse_stream
-from web.records import KEY
+from web.contract.errors import Problem
+from web.contract.operations import OPERATIONS, Operation
+from web.contract.parameters import parse_stream
+from web.contract.records import KEY
 
 SCOPES = "operate register broadcast monitor"
 

@@ -18,8 +18,8 @@ import pytest
 import trio
 
 from tests.server.process import COMMAND
-from web.listening_file import LISTENING_FILE
-from web.log_writer import HELD_BYTES_MAX, LogWriter
+from web.server.listening_file import LISTENING_FILE
+from web.server.log_writer import HELD_BYTES_MAX, LogWriter
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import trio
 from tests.logbook import Logbook, found_in
 from tests.server.harness import Server
 from tests.server.process import served
-from web.logs import Formatter, describe, redacted
+from web.server.logs import Formatter, describe, redacted
 
 
 def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:

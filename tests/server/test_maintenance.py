@@ -15,8 +15,8 @@ import trio
 from storage import files
 from tests.server.harness import Server, running_server
 from tests.server.process import run, served
-from web.composition import CONNECTIONS_SECONDS_MAX, serve
-from web.settings import Settings
+from web.server.composition import CONNECTIONS_SECONDS_MAX, serve
+from web.server.settings import Settings
 
 
 async def test_backup_and_check_answer_and_leave_a_row_each(server: Server) -> None:
@@ -41,9 +41,9 @@ async def test_backup_and_check_answer_and_leave_a_row_each(server: Server) -> N
 async def test_a_drain_interrupts_a_copy_and_leaves_nothing_of_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    monkeypatch.setattr("storage.stepping.PAGES_PER_STEP", 4)
-    monkeypatch.setattr("storage.copying.PAUSE_SECONDS_MAX", 3600)
-    monkeypatch.setattr("storage.copying.PAUSE_SECONDS_MIN", 3600)
+    monkeypatch.setattr("storage.sqlite.stepping.PAGES_PER_STEP", 4)
+    monkeypatch.setattr("storage.sqlite.copying.PAUSE_SECONDS_MAX", 3600)
+    monkeypatch.setattr("storage.sqlite.copying.PAUSE_SECONDS_MIN", 3600)
     answers = []
     async with running_server(settings) as server:
         await server.register()
@@ -176,7 +176,9 @@ async def test_a_first_start_that_is_cut_off_before_its_key_is_there_is_gone_on_
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("web.keyring.secrets.token_bytes", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+        patched.setattr(
+            "web.identity.keyring.secrets.token_bytes", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
+        )
         with pytest.RaisesGroup(OSError, flatten_subgroups=True, allow_unwrapped=True):
             await serve(settings, ready=lambda _: None, stopping=trio.Event())
     assert not (settings.data / "jwt.key").exists()

@@ -14,11 +14,11 @@ from storage.records import Event, Seq
 from tests.server.harness import Frame, Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_streams import streamed
-from web import wire
-from web.errors import Problem
-from web.number import WrittenNumber
-from web.records import KINDS, EffectivenessUpdate, FeedbackUpdate, RecommendationUpdate, Update
-from web.settings import Settings
+from web.contract import wire
+from web.contract.errors import Problem
+from web.contract.number import WrittenNumber
+from web.contract.records import KINDS, EffectivenessUpdate, FeedbackUpdate, RecommendationUpdate, Update
+from web.server.settings import Settings
 
 SAFE = 2**53 - 1
 BODIES: dict[str, dict[str, str]] = {
@@ -157,7 +157,7 @@ async def test_events_that_were_stored_with_large_ids_are_delivered_with_strings
 ) -> None:
     large = "9007199254740993"
     with monkeypatch.context() as before:
-        before.setattr("web.records.readable_id", lambda name, value: value)  # as ids were stored at first
+        before.setattr("web.contract.records.readable_id", lambda name, value: value)  # as ids were stored at first
         async with running_server(settings) as server:
             await server.register()
             await post(server, "feedback", feedback_id=large, recommendation_id=f"-{large}")

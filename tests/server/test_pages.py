@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from tests.server.harness import Server, running_server
-from web import paging
-from web.paging import PAGE_BYTES_MAX
-from web.settings import Settings
+from web.contract import paging
+from web.contract.paging import PAGE_BYTES_MAX
+from web.server.settings import Settings
 
 VIEWERS = [f"{number:04d}" + "v" * 40 for number in range(1000)]
 """Together some 47 KB."""

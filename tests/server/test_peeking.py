@@ -10,7 +10,7 @@ import pytest
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_streams import shape, streamed
-from web.settings import Settings
+from web.server.settings import Settings
 
 
 async def deliveries(server: Server, seq: int = 1) -> dict[tuple[str | None, str | None], dict[str, Any]]:

@@ -17,7 +17,7 @@ from tests.cli.demos import demo
 from tests.programs import program
 from tests.server.harness import running_server
 from tests.server.process import COMMAND
-from web.settings import Settings
+from web.server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 

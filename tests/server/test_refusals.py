@@ -10,7 +10,7 @@ from actors.registry import Registry
 from storage.errors import NoSuchDiagnosis
 from tests.server.harness import Client, Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
-from web.settings import Settings
+from web.server.settings import Settings
 
 
 async def refused(client: Client) -> tuple[str, int, str]:

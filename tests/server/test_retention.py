@@ -12,25 +12,25 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from actors.access_trail import WAITING_MAX, AccessTrail
 from actors.messages import Inspect, Publish, Subscribe
 from actors.registry import Registry
 from actors.resume import Wanted
 from actors.ring import Gap
 from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
 from actors.supervisor import Limits
-from actors.trail import WAITING_MAX, AccessTrail
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import AccessRow, AuditRow, Epoch, NewEvent, Seq, SubscriberId, Window
-from storage.sqlite import open_store
+from storage.sqlite.store import open_store
 from tests.actors.world import anybody
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.storage.conftest import ManualClock
-from web.housekeeping import Housekeeper
-from web.settings import DATABASE_FILE, DAY_SECONDS, Settings
-from web.subjects import ERASED, spellings_of, without_name
-from web.wire import render_event
+from web.contract.wire import render_event
+from web.operating.erasure import ERASED, spellings_of, without_name
+from web.operating.housekeeping import Housekeeper
+from web.server.settings import DATABASE_FILE, DAY_SECONDS, Settings
 
 DAY = float(DAY_SECONDS)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from storage.sqlite import SqliteStore
+from storage.sqlite.store import SqliteStore
 from tests.server.harness import Server
 
 

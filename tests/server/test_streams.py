@@ -15,9 +15,9 @@ import trio
 
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
-from web import wire
-from web.settings import Settings
-from web.streams import StreamTransport
+from web.contract import wire
+from web.following.streams import StreamTransport
+from web.server.settings import Settings
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from tests.edge.peers import ask, connect, request, upgrade
 from tests.server.harness import Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
-from web.settings import Settings
+from web.server.settings import Settings
 
 
 def feedback(**raw: bytes) -> bytes:

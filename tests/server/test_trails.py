@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from storage.clock import SystemClock
 from storage.records import NewAccessRow, NewAuditRow, SubscriberId
-from storage.sqlite import open_store
+from storage.sqlite.store import open_store
 from tests.server.harness import Server, running_server
 from tests.server.process import run, served
-from web import wire
-from web.settings import DATABASE_FILE, Settings
-from web.trails import SHOWN_EARLIER_SECONDS, time_of
+from web.contract import wire
+from web.operating.trails import SHOWN_EARLIER_SECONDS, time_of
+from web.server.settings import DATABASE_FILE, Settings
 
 Rows = list[dict[str, Any]]
 

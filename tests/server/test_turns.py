@@ -12,9 +12,9 @@ from trio.testing import MockClock
 
 from tests.edge.peers import Peer, connect, request
 from tests.server.harness import Server
-from web import wire
-from web.records import Update
-from web.turns import Turns
+from web.contract import wire
+from web.contract.records import Update
+from web.http.turns import Turns
 
 TURN = 1000
 """What one turn has room for."""

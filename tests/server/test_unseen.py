@@ -10,7 +10,7 @@ from storage.belief import EVEN_SECONDS
 from storage.records import CursorMove, Seq, SubscriberId
 from tests.actors.world import settled_cursors
 from tests.server.test_retention import DAY, Reader, Room, housekeeper, room
-from web.settings import Settings
+from web.server.settings import Settings
 
 
 def leave(reader: Reader) -> None:

@@ -12,8 +12,8 @@ import trio
 from tests.logbook import LOGBOOK
 from tests.server.harness import Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
-from web.settings import Settings
-from web.tokens import issue
+from web.identity.tokens import issue
+from web.server.settings import Settings
 
 HOUR, DAY = 3600.0, 86_400.0
 

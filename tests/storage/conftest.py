@@ -12,7 +12,7 @@ import pytest
 
 from storage.memory import MemoryStore
 from storage.records import IDEMPOTENCY_KEYS_MAX
-from storage.sqlite import SqliteStore, open_store
+from storage.sqlite.store import SqliteStore, open_store
 from storage.store import Store
 
 

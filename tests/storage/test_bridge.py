@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from storage.bridge import open_database
+from storage.sqlite.bridge import open_database
 
 
 def test_aiosqlite_still_has_what_the_bridge_relies_on() -> None:

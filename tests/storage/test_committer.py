@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from storage.belief import Moment
-from storage.bridge import open_database
 from storage.clock import Timekeeper
-from storage.committer import QUEUE_OPERATIONS_MAX, Committer, Pending
 from storage.errors import Busy, Failed, KeyReused
+from storage.sqlite.bridge import open_database
+from storage.sqlite.committer import QUEUE_OPERATIONS_MAX, Committer, Pending
 from tests.storage.conftest import ManualClock
 
 

@@ -16,11 +16,12 @@ import pytest
 import trio
 import trio.lowlevel
 
-from storage import copies, copying, files
+from storage import files
 from storage.errors import CannotCopy
 from storage.records import Appended, Backup, NewEvent, Seq
-from storage.sqlite import SqliteStore, open_store
-from storage.stepping import PAGES_PER_STEP, SteppedCopy
+from storage.sqlite import copies, copying
+from storage.sqlite.stepping import PAGES_PER_STEP, SteppedCopy
+from storage.sqlite.store import SqliteStore, open_store
 from storage.unfinished import SUFFIX, arriving, sweep
 from tests.storage.conftest import ManualClock
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import trio
 
-from storage import integrity
 from storage.damage import Damage, Entry, checksum, drop_command, is_whole, judge
 from storage.errors import NotDamaged, OutboxDamaged
 from storage.records import (
@@ -24,7 +23,8 @@ from storage.records import (
     Seq,
     SubscriberId,
 )
-from storage.sqlite import SqliteStore
+from storage.sqlite import integrity
+from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.storage.conftest import ManualClock, damage
 from tests.storage.test_contract import append, append_numbers, event, retained
@@ -377,7 +377,7 @@ async def test_others_are_served_between_two_steps_of_the_check(
             assert isinstance((await append(store, event(1), to="d-1"))[0], Appended)
             steps += 1
 
-    monkeypatch.setattr("storage.sqlite.LOOK_THROUGH_SECONDS", 0.0)  # one diagnosis a step
+    monkeypatch.setattr("storage.sqlite.store.LOOK_THROUGH_SECONDS", 0.0)  # one diagnosis a step
     async with opened(path, new_epoch) as store:
         for number in range(1, 21):
             await store.register(f"d-{number}", "amira", [])

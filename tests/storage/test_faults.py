@@ -16,11 +16,12 @@ from typing import Any, Self
 import pytest
 import trio
 
-from storage import copies, files, wal
+from storage import files
 from storage.errors import Busy, CannotCopy, CannotOpen, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
 from storage.files import wal_of
 from storage.records import Appended, Durability, NewEvent, Seq
-from storage.sqlite import LEAVE_SECONDS_MAX, DamagePolicy, SqliteStore, open_store
+from storage.sqlite import copies, wal
+from storage.sqlite.store import LEAVE_SECONDS_MAX, DamagePolicy, SqliteStore, open_store
 from tests.storage.conftest import ManualClock
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage import copies, files, live_log, wal
+from storage import files
 from storage.errors import Busy, Damaged, Failed, StoreBroken
-from storage.live_log import LiveLog
 from storage.records import Appended, NewEvent, Seq
-from storage.schema import WAL_AUTOCHECKPOINT_PAGES, WAL_BYTES_KEPT, Opening, prepare
+from storage.sqlite import copies, live_log, wal
+from storage.sqlite.live_log import LiveLog
+from storage.sqlite.schema import WAL_AUTOCHECKPOINT_PAGES, WAL_BYTES_KEPT, Opening, prepare
 from tests.storage.test_faults import fill, opened
 
 Cut = Callable[[Path], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from storage.errors import Busy
-from storage.outage import SILENT_SECONDS, Outage
+from storage.sqlite.disk_log import SILENT_SECONDS, Outage
 
 FULL = Busy("the disk is full")
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from storage import copies, history, integrity, live_log, sqlite
 from storage.errors import CannotOpen, Damaged, ForeignLog
 from storage.files import wal_of
 from storage.records import NewEvent, Seq
-from storage.sqlite import SqliteStore
-from storage.wal import Mark
+from storage.sqlite import copies, integrity, live_log, runs
+from storage.sqlite import store as sqlite
+from storage.sqlite.store import SqliteStore
+from storage.sqlite.wal import Mark
 from tests.storage.test_faults import come_back, fill, opened
 
 NewEpoch = Callable[[], str]
@@ -127,7 +128,7 @@ async def test_a_database_and_a_log_of_one_run_are_taken_together_only_if_nothin
         await fill(store)
         for number in range(60):
             await publish(store, 1)
-            mark = (await store._committer.read(history.last_run)).log
+            mark = (await store._committer.read(runs.last_run)).log
             kept.append((mark, 6 + number, keep(path, f"database-{number}"), keep(wal_of(path), f"log-{number}")))
     assert len({mark for mark, *_ in kept}) > 5
     taken = refused = 0

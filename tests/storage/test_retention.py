@@ -10,7 +10,6 @@ import pytest
 import trio
 import trio.lowlevel
 
-from storage import retention
 from storage.records import (
     Appended,
     AuditRow,
@@ -24,7 +23,8 @@ from storage.records import (
     SubscriberId,
     TrailFilter,
 )
-from storage.sqlite import open_store
+from storage.sqlite import retention
+from storage.sqlite.store import open_store
 from storage.store import Store
 from tests.storage.conftest import ManualClock
 from tests.storage.test_contract import ANONYMOUS, PHONE, UNNAMED, append, append_numbers, event, move, retained
@@ -209,7 +209,7 @@ async def test_an_erasure_that_was_cut_off_is_gone_on_with_by_a_repeat(
 ) -> None:
     monkeypatch.setattr(retention, "ERASED_ROWS_MAX", 3)
     monkeypatch.setattr(retention, "WALKED_ROWS_MAX", 5)
-    monkeypatch.setattr("storage.sqlite.ERASURE_PAUSE_SECONDS", 60)
+    monkeypatch.setattr("storage.sqlite.store.ERASURE_PAUSE_SECONDS", 60)
     erasure = Erasure("bo", "[erased]", ["bo"], without_bo)
     async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
         await fill_with_bo(store, 10)
@@ -220,7 +220,7 @@ async def test_an_erasure_that_was_cut_off_is_gone_on_with_by_a_repeat(
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         assert [row.what for row in await store.audit(limit=1)] == ["subject.erase"]
-    monkeypatch.setattr("storage.sqlite.ERASURE_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("storage.sqlite.store.ERASURE_PAUSE_SECONDS", 0)
     async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
         erased = await store.erase(erasure)
         assert (erased.cursors, erased.viewers, erased.access_rows) == (7, 7, 7)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage import transactions
-from storage.committer import Committer
 from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
 from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, Slice, SubscriberId
-from storage.schema import APPLICATION_ID, MIGRATIONS
-from storage.sqlite import open_store
+from storage.sqlite import transactions
+from storage.sqlite.committer import Committer
+from storage.sqlite.schema import APPLICATION_ID, MIGRATIONS
+from storage.sqlite.store import open_store
 from tests.storage.conftest import ManualClock
 
 NewEpoch = Callable[[], str]

@@ -8,9 +8,9 @@ from contextlib import closing
 
 import pytest
 
-from storage import trails
 from storage.records import TrailFilter
-from storage.schema import MIGRATIONS
+from storage.sqlite import trails
+from storage.sqlite.schema import MIGRATIONS
 
 WHO, WHAT, DIAGNOSIS = {"who": "amira"}, {"what": "connect"}, {"diagnosis_id": "42"}
 TIMES = {"since": 1.0, "until": 2.0}

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from storage.schema import MIGRATIONS
-from storage.sqlite import open_store
+from storage.sqlite.schema import MIGRATIONS
+from storage.sqlite.store import open_store
 from tests.storage.conftest import ManualClock
 from tests.storage.databases.make import BEGAN_AT, HERE, described, key_is_known
 
@@ -51,7 +51,9 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(
 ) -> None:
     path.parent.mkdir(mode=0o700)
     shutil.copy(HERE / "version-1.db", path)
-    monkeypatch.setattr("storage.schema.MIGRATIONS", (*MIGRATIONS[:-1], MIGRATIONS[-1] + "SELECT no_such_function();"))
+    monkeypatch.setattr(
+        "storage.sqlite.schema.MIGRATIONS", (*MIGRATIONS[:-1], MIGRATIONS[-1] + "SELECT no_such_function();")
+    )
     with pytest.raises(Exception, match="no_such_function"):
         async with open_store(path, clock=clock, new_epoch=new_epoch_of(1)):
             pass

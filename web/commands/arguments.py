@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
-from web.number import WrittenNumber
-from web.records import KEY, KEY_RULE
-from web.setting_kinds import Number, Whole
+from web.contract.number import WrittenNumber
+from web.contract.records import KEY, KEY_RULE
+from web.server.setting_kinds import Number, Whole
 
 _NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 

@@ -20,12 +20,12 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from web import tokens
 from web.commands.answers import Page, Problem, is_a
 from web.commands.failures import CommandFailed, Refused, Unreachable, UsageError
 from web.commands.transport import checked_url, connection_to, unreachable
-from web.number import as_written
-from web.rights import Scope
+from web.contract.number import as_written
+from web.identity import tokens
+from web.identity.rights import Scope
 
 ANSWER_SECONDS_MAX: Final = 30
 """Longest wait for a part of an answer. Beyond: the server counts as unreachable."""

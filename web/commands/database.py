@@ -28,8 +28,8 @@ from web.commands.finding import (
     given_url,
 )
 from web.commands.printing import printable, say, say_json
-from web.listening_file import LISTENING_FILE, NotListening
-from web.settings import DATABASE_FILE
+from web.server.listening_file import LISTENING_FILE, NotListening
+from web.server.settings import DATABASE_FILE
 
 WORK_SECONDS_MAX: Final = 3600
 """Longest wait for a server that copies or checks its database. Beyond: it counts as unreachable."""
@@ -94,7 +94,7 @@ def _drop_damaged(arguments: argparse.Namespace) -> int:
             "--drop-damaged is for a data directory whose server is stopped: leave out --url, AVICENNA_URL"
         )
     database = _existing(arguments)
-    from web import offline  # noqa: PLC0415 - as in `_checked_here`
+    from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
     wanted = list(dict.fromkeys(arguments.drop_damaged))
     try:
@@ -142,7 +142,7 @@ def _dropped_object(diagnosis_id: str, outcome: Dropped | StorageError) -> dict[
 def _checked_here(arguments: argparse.Namespace) -> Sequence[str] | None:
     """The problems; `None`: a server uses the database."""
     database = _existing(arguments)
-    from web import offline  # noqa: PLC0415 - starts the event loop's packages, which most commands never need
+    from web.commands import offline  # noqa: PLC0415 - starts the event loop's packages, which most commands never need
 
     offline.show_progress()
     try:
@@ -186,7 +186,7 @@ def _copied_here(arguments: argparse.Namespace, target: Path) -> Copy | None:
     database = _existing(arguments)
     if target.exists():
         raise CommandFailed(f"{target} exists already; name another file")
-    from web import offline  # noqa: PLC0415 - as in `_checked_here`
+    from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
     offline.show_progress()
     try:
@@ -216,7 +216,7 @@ def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
 def restore(arguments: argparse.Namespace) -> int:
     """Put a backup in place."""
     database = data_directory(arguments) / DATABASE_FILE
-    from web import offline  # noqa: PLC0415 - as in `_checked_here`
+    from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
     try:
         aside = offline.restore(database, arguments.file)
@@ -231,7 +231,7 @@ def restore(arguments: argparse.Namespace) -> int:
 def create(arguments: argparse.Namespace) -> int:
     """Make an empty database."""
     database = data_directory(arguments) / DATABASE_FILE
-    from web import offline  # noqa: PLC0415 - as in `_checked_here`
+    from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
     try:
         offline.create(database)

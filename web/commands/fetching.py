@@ -19,7 +19,7 @@ from typing import Final
 
 from storage.unfinished import arriving
 from web.commands.failures import CommandFailed
-from web.settings import BACKUPS_DIRECTORY
+from web.server.settings import BACKUPS_DIRECTORY
 
 PIECE_BYTES: Final = 1024 * 1024
 

@@ -1,7 +1,7 @@
 """Which server a command talks to, and with which token: from its options, the environment and the data directory.
 
 The server is the one `--url` or `AVICENNA_URL` names, else the one that runs on the data directory, which says where
-it listens (`web.listening_file`). The data directory is the one `--data`, `AVICENNA_DATA` or the settings file names,
+it listens (`web.server.listening_file`). The data directory is the one `--data`, `AVICENNA_DATA` or the settings file names,
 else `./data`.
 """
 
@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from web import keyring, settings
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.printing import say_aside
 from web.commands.transport import checked_url, socket_path_of
-from web.keys import KeyUnusable
-from web.listening_file import NotListening, listening_urls
-from web.rights import Scope
-from web.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings, variable_of
-from web.tokens import TOKEN_BYTES_MAX
+from web.identity import keyring
+from web.identity.keys import KeyUnusable
+from web.identity.rights import Scope
+from web.identity.tokens import TOKEN_BYTES_MAX
+from web.server import settings
+from web.server.listening_file import NotListening, listening_urls
+from web.server.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings, variable_of
 
 URL_DEFAULT: Final = "http://127.0.0.1:8000"
 

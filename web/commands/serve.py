@@ -13,10 +13,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from web import greeting, keyring, settings
 from web.commands.failures import UsageError
 from web.commands.printing import say
-from web.settings import variable_of
+from web.identity import keyring
+from web.server import greeting, settings
+from web.server.settings import variable_of
 
 logger = logging.getLogger("avicenna.server")
 
@@ -46,7 +47,7 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
     chosen = _settings(arguments.config, {"host": arguments.host, "port": arguments.port, "data": arguments.data})
-    from web import composition  # noqa: PLC0415 - see the docstring of this file
+    from web.server import composition  # noqa: PLC0415 - see the docstring of this file
 
     def say_next(_: str) -> None:
         if not (chosen.local_key and (chosen.data / keyring.KEY_FILE).exists()):

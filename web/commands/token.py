@@ -10,15 +10,15 @@ from typing import Final
 
 from storage import files
 from storage.errors import InUse, StorageError
-from web import keyring, tokens
 from web.commands.arguments import whole
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.finding import add_data_options, local_settings
 from web.commands.printing import say, say_aside
-from web.keys import KeyUnusable, load_key_file
-from web.records import SUB_RULE, is_name
-from web.rights import SCOPES
-from web.settings import DATABASE_FILE, Settings
+from web.contract.records import SUB_RULE, is_name
+from web.identity import keyring, tokens
+from web.identity.keys import KeyUnusable, load_key_file
+from web.identity.rights import SCOPES
+from web.server.settings import DATABASE_FILE, Settings
 
 TTL_SECONDS_DEFAULT: Final = 3600
 TTL_SECONDS_MAX: Final = 366 * 86_400
@@ -107,7 +107,7 @@ def _make_database(chosen: Settings) -> None:
     if chosen.database_must_exist:
         make = f"avicenna-live new-database --data {shlex.quote(str(chosen.data))}"
         raise CommandFailed(f"there is no database in {chosen.data}, and database_must_exist is set: {make}")
-    from web import offline  # noqa: PLC0415 - starts the event loop's packages, which is seldom needed
+    from web.commands import offline  # noqa: PLC0415 - starts the event loop's packages, which is seldom needed
 
     try:
         offline.create(database)

@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from web.commands.failures import Unreachable, UsageError
-from web.listening_file import UNIX_PREFIX
+from web.server.listening_file import UNIX_PREFIX
 
 UNIX_HOST: Final = "localhost"
 """What a request over a Unix socket names as its host."""

@@ -9,10 +9,10 @@ from typing import Final, Protocol, TypeVar
 import trio
 from quart import Blueprint, Response, request
 
-from web.bodies import StaticContent, answer, whole_request
 from web.commands.failures import CommandFailed
+from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
 from web.demo.samples import KINDS, Service
-from web.errors import RETRY_AFTER_SECONDS, Problem, retry_after
+from web.http.bodies import StaticContent, answer, whole_request
 
 PAGE: Final = Path(__file__).with_name("page")
 

@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from web import keyring
 from web.commands.answers import Actor, Named, Receipt
 from web.commands.client import Client, Credentials
+from web.identity import keyring
 
 DIAGNOSIS_ID: Final = "42"
 OWNER: Final = "demo"

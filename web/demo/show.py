@@ -13,17 +13,17 @@ import trio
 from quart import Blueprint
 
 from storage.records import Event
-from web import composition
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, Unreachable
 from web.commands.following import Position
 from web.commands.printing import say, say_aside
 from web.commands.tail import Tail
+from web.contract.wire import render_event
 from web.demo.pages import pages
 from web.demo.samples import DIAGNOSIS_ID, Service
-from web.services import Services
-from web.settings import Settings
-from web.wire import render_event
+from web.server import composition
+from web.server.services import Services
+from web.server.settings import Settings
 
 SAMPLE_SECONDS: Final = 2.0
 """Time between two sample updates."""

@@ -16,8 +16,8 @@ from typing import Any, Final
 import trio
 
 from storage.records import Appended, CursorMove, NewAccessRow, NewAuditRow, NewEvent, Registered, Seq, SubscriberId
-from storage.schema import MIGRATIONS
-from storage.sqlite import open_store
+from storage.sqlite.schema import MIGRATIONS
+from storage.sqlite.store import open_store
 from storage.store import Store
 
 HERE: Final = Path(__file__).parent

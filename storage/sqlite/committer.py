@@ -1,0 +1,479 @@
+"""Group commit: one task turns everything that waits into one transaction, and wakes each waiter after COMMIT.
+
+Batches form by themselves: while one transaction is on the disk, the next operations queue up. There is
+no timer. An operation that fails alone never poisons its batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Concatenate, Final, Generic, ParamSpec, TypeVar, cast
+
+import trio
+
+from storage.belief import Kept, Moment
+from storage.clock import Timekeeper
+from storage.errors import Busy, Failed, OutboxDamaged, Refused, StorageError, StoreBroken
+from storage.records import StoreStatistics
+from storage.sqlite.bridge import Call, Database
+from storage.sqlite.disk_log import Outage
+from storage.stall import Stall
+
+QUEUE_OPERATIONS_MAX: Final = 4096
+"""Operations that may wait for the next transaction. Beyond: refused at once (`Busy`), certainly not stored."""
+
+READS_MAX: Final = 4096
+"""Reads that may wait for the database, those that nobody waits for any more included. Beyond: refused (`Busy`)."""
+
+BATCH_OPERATIONS_MAX: Final = 512
+"""Operations in one transaction. Reason: the first of them waits for the last. Beyond: the next transaction."""
+
+assert BATCH_OPERATIONS_MAX <= QUEUE_OPERATIONS_MAX
+
+KEEP_SECONDS: Final = 1.0
+"""The time is kept with a commit at most so often. Reason: it is one page more for the disk."""
+
+KEEP_IDLE_SECONDS: Final = 60.0
+"""The time is kept at least so often, with a commit of its own while there is no other."""
+
+WHAT_TO_DO: Final = "look at the disk, run `avicenna-live check`, and restore a backup if it finds damage"
+
+Answer = TypeVar("Answer")
+P = ParamSpec("P")
+
+Work = Callable[[sqlite3.Connection, Moment], Answer]
+"""What an operation does: a function of the connection and the time of its transaction."""
+
+Keep = Callable[[sqlite3.Connection, Kept], None]
+"""Keeps the time for the next run, within a transaction."""
+
+_OPERATION_CODES: Final = frozenset(
+    {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_ERROR}
+)
+"""Primary result codes that are one operation's fault, not the disk's."""
+
+
+class Pending(Generic[Answer]):
+    """An operation that is queued: it will be carried out, whatever becomes of who asked."""
+
+    __slots__ = ("_answer", "_error", "after", "done", "since", "work")
+
+    def __init__(self, work: Work[Answer], after: Callable[[Answer], None] | None, since: float = 0.0) -> None:
+        self.work = work
+        self.since = since
+        """When it was submitted, in seconds this process has run."""
+        self.after = after
+        """Called with the answer after the commit, before anybody is woken."""
+        self.done = trio.Event()
+        """Set once there is an outcome."""
+        self._answer: Answer | None = None
+        self._error: StorageError | None = None
+
+    def settle(self, outcome: Answer | StorageError) -> None:
+        """Set the outcome and wake who waits. Called once."""
+        if isinstance(outcome, StorageError):
+            self._error = outcome
+        else:
+            self._answer = outcome
+            if self.after is not None:
+                self.after(outcome)
+        self.done.set()
+
+    async def wait(self) -> Answer:
+        """The answer, after its commit.
+
+        Raises:
+            StorageError: what became of it instead.
+
+        Cancellation: stops waiting; the operation goes on.
+        """
+        await self.done.wait()
+        if self._error is not None:
+            raise self._error
+        return cast(Answer, self._answer)
+
+
+class Committer:
+    """Runs queued operations, many in one transaction, and decides what a failure of the database means."""
+
+    def __init__(
+        self,
+        database: Database,
+        time: Timekeeper,
+        lost: Callable[[], str | None] = lambda: None,
+        keep: Keep | None = None,
+        is_full: Callable[[], bool] = lambda: False,
+        undone: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Work on `database`.
+
+        Args:
+            time: says what time it is for each transaction.
+            keep: keeps that time; `None`: it is not kept.
+            lost: what has happened to the files of the database, `None`: they are in place. Asked after every
+                commit, before anybody is told about it: a commit into a deleted file must not be acknowledged.
+            is_full: whether nothing more can be written; asked after a failed write, on the database thread.
+            undone: called after a commit that failed, there, too.
+        """
+        self._database = database
+        self._time = time
+        self.wal_bytes = 0
+        """Size of the write-ahead log when it was last looked at: whoever asks must not wait for the disk."""
+        self._lost = lost
+        self._keep = keep
+        self._is_full = is_full
+        self._undone = undone
+        self._kept_at: float | None = None
+        """When the time was kept last (on the monotonic clock); `None`: not yet in this run."""
+        self._kept_held = False
+        """Whether the clock was held then."""
+        self._keeps_by = time.monotonic() + KEEP_IDLE_SECONDS
+        """When the time must be kept by a commit of its own."""
+        # Not a memory channel: one task takes whole batches, and a channel costs a tenth of all appends a second.
+        self._queue: deque[Pending[object]] = deque()
+        self._is_closed = False
+        self._changed = trio.Event()
+        """Set when an empty queue gets its first operation, or is closed."""
+        self._last: Pending[object] | None = None
+        """What was submitted last; operations are settled in the order in which they were submitted."""
+        self._broken: StoreBroken | None = None
+        self.broke = trio.Event()
+        """Set once nothing is taken any more because the disk or the file failed."""
+        self._outage = Outage()
+        self._stall = Stall(trio.current_time())
+        self._in_hand_since: float | None = None
+        """When the oldest operation of the transaction under way was submitted; `None`: there is none."""
+        self._looking_since: float | None = None
+        """When the look at the files under way began; `None`: there is none."""
+        self._reads: dict[Call[object], float] = {}
+        """Reads that have not ended, in order, and when each was asked for."""
+        self._queue_peak = self._commits = self._operations = self._batch_peak = 0
+        self._seconds_last = self._seconds_peak = self._seconds_total = 0.0
+
+    def submit(self, work: Work[Answer], after: Callable[[Answer], None] | None = None) -> Pending[Answer]:
+        """Queue an operation; a broken store answers `Failed` at once.
+
+        Raises:
+            Busy: the queue is full; nothing was queued.
+        """
+        pending = Pending(work, after, self._stall.ran(trio.current_time()))
+        if self._broken is not None:
+            pending.settle(Failed(str(self._broken)))
+            return pending
+        if self._is_closed:
+            raise Busy("the store is closing")
+        if len(self._queue) == QUEUE_OPERATIONS_MAX:
+            raise Busy(f"{QUEUE_OPERATIONS_MAX} operations wait for the disk already")
+        self._last = cast("Pending[object]", pending)
+        self._queue.append(self._last)
+        self._changed.set()
+        return pending
+
+    def settled(self) -> trio.Event:
+        """Set once everything submitted so far has its outcome."""
+        if self._last is not None:
+            return self._last.done
+        settled = trio.Event()
+        settled.set()
+        return settled
+
+    async def read(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer:
+        """Run a function that only reads, after what is in hand, before what waits.
+
+        Raises:
+            Refused, OutboxDamaged: what the function raises.
+            Busy, Failed: it could not be read; if it can never be, the store has broken.
+
+        Cancellation: stops waiting; a function that has begun runs to its end, one that has not never does.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._broken is not None:
+            raise Failed(str(self._broken))
+        if len(self._reads) >= READS_MAX:
+            raise Busy(f"{READS_MAX} reads wait for the disk already")
+        call = self._database.begin(lambda: self._reads.pop(cast("Call[object]", call)), function, *args, **kwargs)
+        self._reads[cast("Call[object]", call)] = self._stall.ran(trio.current_time())
+        with call.wanted():
+            await call.done.wait()
+        try:
+            return call.result()
+        except StoreBroken as broken:
+            self.break_down(str(broken))
+            raise Failed(str(broken)) from broken
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long the oldest that waits for the disk has waited, while this process ran; 0: nobody waits."""
+        since = self._waiting_since()
+        return 0.0 if since is None else max(0.0, self._stall.ran(trio.current_time()) - since)
+
+    def look(self) -> None:
+        """Tell the log when the disk ceases to answer, and when it answers again; every `stall.LOOK_SECONDS`."""
+        self._stall.look(trio.current_time(), self._waiting_since())
+
+    def _waiting_since(self) -> float | None:
+        found = [] if self._in_hand_since is None else [self._in_hand_since]
+        found += [self._queue[0].since] if self._queue else []
+        found += [next(iter(self._reads.values()))] if self._reads else []
+        found += [] if self._looking_since is None else [self._looking_since]
+        return min(found, default=None)
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around a look at the files: where the disk does not answer it, nobody else need ask for that to be seen."""
+        self._looking_since = self._stall.ran(trio.current_time())
+        try:
+            yield
+        finally:
+            self._looking_since = None
+
+    @property
+    def broken(self) -> StoreBroken | None:
+        """Why nothing is taken any more."""
+        return self._broken
+
+    def break_down(self, reason: str) -> None:
+        """Take nothing more, tell `Failed` to all who wait, and end `run` with `StoreBroken`."""
+        if self._broken is None:
+            self._broken = StoreBroken(reason)
+            self.broke.set()
+        self.close()
+
+    def close(self) -> None:
+        """Take nothing new; `run` returns once everything queued is done."""
+        self._is_closed = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Commit until closed and empty.
+
+        Raises:
+            StoreBroken: the disk or the file failed; every waiter has been told `Failed`.
+
+        Cancellation: never in the middle of a transaction; run it shielded and `close` it instead.
+        """
+        while self._queue or not self._is_closed:
+            if self._queue:
+                batch = self._drain()
+                self._in_hand_since = batch[0].since
+                await self._commit(batch)
+                self._in_hand_since = None
+            else:
+                self._changed = trio.Event()
+                await self._changed.wait()
+        if self._broken is not None:
+            raise self._broken
+
+    def _drain(self) -> list[Pending[object]]:
+        # Only this method takes from the queue: since the last time it was never longer than now.
+        self._queue_peak = max(self._queue_peak, len(self._queue))
+        return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_OPERATIONS_MAX))]
+
+    async def _commit(self, batch: Sequence[Pending[object]]) -> None:
+        """Carry out a batch in one transaction, or, if one operation spoils it, each in its own."""
+        if self._broken is not None:
+            _settle(batch, [Failed(str(self._broken))] * len(batch))
+            return
+        began = self._time.monotonic()
+        tell = partial(self._committed, batch, began)
+        works = [one.work for one in batch]
+        moment = self._time.moment()
+        kept = self._to_keep(began)
+        keep = None if kept is None or self._keep is None else _keeping(self._keep, kept)
+        try:
+            await self._database.run_and_tell(
+                tell, run_transaction, works, moment, self._lost, keep, self._is_full, self._undone
+            )
+        except Spoiled as spoiled:
+            if len(batch) > 1:
+                for one in batch:
+                    await self._commit([one])
+                return
+            failure = self._translate(spoiled.cause)
+        except TransactionFailed as failed:
+            failure = self._refused(failed)
+        except StoreBroken as broken:
+            self.break_down(str(broken))
+            failure = Failed(str(broken))
+        else:
+            if kept is not None:
+                self._kept_at, self._kept_held = began, kept.held
+            self._outage.is_over(self._time.monotonic())
+            return
+        _settle(batch, [failure] * len(batch))
+
+    def keep_time(self) -> None:
+        """Look at the clock, and have its time kept if no commit did so lately. To be called every second or so."""
+        if self._keep is None or self._broken is not None:
+            return
+        self._time.moment()
+        now = self._time.monotonic()
+        if self._kept_at is not None:
+            self._keeps_by = max(self._keeps_by, self._kept_at + KEEP_IDLE_SECONDS)
+        if now >= self._keeps_by or self._time.kept.held is not self._kept_held:
+            self._keeps_by = now + KEEP_IDLE_SECONDS
+            with contextlib.suppress(Busy):
+                self.submit(lambda db, now: None)
+
+    def _to_keep(self, now: float) -> Kept | None:
+        """The time, if it is to be kept with the next commit."""
+        kept = self._time.kept
+        is_due = self._kept_at is None or now >= self._kept_at + KEEP_SECONDS or kept.held is not self._kept_held
+        return kept if is_due else None
+
+    def _committed(self, batch: Sequence[Pending[object]], began: float, outcomes: Sequence[object]) -> None:
+        """Wake everybody who waits for a batch; in the moment its answer is there, a turn before `run` goes on."""
+        self._count(len(batch), self._time.monotonic() - began)
+        _settle(batch, outcomes)
+
+    def _refused(self, failed: TransactionFailed) -> StorageError:
+        """What the waiters of a transaction are told that the disk refused; told to the log as well."""
+        refusal: StorageError
+        if failed.is_full:
+            refusal = Busy("the disk is full")
+        else:
+            refusal = self._translate(failed.cause, in_commit=failed.in_commit)
+        if self._broken is None:
+            self._outage.goes_on(refusal, self._time.monotonic())
+        return refusal
+
+    def _translate(self, error: Exception, *, in_commit: bool = False) -> StorageError:
+        """What a waiter is told about a database error; one that says the disk or the file is bad ends everything."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return Failed(f"the operation failed unexpectedly: {type(error).__name__}")
+        match code & 0xFF:
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED if not in_commit:
+                return Busy("the database is locked by another process")
+            case sqlite3.SQLITE_FULL:
+                return Busy("the disk is full")
+            case sqlite3.SQLITE_BUSY:
+                return Failed(f"the commit failed: {error}")
+            case primary if primary in _OPERATION_CODES:
+                return Failed(f"the operation was refused by the database: {type(error).__name__}")
+            case _:
+                reason = f"{error} ({getattr(error, 'sqlite_errorname', code)}); {WHAT_TO_DO}"
+                self.break_down(reason)
+                return Failed(reason)
+
+    def _count(self, operations: int, seconds: float) -> None:
+        self._commits += 1
+        self._operations += operations
+        self._batch_peak = max(self._batch_peak, operations)
+        self._seconds_last = seconds
+        self._seconds_peak = max(self._seconds_peak, seconds)
+        self._seconds_total += seconds
+
+    def statistics(self) -> StoreStatistics:
+        """Figures since the start."""
+        return StoreStatistics(
+            queue_depth=len(self._queue),
+            queue_peak=self._queue_peak,
+            queue_limit=QUEUE_OPERATIONS_MAX,
+            commits=self._commits,
+            operations=self._operations,
+            batch_peak=self._batch_peak,
+            commit_seconds_last=self._seconds_last,
+            commit_seconds_peak=self._seconds_peak,
+            commit_seconds_total=self._seconds_total,
+            wal_bytes=self.wal_bytes,
+            broken=None if self._broken is None else str(self._broken),
+            waiting_seconds=self.waiting_seconds,
+        )
+
+
+def _keeping(keep: Keep, kept: Kept) -> Callable[[sqlite3.Connection], None]:
+    return lambda db: keep(db, kept)
+
+
+def _settle(batch: Sequence[Pending[object]], outcomes: Sequence[object]) -> None:
+    for one, outcome in zip(batch, outcomes, strict=True):
+        one.settle(outcome)
+
+
+class Spoiled(Exception):
+    """One operation of a batch failed in a way it should not have; nothing of the batch was stored."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class TransactionFailed(Exception):
+    """The transaction itself failed: all of its operations share the outcome."""
+
+    def __init__(self, cause: sqlite3.Error, *, in_commit: bool, is_full: bool) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.in_commit = in_commit
+        self.is_full = is_full
+        """There was no room for it: certainly not stored."""
+
+
+def run_transaction(
+    db: sqlite3.Connection,
+    works: Sequence[Work[object]],
+    now: Moment,
+    lost: Callable[[], str | None],
+    keep: Callable[[sqlite3.Connection], None] | None = None,
+    is_full: Callable[[], bool] = lambda: False,
+    undone: Callable[[], object] = lambda: None,
+) -> list[object]:
+    """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
+
+    Raises:
+        Spoiled: an operation failed unexpectedly; rolled back.
+        TransactionFailed: the disk failed; rolled back, or unknown if in COMMIT.
+        StoreBroken: it cannot be rolled back, or the files it was written to are gone.
+    """
+    outcomes: list[object] = []
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        for work in works:
+            try:
+                outcomes.append(work(db, now))
+            except (Refused, OutboxDamaged) as refusal:
+                outcomes.append(refusal)
+        if keep is not None:
+            keep(db)
+    except sqlite3.Error as error:
+        _roll_back(db)
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OPERATION_CODES:
+            raise Spoiled(error) from error
+        raise TransactionFailed(error, in_commit=False, is_full=_had_no_room(error, is_full)) from error
+    except Exception as error:
+        _roll_back(db)
+        raise Spoiled(error) from error
+    try:
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        undone()
+        _roll_back(db)
+        # The frame that makes a transaction one is written last, and was not: what is rolled back is not stored.
+        raise TransactionFailed(error, in_commit=True, is_full=_had_no_room(error, is_full)) from error
+    if (what := lost()) is not None:
+        raise StoreBroken(what)
+    return outcomes
+
+
+def _had_no_room(error: sqlite3.Error, is_full: Callable[[], bool]) -> bool:
+    """Whether a write failed for want of room; SQLite calls a used-up quota (`EDQUOT`) an I/O error."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and is_full())
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    """SQLite has often rolled back already (disk full)."""
+    if db.in_transaction:
+        try:
+            db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise StoreBroken(f"a transaction cannot be rolled back: {error}; {WHAT_TO_DO}") from error

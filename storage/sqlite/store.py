@@ -1,0 +1,808 @@
+"""The SQLite store: `storage.store.Store` on one file, one connection, one writer.
+
+`open_store` owns everything it needs: the lock file, the connection and its thread, the committer's task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import sqlite3
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
+
+import trio
+
+from storage import checks, files
+from storage.belief import Moment
+from storage.clock import Clock, Timekeeper
+from storage.damage import Damage, FoundDamage
+from storage.errors import (
+    CannotCopy,
+    CannotOpen,
+    Damaged,
+    Failed,
+    NoSuchDiagnosis,
+    NotADatabase,
+    OutboxDamaged,
+    Refused,
+    StorageError,
+    StoreBroken,
+)
+from storage.records import (
+    EVERY_ROW,
+    IDEMPOTENCY_KEYS_MAX,
+    AccessRow,
+    Appended,
+    Audit,
+    AuditRow,
+    Backup,
+    Cursor,
+    CursorMove,
+    Diagnosis,
+    Dropped,
+    Durability,
+    Epoch,
+    Erased,
+    Erasure,
+    Evicted,
+    ForgottenUnseen,
+    IdempotencyKeys,
+    NewAccessRow,
+    NewAuditRow,
+    NewEvent,
+    Outbox,
+    Purged,
+    Registered,
+    Revocation,
+    RevocationMade,
+    Seq,
+    Slice,
+    StoreStatistics,
+    SubscriberId,
+    TrailFilter,
+)
+from storage.sqlite import copying, idempotency, integrity, own_log, retention, revocations, trails, transactions, wal
+from storage.sqlite.bridge import Database, open_database
+from storage.sqlite.committer import Committer, Pending, Work
+from storage.sqlite.live_log import LiveLog
+from storage.sqlite.runs import doubt_pages, end_run, keep_time, settle_check
+from storage.sqlite.schema import Opened, Opening, prepare
+from storage.stall import LOOK_SECONDS
+from storage.unfinished import temporary_name
+
+Answer = TypeVar("Answer")
+P = ParamSpec("P")
+
+DIAGNOSES_CACHED_MAX: Final = 10_000
+"""Registered diagnoses kept in memory, the ones asked for last. Reason: every request asks for one."""
+
+ERASURE_PAUSE_SECONDS: Final = 0.01
+"""Between two steps of an erasure. Reason: most commits meanwhile have no step of it within them."""
+
+LOOK_THROUGH_SECONDS: Final = 0.003
+"""Longest step of the check of all outboxes, but for the outbox it is at. Reason: a commit waits for it."""
+
+LOOK_THROUGH_PAUSE: Final = 4
+"""Pause after such a step, in steps: it takes a fifth of the time. Reason: nobody waits for what it finds."""
+
+WATCH_SECONDS: Final = 1.0
+"""How often the files are looked at while nothing is committed; every commit looks by itself."""
+
+LAST_LOOK_SECONDS: Final = 0.1
+"""A wait that has lasted too long ends so much later. Reason: this process may have been paused."""
+
+LEAVE_SECONDS_MAX: Final = 1.0
+"""Longest time a store that has broken waits for whoever uses it to leave. Beyond: cancelled."""
+
+DamagePolicy = Literal["refuse", "set_aside"]
+
+logger = logging.getLogger("avicenna.storage")
+
+
+@asynccontextmanager
+async def open_store(
+    path: Path,
+    *,
+    clock: Clock,
+    new_epoch: Callable[[], str],
+    durability: Durability = "full",
+    on_damage: DamagePolicy = "refuse",
+    boot: str | None = None,
+    keys_max: int = IDEMPOTENCY_KEYS_MAX,
+) -> AsyncIterator[SqliteStore]:
+    """Open (or make) a database and serve it; everything queued is stored before it closes.
+
+    Args:
+        path: the database; its directory is made if need be, `path.lock` and `path-wal` lie beside it.
+        clock: wall time for stored rows.
+        new_epoch: a short text that never repeats, for each new numbering history.
+        durability: `full`: a commit survives power loss; `normal`: it survives the end of the process.
+        on_damage: `set_aside`: a damaged database is renamed and an empty one begun, instead of refusing to open.
+        boot: names this run of the operating system; `None`: ask it.
+        keys_max: idempotency keys it may hold, of all diagnoses. Beyond: an event that would bring one is refused.
+
+    Raises:
+        CannotOpen: see its kinds.
+        StoreBroken: the disk or the file failed while serving.
+    """
+    this_boot = files.current_boot() if boot is None else boot
+
+    def open_it(at: Path) -> AbstractAsyncContextManager[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
+        return _open_connection(at, clock, new_epoch, durability, this_boot)
+
+    with files.locked(path):
+        async with AsyncExitStack() as stack:
+            try:
+                database, time, live_log, found = await stack.enter_async_context(open_it(path))
+            except (Damaged, NotADatabase) as damage:
+                if on_damage == "refuse":
+                    raise
+                with _empty_beside(path) as arriving:
+                    async with open_it(arriving):
+                        pass
+                    aside = _put_in_place_of(path, arriving)
+                logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
+                database, time, live_log, found = await stack.enter_async_context(open_it(path))
+            presence = files.Presence(path)
+            log = files.wal_of(path)
+
+            def size_bytes() -> int:
+                return files.size_of(path) + files.size_of(log)
+
+            def lost() -> str | None:
+                return presence.lost_at_a_glance() or live_log.after_commit()
+
+            committer = Committer(database, time, lost, keep_time, partial(files.is_full, path), live_log.doubt)
+            with _unwrapped(StoreBroken):
+                async with trio.open_nursery() as committer_nursery:
+                    left = trio.Event()
+                    committer_nursery.start_soon(_run_shielded, committer, left)
+                    try:
+                        async with trio.open_nursery() as watch_nursery:
+                            watch_nursery.start_soon(_watch_files, committer, presence, log)
+                            watch_nursery.start_soon(_watch_time, committer)
+                            registered = 0
+                            with contextlib.suppress(StorageError):  # of a broken store nobody asks
+                                registered = await committer.read(transactions.count_diagnoses, None)
+                            yield SqliteStore(
+                                committer, database, time, new_epoch, size_bytes, keys_max, registered, found
+                            )
+                            watch_nursery.cancel_scope.cancel()
+                    finally:
+                        left.set()
+                        committer.close()
+
+
+@contextmanager
+def _empty_beside(path: Path) -> Iterator[Path]:
+    """Where another database can be made that is to take the place of this one; what is left there is removed."""
+    arriving = temporary_name(path.with_name(f"{path.name}.beginning"))
+    files.remove_database(arriving)
+    try:
+        yield arriving
+    finally:
+        files.remove_database(arriving)
+
+
+def _put_in_place_of(path: Path, arriving: Path) -> Path | None:
+    # Whole when it comes: whoever is killed meanwhile leaves one of the two, and never a database that is missing.
+    try:
+        return files.replace_database(path, arriving, "damaged")
+    except (CannotCopy, OSError) as error:
+        raise CannotOpen(f"{path} cannot be set aside: {error}") from error
+
+
+@asynccontextmanager
+async def _open_connection(
+    path: Path, clock: Clock, new_epoch: Callable[[], str], durability: Durability, boot: str
+) -> AsyncIterator[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
+    """The connection, with everything prepared, the time as the last run has kept it, the log, and what is damaged.
+
+    The end of the run is marked in the database unless the store has broken.
+
+    Raises:
+        StoreBroken: the log was cut, which is seen at the end.
+    """
+    log = files.wal_of(path)
+    if files.is_directory(path):
+        raise CannotOpen(f"{path} is a directory, not a database; move it away, or name another directory with --data")
+    if files.is_dangling(path):
+        raise CannotOpen(f"{path} is a link to a file that is missing; put it back, or remove the link")
+    log_bytes = files.size_of(log)
+    if log_bytes and not files.size_of(path):
+        raise Damaged(f"{path} is missing, but its log {log} is there; put it back, or move the log away")
+    try:
+        with contextlib.suppress(FileExistsError):
+            files.make_private(path)
+    except OSError as error:
+        raise CannotOpen(f"{path} cannot be made: {error.strerror}") from error
+    if not files.is_writable(path):
+        # SQLite would fail to lock it, and call that an I/O error.
+        raise CannotOpen(f"{path} is read-only; the server must be able to write it")
+    presence = files.Presence(path)
+    before = own_log.judge(path, boot)
+    is_clean = is_broken = was_lost = False
+    try:
+        async with open_database(path) as database:
+            opening = Opening(str(path), durability, boot, new_epoch, clock.wall(), before)
+            try:
+                opened = await database.run(prepare, opening)
+            except CannotOpen:
+                await _keep_log(database)
+                raise
+            _report(path, opened)
+            time = Timekeeper(clock, opened.kept)
+            presence = files.Presence(path)
+            live_log = await _live_log(database, log)
+            try:
+                yield database, time, live_log, FoundDamage(is_check_pending=opened.check_owed)
+            except StoreBroken:
+                is_broken = True
+                raise
+            finally:
+                was_lost = presence.lost() is not None
+                is_clean = not is_broken and await _end_run(database, time, live_log)
+                if is_broken and not was_lost:
+                    await _doubt_pages(database, live_log)
+                await _leave(database, live_log)
+    finally:
+        # SQLite removes the log when it closes, its contents being in the database by then. To the next run a
+        # missing log after an unclean end means that somebody took it away: leave word of it instead.
+        if presence.has_log and not is_clean and not (is_broken and was_lost):
+            with contextlib.suppress(OSError):
+                files.put_in_place(log, wal.CLOSED)
+
+
+def _report(path: Path, opened: Opened) -> None:
+    if not opened.clean:
+        pages = "its pages were checked, and are whole" if opened.pages_checked else "its process was killed"
+        size = files.size_of(path) + files.size_of(files.wal_of(path))
+        logger.warning(
+            "%s (%d bytes) was not closed in order: %s; its events are still to be checked", path, size, pages
+        )
+    if opened.renewed is not None:
+        logger.warning("every diagnosis begins a new epoch: %s", opened.renewed)
+
+
+async def _live_log(database: Database, log: Path) -> LiveLog:
+    try:
+        return await database.run(LiveLog, log)
+    except OSError as error:
+        raise CannotOpen(f"{log} cannot be opened: {error.strerror}") from error
+
+
+async def _end_run(database: Database, time: Timekeeper, live_log: LiveLog) -> bool:
+    """Mark the end; if that fails, the next run finds an unclean one, and checks."""
+    time.moment()
+    kept = time.kept
+    with trio.CancelScope(shield=True):
+        try:
+            await database.run(lambda db: end_run(db, kept, live_log.mark))
+        except sqlite3.Error as error:
+            await database.run(lambda _: live_log.doubt())
+            logger.warning("the database could not be closed in order: %s", error)
+            return False
+    return True
+
+
+async def _doubt_pages(database: Database, live_log: LiveLog) -> None:
+    """Have the next run look at the pages first, if that can still be written, and the log is as it should be."""
+
+    def doubt(db: sqlite3.Connection) -> None:
+        if live_log.look() is not None:
+            return
+        try:
+            doubt_pages(db)
+        except sqlite3.Error:
+            live_log.doubt()
+
+    with trio.CancelScope(shield=True):
+        await database.run(doubt)
+
+
+async def _leave(database: Database, live_log: LiveLog) -> None:
+    """Look at the log for the last time: SQLite copies it into the database when it closes.
+
+    Raises:
+        StoreBroken: it was cut; nothing is copied, and it stays.
+    """
+    with trio.CancelScope(shield=True):
+        fault = await database.run(lambda _: live_log.look())
+        live_log.close()
+        if fault is not None:
+            await _keep_log(database)
+            raise StoreBroken(fault)
+
+
+async def _keep_log(database: Database) -> None:
+    """Have SQLite not copy the log into the database when it closes, so that both stay as they are."""
+    with trio.CancelScope(shield=True):
+        # No statement begins before the connection closes, so this interrupts the copying.
+        await database.run(sqlite3.Connection.interrupt)
+
+
+async def _run_shielded(committer: Committer, left: trio.Event) -> None:
+    """Finish what is queued even while the server is being cancelled: the queue is bounded, and closed at the end.
+
+    Whoever uses a store that has broken has been told so, and has a moment to tell others.
+    """
+    with trio.CancelScope(shield=True):
+        try:
+            await committer.run()
+        except StoreBroken:
+            with trio.move_on_after(LEAVE_SECONDS_MAX):
+                await left.wait()
+            raise
+
+
+async def _watch_files(committer: Committer, presence: files.Presence, log: Path) -> None:
+    """Break the store down when its files are gone, or cannot be looked at."""
+
+    def look() -> tuple[str | None, int]:
+        try:
+            return presence.lost(), files.size_of(log)
+        except OSError as error:
+            return presence.lost() or f"{log} cannot be looked at: {error.strerror}", 0
+
+    while True:
+        # On another thread: where the disk hangs, so may a look at it.
+        with committer.looking():
+            what, committer.wal_bytes = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        if what is not None:
+            committer.break_down(what)
+            return
+        await trio.sleep(WATCH_SECONDS)
+
+
+async def _watch_time(committer: Committer) -> None:
+    """Look at the clock, and for how long the disk has kept somebody waiting."""
+    while True:
+        committer.keep_time()
+        committer.look()
+        await trio.sleep(LOOK_SECONDS)
+
+
+async def _in_time(seconds: float, wait: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Wait so long at most for what the disk does.
+
+    Args:
+        wait: may be called twice.
+
+    Raises:
+        Failed: it takes longer; what was begun goes on.
+    """
+    # Once more after that: what was done while this process was paused is told in the moment it runs again.
+    for patience in (seconds, LAST_LOOK_SECONDS):
+        with trio.move_on_after(patience):
+            return await wait()
+    raise Failed(f"the disk has not answered for {seconds:g} s")
+
+
+@contextmanager
+def _unwrapped(kind: type[StorageError]) -> Iterator[None]:
+    """Let an error of this kind out of the exception groups of nurseries, for whoever opened the store."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        found = group
+        while isinstance(found, BaseExceptionGroup):
+            matching = found.subgroup(kind)
+            if matching is None:
+                raise
+            found = matching.exceptions[0]  # type: ignore[assignment]
+        raise found from group
+
+
+class PendingAppend:
+    """The handle of a queued append (`storage.store.PendingAppend`)."""
+
+    __slots__ = ("_count", "_pending", "_refused")
+
+    def __init__(
+        self, pending: Pending[list[Appended | StorageError]], count: int, refused: Sequence[Refused | None] = ()
+    ) -> None:
+        self._pending = pending
+        self._count = count
+        self._refused = refused
+        """Where an event was not queued, why; empty: all were."""
+
+    async def wait(self) -> Sequence[Appended | StorageError]:
+        """The outcome of each event, after the commit."""
+        outcomes: Sequence[Appended | StorageError]
+        try:
+            outcomes = await self._pending.wait()
+        except StorageError as error:
+            outcomes = [error] * self._count
+        if not self._refused:
+            return outcomes
+        stored = iter(outcomes)
+        return [next(stored) if refusal is None else refusal for refusal in self._refused]
+
+
+class _Count:
+    """How many diagnoses are registered."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+class _Looks:
+    """Look-ups of one diagnosis since its last change."""
+
+    count = 0
+    """Those under way."""
+
+
+class SqliteStore:
+    """A `storage.store.Store`; see there for what each method does."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        database: Database,
+        time: Timekeeper,
+        new_epoch: Callable[[], str],
+        size_bytes: Callable[[], int],
+        keys_max: int,
+        registered: int,
+        damage: FoundDamage,
+    ) -> None:
+        """A store in which `registered` diagnoses are.
+
+        Args:
+            damage: of none so far; says whether all are still to be looked at.
+        """
+        self._committer = committer
+        self._keys_max = keys_max
+        self._fullness = idempotency.Fullness()
+        self._database = database
+        self._size_bytes = size_bytes
+        """Bytes of the database and of its log."""
+        self._copying = trio.Lock()
+        """Held by who makes a copy. Reason: each takes as much of the disk as the database."""
+        self._time = time
+        self._new_epoch = new_epoch
+        self._damage = damage
+        self._patience_seconds = inf
+        """How long callers wait."""
+        self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
+        self._registered_ids = _Count(registered)
+        self._looks: dict[str, _Looks] = {}
+        """Look-ups under way, by diagnosis id: what was read before a change of it is not remembered after it."""
+
+    def patient(self, seconds: float) -> SqliteStore:
+        other = copy.copy(self)  # what is remembered is the same for both
+        other._patience_seconds = seconds
+        return other
+
+    def moment(self) -> Moment:
+        return self._time.moment()
+
+    @property
+    def broke(self) -> trio.Event:
+        """Set once the disk or the file has failed: leave, within `LEAVE_SECONDS_MAX`."""
+        return self._committer.broke
+
+    @property
+    def clock_held_since(self) -> float | None:
+        self._time.moment()
+        return self._time.held_since
+
+    @property
+    def damaged(self) -> Mapping[str, Damage]:
+        return self._damage.all
+
+    @property
+    def is_check_pending(self) -> bool:
+        return self._damage.is_check_pending
+
+    def on_damage(self, tell: Callable[[str], None]) -> None:
+        self._damage.tell = tell
+
+    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+        checks.check_text(diagnosis_id)
+        refused = checks.refusals_of(events)
+        if refused:
+            events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
+        given, keys_max = tuple(events), self._keys_max
+
+        def append(db: sqlite3.Connection, now: Moment) -> list[Appended | StorageError]:
+            if (damage := self._damage.all.get(diagnosis_id)) is not None:
+                return [OutboxDamaged(diagnosis_id, damage) for _ in given]
+            return transactions.append(db, diagnosis_id, given, now, keys_max)
+
+        return PendingAppend(self._committer.submit(append, self._appended), len(given), refused)
+
+    def _appended(self, outcomes: Sequence[Appended | StorageError]) -> None:
+        self._fullness.look_at(outcomes, self._time.monotonic())
+        for outcome in outcomes[-1:]:  # nothing is stored behind one that has it
+            if isinstance(outcome, OutboxDamaged):
+                self._damage.add(outcome.diagnosis_id, outcome.damage)
+
+    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
+        if (damage := self._damage.all.get(diagnosis_id)) is not None:
+            await trio.lowlevel.checkpoint()
+            raise OutboxDamaged(diagnosis_id, damage)
+        repairs = self._damage.repairs
+        try:
+            return await self._read(transactions.read_after, diagnosis_id, seq, limit, bytes_max)
+        except OutboxDamaged as found:
+            if repairs == self._damage.repairs:
+                self._damage.add(diagnosis_id, found.damage)
+            raise
+
+    async def register(
+        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
+    ) -> Registered:
+        given, epoch = tuple(viewers), Epoch(self._new_epoch())
+        checks.check(diagnosis_id, owner, given)
+        return await self._change(
+            lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, now.wall),
+            audit,
+            self._registered,
+        )
+
+    def known(self, diagnosis_id: str) -> Diagnosis | None:
+        cached = self._cache.get(diagnosis_id)
+        if cached is not None:
+            self._cache.move_to_end(diagnosis_id)
+        return cached
+
+    async def get(self, diagnosis_id: str) -> Diagnosis:
+        return self.known(diagnosis_id) or await self.look_up(diagnosis_id)
+
+    async def look_up(self, diagnosis_id: str) -> Diagnosis:
+        checks.check_text(diagnosis_id)
+        known = self._cache.get(diagnosis_id)
+        looks = self._looks.setdefault(diagnosis_id, _Looks())
+        looks.count += 1
+        try:
+            found = await self._read(transactions.look_up, diagnosis_id, known)
+        finally:
+            looks.count -= 1
+            is_unchanged = self._looks.get(diagnosis_id) is looks
+            if is_unchanged and not looks.count:
+                del self._looks[diagnosis_id]
+        if found is None:
+            raise NoSuchDiagnosis(diagnosis_id)
+        if is_unchanged and found is not known:
+            self._remember(found)
+        return found
+
+    async def diagnoses(
+        self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
+    ) -> Sequence[Diagnosis]:
+        return await self._read(transactions.diagnoses, owner, after, limit, bytes_max)
+
+    async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
+        return await self._read(transactions.outboxes, owner, after, limit)
+
+    async def count_diagnoses(self, *, owner: str | None = None) -> int:
+        return await self._read(transactions.count_diagnoses, owner)
+
+    async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
+        checks.check(diagnosis_id)
+        return await self._change(
+            lambda db, now: transactions.delete(db, diagnosis_id, now.wall),
+            audit,
+            self._deleted,
+        )
+
+    async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
+        given = tuple(moves)
+        checks.check(given)
+        return await self._change(lambda db, now: transactions.move_cursors(db, given))
+
+    async def cursors(
+        self, diagnosis_id: str, *, after: SubscriberId | None = None, limit: int | None = None
+    ) -> Sequence[Cursor]:
+        return await self._read(transactions.cursors, diagnosis_id, after, limit)
+
+    async def forget(
+        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
+    ) -> int:
+        given = tuple(subscribers)
+        checks.check(diagnosis_id, given)
+        return await self._change(lambda db, now: transactions.forget(db, diagnosis_id, given), audit)
+
+    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+        checks.check(diagnosis_id)
+        return await self._change(
+            lambda db, now: transactions.purge(db, diagnosis_id),
+            audit,
+            lambda _: self._damage.is_repaired(diagnosis_id),
+        )
+
+    async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+        checks.check(diagnosis_id)
+        epoch = Epoch(self._new_epoch())
+        return await self._change(
+            lambda db, now: retention.drop_damaged(db, diagnosis_id, epoch), audit, self._repaired
+        )
+
+    async def look_through(self) -> None:
+        if not self.is_check_pending:
+            return
+        progress = copying.Progress("check of all outboxes")
+        diagnoses, damaged, after = 0, 0, 0
+        while True:
+            began, repairs = trio.current_time(), self._damage.repairs
+            judged = await self._read(integrity.judge_some, after, LOOK_THROUGH_SECONDS)
+            if repairs == self._damage.repairs:  # else what was read may be repaired by now
+                for found in judged.damaged.items():
+                    self._damage.add(*found)
+                diagnoses, damaged = diagnoses + judged.diagnoses, damaged + len(judged.damaged)
+                if judged.after is None:
+                    break
+                after = judged.after
+                progress.is_at("%d diagnoses are checked", diagnoses)
+            await copying.pause_after(began, LOOK_THROUGH_PAUSE)
+        if not damaged:
+            await self._change(lambda db, now: settle_check(db))
+        self._damage.is_check_pending = False
+        level, verdict = (logging.ERROR, f"{damaged} are damaged") if damaged else (logging.INFO, "all are whole")
+        logger.log(level, "the events of %d diagnoses were checked: %s", diagnoses, verdict)
+
+    async def revoke(
+        self,
+        *,
+        sub: str | None = None,
+        token_id: str | None = None,
+        leeway_seconds: float = 0.0,
+        audit: Audit[RevocationMade] | None = None,
+    ) -> RevocationMade:
+        checks.check(sub, token_id)
+        return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, leeway_seconds, now), audit)
+
+    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
+        return await self._read(revocations.revocations, after, limit)
+
+    async def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
+        checks.check(number)
+        return await self._change(lambda db, now: revocations.lift_revocation(db, number), audit)
+
+    async def expire_revocations(self, seconds: float) -> Sequence[Revocation]:
+        return await self._change(lambda db, now: revocations.expire_revocations(db, now.judged - seconds))
+
+    async def record(self, row: NewAuditRow) -> None:
+        checks.check(row)
+        await self._change(lambda db, now: trails.record(db, row, now.wall))
+
+    async def audit(
+        self,
+        *,
+        before: int | None = None,
+        limit: int = 100,
+        wanted: TrailFilter = EVERY_ROW,
+        bytes_max: int | None = None,
+    ) -> Sequence[AuditRow]:
+        return await self._read(trails.audit, before, limit, wanted, bytes_max)
+
+    async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
+        given = tuple(rows)
+        await self._change(lambda db, now: trails.record_accesses(db, given))
+
+    async def accesses(
+        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
+    ) -> Sequence[AccessRow]:
+        return await self._read(trails.accesses, before, limit, wanted)
+
+    async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+        return await self._change(
+            lambda db, now: retention.evict_before(db, now.judged - seconds, after, diagnoses), after=self._evicted
+        )
+
+    async def expire(
+        self, *, audit_seconds: float | None = None, accesses_seconds: float | None = None, limit: int = 256
+    ) -> int:
+        ages = (audit_seconds, accesses_seconds)
+        return await self._change(lambda db, now: retention.expire(db, ages, limit, now.judged))
+
+    async def idempotency_keys(self) -> IdempotencyKeys:
+        return await self._read(idempotency.look, self._keys_max, self.moment().reckoned)
+
+    async def forget_unseen(
+        self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
+    ) -> ForgottenUnseen:
+        return await self._change(
+            lambda db, now: retention.forget_unseen(db, now.judged - seconds, spared, after, diagnoses)
+        )
+
+    async def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
+        state = await self._erase_some(erasure, retention.ErasureState(), audit)
+        while state.erased is None:
+            await trio.sleep(ERASURE_PAUSE_SECONDS)
+            state = await self._erase_some(erasure, state, audit)
+        return state.erased
+
+    async def _erase_some(
+        self, erasure: Erasure, state: retention.ErasureState, audit: Audit[Erased] | None
+    ) -> retention.ErasureState:
+        return await self._change(
+            lambda db, now: retention.erase_some(db, erasure, state, audit, now.wall),
+            after=lambda _: self._forget_all_cached(),
+        )
+
+    async def backup(self, path: Path) -> Backup:
+        self._check_usable()
+        async with self._copying:
+            return await copying.back_up(self._database, self._size_bytes(), path)
+
+    async def check(self, scratch: Path | None = None) -> Sequence[str]:
+        self._check_usable()
+        if scratch is not None:
+            async with self._copying:
+                return await copying.check_copy(self._database, self._size_bytes(), scratch)
+        progress = copying.Progress("check")
+        found = await self._committer.read(integrity.structure, quick=False)
+        after: int | None = 0
+        while after is not None and len(found) < integrity.PROBLEMS_MAX:
+            progress.is_at("the events of diagnoses up to key %d are checked", after)
+            problems, after = await self._committer.read(integrity.contents, after)
+            found += problems
+        return found[: integrity.PROBLEMS_MAX]
+
+    async def barrier(self) -> None:
+        await _in_time(self._patience_seconds, self._committer.settled().wait)
+
+    def statistics(self) -> StoreStatistics:
+        return replace(self._committer.statistics(), diagnoses=self._registered_ids.value)
+
+    def _check_usable(self) -> None:
+        if self._committer.broken is not None:
+            raise Failed(str(self._committer.broken))
+
+    async def _read(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer:
+        checks.check(args)
+        return await _in_time(self._patience_seconds, partial(self._committer.read, function, *args, **kwargs))
+
+    async def _change(
+        self, work: Work[Answer], audit: Audit[Answer] | None = None, after: Callable[[Answer], None] | None = None
+    ) -> Answer:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if audit is not None:
+            work = trails.recording(work, audit)
+        pending = self._committer.submit(work, after)
+        return await _in_time(self._patience_seconds, pending.wait)
+
+    def _evicted(self, evicted: Evicted) -> None:
+        for diagnosis_id, window in evicted.windows.items():
+            self._damage.evicted(diagnosis_id, window.floor)
+
+    def _repaired(self, dropped: Dropped) -> None:
+        self._damage.is_repaired(dropped.diagnosis_id)
+        self._looks.pop(dropped.diagnosis_id, None)
+        self._cache.pop(dropped.diagnosis_id, None)
+
+    def _registered(self, registered: Registered) -> None:
+        self._registered_ids.value += registered.created
+        if registered.created:
+            self._damage.is_repaired(registered.diagnosis.diagnosis_id)
+        self._looks.pop(registered.diagnosis.diagnosis_id, None)
+        self._remember(registered.diagnosis)
+
+    def _remember(self, diagnosis: Diagnosis) -> None:
+        self._cache[diagnosis.diagnosis_id] = diagnosis
+        self._cache.move_to_end(diagnosis.diagnosis_id)
+        if len(self._cache) > DIAGNOSES_CACHED_MAX:
+            self._cache.popitem(last=False)
+
+    def _forget_all_cached(self) -> None:
+        self._looks.clear()
+        self._cache.clear()
+
+    def _deleted(self, deleted: Diagnosis) -> None:
+        self._registered_ids.value -= 1
+        self._damage.is_repaired(deleted.diagnosis_id)
+        self._looks.pop(deleted.diagnosis_id, None)
+        self._cache.pop(deleted.diagnosis_id, None)

@@ -1,0 +1,119 @@
+"""The database without a server: what `check`, `backup`, `restore` and `new-database` do when none is running.
+
+Beside the composition root the only file that opens a store.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import trio
+
+from storage import files
+from storage.clock import SystemClock
+from storage.errors import CannotOpen, Damaged, StorageError
+from storage.records import Backup, Dropped, NewAuditRow
+from storage.sqlite import copies
+from storage.sqlite.runs import SELF
+from storage.sqlite.store import open_store
+from storage.store import Store
+from web.contract import wire
+
+logger = logging.getLogger("avicenna.storage.progress")
+
+
+def show_progress() -> None:
+    """Have what takes long say on stderr how far it is, a line every few seconds."""
+    if not logger.handlers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(logging.StreamHandler())
+
+
+def check(database: Path) -> Sequence[str]:
+    """The problems of a database; empty: none. Raises `CannotOpen` (`InUse`: ask the server) but for damage."""
+
+    async def run() -> Sequence[str]:
+        async with _opened(database) as store:
+            return await store.check()
+
+    try:
+        return trio.run(run)
+    except Damaged as damage:
+        return [str(damage)]
+
+
+def backup(database: Path, target: Path) -> Backup:
+    """Copy a database. Raises `CannotOpen` (`InUse`: ask the server) or `CannotCopy`."""
+
+    async def run() -> Backup:
+        async with _opened(database) as store:
+            return await store.backup(target)
+
+    return trio.run(run)
+
+
+def drop_damaged(database: Path, diagnosis_ids: Sequence[str]) -> Sequence[Dropped | StorageError]:
+    """Drop what is damaged of some diagnoses; of each what was done, or why nothing was.
+
+    Raises `CannotOpen` (`InUse`: a server runs) or `StoreBroken`.
+    """
+
+    async def run() -> list[Dropped | StorageError]:
+        outcomes: list[Dropped | StorageError] = []
+        async with _opened(database) as store:
+            for diagnosis_id in diagnosis_ids:
+                try:
+                    outcomes.append(await store.drop_damaged(diagnosis_id, _dropping))
+                except StorageError as refusal:
+                    outcomes.append(refusal)
+        return outcomes
+
+    return trio.run(run)
+
+
+def _dropping(dropped: Dropped) -> NewAuditRow:
+    """The row of the act; whoever can open the database needs no token, and has no name."""
+    after = {
+        "epoch": dropped.after.epoch,
+        "head": dropped.after.head,
+        "floor": dropped.after.floor,
+        "dropped": dropped.events,
+    }
+    named = dropped.diagnosis_id
+    before, after_text = (wire.encode(one).decode() for one in ({"damage": dropped.damage}, after))
+    return NewAuditRow(SELF, "outbox.drop_damaged", named, before, after_text, named)
+
+
+def create(database: Path) -> None:
+    """Make an empty database. Raises `CannotOpen`, also if there is one."""
+    if files.size_of(database):
+        raise CannotOpen(f"{database} is there already")
+
+    async def run() -> None:
+        async with _opened(database):
+            pass
+
+    trio.run(run)
+
+
+def restore(database: Path, source: Path) -> Path | None:
+    """Put a backup in the place of the database, with new epochs; where the former one is now.
+
+    Raises `CannotOpen` or `CannotCopy`; nothing was changed then.
+    """
+    aside = copies.restore(database, source)
+
+    async def begin_new_epochs() -> None:
+        async with _opened(database):
+            pass
+
+    trio.run(begin_new_epochs)
+    return aside
+
+
+def _opened(database: Path) -> AbstractAsyncContextManager[Store]:
+    return open_store(database, clock=SystemClock(), new_epoch=lambda: secrets.token_hex(8))

@@ -1,0 +1,384 @@
+"""JSON, both ways: the only file that encodes or decodes it, with `web.contract.strict_json` for what clients send. Pure.
+
+Bodies and client frames are decoded into the records of `web.contract.records`; server frames and problem
+documents are made here. An event is stored as the JSON of its `data`, and its frame is that text with
+the envelope put around it: encoded once, however often it is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+import msgspec
+
+from actors.messages import Admission
+from actors.ring import Gap
+from storage.records import AcknowledgedBy, Event, NewEvent, Seq
+from web.contract.errors import Problem
+from web.contract.number import as_valued, as_written
+from web.contract.records import (
+    CLIENT_FRAME_RULES,
+    KEY,
+    KINDS,
+    LINE_RULES,
+    Ack,
+    Auth,
+    Line,
+    Ping,
+    Place,
+    PlacedTarget,
+    RawTarget,
+    RecommendationUpdate,
+    Registration,
+    Revoking,
+    Target,
+    Update,
+    diagnosis_id_as_json,
+    diagnosis_id_of,
+    fault_of,
+    large_integer,
+)
+from web.contract.strict_json import NAMED_TWICE, NotJson, WrongField, decoder_of, read
+from web.identity.tokens import Principal
+from web.websocket import frames
+
+Record = TypeVar("Record")
+
+PING_INTERVAL_SECONDS: Final = 25.0
+"""The server pings after so much silence (PROTOCOL section 6)."""
+
+ANSWER_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+"""Of every answer with JSON: no browser takes it for a page, and no cache keeps it (PROTOCOL section 7)."""
+
+_encoder: Final = msgspec.json.Encoder(enc_hook=as_written)
+_canonical_encoder: Final = msgspec.json.Encoder(enc_hook=as_valued, order="sorted")
+_update_decoders: Final = {kind: decoder_of(kind) for kind in KINDS.values()}
+_line_decoder: Final[msgspec.json.Decoder[Line]] = decoder_of(Line)
+_raw_target_decoder: Final = msgspec.json.Decoder(RawTarget)
+_target_decoder: Final = decoder_of(Target)
+_registration_decoder: Final = decoder_of(Registration)
+_revoking_decoder: Final = decoder_of(Revoking)
+_client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = decoder_of(Ping | Ack | Auth)
+_AT_FIELD: Final = re.compile(r"at `\$\.([A-Za-z_]+)")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+_NAMED_FIELD: Final = re.compile(r"field `([^`]*)`")
+_LARGE_ID: Final = re.compile(rb'("(?:recommendation|feedback)_id":)(-?[0-9]{16,})')
+"""An id in the stored JSON of an event. Within a text a quotation mark is escaped, so this is a field and its value."""
+
+
+TARGET_BYTES_MAX: Final = 1024
+"""Longest spelling of a diagnosis id that is looked at before the rest. Reason: 64 characters, each as `\\u0061`, and
+room for zeros. Beyond: it is found with the rest."""
+
+
+class FrameError(Exception):
+    """A client frame that is answered with an `error` frame; the connection lives on."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+def encode(value: object) -> bytes:
+    """JSON text of plain values."""
+    return _encoder.encode(value)
+
+
+def rewritten(text: str, string: Callable[[str], str]) -> str:
+    """A JSON text with every string that is a value replaced by what `string` makes of it; names of fields stay."""
+
+    def of(value: object) -> object:
+        match value:
+            case str():
+                return string(value)
+            case list():
+                return [of(item) for item in value]
+            case dict():
+                return {name: of(item) for name, item in value.items()}
+            case _:
+                return value
+
+    return encode(of(msgspec.json.decode(text))).decode()
+
+
+# Request bodies
+
+
+def target_of(body: bytes, what: str = "the body") -> str | None:
+    """The diagnosis a broadcast is for, as `decode_update` and `decode_line` find it, at a hundredth of their cost.
+
+    `None`: it names none, or is no JSON, or its id is an odd one: decoding refuses it, and says why.
+
+    Args:
+        what: the text is, in words.
+
+    Raises:
+        Problem: `bad_json`, it names two.
+    """
+    try:
+        spelling = bytes(_raw_target_decoder.decode(body).diagnosis_id)
+        if (body.count(b"diagnosis_id") != 1 or rb"\u" in body) and _places_of_target(body) > 1:
+            raise Problem("bad_json", f"{what} {NAMED_TWICE}")
+        if len(spelling) > TARGET_BYTES_MAX:
+            return None
+        # Read as the field of a whole body is, so that both are one id.
+        return diagnosis_id_of(read(_target_decoder, b'{"diagnosis_id":%b}' % spelling).diagnosis_id)
+    except (msgspec.DecodeError, RecursionError, NotJson, WrongField):
+        return None
+
+
+def _places_of_target(body: bytes) -> int:
+    """How often an object has the field `diagnosis_id`, however its name is spelled."""
+    places = 0
+
+    def found(_: type, value: object) -> Place:
+        nonlocal places
+        places += 1
+        return Place()
+
+    msgspec.json.decode(body, type=PlacedTarget, dec_hook=found)
+    return places
+
+
+def decode_update(kind: type[Update], body: bytes) -> Update:
+    """The body of a broadcast.
+
+    Raises:
+        Problem: `bad_json`, or `invalid_field` with the field and its rule.
+    """
+    return _decode(_update_decoders[kind], lambda _: kind.RULES, body)
+
+
+def decode_line(line: bytes) -> Line:
+    """A line of a bulk request. Raises as `decode_update`."""
+    decoded = _decode(_line_decoder, _line_rules, line, what="the line")
+    if decoded.idempotency_key is not None and not KEY.fullmatch(decoded.idempotency_key):
+        raise Problem("invalid_field", f"idempotency_key {LINE_RULES['idempotency_key']}")
+    return decoded
+
+
+def _line_rules(found: object) -> dict[str, str]:
+    kind = KINDS.get(str(found.get("type"))) if isinstance(found, dict) else None
+    return LINE_RULES if kind is None else LINE_RULES | kind.RULES
+
+
+def decode_registration(body: bytes) -> Registration:
+    """The body of a registration. Raises as `decode_update`."""
+    return _decode(_registration_decoder, lambda _: Registration.RULES, body)
+
+
+def decode_revocation(body: bytes) -> Revoking:
+    """The body of a revocation. Raises as `decode_update`."""
+    return _decode(_revoking_decoder, lambda _: Revoking.RULES, body)
+
+
+def decode_json(text: bytes) -> object:
+    """Any JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        raise ValueError("this is not valid JSON") from None
+
+
+def new_event(update: Update, key: str | None) -> NewEvent:
+    """The event to store for a broadcast; equal updates have equal digests, however they are written.
+
+    Raises:
+        Problem: fields contradict each other.
+    """
+    data = update.data()
+    return NewEvent(update.KIND, _encoder.encode(data), key, _digest(update.KIND, data) if key else b"")
+
+
+def _digest(kind: str, data: dict[str, object]) -> bytes:
+    # -0.0 + 0.0 is 0.0: fields that ask for a double are floats, all other numbers know their value.
+    valued = {name: value + 0.0 if isinstance(value, float) else value for name, value in data.items()}
+    return hashlib.sha256(kind.encode() + b"\0" + _canonical_encoder.encode(valued)).digest()
+
+
+def _decode(
+    decoder: msgspec.json.Decoder[Record],
+    rules: Callable[[object], dict[str, str]],
+    text: bytes,
+    what: str = "the body",
+) -> Record:
+    """The record a text holds.
+
+    Args:
+        rules: what the fields must be, given the text as plain values; asked only if one is wrong.
+        what: the text is, in words.
+    """
+    try:
+        return read(decoder, text)
+    except NotJson as error:
+        raise Problem("bad_json", f"{what} {error}") from None
+    except WrongField as wrong:
+        raise Problem("invalid_field", _explain(wrong.message, rules(wrong.found), what)) from None
+
+
+def _explain(message: str, rules: dict[str, str], what: str) -> str:
+    """Say which field breaks which rule, from msgspec's words (pinned by tests), without echoing a value."""
+    if (at := _AT_FIELD.search(message)) is not None and at[1] in rules:
+        return f"{at[1]} {rules[at[1]]}"
+    if (named := _NAMED_FIELD.search(message)) is not None:
+        if named[1] in rules:
+            return f"{named[1]} is required: it {rules[named[1]]}"
+        name = named[1] if _PLAIN_NAME.fullmatch(named[1]) else "a field that was sent"
+        return f"{name} is not known here; known are {', '.join(rules)}"
+    return f"{what} must be a JSON object"
+
+
+# Client frames
+
+
+def decode_client_frame(text: str) -> Ping | Ack | Auth:
+    """A frame from a client.
+
+    Raises:
+        FrameError: `bad_frame`, `unknown_type` or `invalid_field`.
+    """
+    try:
+        frame = read(_client_frame_decoder, text)
+    except NotJson as error:
+        raise FrameError("bad_frame", f"the frame {error}") from None
+    except WrongField as wrong:
+        raise _frame_error(wrong) from None
+    if isinstance(frame, Ping) and (fault := fault_of(frame.data)) is not None:
+        raise FrameError("invalid_field", f"data {fault}")
+    return frame
+
+
+def _frame_error(wrong: WrongField) -> FrameError:
+    found = wrong.found
+    if not isinstance(found, dict):
+        return FrameError("bad_frame", "a frame must be a JSON object")
+    kind = found.get("type")
+    if not isinstance(kind, str) or kind not in CLIENT_FRAME_RULES:
+        return FrameError("unknown_type", f"type must be one of {', '.join(CLIENT_FRAME_RULES)}")
+    return FrameError("invalid_field", _explain(wrong.message, CLIENT_FRAME_RULES[kind], "a frame"))
+
+
+# Server frames
+
+
+def timestamp(at: float) -> str:
+    """RFC 3339, UTC with Z, milliseconds."""
+    seconds, microseconds = divmod(round(at * 1_000_000), 1_000_000)
+    return f"{_second(seconds)}.{microseconds // 1000:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat().removesuffix("+00:00")
+
+
+def render_event(diagnosis_id: str, event: Event) -> bytes:
+    """The frame of a stored event, ready for every WebSocket: the same bytes on every delivery."""
+    body = event.body
+    if event.kind != RecommendationUpdate.KIND and _LARGE_ID.search(body):
+        body = _LARGE_ID.sub(_readable_id, body)
+    text = b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
+        event.kind.encode(),
+        encode(diagnosis_id_as_json(diagnosis_id)),
+        event.seq,
+        timestamp(event.at).encode(),
+        body,
+    )
+    return frames.text_frame(text)
+
+
+def _readable_id(found: re.Match[bytes]) -> bytes:
+    """An id that was stored as an integer before large ones became strings."""
+    return b'%b"%b"' % found.groups() if large_integer(int(found[2])) else found[0]
+
+
+def event_json(frame: bytes) -> bytes:
+    """The JSON text of an event that `render_event` rendered."""
+    return frames.payload_of(frame)
+
+
+def event_object(diagnosis_id: str, event: Event) -> msgspec.Raw:
+    """A stored event as it stands in a list: the text of its frame."""
+    return msgspec.Raw(event_json(render_event(diagnosis_id, event)))
+
+
+def frame(kind: str, diagnosis_id: str, at: float, data: object) -> bytes:
+    """A server frame that is no event."""
+    envelope = {
+        "type": kind,
+        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
+        "timestamp": timestamp(at),
+        "data": data,
+    }
+    return encode(envelope)
+
+
+def connect_data(
+    admission: Admission, who: Principal, device: str | None, ack: AcknowledgedBy | None
+) -> dict[str, object]:
+    """`data` of the `connect` frame; `ack` `None`: the client peeks."""
+    window, plan = admission.window, admission.plan
+    return {
+        "message": "Connected to real-time updates",
+        "user_id": who.sub,
+        "device": device,
+        "ack": ack,
+        "epoch": window.epoch,
+        "head": window.head,
+        "floor": window.floor,
+        "resume": plan.resume.value,
+        "missed": plan.missed,
+        "queued": plan.queued,
+        "ping_interval_seconds": PING_INTERVAL_SECONDS,
+        "token_expires_at": None if who.expires_at is None else timestamp(who.expires_at),
+    }
+
+
+def gap_data(gap: Gap) -> dict[str, object]:
+    """`data` of a `gap` frame."""
+    return {
+        "from": gap.first,
+        "to": gap.last,
+        "count": gap.count,
+        "reason": "purged" if gap.purged else "evicted",
+    }
+
+
+def seq_data(seq: Seq) -> dict[str, object]:
+    """`data` of `live` and `acked`."""
+    return {"seq": seq}
+
+
+def error_data(code: str, detail: str) -> dict[str, object]:
+    """`data` of an `error` frame."""
+    return {"code": code, "detail": detail}
+
+
+def bye_data(code: int, reason: str, retry_after_ms: int | None) -> dict[str, object]:
+    """`data` of a `bye` frame."""
+    return {"code": code, "reason": reason, "retry_after_ms": retry_after_ms}
+
+
+# Problem documents
+
+
+def problem_object(problem: Problem) -> dict[str, object]:
+    """RFC 9457: `type`, `title`, `status`, `detail` and our stable `code`."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+    }

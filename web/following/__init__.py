@@ -1,0 +1,1 @@
+"""Following a diagnosis: over a WebSocket or an event stream, from admission to the last receipt."""

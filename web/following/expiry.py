@@ -1,0 +1,176 @@
+"""The tokens of live connections: warned about in time, renewed in band, and ended when they expire (PROTOCOL 9).
+
+One task for all connections, which looks at each of them twice a second. Knows no transport: frames go out through
+`Session.say`, and a connection is ended through its roster, whatever carries it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from actors.subscriber import Ending
+from storage.clock import Clock
+from storage.errors import StorageError
+from web.contract import wire
+from web.identity.judging import detail_of_revoked
+from web.identity.tokens import LEEWAY_SECONDS, KeysMissing, Principal, TokenError, TokenRevoked, Verifier
+
+if TYPE_CHECKING:
+    from web.following.session import Session
+
+WARNING_SECONDS: Final = 60
+"""`auth_expiring` is sent so long before a token expires."""
+
+LOOK_SECONDS: Final = 0.5
+"""How often the connections are looked at. Reason: tokens end at whole seconds, and nobody counts on tenths."""
+
+LOOK_CHUNK: Final = 1024
+"""Connections looked at between two checkpoints."""
+
+RENEWALS_MAX: Final = 1000
+"""Tokens being verified for `auth` frames, most of them waiting for a key. Beyond: refused, the client may send it
+again."""
+
+logger = logging.getLogger("avicenna.web")
+
+MayFollow = Callable[[Principal, str], Awaitable[bool]]
+"""Whether somebody may follow the diagnosis with this id."""
+
+
+class Expiry:
+    """Watches the tokens of all live connections. One per server."""
+
+    def __init__(
+        self, verifier: Verifier, clock: Clock, *, may_follow: MayFollow, prepare: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """A watch that begins with `run`.
+
+        Args:
+            may_follow: asked before a newer token is accepted.
+            prepare: called with a newer token before it is verified; may fetch its key.
+        """
+        self._verifier = verifier
+        self._clock = clock
+        self._may_follow = may_follow
+        self._prepare = prepare
+        self._sessions: list[Session] = []
+        """All that are watched, and those that have ended since the last look."""
+        self._at_once: list[Session] = []
+        """Those for which a warning has been due for long."""
+        self._hurry = trio.Event()
+        self._renewing: dict[Session, None] = {}
+        self._send, self._receive = trio.open_memory_channel[tuple["Session", str]](RENEWALS_MAX)
+
+    # Called by sessions; nothing here waits.
+
+    def watch(self, session: Session) -> None:
+        """Look after the token of this connection from now on, until the connection ends."""
+        if session.who.expires_at is not None:
+            self._sessions.append(session)
+
+    def changed(self, session: Session) -> None:
+        """The replay is complete, or there is a newer token: a warning may have been due for long."""
+        expires_at = session.who.expires_at
+        if expires_at is not None and self._clock.wall() >= expires_at - WARNING_SECONDS:
+            self._at_once.append(session)
+            self._hurry.set()
+
+    def renew(self, session: Session, token: str) -> None:
+        """Judge a newer token; the session is told (`renewed` or an `error` frame) when that is done.
+
+        Raises:
+            wire.FrameError: an earlier one is being judged, or too many are.
+        """
+        if session in self._renewing:
+            raise wire.FrameError("rate_limited", "the token before this one is still being verified")
+        if len(self._renewing) >= RENEWALS_MAX:
+            raise wire.FrameError("rate_limited", "too many tokens are being verified; send it again")
+        self._renewing[session] = None
+        self._send.send_nowait((session, token))  # its buffer has room for as many
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with trio.open_nursery() as expiry_nursery:
+            expiry_nursery.start_soon(self._renew_all)
+            while True:
+                with trio.move_on_after(LOOK_SECONDS):
+                    while True:
+                        await self._hurry.wait()
+                        self._hurry = trio.Event()
+                        hurried, self._at_once = self._at_once, []
+                        await self._look_at(hurried)
+                watched, self._sessions = self._sessions, []
+                await self._look_at(watched)
+                self._sessions += [session for session in watched if not session.is_gone]
+
+    async def _look_at(self, sessions: list[Session]) -> None:
+        now = self._clock.wall()
+        for index, session in enumerate(sessions, start=1):
+            try:
+                self._judge(session, now)
+            except Exception as error:  # noqa: BLE001  # here the failure of one connection stays its own
+                logger.error("a connection with an expiring token failed: %s", type(error).__name__)
+            if index % LOOK_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _judge(self, session: Session, now: float) -> None:
+        """Warn or end a connection whose time for it has come."""
+        expires_at = session.who.expires_at
+        assert expires_at is not None, "only connections with a token are watched"
+        if now < expires_at - WARNING_SECONDS or session.is_gone:
+            return
+        if now >= expires_at + LEEWAY_SECONDS:
+            session.end(Ending.TOKEN_EXPIRED)
+        elif session.is_live and not session.is_warned:
+            session.is_warned = True
+            left = max(0, round(expires_at - now))
+            session.say("auth_expiring", {"expires_at": wire.timestamp(expires_at), "seconds_left": left})
+
+    async def _renew_all(self) -> None:
+        # Side by side: one that waits for a key to be fetched holds up nobody else's.
+        async with trio.open_nursery() as renewals_nursery:
+            async for session, token in self._receive:
+                renewals_nursery.start_soon(self._renew_one, session, token)
+
+    async def _renew_one(self, session: Session, token: str) -> None:
+        try:
+            await self._renew(session, token)
+        except Exception as error:  # noqa: BLE001  # as above
+            logger.error("a token could not be renewed: %s", type(error).__name__)
+        finally:
+            del self._renewing[session]
+
+    async def _renew(self, session: Session, token: str) -> None:
+        try:
+            who = await self._newer(session, token)
+        except wire.FrameError as error:
+            session.say("error", wire.error_data(error.code, error.detail))
+        else:
+            # No checkpoint since the right was checked: what is taken away later ends the connection itself.
+            if not session.is_gone:
+                session.renewed(who)
+                self.changed(session)
+
+    async def _newer(self, session: Session, token: str) -> Principal:
+        await self._prepare(token)
+        try:
+            who = self._verifier.verify(token, self._clock.wall())
+            if who.sub != session.who.sub:
+                raise wire.FrameError("invalid_token", "the token must be of the same subject")
+            may_follow = await self._may_follow(who, session.diagnosis_id)
+            self._verifier.check(who, self._clock.wall())
+        except KeysMissing:
+            raise wire.FrameError("quarantined", "the token cannot be verified right now; send it again") from None
+        except TokenError as error:
+            logger.info("a newer token was not accepted on a connection of %s: %s", session.diagnosis_id, error)
+            detail = detail_of_revoked(error) if isinstance(error, TokenRevoked) else "the token is not valid"
+            raise wire.FrameError("invalid_token", detail) from None
+        except StorageError:
+            raise wire.FrameError("quarantined", "the token cannot be checked right now; send it again") from None
+        if not may_follow:
+            raise wire.FrameError("access_denied", "this token may not follow this diagnosis")
+        return who

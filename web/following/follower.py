@@ -1,0 +1,213 @@
+"""An adopted WebSocket that follows a diagnosis: the transport of one subscriber.
+
+In step with its diagnosis, it writes each burst with one `send`, straight from the actor's fan-out. A socket that
+would block falls out of step, and is caught up from its position when the hub says that it takes bytes again.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+from actors.ring import Gap
+from actors.subscriber import Burst, Ending, EventFrame, Subscriber
+from storage.records import Seq
+from web.contract import wire
+from web.contract.errors import CloseCode, close_of
+from web.following.heartbeat import Heartbeat
+from web.following.receipts import RECEIPT_EVENTS_MAX, receipt_ping, receipt_seq
+from web.following.session import Session
+from web.websocket import frames
+from web.websocket.channel import Channel, State
+from web.websocket.flood import Cost
+from web.websocket.hub import Hub
+
+CATCH_UP_EVENTS: Final = 5
+"""Events taken from the ring at once while catching up."""
+
+CATCH_UP_BYTES: Final = 64 * 1024
+"""After so many bytes, no more is taken for now. Reason: what is composed lies in memory until the client reads."""
+
+assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
+
+
+class Follower(Channel):
+    """A subscriber's transport; see `actors.subscriber.Transport`. What it is fed never raises into its actor."""
+
+    __slots__ = ("_asks", "_confirmed", "_heartbeat", "_owes_receipt", "_request_id", "_session", "_subscriber")
+
+    _session: Session
+    _subscriber: Subscriber
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self._asks = True
+        """Whether the client is asked for receipts: its transport acknowledges."""
+        self._confirmed = Seq(0)
+        """The highest number a Pong has confirmed."""
+        self._owes_receipt = False
+        """A Ping for a receipt is due as soon as something can be written."""
+        self._heartbeat: Heartbeat | None = None
+        self._request_id = b""
+        """Of the upgrade, for the log; empty: there is none. In bytes it is half as large as its text."""
+
+    def begin(
+        self,
+        session: Session,
+        subscriber: Subscriber,
+        heartbeat_seconds: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        """Know whom this carries frames to. Before the subscriber is given to an actor.
+
+        Args:
+            heartbeat_seconds: longest silence, `None`: the client asked for no heartbeats.
+            request_id: of the upgrade, in hexadecimal.
+        """
+        self._request_id = bytes.fromhex(request_id or "")
+        self._session, self._subscriber = session, subscriber
+        self._asks = session.ack == "transport"
+        if heartbeat_seconds is not None:
+            self._heartbeat = Heartbeat(heartbeat_seconds, self._hub.clock.monotonic(), Seq(0))
+
+    # Transport
+
+    def feed(self, burst: Burst) -> None:
+        # The hot path: once for every event and connection.
+        if self.blocked:
+            return
+        subscriber = self._subscriber
+        try:
+            if subscriber.position + 1 != burst.first:
+                self.flush()
+                return
+            data = burst.made.get(self._asks) or self._compose_burst(burst)
+            subscriber.position = burst.last
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(data):
+                self.hold(memoryview(data)[sent:], progressed=True)
+        except OSError:
+            self.abort()
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    def _compose_burst(self, burst: Burst) -> bytes:
+        roster = self._subscriber.roster
+        assert roster is not None, "only attached subscribers are fed"
+        self._hub.compose(burst, roster)
+        return burst.made[self._asks]
+
+    def wake(self) -> None:
+        if self.blocked:
+            return
+        try:
+            self.flush()
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    def acknowledged(self, seq: Seq) -> None:
+        if self.state > State.OPEN:
+            return
+        try:
+            self._session.acknowledged(seq)
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    def end(self, ending: Ending) -> None:
+        try:
+            self.goodbye(*close_of(ending))
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
+
+    # Channel
+
+    def open(self, sock: socket.socket, head: bytes) -> None:
+        super().open(sock, head)
+        if self._heartbeat is not None and self.state is State.OPEN:
+            self._heartbeat.spoke(self._hub.clock.monotonic())
+            self._hub.add_beating(self)
+
+    def say(self, frame: bytes) -> None:
+        super().say(frame)
+        if self._heartbeat is not None:
+            self._heartbeat.spoke(self._hub.clock.monotonic())
+
+    def beat(self, now: float) -> None:
+        if self.blocked or self._heartbeat is None:
+            return
+        subscriber = self._subscriber
+        if self._heartbeat.is_due(subscriber.position, now) and subscriber.is_caught_up:
+            self._session.say("heartbeat", wire.seq_data(subscriber.position))
+
+    def received(self, message: str | bytes) -> Cost:
+        return self._session.received(message)
+
+    def ponged(self, payload: bytes) -> Cost:
+        seq = receipt_seq(payload)
+        if seq is None or seq <= self._confirmed or not self._asks or not self._session.reached(seq):
+            return Cost.REPEAT
+        self._confirmed = seq
+        return Cost.NOTHING
+
+    def ask_receipt(self) -> None:
+        if self.state is State.OPEN and self._asks and self._confirmed < self._subscriber.position:
+            self._owes_receipt = True
+            if not self.blocked:
+                self.flush()
+
+    def compose_due(self) -> bytes:
+        subscriber = self._subscriber
+        began_at = subscriber.position
+        parts: list[bytes] = []
+        size = events = 0
+        while size < CATCH_UP_BYTES and events < RECEIPT_EVENTS_MAX:
+            due = subscriber.take(CATCH_UP_EVENTS)
+            if not due:
+                break
+            for item in due:
+                if isinstance(item, EventFrame):
+                    frame = item.frame
+                    events += 1
+                else:
+                    if isinstance(item, Gap):
+                        self._hub.log.gap(subscriber, item)
+                    frame = frames.text_frame(self._session.frame_of(item))
+                parts.append(frame)
+                size += len(frame)
+        if self._asks and (subscriber.position > began_at or self._owes_receipt):
+            parts.append(receipt_ping(subscriber.position))
+            self._owes_receipt = False
+        return b"".join(parts)
+
+    def goodbye(self, code: CloseCode, reason: str, *, deaf: bool = False) -> None:
+        """Close from this side, after a `bye` (PROTOCOL section 4)."""
+        if self.state > State.OPEN:
+            return
+        bye, _ = self._session.goodbye(code, reason, self._hub.jitter)
+        hold_seconds = 0.0
+        if code is CloseCode.REPLACED:
+            # Two clients that take the same device from each other, at once and for ever, slow each other down.
+            name = (self._session.diagnosis_id, self._subscriber.id)
+            hold_seconds = self._hub.holds.seconds(name, self._hub.clock.monotonic())
+        self.close(code, reason, bye=frames.text_frame(bye), deaf=deaf, hold_seconds=hold_seconds)
+
+    def left(self) -> None:
+        self._subscriber.detach()
+
+    def answered_goodbye(self, code: int) -> None:
+        # TCP order makes that a receipt, as a Pong is. Other ends are not: who comes back from them asks anew.
+        if code == CloseCode.RESTART and self._asks:
+            self._session.received_all()
+
+    def stalled(self, why: str) -> None:
+        self._hub.log.stalled(self._subscriber, why, self._request_id.hex())
+
+    def over(self, code: int, reason: str, seconds: float | None) -> None:
+        if seconds is not None:
+            request_id = self._request_id.hex()
+            self._hub.log.ended("WebSocket", self._subscriber, code, reason, seconds, request_id)
+        # Session, subscriber and transport know each other: cut here, so that the collector need not look for them.
+        del self._session, self._subscriber

@@ -1,0 +1,179 @@
+"""One client's side of the conversation after it was admitted: its frames and what answers them.
+
+Knows no socket: frames go out through `Speaker.say`. The transport that carries the bytes calls `received`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol, assert_never
+
+from actors.registry import Registry
+from actors.ring import Gap
+from actors.subscriber import Due, Ending, EventFrame, Live, Subscriber
+from storage.clock import Clock
+from storage.records import AcknowledgedBy, Seq
+from web.contract import wire
+from web.contract.errors import CloseCode
+from web.contract.records import Ack, Auth, Ping
+from web.following.expiry import Expiry
+from web.identity.tokens import Principal
+from web.websocket.flood import Cost
+
+RETRY_SPREAD_SECONDS: Final = 5.0
+"""Clients that are all sent away at once are told to come back at random within this time."""
+
+
+class Speaker(Protocol):
+    """What carries frames that are no events."""
+
+    def say(self, frame: bytes) -> None:
+        """Queue a frame for this client; never waits."""
+
+
+class Session:
+    """The state of one admitted connection above its transport."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_clock",
+        "_expiry",
+        "_registry",
+        "_speaker",
+        "_subscriber",
+        "ack",
+        "diagnosis_id",
+        "is_live",
+        "is_warned",
+        "who",
+    )
+
+    def __init__(
+        self,
+        diagnosis_id: str,
+        who: Principal,
+        subscriber: Subscriber,
+        *,
+        ack: AcknowledgedBy | None,
+        speaker: Speaker,
+        registry: Registry,
+        expiry: Expiry,
+        clock: Clock,
+    ) -> None:
+        """A conversation that begins now.
+
+        Args:
+            ack: what moves the cursor of this connection, `None`: nothing does, it peeks.
+            speaker: carries what the session says.
+            expiry: watches the token from now on.
+        """
+        self.ack = ack
+        self.who = who
+        self.diagnosis_id = diagnosis_id
+        self.is_live = False
+        """Whether the replay is complete."""
+        self.is_warned = False
+        """Whether the client was told that its token is about to expire."""
+        self._acknowledged = Seq(0)
+        """The highest number the client has acknowledged here."""
+        self._subscriber = subscriber
+        self._speaker = speaker
+        self._registry = registry
+        self._expiry = expiry
+        self._clock = clock
+        expiry.watch(self)
+
+    def received(self, message: str | bytes) -> Cost:
+        """Answer a message of the client; a wrong one gets an `error` frame and the connection stays.
+
+        Returns:
+            What it costs: an acknowledgement of something new costs nothing.
+        """
+        try:
+            if isinstance(message, bytes):
+                raise wire.FrameError("bad_frame", "a frame must be JSON text, not binary")
+            return self._act_on(wire.decode_client_frame(message))
+        except wire.FrameError as error:
+            self.say("error", wire.error_data(error.code, error.detail))
+            return Cost.FRAME
+
+    def _act_on(self, frame: Ping | Ack | Auth) -> Cost:
+        match frame:
+            case Ping():
+                self.say("pong", frame.data)
+            case Ack():
+                return self._take_ack(Seq(frame.seq))
+            case Auth():
+                self._expiry.renew(self, frame.token)
+            case _:
+                assert_never(frame)
+        return Cost.FRAME
+
+    def _take_ack(self, seq: Seq) -> Cost:
+        if self.ack is None:
+            raise wire.FrameError("invalid_field", "ack is not for a connection that peeks: it has no cursor")
+        if not self._registry.acknowledge(self._subscriber, seq, "app", answer=True):
+            raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
+        if seq <= self._acknowledged:
+            return Cost.REPEAT
+        self._acknowledged = seq
+        return Cost.NOTHING
+
+    def renewed(self, who: Principal) -> None:
+        """A newer token of the same subject was accepted (PROTOCOL section 9)."""
+        assert who.expires_at is not None, "every token has an end"
+        self.who = self._subscriber.principal = who
+        self.is_warned = False
+        self.say("auth_ok", {"expires_at": wire.timestamp(who.expires_at)})
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self._subscriber.gone
+
+    def end(self, ending: Ending) -> None:
+        """End the connection from this side; one that is still being admitted is judged there."""
+        if self._subscriber.roster is not None:
+            self._subscriber.roster.end(self._subscriber, ending)
+
+    def reached(self, seq: Seq) -> bool:
+        """The transport's receipt: everything up to `seq` has reached the client; False if that cannot be."""
+        return self._registry.acknowledge(self._subscriber, seq, "transport")
+
+    def received_all(self) -> None:
+        """The transport's receipt after the goodbye: everything that was written has reached the client."""
+        self._registry.settle(self._subscriber, "transport")
+
+    def acknowledged(self, seq: Seq) -> None:
+        """The cursor is stored."""
+        self.say("acked", wire.seq_data(seq))
+
+    def frame_of(self, due: Due) -> bytes:
+        """The frame for something that is due."""
+        match due:
+            case EventFrame():
+                return due.frame
+            case Gap():
+                return self.frame("gap", wire.gap_data(due))
+            case Live():
+                self.is_live = True
+                self._expiry.changed(self)
+                return self.frame("live", wire.seq_data(due.seq))
+            case _:
+                assert_never(due)
+
+    def goodbye(self, code: CloseCode, reason: str, jitter: Callable[[], float]) -> tuple[bytes, int | None]:
+        """The `bye` frame before a close, and when the client is told to come back, in milliseconds; `None`: not."""
+        retry = None
+        if code in (CloseCode.RESTART, CloseCode.TRY_LATER):
+            rest_seconds = self._registry.rest_seconds(self.diagnosis_id)
+            retry = round((rest_seconds + jitter() * RETRY_SPREAD_SECONDS) * 1000)
+        return self.frame("bye", wire.bye_data(code, reason, retry)), retry
+
+    def say(self, kind: str, data: object) -> None:
+        """Queue a server frame that is no event."""
+        self._speaker.say(self.frame(kind, data))
+
+    def frame(self, kind: str, data: object) -> bytes:
+        """A server frame that is no event."""
+        return wire.frame(kind, self.diagnosis_id, self._clock.wall(), data)

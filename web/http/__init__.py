@@ -1,0 +1,1 @@
+"""HTTP/1.1 over sockets: accepting, connections, requests and answers, and the hand-over of WebSockets."""

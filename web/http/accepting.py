@@ -1,0 +1,85 @@
+"""Accepting connections, whatever the kernel says about it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+import trio
+from hypercorn.utils import parse_socket_addr
+
+from web.http.nonblocking import close
+
+Address = tuple[str, int]
+
+ACCEPTED_AT_ONCE_MAX: Final = 32
+"""Connections taken from one listener before others get their turn. Beyond: the next time."""
+
+TURN_SECONDS_MAX: Final = 0.001
+"""Where a turn of everybody takes longer, fewer connections are taken at once. Reason: a publish takes some ten turns,
+and stands behind what newcomers ask for in each."""
+
+PAUSE_SECONDS: Final = 0.1
+"""Wait after the kernel had no room for a connection before the next try."""
+
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+logger = logging.getLogger("avicenna.http")
+
+
+Handler = Callable[[socket.socket, Address | None], Awaitable[None]]
+"""Serves a connection: a socket that does not block, which is the handler's from now on, and its peer's address
+(`None`: a Unix socket has none)."""
+
+
+class Batch:
+    """How many connections are taken at once: as many as leave turns short. Pure."""
+
+    def __init__(self) -> None:
+        self.size = ACCEPTED_AT_ONCE_MAX
+
+    def turned(self, seconds: float) -> None:
+        """Everybody has had a turn since the last ones were taken, which took so long."""
+        if seconds > TURN_SECONDS_MAX:
+            self.size = max(1, self.size // 2)
+        else:
+            self.size = min(ACCEPTED_AT_ONCE_MAX, self.size + 1)
+
+
+async def accept_from(listener: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> NoReturn:
+    """Start a handler for every connection of a listener.
+
+    Cancellation: closes the listener.
+    """
+    batch = Batch()
+    try:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            await _accept_some(listener, batch.size, handler, handler_nursery)
+            began_at = trio.current_time()
+            await trio.lowlevel.checkpoint()
+            batch.turned(trio.current_time() - began_at)
+    finally:
+        close(listener)
+
+
+async def _accept_some(
+    listener: socket.socket, at_once_max: int, handler: Handler, handler_nursery: trio.Nursery
+) -> None:
+    for _ in range(at_once_max):
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Anything else is wrong with that one connection, not with the listener (accept(2)).
+            if error.errno in _NO_ROOM:
+                logger.error("no room for connections: %s", os.strerror(error.errno))
+                await trio.sleep(PAUSE_SECONDS)
+            return
+        sock.setblocking(False)
+        handler_nursery.start_soon(handler, sock, parse_socket_addr(sock.family, address))

@@ -1,0 +1,1 @@
+"""Who asks, what that person or service may do, and how often: tokens, keys, rights, limits."""

@@ -1,0 +1,145 @@
+"""The keys a server starts with: files, a JWKS document in a file, and the local key, which the first start makes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import shlex
+import stat
+from pathlib import Path
+from typing import Final
+
+from storage import files
+from web.contract import wire
+from web.identity.keys import (
+    HMAC_BYTES_MIN,
+    KEY_FILE_BYTES_MAX,
+    KEYS_TRIED_MAX,
+    NEVER_TRIED,
+    Key,
+    KeySet,
+    KeyUnusable,
+    hmac_key,
+    keys_of_jwks,
+    load_key_file,
+    oddity_of,
+)
+from web.server.settings import Settings
+
+KEY_FILE: Final = "jwt.key"
+"""Name of the local key within the data directory."""
+
+logger = logging.getLogger("avicenna.server")
+
+
+def will_make_key(settings: Settings) -> bool:
+    """Whether `load_keys` makes the local key."""
+    return _needs_local_key(settings) and not (settings.data / KEY_FILE).exists()
+
+
+def _needs_local_key(settings: Settings) -> bool:
+    return settings.local_key and not settings.token_keys and settings.jwks is None
+
+
+def load_keys(settings: Settings) -> list[Key]:
+    """The keys that are there at start: files, and the local key, which is made if no other is configured.
+
+    What may be wrong with them, and works, is one warning line each.
+
+    Raises:
+        KeyUnusable: one of them cannot be used; the message names it.
+    """
+    keys = [load_key_file(spec) for spec in settings.token_keys]
+    secrets_of_files = [
+        (spec.path, key) for spec, key in zip(settings.token_keys, keys, strict=True) if spec.algorithm == "HS256"
+    ]
+    names = [(key.algorithm, key.kid) for key in keys if key.kid is not None]
+    if len(set(names)) < len(names):
+        raise KeyUnusable("two configured keys have the same algorithm and KID")
+    if settings.jwks is not None and "://" not in settings.jwks:
+        keys += _jwks_file(Path(settings.jwks))
+    if settings.local_key:
+        is_needed = _needs_local_key(settings)
+        try:
+            secret, created = load_or_create_key(settings.data) if is_needed else (load_key(settings.data), False)
+        except PermissionError as error:
+            raise _forbidden(error, settings.data) from None
+        if created:
+            logger.info("made a new token key in %s", settings.data)
+        if secret is not None:
+            local = hmac_key(secret)
+            keys.append(local)
+            if not created:
+                secrets_of_files.append((settings.data / KEY_FILE, local))
+    for path, key in secrets_of_files:
+        _warn_unless_private(path)
+        if (oddity := oddity_of(key.material)) is not None:
+            logger.warning("the key file %s %s: it counts byte for byte as it stands", path, oddity)
+    if never_tried := KeySet(keys).never_tried:
+        logger.warning(NEVER_TRIED, never_tried, KEYS_TRIED_MAX)
+    return keys
+
+
+def _forbidden(error: PermissionError, directory: Path) -> KeyUnusable:
+    path = str(directory / KEY_FILE)
+    own = shlex.join(("chown", str(os.getuid()), path))
+    return KeyUnusable(f"cannot read {path}: {error.strerror}; it must belong to the user that runs the server: {own}")
+
+
+def _warn_unless_private(path: Path) -> None:
+    """Whoever can read a secret, or write it, can make tokens for anybody."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
+        done = "written" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
+        logger.warning(
+            "the secret key %s can be %s by others than its owner (mode %04o): make it 0600", path, done, mode
+        )
+
+
+def _jwks_file(path: Path) -> list[Key]:
+    try:
+        return keys_of_jwks(wire.decode_json(path.read_bytes()))
+    except OSError as error:
+        raise KeyUnusable(f"cannot read the JWKS file {path}: {error.strerror}") from None
+    except (KeyUnusable, ValueError) as refusal:
+        raise KeyUnusable(f"the JWKS file {path} cannot be used: {refusal}") from None
+
+
+def load_key(directory: Path) -> bytes | None:
+    """The local key in a data directory, `None` if there is none yet.
+
+    Raises:
+        KeyUnusable: there is a file, and no key in it.
+        OSError: it cannot be read.
+    """
+    path = directory / KEY_FILE
+    try:
+        with path.open("rb") as file:
+            key = file.read(KEY_FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
+    if not HMAC_BYTES_MIN <= len(key) <= KEY_FILE_BYTES_MAX:
+        found = f"has {len(key)} bytes" if len(key) <= KEY_FILE_BYTES_MAX else "is too large"
+        remedy = f"put a copy of it back, or let the next start make a new one: rm {shlex.quote(str(path))}"
+        raise KeyUnusable(f"{path} {found if key else 'is empty'}, a key has at least {HMAC_BYTES_MIN} bytes; {remedy}")
+    return key
+
+
+def load_or_create_key(directory: Path) -> tuple[bytes, bool]:
+    """The local key in a data directory, and whether it was made just now (0600, in a 0700 directory).
+
+    It appears whole or not at all, and survives power loss from then on. Of several processes that make one at once,
+    one succeeds, and all have its key. Raises as `load_key`.
+    """
+    files.make_directory(directory)
+    path = directory / KEY_FILE
+    kept, is_made = load_key(directory), False
+    if kept is None:
+        is_made = files.put_in_place(path, secrets.token_bytes(HMAC_BYTES_MIN))
+        kept = load_key(directory)
+    if kept is None:
+        raise FileNotFoundError(errno.ENOENT, "it was removed while the server made it", str(path))
+    files.remove_unnamed(path)
+    return kept, is_made

@@ -1,0 +1,111 @@
+"""What one user, one diagnosis or one address may take up: connections, connects and requests. Pure, no I/O.
+
+Every limit is off unless the operator sets it; then its table costs a few dozen bytes a name in use.
+Anonymous subscribers are no user: only their address and their diagnosis are counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from web.identity.rates import Rate
+from web.server.settings import Settings
+
+
+class TooMany(Exception):
+    """A limit is reached; the text names it."""
+
+    def __init__(self, what: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(what)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Limits:
+    """The limits of one server, and what is taken up now."""
+
+    def __init__(self, settings: Settings, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._user_requests = _rate(settings.user_requests_per_second)
+        self._address_requests = _rate(settings.address_requests_per_second)
+        self._user_events = _rate(settings.user_events_per_second)
+        self._user_connects = _rate(settings.user_connects_per_second)
+        self._address_connects = _rate(settings.address_connects_per_second)
+        self._connections = (
+            _Connections("user", settings.user_connections_max),
+            _Connections("diagnosis", settings.diagnosis_connections_max),
+            _Connections("address", settings.address_connections_max),
+        )
+
+    def request_from(self, address: Callable[[], str]) -> None:
+        """Count a request of this address, which is found out only if there is a limit. Raises `TooMany`."""
+        if self._address_requests is not None:
+            self._take(self._address_requests, address(), "requests of this address")
+
+    def request_of(self, sub: str | None) -> None:
+        """Count a request of this user. Raises `TooMany`."""
+        self._take(self._user_requests, sub, "requests of this user")
+
+    def event_of(self, sub: str | None) -> None:
+        """Count an event that this user publishes, whatever becomes of it. Raises `TooMany`."""
+        self._take(self._user_events, sub, "events of this user (setting user_events_per_second)")
+
+    def connect_from(self, address: Callable[[], str]) -> None:
+        """Count an attempt to connect from this address, as `request_from` does. Raises `TooMany`."""
+        if self._address_connects is not None:
+            self._take(self._address_connects, address(), "connects of this address")
+
+    def connect_of(self, sub: str | None) -> None:
+        """Count an attempt to connect of this user. Raises `TooMany`."""
+        self._take(self._user_connects, sub, "connects of this user")
+
+    def hold(
+        self, sub: str | None, diagnosis_id: str, address: Callable[[], str], *, replaces: bool = False
+    ) -> Callable[[], None] | None:
+        """Count a connection until what is returned is called; `None`: nothing is counted.
+
+        Args:
+            replaces: it takes over from one that is counted still, so that one more is allowed.
+
+        Raises:
+            TooMany: there are as many as there may be; this one is not counted.
+        """
+        names: tuple[Callable[[], str | None], ...] = (lambda: sub, lambda: diagnosis_id, address)
+        held = [
+            (table, name)
+            for table, of_table in zip(self._connections, names, strict=True)
+            if table.most is not None and (name := of_table()) is not None
+        ]
+        for table, name in held:
+            table.check(name, replaces=replaces)
+        for table, name in held:
+            table.count[name] += 1
+        return (lambda: _release(held)) if held else None
+
+    def _take(self, rate: Rate | None, name: str | None, what: str) -> None:
+        if rate is not None and name is not None and (wait := rate.take(name, self._monotonic())):
+            raise TooMany(f"too many {what}", wait)
+
+
+class _Connections:
+    """How many connections each user, diagnosis or address has."""
+
+    def __init__(self, whose: str, most: int | None) -> None:
+        self.whose = whose
+        self.most = most
+        self.count: Counter[str] = Counter()
+
+    def check(self, name: str, *, replaces: bool) -> None:
+        if self.most is not None and self.count[name] >= self.most + replaces:
+            raise TooMany(f"at most {self.most} connections of one {self.whose}")
+
+
+def _release(held: list[tuple[_Connections, str]]) -> None:
+    for table, name in held:
+        table.count[name] -= 1
+        if not table.count[name]:
+            del table.count[name]
+
+
+def _rate(per_second: float | None) -> Rate | None:
+    return None if per_second is None else Rate(per_second)

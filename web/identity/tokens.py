@@ -1,0 +1,334 @@
+"""Tokens: verifying JWTs and making them (RFC 7519, PROTOCOL section 9).
+
+No Trio; the time is an argument. The JSON inside a token is read here and not in `web.contract.wire`: it is
+judged more strictly (a repeated name is refused, RFC 8725 section 2.4), and nobody else may look at it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import jwt
+from jwt.utils import base64url_decode
+
+from web.contract.records import SUB_CHARACTERS_MAX, is_name
+from web.identity.keys import ALGORITHMS, KID_CHARACTERS_MAX, Key, KeySet
+from web.identity.revoked import Revoked
+from web.identity.unknown_keys import KeyName, UnknownKeys
+
+TOKEN_BYTES_MAX: Final = 7 * 1024
+"""Longest token that is looked at, wherever it travels. Beyond: invalid."""
+
+LEEWAY_SECONDS: Final = 10
+"""Tolerated difference between the issuer's clock and ours."""
+
+LIFETIME_SECONDS_MAX: Final = 30 * 86_400
+"""Default of the longest life of a token. Beyond: invalid. Reason: a revocation must be kept for as long."""
+
+VERIFIED_TOKENS_MAX: Final = 1024
+"""Verified tokens whose claims are remembered, the ones seen last. Beyond: verified again, 30 us each."""
+
+SCOPE_TEXTS_MAX: Final = 256
+"""Texts of scopes whose sets are shared. Beyond: all are made anew."""
+
+LOCAL_ALGORITHM: Final = "HS256"
+
+_COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+")
+
+_NAME_RULE: Final = f"must be a text of 1-{SUB_CHARACTERS_MAX} characters, none a control character"
+
+
+class TokenError(Exception):
+    """A token that is not accepted; its text says why, is for the log, and never holds any of it."""
+
+
+class TokenInvalid(TokenError):
+    """Malformed, forged, not yet valid, or lacking a claim."""
+
+
+class TokenExpired(TokenError):
+    """Genuine, but past `exp` and leeway."""
+
+
+class TokenRevoked(TokenError):
+    """Genuine, but revoked by an operator.
+
+    Args:
+        covers_until: it says that it was issued after the revocation, and is covered for the leeway between two clocks
+            alone: one with a later `iat` than this time is not. `None`: it was issued before.
+    """
+
+    def __init__(self, covers_until: float | None = None) -> None:
+        super().__init__("the token has been revoked")
+        self.covers_until = covers_until
+
+
+class KeysMissing(TokenError):
+    """It may be genuine: the source of keys has not been asked yet for the key it names. Try again soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is speaking."""
+
+    sub: str | None
+    """The subject of the token; `None`: anonymous."""
+    scopes: frozenset[str] = frozenset()
+    expires_at: float | None = None
+    """`exp` in seconds since the Unix epoch; `None`: anonymous."""
+    token_id: str | None = None
+    """The token's `jti`."""
+    issued_at: float | None = None
+    """The token's `iat`."""
+    key: Key | None = field(default=None, repr=False, compare=False)
+    """What the token was made with; `None`: anonymous."""
+
+    def has(self, *scopes: str) -> bool:
+        """Whether the token carries any of these scopes."""
+        return not self.scopes.isdisjoint(scopes)
+
+
+ANONYMOUS: Final = Principal(None)
+
+
+class Verifier:
+    """Turns tokens into principals."""
+
+    def __init__(
+        self,
+        keys: Iterable[Key],
+        revoked: Revoked,
+        *,
+        issuer: str | None = None,
+        audience: str | None = None,
+        lifetime_seconds_max: int = LIFETIME_SECONDS_MAX,
+        unknown: UnknownKeys | None = None,
+    ) -> None:
+        """Accept tokens made with `keys`.
+
+        Args:
+            revoked: what operators have revoked; read at every use.
+            issuer: the only accepted `iss`, `None`: not checked.
+            audience: the only accepted `aud`, `None`: not checked.
+            lifetime_seconds_max: longest time from `iat` (without one: from now) to `exp`.
+            unknown: what more keys may come from a JWKS URL (`take_fetched`); `None`: none will.
+        """
+        self._configured = tuple(keys)
+        self._keys = KeySet(self._configured)
+        self._revoked = revoked
+        self._issuer = issuer
+        self._audience = audience
+        self._lifetime_seconds_max = lifetime_seconds_max
+        self._unknown = unknown
+        self._signatures = jwt.PyJWS()
+        self._verified: OrderedDict[bytes, Principal] = OrderedDict()
+        """By digest of the token: a tenth of its size, and no token lies in memory for longer than it is needed."""
+        self._scopes: dict[str, frozenset[str]] = {}
+        """One set for all principals with the same scopes."""
+
+    def verify(self, token: str, now: float) -> Principal:
+        """Whose token this is.
+
+        Raises:
+            TokenExpired: it was genuine, but its time is over.
+            TokenRevoked: it is genuine, but was revoked.
+            KeysMissing: it cannot be judged yet.
+            TokenInvalid: anything else is wrong with it.
+        """
+        digest = _digest(token)
+        who = self._verified.get(digest)
+        if who is not None:
+            self._verified.move_to_end(digest)
+            self.check(who, now)
+            return who
+        who = self._read(token, now)
+        self.check(who, now)
+        self._verified[digest] = who
+        if len(self._verified) > VERIFIED_TOKENS_MAX:
+            self._verified.popitem(last=False)
+        return who
+
+    def check(self, who: Principal, now: float) -> None:
+        """See that somebody verified before is still accepted.
+
+        Raises:
+            TokenExpired, TokenRevoked: not any more.
+            TokenInvalid: the key of the token has been withdrawn.
+        """
+        if who.key is not None and not self._keys.holds(who.key):
+            raise TokenInvalid("its key has been withdrawn")
+        if who.expires_at is not None and who.expires_at + LEEWAY_SECONDS <= now:
+            raise TokenExpired("the token has expired")
+        revocation = self._revoked.covering(who.sub, who.token_id, who.issued_at)
+        if revocation is not None:
+            by_leeway = revocation.sub is not None and who.issued_at is not None and who.issued_at > revocation.at
+            raise TokenRevoked(revocation.covers_until if by_leeway else None)
+
+    def unknown_key_of(self, token: str) -> KeyName | None:
+        """The key a well-formed token names that is not known, but may come from the JWKS URL; `None`: no such."""
+        if self._unknown is None or _digest(token) in self._verified:
+            return None
+        try:
+            named = _header_of(token)
+        except TokenInvalid:
+            return None
+        return named if self._may_come(named) else None
+
+    def take_fetched(self, keys: Iterable[Key]) -> None:
+        """Accept these keys of a JWKS URL from now on, beside the configured ones, and no fetched before."""
+        self._keys = KeySet((*self._configured, *keys))
+        self._verified.clear()
+
+    @property
+    def keys_never_tried(self) -> int:
+        """Keys that too many others of the same algorithm and name stand before."""
+        return self._keys.never_tried
+
+    def _may_come(self, key: KeyName) -> bool:
+        """Whether a key that is not known may be one that the JWKS URL has by now.
+
+        A JWKS document holds no secrets, so a token that wants HS256 with the name of a public key is forged.
+        """
+        algorithm, kid = key
+        if algorithm not in ALGORITHMS or self._keys.candidates(algorithm, kid):
+            return False
+        if kid is not None and len(kid) > KID_CHARACTERS_MAX:
+            return False
+        return algorithm != LOCAL_ALGORITHM or (kid is not None and not self._keys.has_name(kid))
+
+    def _read(self, token: str, now: float) -> Principal:
+        named = _header_of(token)
+        candidates = self._keys.candidates(*named)
+        for key in candidates:
+            try:
+                payload = self._signatures.decode(token, key.material, algorithms=[key.algorithm])
+            except (jwt.PyJWTError, ValueError):
+                continue
+            return self._principal(_object_of(payload), key, now)
+        if self._unknown is not None and self._may_come(named) and not self._unknown.is_absent(named):
+            raise KeysMissing("its source of keys has not been asked yet for the key it names")
+        raise TokenInvalid(
+            "its signature does not fit its key" if candidates else "no key known here has its kid and alg"
+        )
+
+    def _principal(self, claims: dict[str, Any], key: Key, now: float) -> Principal:
+        sub, scope, token_id = claims.get("sub"), claims.get("scope", ""), claims.get("jti")
+        if not is_name(sub):
+            raise TokenInvalid(f"sub {_NAME_RULE}")
+        if token_id is not None and not is_name(token_id):
+            raise TokenInvalid(f"jti {_NAME_RULE}")
+        if not isinstance(scope, str):
+            raise TokenInvalid("scope must be a text")
+        if self._issuer is not None and claims.get("iss") != self._issuer:
+            raise TokenInvalid("iss is another issuer's")
+        audiences = claims.get("aud")
+        if self._audience is not None and self._audience not in (
+            audiences if isinstance(audiences, list) else [audiences]
+        ):
+            raise TokenInvalid("aud names somebody else")
+        expires_at, issued_at, not_before = (_time(claims, name) for name in ("exp", "iat", "nbf"))
+        if expires_at is None:
+            raise TokenInvalid("exp is missing")
+        # A token from the future could outlive both the cap and a revocation of its subject.
+        if any(begin is not None and begin > now + LEEWAY_SECONDS for begin in (not_before, issued_at)):
+            raise TokenInvalid("nbf or iat is in the future")
+        begins_at = now + LEEWAY_SECONDS if issued_at is None else issued_at
+        if expires_at - begins_at > self._lifetime_seconds_max:
+            raise TokenInvalid(f"it lives for more than {self._lifetime_seconds_max} s")
+        return Principal(sub, self._scopes_of(scope), expires_at, token_id, issued_at, key)
+
+    def _scopes_of(self, scope: str) -> frozenset[str]:
+        scopes = self._scopes.get(scope)
+        if scopes is None:
+            if len(self._scopes) >= SCOPE_TEXTS_MAX:
+                self._scopes.clear()
+            scopes = self._scopes[scope] = frozenset(scope.split())
+        return scopes
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _header_of(token: str) -> KeyName:
+    """Algorithm and key id a token names; neither is trusted: they only choose among the keys known here."""
+    if len(token) > TOKEN_BYTES_MAX:
+        raise TokenInvalid(f"it has more than {TOKEN_BYTES_MAX} bytes")
+    if (parts := _COMPACT.fullmatch(token)) is None:
+        raise TokenInvalid("it is not three parts of base64url")
+    try:
+        header = _object_of(base64url_decode(parts[1]))
+    except ValueError:
+        raise TokenInvalid("its header cannot be read") from None
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or not isinstance(kid, str | None):
+        raise TokenInvalid("alg and kid of its header must be texts")
+    if "crit" in header or "b64" in header:
+        raise TokenInvalid("its header has crit or b64, which are not understood here")
+    if "typ" in header and not _is_type(header["typ"]):
+        raise TokenInvalid("typ of its header must be JWT or end in at+jwt")
+    return algorithm, kid
+
+
+def _is_type(typ: object) -> bool:
+    """Whether `typ` names a token for a server like this one (RFC 8725 section 3.11, RFC 9068 section 2.1)."""
+    return isinstance(typ, str) and (typ.lower() == "jwt" or typ.lower().endswith("at+jwt"))
+
+
+def _object_of(text: bytes) -> dict[str, Any]:
+    """A JSON object whose names occur once each, at every level, and whose numbers are finite."""
+    try:
+        value = _STRICT.decode(text.decode())
+    except (ValueError, RecursionError):
+        raise TokenInvalid("it holds no proper JSON, or a name twice") from None
+    if not isinstance(value, dict):
+        raise TokenInvalid("it holds no JSON object")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+_STRICT: Final = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse, parse_float=_finite)
+
+
+def _time(claims: dict[str, Any], name: str) -> int | None:
+    """Seconds since the Unix epoch. An encoder may write them with a fraction of zero, or with an exponent."""
+    value = claims.get(name)
+    if value is None:
+        return None
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or not 0 <= value < 2**53:
+        raise TokenInvalid(f"{name} must be whole seconds")
+    return int(value)
+
+
+def issue(
+    key: bytes, *, sub: str, scope: str, ttl_seconds: int, now: float, token_id: str, kid: str | None = None
+) -> str:
+    """A signed HS256 token with `sub`, `scope`, `iat`, `exp` and `jti`; `kid` names the key if it has a name."""
+    issued_at = int(now)
+    claims = {"sub": sub, "scope": scope, "iat": issued_at, "exp": issued_at + ttl_seconds, "jti": token_id}
+    return jwt.encode(claims, key, algorithm=LOCAL_ALGORITHM, headers=None if kid is None else {"kid": kid})

@@ -1,0 +1,130 @@
+"""`DELETE /subjects?sub=...` and `/subjects/{sub}`: the erasure of a person, and what of it an audit row may keep.
+
+What is erased is the name. Diagnoses it owns, events that were published, and keys stay: a diagnosis is deleted by
+whoever may, an event says nothing about who follows, and no key tells whose it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from quart import Blueprint, Response, request
+
+from storage.records import AuditRow, Erased, Erasure, NewAuditRow
+from storage.sqlite.retention import ERASED_ROWS_MAX
+from web.contract import wire
+from web.contract.errors import Problem
+from web.contract.records import diagnosis_id_as_json
+from web.http.bodies import answer, whole_request
+from web.identity import rights
+from web.identity.access import authenticate_for
+from web.identity.judging import judge_token
+from web.identity.tokens import Principal
+from web.operating.draining import unless_draining
+from web.server.services import Services
+
+ERASED: Final = "[erased]"
+"""Stands where the name stood."""
+
+ROUNDS_MAX: Final = 10
+"""Times that what a person's connections have left is erased. More are needed only if it comes back all the time."""
+
+NAMELESS_TARGETS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.", "database.", "revocation.lift")
+"""Acts whose target is a diagnosis, a file or a number, even where a person has the same name."""
+
+
+def subjects(services: Services) -> Blueprint:
+    """Both routes: a path cannot hold every name (one that begins with `/`), a query can."""
+    blueprint = Blueprint("subjects", __name__)
+
+    @blueprint.delete("/subjects")
+    async def erase_by_query() -> Response:
+        who = authenticate_for(services, rights.OPERATE)
+        sub = request.args.get("sub")
+        if not sub:
+            raise Problem("invalid_field", "sub must be the name to erase, of at least one character")
+        return await erase(who, sub)
+
+    @blueprint.delete("/subjects/<path:sub>")
+    async def erase_by_path(sub: str) -> Response:
+        return await erase(authenticate_for(services, rights.OPERATE), sub)
+
+    async def erase(who: Principal, sub: str) -> Response:
+        connections = 0
+        erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
+
+        def act(erased: Erased) -> NewAuditRow:
+            after = wire.encode(_changed(connections, erased)).decode()
+            return NewAuditRow(ERASED if who.sub == sub else who.sub or "", "subject.erase", ERASED, after=after)
+
+        async def carry_out() -> tuple[int, Erased]:
+            nonlocal connections
+            judge_token(services, who)
+            connections = services.registry.count_everywhere(lambda subscriber: subscriber.id.sub == sub)
+            erased = await services.acts.store.erase(erasure, act)
+            ended = await services.registry.disconnect_user(sub)
+            for _ in range(ROUNDS_MAX):
+                # What its connections have left since is erased, too: cursors they moved, rows of their end. It is the
+                # barrier as well, behind everything that was handed over while it still was a viewer.
+                # No checkpoint until the store has taken it: nothing of before may reach it after that.
+                ended += services.registry.erase_user(sub, ERASED)
+                left = await services.acts.store.erase(erasure)
+                erased = _together(erased, left)
+                if left.cursors < ERASED_ROWS_MAX:
+                    break
+                # The first step did not take all: an actor that was loaded meanwhile may know the person from the rest.
+            return ended, erased
+
+        await whole_request()
+        unless_stopped = partial(unless_draining, services, carry_out, "the erasure is not whole: repeat it")
+        ended, erased = await services.acts.carry_through(unless_stopped)
+        return answer(
+            {
+                **_changed(ended, erased),
+                "owned": [diagnosis_id_as_json(one) for one in erased.owned],
+                "owned_total": erased.owned_total,
+            }
+        )
+
+    return blueprint
+
+
+def _together(erased: Erased, left: Erased) -> Erased:
+    """Both passes; a cursor that was there again is counted once."""
+    audit_rows, access_rows = erased.audit_rows + left.audit_rows, erased.access_rows + left.access_rows
+    return replace(erased, audit_rows=audit_rows, access_rows=access_rows)
+
+
+def _changed(connections: int, erased: Erased) -> dict[str, object]:
+    return {
+        "connections": connections,
+        "cursors": erased.cursors,
+        "viewer_entries": erased.viewers,
+        "audit_rows": erased.audit_rows,
+        "access_rows": erased.access_rows,
+    }
+
+
+def spellings_of(sub: str) -> list[str]:
+    """How a name stands in an audit row: as it is, and within JSON."""
+    return list(dict.fromkeys([sub, wire.encode(sub).decode()[1:-1]]))
+
+
+def without_name(row: AuditRow, sub: str) -> AuditRow:
+    """The row with the stand-in wherever the whole name stands."""
+    return replace(
+        row,
+        who=ERASED if row.who == sub else row.who,
+        target=row.target if row.what.startswith(NAMELESS_TARGETS) else _text_without(row.target, sub),
+        before=row.before and _text_without(row.before, sub),
+        after=row.after and _text_without(row.after, sub),
+    )
+
+
+def _text_without(text: str, sub: str) -> str:
+    """A text is a JSON object, or plain words."""
+    if text.startswith("{"):
+        return wire.rewritten(text, lambda value: ERASED if value == sub else value)
+    return ERASED if text == sub else text

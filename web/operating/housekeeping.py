@@ -1,0 +1,86 @@
+"""The task that lets go of what is old: events, rows of both trails, keys, and subscribers who never came back.
+
+How long events and rows stay is for the operator to say; what time it is, is for the store.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from actors.registry import Registry
+from actors.roster import UNSEEN_SECONDS_MAX
+from storage.clock import Clock
+from storage.errors import Busy, Failed
+from storage.store import Store
+from web.server.settings import DAY_SECONDS, Settings
+
+INTERVAL_SECONDS: Final = 60.0
+"""Between two rounds: nothing is kept longer than it may be, plus this."""
+
+logger = logging.getLogger("avicenna.server")
+
+
+class Housekeeper:
+    """Lets go, a bounded step of a round at a time. One per server."""
+
+    def __init__(self, settings: Settings, store: Store, registry: Registry, clock: Clock) -> None:
+        self._store = store
+        self._registry = registry
+        self._clock = clock
+        self._events_days = settings.events_kept_days
+        self._audit_days = settings.audit_kept_days
+        self._accesses_days = settings.access_trail_kept_days
+        self._unseen_forgotten_at: float | None = None
+        """When a day ago or less, on the monotonic clock; `None`: it is due."""
+
+    async def run(self) -> None:
+        """Tidy up every `INTERVAL_SECONDS` until cancelled."""
+        while True:
+            try:
+                await self.tidy()
+            except (Busy, Failed) as refusal:
+                logger.warning("old rows were not dropped, trying again in %.0f s: %s", INTERVAL_SECONDS, refusal)
+            await trio.sleep(INTERVAL_SECONDS)
+
+    async def tidy(self) -> None:
+        """One round: everything that is too old now goes.
+
+        Raises:
+            Busy, Failed: the store refused; the next round continues.
+        """
+        audit, accesses = _seconds(self._audit_days), _seconds(self._accesses_days)
+        while await self._store.expire(audit_seconds=audit, accesses_seconds=accesses):
+            pass
+        events = _seconds(self._events_days)
+        if events is not None:
+            await self._evict(events)
+        await self._forget_unseen()
+
+    async def _evict(self, seconds: float) -> None:
+        after: str | None = ""
+        while after is not None:
+            evicted = await self._store.evict(seconds, after=after)
+            for diagnosis_id, window in evicted.windows.items():
+                self._registry.evicted(diagnosis_id, window)
+            after = evicted.next
+
+    async def _forget_unseen(self) -> None:
+        """Once a day, and first after the clock is believed again: who is connected counts as seen until then."""
+        if self._store.clock_held_since is not None:
+            self._unseen_forgotten_at = None
+            return
+        now = self._clock.monotonic()
+        if self._unseen_forgotten_at is not None and now < self._unseen_forgotten_at + DAY_SECONDS:
+            return
+        in_memory = await self._registry.forget_unseen()
+        after: str | None = ""
+        while after is not None:
+            after = (await self._store.forget_unseen(UNSEEN_SECONDS_MAX, spared=in_memory, after=after)).next
+        self._unseen_forgotten_at = now
+
+
+def _seconds(days: float | None) -> float | None:
+    return None if days is None else days * DAY_SECONDS

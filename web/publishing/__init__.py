@@ -1,0 +1,1 @@
+"""Publishing: an update that a service sends becomes an event of its diagnosis."""

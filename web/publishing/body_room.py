@@ -1,0 +1,80 @@
+"""Room for the bodies of requests in hand: a bound for all of them, and a share of it for each user. No I/O.
+
+Room is taken as bytes arrive, not as they are announced, and nobody waits for it: a body for which there is no more is
+refused, and what it held is free again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
+
+SHARES: Final = 4
+"""One user may hold an nth of all room. Reason: whoever takes all of it leaves room for others."""
+
+
+class Room:
+    """What the body of one request holds."""
+
+    __slots__ = ("_allowance", "_sub", "held")
+
+    def __init__(self, allowance: Allowance, sub: str | None) -> None:
+        self._allowance = allowance
+        self._sub = sub
+        self.held = 0
+        """Bytes."""
+
+    def take(self, length: int) -> None:
+        """Hold room for so many bytes more.
+
+        Raises:
+            Problem: 429, there is none; nothing more was taken.
+        """
+        self._allowance.take(self._sub, length)
+        self.held += length
+
+
+class Allowance:
+    """Room for the bodies of one kind of request."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._share = bytes_max // SHARES
+        self._held = 0
+        self._held_by: Counter[str | None] = Counter()
+
+    @property
+    def held(self) -> int:
+        """Bytes that are taken."""
+        return self._held
+
+    @contextmanager
+    def room_of(self, sub: str | None) -> Iterator[Room]:
+        """Room for one body of a user, given back at the end."""
+        room = Room(self, sub)
+        try:
+            yield room
+        finally:
+            self._held -= room.held
+            self._held_by[sub] -= room.held
+            if not self._held_by[sub]:
+                del self._held_by[sub]
+
+    def take(self, sub: str | None, length: int) -> None:
+        """Take room in the name of a user; for `Room` alone."""
+        if self._held + length > self._bytes_max:
+            raise _no_room("the bodies of all requests in hand are too large")
+        if self._held_by[sub] + length > self._share:
+            raise _no_room("the bodies of this user's requests in hand are too large")
+        self._held += length
+        self._held_by[sub] += length
+
+
+def _no_room(why: str) -> Problem:
+    # The rest of the body would be in the way of a next request.
+    headers = retry_after(RETRY_AFTER_SECONDS) | {"Connection": "close"}
+    return Problem("rate_limited", f"{why}; nothing was stored", headers)

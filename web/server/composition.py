@@ -1,0 +1,551 @@
+"""The composition root: builds every part, wires them, runs them, and takes them down in the reverse order.
+
+Reading the nested blocks of `serve` top-down gives the order of start-up, bottom-up that of shutdown.
+Only here is a store opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import random
+import secrets
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from actors.access_trail import AccessTrail
+from actors.diagnosis import Render
+from actors.registry import Registry
+from actors.supervisor import Limits, keep_up
+from storage import files, trust
+from storage.clock import Clock, SystemClock
+from storage.errors import Busy, CannotOpen, Failed, StoreBroken
+from storage.sqlite.store import SqliteStore, open_store
+from storage.store import Store
+from storage.unfinished import sweep
+from web.contract.errors import ConnectionRefused
+from web.contract.wire import render_event
+from web.following.connection_log import ConnectionLog
+from web.following.expiry import Expiry
+from web.http.bodies import TURN_BYTES
+from web.http.connection import Patience
+from web.http.descriptors import connections_possible
+from web.http.listening import listen_on_tcp, listening_on_unix, url_of
+from web.http.open_connections import OpenConnections
+from web.http.serving import Terms
+from web.http.serving import serve as serve_http
+from web.http.turns import Turns
+from web.identity import access
+from web.identity.addresses import sharing_address
+from web.identity.jwks import RemoteKeys
+from web.identity.keyring import KEY_FILE, load_keys, will_make_key
+from web.identity.keys import Key, KeyUnusable
+from web.identity.limits import Limits as ClientLimits
+from web.identity.tokens import Principal, Verifier
+from web.identity.unknown_keys import UnknownKeys
+from web.operating.acts import Acts
+from web.operating.housekeeping import Housekeeper
+from web.operating.maintenance import BACKUPS, CHECKS
+from web.operating.revocations import expire_revocations, load_revoked
+from web.server.app import Routes, create_app
+from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
+from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
+from web.server.front_door import excess_of
+from web.server.greeting import facts
+from web.server.listening_file import LISTENING_FILE, announced
+from web.server.logs import set_up_logging
+from web.server.services import Services
+from web.server.setting_kinds import UNIX_PREFIX
+from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
+from web.server.signals import Signals
+from web.websocket.hub import HELD_MAX, Hub, open_hub
+from web.websocket.poller import open_poller
+
+DRAIN_SECONDS_MAX: Final = 8.0
+"""Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
+
+CONNECTIONS_SECONDS_MAX: Final = 5.0
+"""Of it, for connections to end. Beyond: cut, so that there is time to store what they have acknowledged."""
+
+assert CONNECTIONS_SECONDS_MAX < DRAIN_SECONDS_MAX, "the registry drains after the connections"
+
+ANNOUNCED_SECONDS_MAX: Final = 1.0
+"""Longest time the removal of the file is waited for that says where the server listens. Beyond: it stays, and nobody
+holds it any more."""
+
+EXIT_SECONDS_MAX: Final = 9.0
+"""Time from the first signal until the process ends, whatever it still waits for: a disk that does not answer. All
+sockets are closed by then; what is not stored by then was not acknowledged."""
+
+assert DRAIN_SECONDS_MAX < EXIT_SECONDS_MAX, "what the drain is cut off at is still told to the store"
+
+CHECK_RETRY_SECONDS: Final = 60.0
+"""Until outboxes are looked at again which the disk did not give out. Reason: as often as old rows are dropped."""
+
+GIL_SWITCH_SECONDS: Final = 0.0002
+"""Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
+
+COLLECT_AFTER_OBJECTS: Final = 10_000
+"""New objects between two looks at them by the collector. Reason: every request leaves a cycle of eight in Werkzeug's
+matcher; with Python's 700 or 2,000 connecting is slower, with more there is garbage of megabytes."""
+
+REQUEST_IDS_DRAWN: Final = 256
+"""Ids of requests that one system call is for. Reason: they lie in memory until they are given out."""
+
+logger = logging.getLogger("avicenna.server")
+
+Ready = Callable[[str], None]
+"""Called with the server's URL once it accepts connections."""
+
+
+def run(
+    settings: Settings, *, ready: Ready | None = None, render: Render = render_event, routes: Routes | None = None
+) -> int:
+    """Serve until a signal.
+
+    Args:
+        render: makes the frame of an event.
+        routes: further ones.
+
+    Returns:
+        The exit code: 0 after a drain, 1 after a failure, 2 if it could not start.
+    """
+    signals = Signals()
+    with signals:
+        code = _run(settings, ready, signals, render=render, routes=routes)
+    if code == 0 and signals.first is None:
+        signals.give_back()  # somebody has ended this server, and goes on
+    return code
+
+
+def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: Render, routes: Routes | None) -> int:
+    set_up_logging(settings)
+    sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    has_started = False
+
+    def started(url: str) -> None:
+        nonlocal has_started
+        has_started = True
+        if ready is not None:
+            ready(url)
+
+    try:
+        trio.run(partial(_serve_until_signal, settings, started, signals, render=render, routes=routes))
+    except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
+        return _explain(failure, has_started=has_started)
+    logger.info("stopped")
+    return 0
+
+
+def _explain(failure: BaseException, *, has_started: bool) -> int:
+    """Say in one line what ended the server; of anything unexpected kind and place, its text may hold a payload."""
+    first = failure
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    match first:
+        case OSError() if has_started:
+            logger.critical("the server failed: %s", first)
+            return 1
+        case CannotOpen() | KeyUnusable() | OSError():
+            logger.critical("cannot start: %s", first)
+            return 2
+        case StoreBroken():
+            logger.critical("storage failed, stopping so that nothing is lost: %s", first)
+            return 1
+        case _:
+            logger.critical("the server failed unexpectedly", exc_info=failure)
+            return 1
+
+
+async def _serve_until_signal(
+    settings: Settings, ready: Ready, signals: Signals, *, render: Render, routes: Routes | None
+) -> None:
+    stopping = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    # A thread, not a task: whatever hangs, also this one's, does not hold it up.
+    end = threading.Timer(EXIT_SECONDS_MAX, _end_without_the_disk)
+    end.daemon = True
+
+    def drain(after: str) -> None:
+        logger.info("draining after %s", after)
+        stopping.set()
+        end.start()
+
+    def came(first: signal.Signals) -> None:
+        with contextlib.suppress(trio.RunFinishedError):  # there is nothing left to drain
+            token.run_sync_soon(drain, first.name)
+
+    signals.when_first_comes(came)
+    try:
+        await serve(settings, ready=ready, stopping=stopping, render=render, routes=routes)
+    finally:
+        end.cancel()
+
+
+async def serve(
+    settings: Settings,
+    *,
+    ready: Ready,
+    stopping: trio.Event,
+    clock: Clock | None = None,
+    render: Render = render_event,
+    routes: Routes | None = None,
+) -> None:
+    """Run one server until `stopping` is set, then drain it.
+
+    Args:
+        clock: the time; `None`: the machine's.
+        render: makes the frame of an event.
+        routes: further ones.
+
+    Raises:
+        CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
+        StoreBroken: storage failed.
+    """
+    clock = clock or SystemClock()
+    jitter = random.SystemRandom().random
+    _warn(*trust.check_directory(settings.data, (KEY_FILE, *files.names_of(DATABASE_FILE))))
+    connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
+    connections_max = connections_possible(settings.max_connections)
+    held_max = min(HELD_MAX, connections_max // 10)  # so that those who are refused take no one's place
+    makes_key = will_make_key(settings)
+    keys = [] if makes_key else load_keys(settings)
+    _check_database(settings)
+    _warn(caution_about_keys(settings), caution_about_origins(settings))
+    async with (
+        open_store(
+            settings.data / DATABASE_FILE,
+            clock=clock,
+            new_epoch=_new_id,
+            durability=settings.durability,
+            on_damage=settings.damaged_database,
+            keys_max=settings.idempotency_keys_max,
+        ) as store,
+        trio.open_nursery() as actors_nursery,
+        open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=held_max) as hub,
+    ):
+        for left in (
+            *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
+            *sweep(settings.data / BACKUPS_DIRECTORY, BACKUPS),
+        ):
+            logger.warning("removed %s: the process that wrote it was killed", left)
+        if makes_key:
+            # After the database: a key without one says that a database was there.
+            keys = load_keys(settings)
+        limits = Limits(
+            passivate_after_seconds=settings.passivate_after_seconds,
+            mailbox_publishes_max=settings.mailbox_messages_max,
+            restart_intensity_max=settings.restart_intensity_max,
+            restart_intensity_seconds=settings.restart_intensity_seconds,
+            quarantine_seconds=settings.quarantine_seconds,
+            escalation_quarantines_max=settings.escalation_quarantines_max,
+            escalation_seconds=settings.escalation_seconds,
+            ring_bytes_max=settings.ring_bytes_max,
+        )
+        trail = AccessTrail(store, clock) if settings.access_trail else None
+        registry = Registry(
+            store, actors_nursery, render=render, clock=clock, jitter=jitter, limits=limits, trail=trail
+        )
+        await actors_nursery.start(registry.run)
+        actors_nursery.start_soon(_stop_when_broken, store, stopping)
+        acts = Acts(store, actors_nursery, settings.storage_seconds_max)
+        services = await _services(settings, acts, registry, hub, keys, clock, jitter, stopping)
+        if services.remote_keys is not None:
+            await services.remote_keys.fetch()
+        for name, service in _kept_up(services, trail).items():
+            actors_nursery.start_soon(keep_up, name, service, clock, jitter)
+        deadline = await _serve_front_end(services, ready, connections_max, routes)
+        with trio.move_on_at(deadline):
+            async with trio.open_nursery() as drain_nursery:
+                drain_nursery.start_soon(acts.settle)
+                drain_nursery.start_soon(registry.drain)
+        actors_nursery.cancel_scope.cancel()
+
+
+async def _stop_when_broken(store: SqliteStore, stopping: trio.Event) -> None:
+    """Say goodbye to everybody when storage fails: whoever waits has been told that the outcome is unknown."""
+    await store.broke.wait()
+    stopping.set()
+
+
+def _warn(*texts: str | None) -> None:
+    """One line each for the operator; `None`: there is nothing to say."""
+    for text in texts:
+        if text is not None:
+            logger.warning("%s", text)
+
+
+def _check_database(settings: Settings) -> None:
+    """Refuse to begin an empty database where there was one, or must be one.
+
+    Raises:
+        CannotOpen: it is missing or empty; the message names the command that makes one.
+    """
+    data = settings.data
+    # The key first: whoever makes both at this moment makes it last.
+    has_key = (data / KEY_FILE).exists()
+    if not (has_key or settings.database_must_exist) or files.has_database(data / DATABASE_FILE):
+        return
+    why = "though its key is there" if has_key else "and database_must_exist is set"
+    directory = shlex.quote(str(data))
+    kept = [str(one) for one in files.kept_of(data / DATABASE_FILE)]
+    raise CannotOpen(
+        f"there is no database in {data}, {why}: is the volume mounted? "
+        f"{'A former one is kept: ' + ', '.join(kept) + '. ' if kept else ''}Put the database back, or a backup: "
+        f"avicenna-live restore FILE --data {directory}; or make an empty one: "
+        f"avicenna-live new-database --data {directory}"
+    )
+
+
+def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callable[[], Awaitable[None]]]:
+    """What runs beside the actors, by the name the log has for it."""
+    settings, store, clock = services.settings, services.acts.store, services.clock
+    lifetime = settings.token_lifetime_seconds_max
+    kept_up: dict[str, Callable[[], Awaitable[None]]] = {
+        "watch over waits for the disk": services.acts.watch,
+        "turns of decoding": services.decoding_turns.run,
+        "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
+        "budget of events in memory": services.registry.keep_rings_small,
+        "watch over expiring tokens": services.expiry.run,
+        "sums in the log": services.connection_log.run,
+        "expiry of revocations": partial(expire_revocations, store, services.revoked, lifetime),
+        "check of all outboxes": partial(_check_once, store),
+    }
+    if trail is not None:
+        kept_up["access trail"] = trail.run
+    if services.remote_keys is not None:
+        kept_up["fetching of keys"] = services.remote_keys.run
+    return kept_up
+
+
+async def _check_once(store: Store) -> None:
+    """Have all outboxes looked at, if the last run did not end in order; until cancelled."""
+    while True:
+        try:
+            await store.look_through()
+        except (Busy, Failed) as refusal:
+            logger.warning("outboxes were not checked, trying again in %.0f s: %s", CHECK_RETRY_SECONDS, refusal)
+            await trio.sleep(CHECK_RETRY_SECONDS)
+        else:
+            await trio.sleep_forever()
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)
+
+
+def _request_ids() -> Callable[[], str]:
+    """Ids of 64 random bits, which do not tell how many there were; drawn many at once: each costs no system call."""
+
+    def draw() -> Iterator[str]:
+        while True:
+            drawn = secrets.token_hex(8 * REQUEST_IDS_DRAWN)
+            for at in range(0, len(drawn), 16):
+                yield drawn[at : at + 16]
+
+    return draw().__next__
+
+
+async def _services(
+    settings: Settings,
+    acts: Acts,
+    registry: Registry,
+    hub: Hub,
+    keys: Sequence[Key],
+    clock: Clock,
+    jitter: Callable[[], float],
+    stopping: trio.Event,
+) -> Services:
+    """Wire what judges tokens, and hand over everything the routes need."""
+    revoked = await load_revoked(acts.store)
+    url = settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
+    unknown = UnknownKeys()
+    verifier = Verifier(
+        keys,
+        revoked,
+        issuer=settings.issuer,
+        audience=settings.audience,
+        lifetime_seconds_max=settings.token_lifetime_seconds_max,
+        unknown=None if url is None else unknown,
+    )
+    remote_keys = None
+    if url is not None:
+        remote_keys = RemoteKeys(url, verifier, unknown, clock, refresh_seconds=settings.jwks_refresh_seconds)
+
+    async def may_follow(who: Principal, diagnosis_id: str) -> bool:
+        try:
+            await access.check_may_subscribe(services, who, diagnosis_id)
+        except ConnectionRefused:
+            return False
+        return True
+
+    async def prepare(token: str) -> None:
+        if remote_keys is not None:
+            await remote_keys.ready_for(token)
+
+    expiry = Expiry(verifier, clock, may_follow=may_follow, prepare=prepare)
+    services = Services(
+        settings=settings,
+        store=acts.store.patient(settings.storage_seconds_max),
+        acts=acts,
+        registry=registry,
+        verifier=verifier,
+        revoked=revoked,
+        remote_keys=remote_keys,
+        expiry=expiry,
+        limits=ClientLimits(settings, clock.monotonic),
+        hub=hub,
+        decoding_turns=Turns(TURN_BYTES),
+        open_connections=OpenConnections(),
+        connection_log=hub.log,
+        clock=clock,
+        jitter=jitter,
+        stopping=stopping,
+        new_id=_request_ids(),
+        started_at=clock.monotonic(),
+    )
+    return services
+
+
+async def _serve_front_end(services: Services, ready: Ready, connections_max: int, routes: Routes | None) -> float:
+    """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
+    settings, stopping, hub = services.settings, services.stopping, services.hub
+
+    async def say_goodbye() -> None:
+        await services.registry.end_all()
+        await hub.drain()
+
+    address_connections_max = max(1, int(settings.address_share * connections_max + 1e-9))
+    terms = Terms(
+        connections_max=connections_max,
+        drain_seconds_max=CONNECTIONS_SECONDS_MAX,
+        patience=Patience(idle_seconds=settings.keep_alive_seconds),
+        elsewhere=lambda: hub.connections,
+        open=services.open_connections,
+        address_connections_max=address_connections_max,
+        is_served_when_full=served_when_full(services.verifier, services.clock.wall),
+        excess=partial(excess_of, services),
+        drain=say_goodbye,
+    )
+    if settings.address_share < 1:
+        terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
+    with contextlib.ExitStack() as listening:
+        listeners, urls = _listen(settings, listening)
+        beside = [(one, _operators_terms(terms)) for one in _listen_for_operators(settings, listening)]
+        app = create_app(services, routes)
+        async with trio.open_nursery() as front_nursery:
+            await front_nursery.start(partial(serve_http, app, listeners, terms, beside=beside, stop=stopping.wait))
+            announcing = contextlib.ExitStack()
+            try:
+                _announce(settings, urls, announcing)
+                for line in facts(settings, version("avicenna-live"), connections_max, address_connections_max):
+                    logger.info("%s", line)
+                for url in urls:
+                    logger.info("listening on %s", url)
+                _settle_memory()
+                ready(urls[0])
+                await stopping.wait()
+            finally:
+                deadline = trio.current_time() + DRAIN_SECONDS_MAX
+                # On another thread, and not waited for long: where the disk hangs, so does the removal of a file.
+                with trio.move_on_after(ANNOUNCED_SECONDS_MAX, shield=True):
+                    await trio.to_thread.run_sync(announcing.close, abandon_on_cancel=True)
+    return deadline
+
+
+def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[socket.socket], list[str]]:
+    """The listeners, closed with `listening`, and how each is found.
+
+    Raises:
+        OSError: one of them cannot be had; the message says which.
+    """
+    listeners: list[socket.socket] = []
+    urls: list[str] = []
+    if settings.tcp:
+        with _naming(f"{settings.host}:{settings.port}", "host, port"):
+            listener = listen_on_tcp(settings.host, settings.port)
+        listening.callback(listener.close)
+        listeners.append(listener)
+        urls.append(url_of(listener))
+        _warn(caution_about_listening(settings, listener.getsockname()[0]))
+    if settings.unix_socket is not None:
+        with _naming(str(settings.unix_socket), "unix_socket"):
+            listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
+        urls.append(f"unix:{settings.unix_socket}")
+    return listeners, urls
+
+
+def _listen_for_operators(settings: Settings, listening: contextlib.ExitStack) -> list[socket.socket]:
+    """The listener for operators alone, if one is configured; closed with `listening`. Raises as `_listen`."""
+    place = settings.operators_listen
+    if place is None:
+        return []
+    with _naming(place, "operators_listen"):
+        if place.startswith(UNIX_PREFIX):
+            path = Path(place.removeprefix(UNIX_PREFIX))
+            listener = listening.enter_context(listening_on_unix(path))
+            logger.info("listening for operators on %s", place)
+            return [listener]
+        host, _, port = place.rpartition(":")
+        listener = listen_on_tcp(host.removeprefix("[").removesuffix("]"), int(port))
+    listening.callback(listener.close)
+    logger.info("listening for operators on %s", url_of(listener))
+    return [listener]
+
+
+def _operators_terms(terms: Terms) -> Terms:
+    """On what terms operators are served at a listener of their own."""
+    return Terms(
+        connections_max=OPERATORS_CONNECTIONS_MAX,
+        drain_seconds_max=terms.drain_seconds_max,
+        patience=terms.patience,
+        open=terms.open,
+        is_served=served_to_operators,
+        is_served_when_full=terms.is_served_when_full,
+    )
+
+
+def _announce(settings: Settings, urls: Sequence[str], announcing: contextlib.ExitStack) -> None:
+    """Tell the commands on this machine where the server is, until `announcing` ends. It serves without that, too."""
+    try:
+        announcing.enter_context(announced(settings.data, urls))
+    except OSError as error:
+        logger.warning("cannot write %s in %s: %s", LISTENING_FILE, settings.data, error.strerror)
+
+
+@contextlib.contextmanager
+def _naming(place: str, setting: str) -> Iterator[None]:
+    """Have an error say where it could not be listened, and which setting says so."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error  # what Python itself finds wrong, a path that is too long, has no number
+        raise OSError(error.errno or errno.EINVAL, f"cannot listen on {place} ({setting}): {why}") from None
+
+
+def _settle_memory() -> None:
+    """What is alive now lives as long as the server: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, 20, 50)
+
+
+def _end_without_the_disk() -> None:
+    logger.critical("the database is not closed after %.0f s: ending without that", EXIT_SECONDS_MAX)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(1)

@@ -1,0 +1,160 @@
+"""Logging, set up once: to stderr, for people or as JSON, one line a record.
+
+Never a token, a query string, a payload or a key: callers do not put them into a message, and the formatter here,
+the one every line of this process goes through (Hypercorn's, Quart's and Python's warnings included), takes out
+what looks like one. An exception is shown by kind and place, without its text, which may hold what a client sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final
+
+from quart import g, has_request_context, has_websocket_context
+
+from web.contract import wire
+from web.server.log_writer import LogWriter
+from web.server.settings import Settings
+
+REQUEST_ID: Final = "request_id"
+"""Where the current request keeps its id in `quart.g`, the attribute of a record that has another one's, and the field
+of a JSON line."""
+
+FIELDS: Final = "fields"
+"""The attribute of a record with what a JSON line has in fields of their own, beside the message."""
+
+PLACES_MAX: Final = 12
+"""Innermost frames shown of an exception. Reason: a line stays a line, also after a RecursionError."""
+
+EXCEPTIONS_MAX: Final = 16
+"""Exceptions shown of a group and its causes. Beyond: left out."""
+
+_SECRETS: Final = (
+    # Three parts as a signed token has them (RFC 7515), whatever JSON its header is; two more has an encrypted one.
+    (
+        re.compile(
+            r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{40,}(\.[A-Za-z0-9_-]*){0,2}"
+        ),
+        "[token]",
+    ),
+    # A piece of a JWT (RFC 7519): its header nearly always begins with `{"`, so its base64 with `eyJ`.
+    (re.compile(r"eyJ[A-Za-z0-9_-]{4,}(\.[A-Za-z0-9_-]*){0,4}"), "[token]"),
+    # What follows the scheme in `Authorization: Bearer ...`, or the prefix in our subprotocol.
+    (re.compile(r"(?i)\b(bearer[ .]+)(?!error=)[^\s,;\"'\]\)]{8,}"), r"\1[token]"),
+    # The query of a URL or of a request target.
+    (re.compile(r"(?<=[\w/.%~-])\?[^\s\"'<>]*=[^\s\"'<>]*"), "?[query]"),
+)
+
+_SUSPECT: Final = re.compile(r"\.[A-Za-z0-9_-]{40}|eyJ|\?|[Bb][Ee][Aa][Rr][Ee][Rr]")
+"""Found in every text in which one of those is. Reason: most lines have none, and one look tells."""
+
+
+def redacted(text: str) -> str:
+    """The text without tokens and query strings, on one line, and what it shows is what it says."""
+    if _SUSPECT.search(text):
+        for pattern, stand_in in _SECRETS:
+            text = pattern.sub(stand_in, text)
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    """The character; its number if it ends a line, moves a cursor, turns the direction of text, or cannot be seen."""
+    if character.isprintable():
+        return character
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def describe(error: BaseException) -> str:
+    """Kind and place of an exception, its causes and its members; never its text, which may hold a payload."""
+    found: list[str] = []
+    for how, one in _related(error, ""):
+        if len(found) == EXCEPTIONS_MAX:
+            break
+        found.append(f"{how}{type(one).__name__}{_places(one.__traceback__)}")
+    return "; ".join(found)
+
+
+def _related(error: BaseException, how: str) -> Iterator[tuple[str, BaseException]]:
+    yield how, error
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _related(member, "with ")
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None and cause is not error:
+        yield from _related(cause, "after ")
+
+
+def _places(trace: TracebackType | None) -> str:
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(trace)][-PLACES_MAX:]
+    return "".join(f" < {code.co_qualname}:{line}" for code, line in reversed(frames))
+
+
+class Formatter(logging.Formatter):
+    """Renders a record as one redacted line.
+
+    Never uses `record.exc_text`, where other formatters leave the whole text of an exception.
+    """
+
+    def __init__(self, *, json: bool) -> None:
+        super().__init__()
+        self._json = json
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": wire.timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redacted(record.getMessage()),
+        }
+        request_id = getattr(record, REQUEST_ID, None) or current_request_id()
+        if request_id is not None:
+            line[REQUEST_ID] = request_id
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = describe(record.exc_info[1])
+        if not self._json:
+            return _for_people(line)
+        for name, value in getattr(record, FIELDS, {}).items():
+            line[name] = redacted(value) if isinstance(value, str) else value
+        return wire.encode(line).decode()
+
+
+def _for_people(line: dict[str, object]) -> str:
+    text = f"{line['at']} {str(line['level']).upper()} {line['logger']}: {line['message']}"
+    if REQUEST_ID in line:
+        text += f" [{line[REQUEST_ID]}]"
+    return f"{text} ({line['exception']})" if "exception" in line else text
+
+
+def current_request_id() -> str | None:
+    """The id of the request this task works for, `None` outside of one."""
+    if not (has_request_context() or has_websocket_context()):
+        return None
+    found = g.get(REQUEST_ID)
+    return found if isinstance(found, str) else None
+
+
+def _dropped(count: int) -> logging.LogRecord:
+    """What the log says once it flows again."""
+    said = "%d log lines were dropped: nobody read the log"
+    return logging.LogRecord("avicenna.log", logging.WARNING, __file__, 0, said, (count,), None)
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Send every log line of this process to stderr in the format the operator chose.
+
+    The end of the process writes what still waits (`logging.shutdown`).
+    """
+    # Nothing of this is in a line: it need not be found out (Python's logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # where a line was logged, says the same page
+    formatter = Formatter(json=settings.log_format == "json")
+    handler = LogWriter(sys.stderr.fileno(), lambda dropped: formatter.format(_dropped(dropped)))
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)

@@ -1,0 +1,57 @@
+"""What every route needs, wired once in the composition root and handed over: no module-level state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from actors.registry import Registry
+from storage.clock import Clock
+from storage.store import Store
+from web.following.connection_log import ConnectionLog
+from web.following.expiry import Expiry
+from web.http.open_connections import OpenConnections
+from web.http.turns import Turns
+from web.identity.jwks import RemoteKeys
+from web.identity.limits import Limits
+from web.identity.revoked import Revoked
+from web.identity.tokens import Verifier
+from web.operating.acts import Acts
+from web.server.settings import Settings
+from web.websocket.hub import Hub
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one server."""
+
+    settings: Settings
+    store: Store
+    """Waits for the disk as long as somebody who asks may be kept waiting."""
+    acts: Acts
+    registry: Registry
+    verifier: Verifier
+    revoked: Revoked
+    remote_keys: RemoteKeys | None
+    """Keys from a JWKS URL; `None`: none is configured."""
+    expiry: Expiry
+    limits: Limits
+    hub: Hub
+    """Has the sockets of all who follow by WebSocket."""
+    decoding_turns: Turns
+    """Of the bytes of broadcasts, by users."""
+    open_connections: OpenConnections
+    """Counts all connections, whatever they are for."""
+    connection_log: ConnectionLog
+    """Is told how connections end."""
+    clock: Clock
+    jitter: Callable[[], float]
+    """Random numbers from 0 up to 1."""
+    stopping: trio.Event
+    """Set once the server is to stop: it is not ready any more, and drains."""
+    new_id: Callable[[], str]
+    """A short text that never repeats, for a request."""
+    started_at: float
+    """On the monotonic clock."""

@@ -1,0 +1,410 @@
+"""The settings of a server: declared once, checked at start, frozen afterwards.
+
+A setting comes from an option of the command, else from its `AVICENNA_*` variable, else from the TOML file that
+`--config` or `AVICENNA_CONFIG` names, else from its default. A wrong or unknown one is refused before anything starts.
+`docs/SETTINGS.md` is made from the declarations below (`make settings`), and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from storage.records import IDEMPOTENCY_KEYS_MAX
+from web.identity.keys import KeySpec
+from web.identity.tokens import LIFETIME_SECONDS_MAX
+from web.server.setting_kinds import (
+    Choice,
+    Directory,
+    Flag,
+    Host,
+    Jwks,
+    KeyFile,
+    Kind,
+    Listening,
+    Number,
+    Origin,
+    PageOrigin,
+    Several,
+    SocketPath,
+    Text,
+    TrustedProxy,
+    Whole,
+)
+
+PREFIX: Final = "AVICENNA_"
+"""Every variable that begins so is ours: one that names no setting is a slip, and refused."""
+
+CONFIG_VARIABLE: Final = "AVICENNA_CONFIG"
+URL_VARIABLE: Final = "AVICENNA_URL"
+TOKEN_VARIABLE: Final = "AVICENNA_TOKEN"  # noqa: S105 - the name of a variable, not a token
+OTHER_VARIABLES: Final = {
+    CONFIG_VARIABLE: "The TOML file with settings, named as below.",
+    URL_VARIABLE: "Which server the client commands talk to.",
+    TOKEN_VARIABLE: "The token the client commands send.",
+}
+"""Variables with our prefix that are no settings of the server."""
+
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+"""Largest settings file. Beyond: refused; it is not one."""
+
+DATA_DEFAULT: Final = Path("data")
+
+DATABASE_FILE: Final = "avicenna.db"
+"""Name of the database within the data directory."""
+
+BACKUPS_DIRECTORY: Final = "backups"
+"""Name of the directory of backups within the data directory (0700)."""
+
+DAY_SECONDS: Final = 86_400
+DAYS_MAX: Final = 36_500
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used: the text names it, its limit and what was wrong. Correct it and start again."""
+
+
+def _setting(default: object, kind: Kind, doc: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything an operator can decide. The declaration of a field holds its default, its kind and its meaning.
+
+    Raises:
+        SettingsError: a value has the wrong type or is out of range.
+    """
+
+    host: str = _setting("127.0.0.1", Text(255), "Address to listen on; `0.0.0.0` or `::` for every interface.")
+    port: int = _setting(8000, Whole(0, 65535), "TCP port to listen on; 0 takes any free one.")
+    tcp: bool = _setting(True, Flag(), "Listen on `host` and `port`; `false`: on the Unix socket alone.")
+    unix_socket: Path | None = _setting(  # noqa: RUF009 - a path is immutable
+        None,
+        SocketPath(),
+        "Listen on this Unix socket, too; the server's user and group may connect (mode 0660).",
+    )
+    operators_listen: str | None = _setting(
+        None,
+        Listening(),
+        "Listen here, too, with limits of its own, for `/healthz`, `/readyz`, the status and operators' routes alone; "
+        "`host` and `port` keep all routes.",
+    )
+    data: Path = _setting(  # noqa: RUF009 - a path is immutable
+        DATA_DEFAULT, Directory(), "Directory of the database and the key; made if it is missing."
+    )
+
+    allow_anonymous: bool = _setting(False, Flag(), "Let subscribers without a token follow every diagnosis.")
+    query_tokens: bool = _setting(
+        True, Flag(), "Accept a token in the query of the URL of a WebSocket or an event stream."
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        (),
+        Several(PageOrigin(), 100),
+        "Origins of pages and apps that may connect and use the HTTP API (CORS), beside the server's own.",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        Several(Host(), 100),
+        "With `allow_anonymous`: hosts under which the server is asked, beside addresses, `localhost`, `host` and that "
+        "of `public_url`; a request for another is refused.",
+    )
+    public_url: str | None = _setting(None, Origin(), "The server's own origin, as browsers behind a proxy see it.")
+    trusted_proxies: tuple[IPv4Network | IPv6Network | str, ...] = _setting(
+        (),
+        Several(TrustedProxy(), 100),
+        "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; `unix`: whoever uses a Unix socket.",
+    )
+
+    token_keys: tuple[KeySpec, ...] = _setting(
+        (),
+        Several(KeyFile(), 100),
+        "Keys that verify tokens: a secret (HS256) or a public key in PEM. `KID` is the `kid` its tokens carry. "
+        "One newline at the end of a secret that is one line of text does not count.",
+    )
+    jwks: str | None = _setting(
+        None, Jwks(), "Public keys that verify tokens, as a JWKS document; a URL is fetched again as keys change."
+    )
+    jwks_refresh_seconds: float = _setting(
+        3600.0,
+        Number(60, 7 * DAY_SECONDS, "seconds"),
+        "A JWKS URL is fetched so often, and besides when a token names an unknown key.",
+    )
+    local_key: bool = _setting(
+        True,
+        Flag(),
+        "Accept tokens made with `jwt.key` in the data directory; it is made if no other key is configured.",
+    )
+    token_lifetime_seconds_max: int = _setting(
+        LIFETIME_SECONDS_MAX,
+        Whole(60, 366 * DAY_SECONDS, "seconds"),
+        "Longest time from `iat` (without one: from now) to `exp` of a token; revocations are kept for as long.",
+    )
+    issuer: str | None = _setting(None, Text(1000), "The only accepted `iss` of a token; none: not checked.")
+    audience: str | None = _setting(None, Text(1000), "The only accepted `aud` of a token; none: not checked.")
+
+    durability: Literal["full", "normal"] = _setting(
+        "full", Choice(("full", "normal")), "`full`: an accepted event survives power loss; `normal`: a crash only."
+    )
+    database_must_exist: bool = _setting(
+        False,
+        Flag(),
+        "Refuse to start without a database, as where a volume is not mounted; `avicenna-live new-database` makes one.",
+    )
+    storage_seconds_max: float = _setting(
+        5.0,
+        Number(0.05, 300, "seconds"),
+        "A request that waits for a disk which does not answer is answered 503 after this time.",
+    )
+    damaged_database: Literal["refuse", "set_aside"] = _setting(
+        "refuse",
+        Choice(("refuse", "set_aside")),
+        "A database with a damaged structure: `refuse` to start, or rename it and begin an empty one with new epochs.",
+    )
+    passivate_after_seconds: float = _setting(
+        300.0,
+        Number(0.01, DAY_SECONDS, "seconds"),
+        "An actor without subscribers and mail leaves memory after this time.",
+    )
+    mailbox_messages_max: int = _setting(
+        1000, Whole(1, 1_000_000, "messages"), "Broadcasts that wait for one diagnosis; beyond: answered 429."
+    )
+    restart_intensity_max: int = _setting(
+        3, Whole(0, 1000, "restarts"), "Restarts of a crashing actor within the time below; beyond: quarantined."
+    )
+    restart_intensity_seconds: float = _setting(
+        60.0, Number(0.01, DAY_SECONDS, "seconds"), "The time in which restarts of an actor are counted."
+    )
+    quarantine_seconds: float = _setting(
+        60.0, Number(0.01, DAY_SECONDS, "seconds"), "A quarantined actor is tried again after this time."
+    )
+    escalation_quarantines_max: int = _setting(
+        10, Whole(0, 100_000, "quarantines"), "Quarantines within the time below; beyond: `/readyz` says not ready."
+    )
+    escalation_seconds: float = _setting(
+        60.0, Number(0.01, DAY_SECONDS, "seconds"), "The time in which quarantines are counted."
+    )
+    ring_bytes_max: int = _setting(
+        256 * 1024 * 1024,
+        Whole(1024 * 1024, 2**40, "bytes"),
+        "Events in memory, of all diagnoses; beyond: those that nobody follows leave, the longest unused first.",
+    )
+    max_connections: int = _setting(
+        10_000,
+        Whole(1, 1_000_000, "connections"),
+        "Open connections of all kinds; beyond: refused, but for 16 that ask `/healthz`, `/readyz` or with an "
+        "`operate` token.",
+    )
+    address_share: float = _setting(
+        0.25,
+        Number(0.0001, 1),
+        "The share of `max_connections` that one address (IPv6: one /64) may take up; 1: all. This machine "
+        "(`127.0.0.1`, `::1`), Unix sockets and `trusted_proxies` may take up all.",
+    )
+
+    keep_alive_seconds: float = _setting(
+        75.0,
+        Number(0.05, 3600, "seconds"),
+        "An HTTP connection is closed after so much silence between requests (before its first byte: after 10 s); "
+        "give it more than a proxy's own time has.",
+    )
+
+    user_connections_max: int | None = _setting(
+        None, Whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number."
+    )
+    diagnosis_connections_max: int | None = _setting(
+        None, Whole(1, 1_000_000, "connections"), "Live connections of one diagnosis; none: any number."
+    )
+    address_connections_max: int | None = _setting(
+        None, Whole(1, 1_000_000, "connections"), "Live connections of one address (IPv6: one /64); none: any number."
+    )
+    user_requests_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one user; none: any number."
+    )
+    user_events_per_second: float | None = _setting(
+        None,
+        Number(0.01, 1_000_000, "per second"),
+        "Events one user publishes, one by one or as lines of a bulk request; none: any number.",
+    )
+    address_requests_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one address (IPv6: one /64); none: any number."
+    )
+    user_connects_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "WebSockets one user opens; none: any number."
+    )
+    address_connects_per_second: float | None = _setting(
+        None, Number(0.01, 1_000_000, "per second"), "WebSockets one address (IPv6: one /64) opens; none: any number."
+    )
+
+    idempotency_keys_max: int = _setting(
+        IDEMPOTENCY_KEYS_MAX,
+        Whole(1, 1_000_000_000, "keys"),
+        "Idempotency keys of all diagnoses (10,000,000 take about 3.5 GB); beyond: 429 for a key not stored yet.",
+    )
+    events_kept_days: float | None = _setting(
+        None,
+        Number(0.01, DAYS_MAX, "days"),
+        "Events older than this are dropped, within a minute; none: the newest 100 stay.",
+    )
+    access_trail: bool = _setting(False, Flag(), "Keep rows of who followed which diagnosis from when to when.")
+    access_trail_kept_days: float | None = _setting(
+        None, Number(0.01, DAYS_MAX, "days"), "Rows of the access trail older than this are dropped; none: they stay."
+    )
+    audit_kept_days: float | None = _setting(
+        None, Number(0.01, DAYS_MAX, "days"), "Audit rows older than this are dropped; none: they stay."
+    )
+
+    log_format: Literal["people", "json"] = _setting(
+        "people", Choice(("people", "json")), "Log lines for people, or one JSON object a line."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", Choice(("debug", "info", "warning", "error")), "The least important log lines that are written."
+    )
+
+    log_subjects: Literal["no", "digest", "plain"] = _setting(
+        "no",
+        Choice(("no", "digest", "plain")),
+        "How log lines about connections name the subject: not, by 16 digits of its SHA-256, or as it is.",
+    )
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is not None or one.default is not None:
+                object.__setattr__(self, one.name, _read(_kind(one).checked, value, one.name, _kind(one)))
+        if not (self.local_key or self.token_keys or self.jwks):
+            raise SettingsError(
+                "local_key must be true, or token_keys or jwks must name a key: no token could be verified"
+            )
+        if not self.tcp and self.unix_socket is None:
+            raise SettingsError("unix_socket must name a path where tcp is false: nobody could connect")
+
+
+def load(
+    environment: Mapping[str, str], *, config: Path | None = None, options: Mapping[str, object] | None = None
+) -> Settings:
+    """The settings of a server that starts now.
+
+    Args:
+        environment: the variables; those without our prefix are not looked at, an empty one counts as unset.
+        config: a TOML file, `None`: the one `AVICENNA_CONFIG` names, if any.
+        options: settings given on the command line, by name; `None` counts as not given.
+
+    Raises:
+        SettingsError: a setting is unknown or wrong, or the file cannot be read.
+    """
+    declared = {one.name: one for one in fields(Settings)}
+    given = {name: text for name, text in environment.items() if name.startswith(PREFIX) and text}
+    if config is None and CONFIG_VARIABLE in given:
+        config = Path(given[CONFIG_VARIABLE])
+
+    values: dict[str, Any] = {}
+    for key, value in _read_file(config).items() if config else ():
+        where = f"{key} in {config}"
+        one = _known(key, where, declared)
+        values[one.name] = _read(_kind(one).checked, value, where, _kind(one))
+    by_variable = {variable_of(name): one for name, one in declared.items()}
+    for variable, text in sorted(given.items()):
+        if variable not in OTHER_VARIABLES:
+            one = _known(variable, variable, by_variable)
+            values[one.name] = _read(_kind(one).from_text, text, variable, _kind(one))
+    for name, value in (options or {}).items():
+        if value is not None:
+            kind = _kind(declared[name])
+            read = kind.from_text if isinstance(value, str) else kind.checked
+            values[name] = _read(read, value, f"--{name}", kind)
+    return Settings(**values)
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def settings_page() -> str:
+    """`docs/SETTINGS.md`, from the declarations."""
+    rows = [
+        f"| `{one.name}` | {_kind(one).name} | {_shown(one.default)} | {_kind(one).limit} | {one.metadata['doc']} |"
+        for one in fields(Settings)
+    ]
+    others = [f"| `{name}` | {doc} |" for name, doc in OTHER_VARIABLES.items()]
+    return "\n".join((_PAGE_HEAD, *rows, _PAGE_OTHERS, *others, ""))
+
+
+_PAGE_HEAD: Final = """\
+# Settings
+
+<!-- Made from web/server/settings.py by `make settings`; change it there. -->
+
+Every setting can be given as a variable of the environment (`AVICENNA_` and its name in capitals, such as
+`AVICENNA_PORT`) or under its name in a TOML file that `--config` or `AVICENNA_CONFIG` names. An option of the command
+wins over the variable, the variable over the file, the file over the default. A list is an array in TOML and separated
+by commas in a variable; an empty variable counts as unset.
+
+All of them are checked at start. An unknown or wrong one is one line on stderr, and the exit code is 2.
+
+| setting | type | default | must be | meaning |
+|---|---|---|---|---|"""
+
+_PAGE_OTHERS: Final = """
+Other variables:
+
+| variable | meaning |
+|---|---|"""
+
+
+def _shown(default: object) -> str:
+    match default:
+        case None | ():
+            return "none"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case float():
+            return f"`{default:g}`"
+        case _:
+            return f"`{default}`"
+
+
+def _kind(one: Field[Any]) -> Kind:
+    kind = one.metadata["kind"]
+    assert isinstance(kind, Kind)
+    assert one.default is not MISSING, "every setting has a default: the server starts without any"
+    return kind
+
+
+def _known(name: str, where: str, known: Mapping[str, Field[Any]]) -> Field[Any]:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    raise SettingsError(f"{where} is not a setting" + (f"; is {near[0]} meant?" if near else ""))
+
+
+def _read(read: Callable[[Any], object], value: object, where: str, kind: Kind) -> Any:
+    try:
+        return read(value)
+    except (ValueError, OSError):
+        # No setting is a secret: keys and tokens are files and variables of their own, never shown.
+        shown = str(value) if len(str(value)) <= 80 else f"{len(str(value))} characters long"
+        raise SettingsError(f"{where} must be {kind.limit}; it is {shown!a}") from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(CONFIG_BYTES_MAX + 1)
+        if len(content) > CONFIG_BYTES_MAX:
+            raise SettingsError(f"the settings file {path} must have at most {CONFIG_BYTES_MAX} bytes")
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {path} is not valid TOML: {error}") from None
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")  # noqa: T201 - this is how `make settings` writes the page

@@ -1,0 +1,346 @@
+"""All adopted sockets in one Trio task: who can be read or written, whose time has come, who is asked for a receipt.
+
+No task per connection: an idle one costs its few objects. An exception of one connection ends that connection alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from math import inf
+from typing import Final
+
+import trio
+
+from actors.roster import Roster
+from actors.subscriber import Burst
+from actors.supervisor import describe, keep_up
+from storage.clock import Clock
+from web.following.connection_log import ConnectionLog
+from web.following.receipts import Receipts
+from web.http.kernel_queues import unsent_bytes
+from web.websocket.channel import Channel, ChannelLimits, State
+from web.websocket.holds import Holds
+from web.websocket.inbound import Inbound
+from web.websocket.poller import WRITE, Poller
+
+RECEIPTS_LOOK_SECONDS: Final = 0.1
+"""How often diagnoses are looked at for receipts to ask for."""
+
+DEADLINES_LOOK_SECONDS: Final = 0.5
+"""How often the connections' deadlines are looked at. Reason: they are seconds, and nobody counts on tenths."""
+
+TURN_SECONDS_MAX: Final = 0.001
+"""Time spent on sockets that are ready before everybody else gets a turn. Reason: a publish takes some ten turns."""
+
+GAP_SECONDS: Final = 2.0
+"""Between two looks at deadlines: beyond, the process stood still (a pause of the machine), and clients could not be
+heard. Deadlines then begin anew."""
+
+LOOK_CHUNK: Final = 1024
+"""Connections looked after between two checkpoints."""
+
+HELD_MAX: Final = 1000
+"""Connections whose Close, or whose stream's end, is held back. Beyond: it is not. Reason: each is an open socket."""
+
+DRAIN_SECONDS: Final = 3.0
+"""Time a drain gives clients to take their goodbye. Beyond: cut off."""
+
+logger = logging.getLogger("avicenna.edge")
+
+
+class Hub:
+    """The adopted connections of one server."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        *,
+        clock: Clock,
+        jitter: Callable[[], float],
+        limits: ChannelLimits | None = None,
+        unsent: Callable[[socket.socket], int] = unsent_bytes,
+        log: ConnectionLog | None = None,
+        held_max: int = HELD_MAX,
+    ) -> None:
+        """A hub without connections.
+
+        Args:
+            jitter: random numbers from 0 up to 1.
+            limits: what one connection may take.
+            unsent: how many bytes of a socket have not reached its peer's machine.
+            log: is told how connections end.
+            held_max: connections whose Close, or whose stream's end, may be held back at once.
+
+        Ownership: the poller stays its maker's, to be closed when `run` has ended; `open_hub` sees to both.
+        """
+        self.poller = poller
+        self.clock = clock
+        self.jitter = jitter
+        self.limits = limits or ChannelLimits()
+        self.unsent = unsent
+        self.now = clock.monotonic()
+        """When this turn began: a tenth of a second ago at most, while there is time for turns."""
+        self.tick = self.now
+        """As `now`, but moved on ten times a second only: those that begin in between share the object."""
+        self.log = log or ConnectionLog(clock)
+        self.holds = Holds()
+        self._held_max = held_max
+        self._held: dict[Channel, float] = {}
+        """Channels whose Close is held back, and until when."""
+        self._streams_held = 0
+        """Event streams whose end is held back."""
+        self._draining = trio.Event()
+        self._channels: dict[int, Channel] = {}
+        self._beating: dict[Channel, None] = {}
+        """Those whose clients asked for heartbeats."""
+        self._throttled: dict[Channel, None] = {}
+        """Those that have used up their allowance lately."""
+        self.resumed_at = -inf
+        """When the process went on after it had stood still."""
+        self.aborted = 0
+        """Connections cut off for what their clients did not do, since the start."""
+        self._receipts = Receipts()
+        self._spare: Inbound | None = None
+        self._emptied = trio.Event()
+
+    @property
+    def connections(self) -> int:
+        """Adopted sockets that are open."""
+        return len(self._channels)
+
+    # For channels
+
+    def add(self, channel: Channel) -> None:
+        """Look after a channel from now on."""
+        self.poller.add(channel.fd)
+        self._channels[channel.fd] = channel
+
+    def add_beating(self, channel: Channel) -> None:
+        """Have a channel that was added look for a heartbeat to send, now and then."""
+        self._beating[channel] = None
+
+    def remove(self, channel: Channel) -> None:
+        """Forget a channel whose socket is about to be closed."""
+        self._beating.pop(channel, None)
+        self._held.pop(channel, None)
+        self._throttled.pop(channel, None)
+        if self._channels.get(channel.fd) is not channel:
+            return
+        del self._channels[channel.fd]
+        self.poller.remove(channel.fd)
+        if not self._channels:
+            self._emptied.set()
+
+    def hold(self, channel: Channel, seconds: float) -> bool:
+        """Release a channel so many seconds from now; False: too many are held, or the server stops."""
+        if not self._has_room_to_hold:
+            return False
+        self._held[channel] = self.clock.monotonic() + seconds
+        return True
+
+    async def hold_stream(self, name: Hashable) -> None:
+        """Wait before an event stream ends, as long as a Close behind the same refusal would be held back.
+
+        Args:
+            name: whose refusals are counted together; WebSockets of the same name count with it.
+
+        Cancellation: it waits no longer.
+        """
+        seconds = self.holds.seconds(name, self.clock.monotonic())
+        if not self._has_room_to_hold:
+            return
+        self._streams_held += 1
+        try:
+            with trio.move_on_after(seconds):
+                await self._draining.wait()
+        finally:
+            self._streams_held -= 1
+
+    @property
+    def _has_room_to_hold(self) -> bool:
+        return len(self._held) + self._streams_held < self._held_max
+
+    def throttle(self, channel: Channel) -> None:
+        """A client has used up its allowance: look when it may send again."""
+        self._throttled[channel] = None
+
+    def lend_inbound(self) -> Inbound:
+        """A decoder; one that is idle again comes back through `return_inbound`."""
+        inbound, self._spare = self._spare or Inbound(), None
+        return inbound
+
+    def return_inbound(self, inbound: Inbound) -> None:
+        """Take back an idle decoder, for whoever sends next."""
+        self._spare = inbound
+
+    def compose(self, burst: Burst, roster: Roster) -> None:
+        """Make the bytes of a burst, once for everybody in step."""
+        self._receipts.compose(burst, roster, self.clock.monotonic())
+
+    def contain(self, channel: Channel, error: Exception) -> None:
+        """An exception over one connection ends that connection, with 1011 if it still can be told."""
+        logger.error("a connection failed: %s", describe(error))
+        try:
+            channel.break_off()
+        except Exception as another:  # noqa: BLE001 - the last boundary of a connection
+            logger.error("and could not be told: %s", describe(another))
+            channel.abort()
+
+    # The task
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after all channels until cancelled, and cut off then whoever is left."""
+        task_status.started()
+        try:
+            await keep_up("hub", self._look_after_all, self.clock, self.jitter)
+        finally:
+            self.abort_all()
+
+    async def _look_after_all(self) -> None:
+        receipts_at = deadlines_at = self.clock.monotonic()
+        while True:
+            # Sockets are served in every turn, however late it is; and the next look is due some time after this one.
+            await self._serve_ready(await self._ready_by(min(receipts_at, deadlines_at)))
+            now = self.now = self.clock.monotonic()
+            if now >= receipts_at:
+                self.tick = now
+                self._release_due(now)
+                self._look_at_allowances(now)
+                await self._ask_for_receipts(now)
+                receipts_at = self.clock.monotonic() + RECEIPTS_LOOK_SECONDS
+            if now >= deadlines_at:
+                if now > deadlines_at + GAP_SECONDS:
+                    self.resumed_at = now
+                await self._look_at_deadlines(now)
+                await self._send_heartbeats(now)
+                deadlines_at = self.clock.monotonic() + DEADLINES_LOOK_SECONDS
+
+    async def _ready_by(self, until: float) -> Sequence[tuple[int, int]]:
+        """The sockets that are ready, as soon as there are some; those that are ready at this time, if it is over."""
+        with trio.move_on_at(until):
+            return await self.poller.wait()
+        return self.poller.look()
+
+    async def _serve_ready(self, ready: Sequence[tuple[int, int]]) -> None:
+        self.now = turn_began = self.clock.monotonic()
+        for fd, events in ready:
+            # Closed since it was found ready, or its number given to a newer one: no harm is done.
+            channel = self._channels.get(fd)
+            if channel is None:
+                continue
+            try:
+                if events & WRITE:
+                    channel.flush()
+                if events & ~WRITE and channel.state is not State.CLOSED:
+                    channel.on_readable()
+            except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                self.contain(channel, error)
+            if self.clock.monotonic() - turn_began >= TURN_SECONDS_MAX:
+                await trio.lowlevel.checkpoint()
+                turn_began = self.clock.monotonic()
+
+    async def _ask_for_receipts(self, now: float) -> None:
+        for roster in self._receipts.take_due(now):
+            for index, subscriber in enumerate(list(roster.subscribers), start=1):
+                channel = subscriber.transport
+                if isinstance(channel, Channel):
+                    try:
+                        channel.ask_receipt()
+                    except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                        self.contain(channel, error)
+                if index % LOOK_CHUNK == 0:
+                    await trio.lowlevel.checkpoint()
+
+    def _look_at_allowances(self, now: float) -> None:
+        for channel in list(self._throttled):
+            try:
+                if not channel.look_at_allowance(now):
+                    self._throttled.pop(channel, None)
+            except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                self.contain(channel, error)
+
+    def _release_due(self, now: float) -> None:
+        for channel in [one for one, until in self._held.items() if until <= now]:
+            self._release(channel)
+
+    def _release(self, channel: Channel) -> None:
+        del self._held[channel]
+        try:
+            channel.release()
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self.contain(channel, error)
+
+    async def _look_at_deadlines(self, now: float) -> None:
+        self._receipts.forget_deserted()
+        self.holds.forget_quiet(now)
+        silent = now - self.limits.silence_seconds
+        for index, channel in enumerate(list(self._channels.values()), start=1):
+            if (channel.blocked or channel.heard_at <= silent) and channel.state is not State.CLOSED:
+                try:
+                    channel.on_time(now)
+                except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                    self.contain(channel, error)
+            if index % LOOK_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def _send_heartbeats(self, now: float) -> None:
+        for index, channel in enumerate(list(self._beating), start=1):
+            try:
+                channel.beat(now)
+            except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                self.contain(channel, error)
+            if index % LOOK_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+
+    # Drain
+
+    async def drain(self) -> None:
+        """Wait until every connection is gone, a while at most, then cut off the rest. Say goodbye to them first.
+
+        From now on neither a Close nor the end of a stream is held back.
+
+        Cancellation: cuts them off at once.
+        """
+        self._held_max = 0
+        self._draining.set()
+        for channel in list(self._held):
+            self._release(channel)
+        try:
+            with trio.move_on_after(DRAIN_SECONDS):
+                while self._channels:
+                    self._emptied = trio.Event()
+                    await self._emptied.wait()
+        finally:
+            self.abort_all()
+
+    def abort_all(self) -> None:
+        """Cut off every connection."""
+        for channel in list(self._channels.values()):
+            channel.abort()
+
+
+@asynccontextmanager
+async def open_hub(
+    poller: Poller,
+    *,
+    clock: Clock,
+    jitter: Callable[[], float],
+    limits: ChannelLimits | None = None,
+    log: ConnectionLog | None = None,
+    held_max: int = HELD_MAX,
+) -> AsyncIterator[Hub]:
+    """A running hub; at the end whoever is left is cut off. Arguments as of `Hub`.
+
+    Ownership: closes the poller.
+    """
+    hub = Hub(poller, clock=clock, jitter=jitter, limits=limits, log=log, held_max=held_max)
+    try:
+        async with trio.open_nursery() as hub_nursery:
+            await hub_nursery.start(hub.run)
+            yield hub
+            hub_nursery.cancel_scope.cancel()
+    finally:
+        poller.close()
