@@ -343,6 +343,9 @@ class Erasure:
     """The audit row without the name; the store does not know what its texts mean."""
 
 
+ERASED_ROWS_MAX: Final = 200
+"""Rows of each kind that one step of an erasure changes. Reason: publishers wait for the step, some 10 ms."""
+
 OWNED_NAMED_MAX: Final = 1000
 """Diagnoses of an erased person that are named. Beyond: counted."""
 

@@ -13,6 +13,7 @@ from typing import Final
 from storage.damage import Numbers, are_numbers, is_whole, judge
 from storage.errors import NotDamaged
 from storage.records import (
+    ERASED_ROWS_MAX,
     OUTBOX_EVENTS_MAX,
     OWNED_NAMED_MAX,
     Audit,
@@ -28,9 +29,6 @@ from storage.records import (
     Window,
 )
 from storage.sqlite import idempotency, integrity, trails, transactions
-
-ERASED_ROWS_MAX: Final = 200
-"""Rows of each kind that one step of an erasure changes. Reason: publishers wait for the step, some 10 ms."""
 
 WALKED_ROWS_MAX: Final = 4000
 """Rows that one step looks through without an index."""

@@ -212,7 +212,7 @@ def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    # Pages that leave memory before a commit would lie in the log, and look like damage after a kill (`storage.sqlite.wal`).
+    # Pages that leave memory before a commit would lie in the log, and look like damage after a kill (`sqlite.wal`).
     connection.execute("PRAGMA cache_spill = OFF")
     # Only what is in the database itself tells the next run that a log must lie beside it, and which.
     runs.keep_log(connection, _mark(opening))

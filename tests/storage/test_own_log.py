@@ -163,7 +163,7 @@ def killed_while_it_begins(monkeypatch: pytest.MonkeyPatch, crashed: Callable[[]
             crashed()
             raise CannotOpen("killed")
 
-        monkeypatch.setattr(history, "keep_log", die)
+        monkeypatch.setattr(runs, "keep_log", die)
 
     return arm
 

@@ -1,8 +1,8 @@
 """Which server a command talks to, and with which token: from its options, the environment and the data directory.
 
 The server is the one `--url` or `AVICENNA_URL` names, else the one that runs on the data directory, which says where
-it listens (`web.server.listening_file`). The data directory is the one `--data`, `AVICENNA_DATA` or the settings file names,
-else `./data`.
+it listens (`web.server.listening_file`). The data directory is the one `--data`, `AVICENNA_DATA` or the settings file
+names, else `./data`.
 """
 
 from __future__ import annotations

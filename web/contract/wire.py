@@ -1,4 +1,4 @@
-"""JSON, both ways: the only file that encodes or decodes it, with `web.contract.strict_json` for what clients send. Pure.
+"""JSON, both ways: the only file that encodes or decodes it, with `strict_json` for what clients send. Pure.
 
 Bodies and client frames are decoded into the records of `web.contract.records`; server frames and problem
 documents are made here. An event is stored as the JSON of its `data`, and its frame is that text with

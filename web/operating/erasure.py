@@ -12,8 +12,7 @@ from typing import Final
 
 from quart import Blueprint, Response, request
 
-from storage.records import AuditRow, Erased, Erasure, NewAuditRow
-from storage.sqlite.retention import ERASED_ROWS_MAX
+from storage.records import ERASED_ROWS_MAX, AuditRow, Erased, Erasure, NewAuditRow
 from web.contract import wire
 from web.contract.errors import Problem
 from web.contract.records import diagnosis_id_as_json

@@ -1,1 +1,1 @@
-../clients/javascript/client.js
+../../clients/javascript/client.js

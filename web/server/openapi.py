@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the HTTP contract for programs (OpenAPI 3.1), made from `web.contract.operations` and `web.contract.schemas`."""
+"""`GET /openapi.json`: the HTTP contract for programs (OpenAPI 3.1), made from `operations` and `schemas`."""
 
 from __future__ import annotations
 

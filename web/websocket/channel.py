@@ -57,7 +57,7 @@ class ChannelLimits:
     message_bytes_max: int = 8 * 1024
     """Largest message of a client, however many frames it comes in. Beyond: close 1009."""
     frames_per_second_max: int = 20
-    """Frames a client may send steadily. Beyond: it is read no faster, and closed if it goes on (`web.websocket.flood`)."""
+    """Frames a client may send steadily. Beyond: it is read no faster, and closed if it goes on (`flood`)."""
     silence_seconds: float = PING_INTERVAL_SECONDS
     """After so long without a sign of life the client is pinged."""
     pong_seconds: float = 10.0
