@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import trio
 
-from actors.subscriber import Subscriber
+from actors.roster import Subscriber
 from storage.clock import Clock
 from storage.errors import Busy, Failed
 from storage.records import NewAccessRow, SubscriberId

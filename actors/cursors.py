@@ -15,8 +15,7 @@ from typing import Final
 
 import trio
 
-from actors.roster import Known, Roster
-from actors.subscriber import Subscriber
+from actors.roster import Known, Roster, Subscriber
 from storage.belief import Moment
 from storage.errors import Busy, Failed
 from storage.records import AcknowledgedBy, CursorMove, Epoch, Seq

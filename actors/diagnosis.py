@@ -40,8 +40,8 @@ from actors.messages import (
 )
 from actors.resume import Plan, plan
 from actors.ring import Ring
-from actors.roster import Known, Roster
-from actors.subscriber import Burst, Ending, Subscriber
+from actors.roster import Known, Roster, Subscriber
+from actors.transport import Burst, Ending
 from storage.belief import Moment
 from storage.errors import Busy, Failed, NoSuchDiagnosis, OutboxDamaged, StorageError
 from storage.records import (

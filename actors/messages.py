@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import trio
 
 from actors.resume import Plan, Wanted
-from actors.subscriber import Subscriber
+from actors.roster import Subscriber
 from storage.errors import StorageError
 from storage.records import (
     AcknowledgedBy,

@@ -23,9 +23,9 @@ from actors.intensity import Intensity
 from actors.mailbox import Mailbox, MailboxStatistics
 from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
 from actors.ring import Ring
-from actors.roster import Roster, Watcher
-from actors.subscriber import Ending, Subscriber
+from actors.roster import Roster, Subscriber, Watcher
 from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
+from actors.transport import Ending
 from storage.clock import Clock
 from storage.damage import Damage
 from storage.errors import NoSuchDiagnosis, StorageError

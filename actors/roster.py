@@ -1,7 +1,8 @@
 """Who follows one diagnosis: attached connections and known subscribers. Outlives incarnations of its actor.
 
-Nothing here waits, so every method is atomic. The actor attaches; anybody may detach. What is done to thousands of
-connections goes through `actors.turns`.
+A subscriber is a number: the web room makes a `Subscriber`, the diagnosis actor attaches it to the roster, and from
+then on it reads the ring from its position. There is no queue. Nothing here waits, so every method is atomic. The
+actor attaches; anybody may detach. What is done to thousands of connections goes through `actors.turns`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, assert_never
 
 from actors.errors import DevicesExhausted
-from actors.ring import Ring
-from actors.subscriber import Ending, Subscriber
+from actors.reading import Due, EventFrame, Live, due_after
+from actors.ring import Gap, Ring
+from actors.transport import Ending, Transport
 from storage.records import AcknowledgedBy, Cursor, Epoch, Seq, SubscriberId
 
 DEVICES_MAX: Final = 100
@@ -24,6 +26,100 @@ UNSEEN_SECONDS_MAX: Final = 30 * 24 * 3600
 
 AT_RISK_LAG: Final = 80
 """A known subscriber more than so many events behind will lose some soon (PROTOCOL section 7)."""
+
+
+class Subscriber:
+    """One connection of one subscriber.
+
+    Ownership: whoever made it detaches it (`detach`), however the connection ends; attaching is the actor's.
+    """
+
+    __slots__ = (
+        "_live_due",
+        "_skipped",
+        "gone",
+        "id",
+        "known",
+        "position",
+        "principal",
+        "released",
+        "roster",
+        "transport",
+    )
+
+    def __init__(self, subscriber_id: SubscriberId, principal: object, transport: Transport) -> None:
+        """A connection that is not attached yet.
+
+        Args:
+            subscriber_id: whose cursor it shares; of a connection that peeks: who it is, and no more.
+            principal: who authenticated; opaque here, and exchanged when a newer token is shown.
+            transport: carries frames to the client.
+        """
+        self.id = subscriber_id
+        self.principal = principal
+        self.transport = transport
+        self.position = Seq(0)
+        """The last number given to the transport; outlives incarnations of the actor."""
+        self.roster: Roster | None = None
+        self.known: Known | None = None
+        """Whose cursor it moves; `None`: it is not attached, or peeks."""
+        self.gone = False
+        """Detached for good: an actor that finds it in its mailbox leaves it alone."""
+        self.released: Callable[[], None] | None = None
+        """Called once, when it is detached for good: gives back what was taken for it."""
+        self._live_due: Seq | None = None
+        self._skipped = 0
+        """Numbers up to the position that were never given to the transport: before it began, and in gaps."""
+
+    def begin(self, roster: Roster, known: Known | None, position: Seq, head: Seq) -> None:
+        """Take a place in `roster`: everything above `position` is due, `live` at `head`. Called by `Roster.attach`."""
+        self.roster, self.known = roster, known
+        self.position = position
+        self._skipped = position
+        self._live_due = head
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether `live` and everything in the ring has been taken."""
+        ring = None if self.roster is None else self.roster.ring
+        return ring is not None and self._live_due is None and self.position == ring.head
+
+    @property
+    def events_sent(self) -> int:
+        """Events given to the transport."""
+        return self.position - self._skipped
+
+    def take(self, events_max: int) -> list[Due]:
+        """What is due next, in wire order, and move the position past it; empty: in step with the ring.
+
+        Args:
+            events_max: most events to take at once.
+        """
+        ring = None if self.roster is None else self.roster.ring
+        if ring is None:
+            return []
+        due = due_after(self.position, self._live_due, ring, events_max)
+        for one in due:
+            match one:
+                case EventFrame():
+                    self.position = one.seq
+                case Gap():
+                    self._skipped += one.count
+                    self.position = one.last
+                case Live():
+                    self._live_due = None
+                case _:
+                    assert_never(one)
+        return due
+
+    def detach(self) -> None:
+        """Leave the roster, if still in it. Idempotent."""
+        self.gone = True
+        if self.roster is not None:
+            self.roster.detach(self)
+        released, self.released = self.released, None
+        if released is not None:
+            released()
 
 
 class Known:

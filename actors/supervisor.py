@@ -24,7 +24,7 @@ from actors.errors import Crashed, Draining, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
 from actors.roster import Roster
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.clock import Clock
 from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, Refused, StorageError
 from storage.store import Store

@@ -10,8 +10,8 @@ from typing import Final
 
 import trio
 
-from actors.roster import Roster
-from actors.subscriber import Ending, Subscriber
+from actors.roster import Roster, Subscriber
+from actors.transport import Ending
 
 ENDED_AT_ONCE_MAX: Final = 12
 """Connections ended or woken between two checkpoints: a millisecond. Reason: whoever publishes meanwhile waits for so

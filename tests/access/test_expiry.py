@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.memory import MemoryStore
 from storage.records import Revocation
 from web.following.expiry import LOOK_SECONDS, Expiry

@@ -12,7 +12,7 @@ from actors.cursors import LINGER_SECONDS, MOVES_MAX
 from actors.errors import DevicesExhausted
 from actors.resume import Resume, Wanted
 from actors.roster import DEVICES_MAX, UNSEEN_SECONDS_MAX
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.errors import Busy
 from storage.records import Epoch, Seq
 from tests.actors.world import Bug, Reader, World

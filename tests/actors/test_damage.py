@@ -7,8 +7,8 @@ import logging
 import pytest
 import trio
 
-from actors.subscriber import Ending
 from actors.supervisor import ActorState
+from actors.transport import Ending
 from storage.errors import OutboxDamaged
 from storage.memory import MemoryStore
 from tests.actors.world import Reader, World, world

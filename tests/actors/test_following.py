@@ -6,9 +6,9 @@ import pytest
 from trio.testing import MockClock
 
 from actors.messages import Purge
+from actors.reading import Live
 from actors.resume import Resume, Wanted
 from actors.ring import Gap
-from actors.subscriber import Live
 from storage.records import NewAuditRow, Seq
 from tests.actors.world import Reader, World, anybody
 

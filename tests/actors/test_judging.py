@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.messages import Forget, Forgotten, Publish, Purge, Subscribe
 from actors.resume import Wanted
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import CursorMove, Diagnosis, NewAuditRow, NewEvent, Seq, SubscriberId

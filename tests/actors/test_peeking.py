@@ -6,7 +6,7 @@ from trio.testing import MockClock
 
 from actors.messages import Trace
 from actors.resume import Resume, Wanted
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.records import Seq
 from tests.actors.world import DIAGNOSIS, RESILIENT, Bug, Reader, world
 

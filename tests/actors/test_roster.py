@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.ring import Ring
-from actors.roster import AT_RISK_LAG, Known, Roster, Watcher
-from actors.subscriber import Subscriber, Transport
+from actors.roster import AT_RISK_LAG, Known, Roster, Subscriber, Watcher
+from actors.transport import Transport
 from storage.records import Cursor, Epoch, Seq, SubscriberId, Window
 
 PEOPLE = [SubscriberId(f"user-{number}", None) for number in range(2)]

@@ -13,8 +13,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.errors import Crashed, Quarantined
 from actors.intensity import BACKOFF_FIRST_SECONDS
 from actors.messages import Publish
-from actors.subscriber import Ending
 from actors.supervisor import ActorState, Limits
+from actors.transport import Ending
 from storage.errors import Busy, Failed, NoSuchDiagnosis
 from storage.records import NewEvent
 from tests.actors.world import RESILIENT, Bug, Reader, World, anybody, world

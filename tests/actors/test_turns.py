@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from actors.messages import Purge, Trace
-from actors.subscriber import Ending
+from actors.transport import Ending
 from actors.turns import ENDED_AT_ONCE_MAX
 from storage.records import CursorMove, NewAuditRow, Purged, Seq, SubscriberId
 from tests.actors.world import DIAGNOSIS, Reader, World, anybody, world

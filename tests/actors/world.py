@@ -11,11 +11,13 @@ import trio
 
 from actors.diagnosis import Render
 from actors.messages import Admission, Inspect, Publish, Receipt, Subscribe
+from actors.reading import EventFrame, Live
 from actors.registry import ActorStatistics, Registry
 from actors.resume import Wanted
 from actors.ring import Gap
-from actors.subscriber import Burst, Ending, EventFrame, Live, Subscriber
+from actors.roster import Subscriber
 from actors.supervisor import Limits
+from actors.transport import Burst, Ending
 from storage.errors import StorageError
 from storage.memory import MemoryStore
 from storage.records import AcknowledgedBy, Appended, Diagnosis, Event, NewEvent, Seq, SubscriberId, Window

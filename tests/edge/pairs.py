@@ -11,7 +11,7 @@ import trio
 
 from actors.messages import Subscribe
 from actors.resume import Wanted
-from actors.subscriber import Subscriber
+from actors.roster import Subscriber
 from storage.records import AcknowledgedBy, SubscriberId
 from tests.actors.world import DIAGNOSIS, World, WorldClock, anybody, world
 from tests.edge.raw import RawClient

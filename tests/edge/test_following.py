@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from actors.messages import Forget, Purge
 from actors.resume import Wanted
-from actors.subscriber import Burst, Ending
+from actors.transport import Burst, Ending
 from storage.records import AcknowledgedBy, NewAuditRow, Seq
 from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, connect_frame, edge

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from actors.subscriber import Ending
+from actors.transport import Ending
 from tests.edge.pairs import Edge, edge
 from tests.edge.raw import CLOSE, PING, TEXT, Got, RawClient, client_frame, upgraded
 from tests.logbook import Logbook

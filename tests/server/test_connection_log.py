@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from actors.messages import Purge
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.records import NewAuditRow
 from tests.access.conftest import MovableClock
 from tests.actors.world import DIAGNOSIS, anybody

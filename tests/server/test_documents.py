@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from actors.subscriber import Ending
+from actors.transport import Ending
 from tests.contract import asyncapi, complaint, frame_complaint, openapi, strict_frame
 from tests.server.harness import Server
 from web.contract import errors

@@ -14,11 +14,13 @@ from trio.testing import MockClock
 
 from actors.access_trail import WAITING_MAX, AccessTrail
 from actors.messages import Inspect, Publish, Subscribe
+from actors.reading import Due, EventFrame
 from actors.registry import Registry
 from actors.resume import Wanted
 from actors.ring import Gap
-from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
+from actors.roster import Subscriber
 from actors.supervisor import Limits
+from actors.transport import Burst, Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.records import AccessRow, AuditRow, Epoch, NewEvent, Seq, SubscriberId, Window

@@ -13,7 +13,7 @@ from enum import Enum, IntEnum
 from typing import Final
 
 from actors.errors import Crashed, DevicesExhausted, Draining, MailboxFull, Quarantined
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.errors import (
     Busy,
     CannotCopy,

@@ -17,7 +17,7 @@ import trio
 from quart.wrappers.base import BaseRequestWebsocket
 
 from actors.ring import Gap
-from actors.subscriber import Subscriber
+from actors.roster import Subscriber
 from storage.clock import Clock
 from storage.records import SubscriberId
 from web.contract import wire

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from actors.subscriber import Ending
+from actors.transport import Ending
 from storage.clock import Clock
 from storage.errors import StorageError
 from web.contract import wire

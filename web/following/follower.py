@@ -9,8 +9,10 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+from actors.reading import EventFrame
 from actors.ring import Gap
-from actors.subscriber import Burst, Ending, EventFrame, Subscriber
+from actors.roster import Subscriber
+from actors.transport import Burst, Ending
 from storage.records import Seq
 from web.contract import wire
 from web.contract.errors import CloseCode, close_of
@@ -32,7 +34,7 @@ assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
 
 
 class Follower(Channel):
-    """A subscriber's transport; see `actors.subscriber.Transport`. What it is fed never raises into its actor."""
+    """A subscriber's transport; see `actors.transport.Transport`. What it is fed never raises into its actor."""
 
     __slots__ = ("_asks", "_confirmed", "_heartbeat", "_owes_receipt", "_request_id", "_session", "_subscriber")
 

@@ -11,7 +11,7 @@ from math import inf
 from typing import Final
 
 from actors.roster import Roster
-from actors.subscriber import Burst
+from actors.transport import Burst
 from storage.records import Seq
 from web.websocket import frames
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol, assert_never
 
+from actors.reading import Due, EventFrame, Live
 from actors.registry import Registry
 from actors.ring import Gap
-from actors.subscriber import Due, Ending, EventFrame, Live, Subscriber
+from actors.roster import Subscriber
+from actors.transport import Ending
 from storage.clock import Clock
 from storage.records import AcknowledgedBy, Seq
 from web.contract import wire

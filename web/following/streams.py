@@ -15,8 +15,10 @@ import trio
 from quart import Blueprint, Response, g, request
 
 from actors.messages import Admission
+from actors.reading import Due, EventFrame
 from actors.ring import Gap
-from actors.subscriber import Burst, Due, Ending, EventFrame, Subscriber
+from actors.roster import Subscriber
+from actors.transport import Burst, Ending
 from storage.records import Epoch, Seq, SubscriberId
 from web.contract import wire
 from web.contract.errors import ConnectionRefused, Problem, close_of, problem_of_refusal

@@ -15,7 +15,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 
 from actors.errors import Draining
 from actors.messages import Admission, Asks, Subscribe
-from actors.subscriber import Subscriber
+from actors.roster import Subscriber
 from storage.errors import NoSuchDiagnosis
 from storage.records import Diagnosis
 from web.contract.errors import (

@@ -13,8 +13,9 @@ from quart import Blueprint, Response, request
 
 from actors.messages import Forget, Forgotten, Inspect, Purge
 from actors.registry import LAG_SHOWN, ActorStatistics, Lag
-from actors.subscriber import Ending, Subscriber
+from actors.roster import Subscriber
 from actors.supervisor import ActorState
+from actors.transport import Ending
 from storage.errors import OutboxDamaged
 from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, SubscriberId, Window
 from web.contract import wire

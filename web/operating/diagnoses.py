@@ -7,7 +7,8 @@ from functools import partial
 
 from quart import Blueprint, Response, request
 
-from actors.subscriber import Ending, Subscriber
+from actors.roster import Subscriber
+from actors.transport import Ending
 from storage.records import Diagnosis, NewAuditRow, Registered
 from web.contract import wire
 from web.contract.paging import PAGE_BYTES_MAX, page_of

@@ -9,7 +9,8 @@ from typing import Final
 import trio
 from quart import Blueprint, Response, request
 
-from actors.subscriber import Ending, Subscriber
+from actors.roster import Subscriber
+from actors.transport import Ending
 from storage.errors import StorageError
 from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import Store

@@ -15,8 +15,8 @@ from typing import Final
 import trio
 
 from actors.roster import Roster
-from actors.subscriber import Burst
 from actors.supervisor import describe, keep_up
+from actors.transport import Burst
 from storage.clock import Clock
 from web.following.connection_log import ConnectionLog
 from web.following.receipts import Receipts

@@ -1,0 +1,58 @@
+"""What the actors room asks of whatever carries frames to one client, and what it tells it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Protocol
+
+from storage.records import Seq
+
+
+class Ending(StrEnum):
+    """Why the server ends a connection; the web room gives each its close code."""
+
+    REPLACED = "replaced"
+    DELETED = "diagnosis deleted"
+    VIEWER_REMOVED = "viewer removed"
+    DISCONNECTED = "disconnected by operator"
+    TOKEN_EXPIRED = "token expired"  # noqa: S105 - a reason, not a token
+    REVOKED = "revoked"
+    QUARANTINED = "quarantined"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Events that have just entered the ring, rendered once for everybody."""
+
+    first: Seq
+    last: Seq
+    frames: tuple[bytes, ...]
+
+    @cached_property
+    def data(self) -> bytes:
+        """All frames in one piece, made at most once however many sockets it goes to."""
+        return b"".join(self.frames)
+
+    @cached_property
+    def made(self) -> dict[bool, bytes]:
+        """What transports write for it: made by the first one, shared by all, under keys of their own choice."""
+        return {}
+
+
+class Transport(Protocol):
+    """What carries frames to one client. Nothing here waits."""
+
+    def feed(self, burst: Burst) -> None:
+        """New events are in the ring: write them now, or take them from the subscriber's position soon."""
+
+    def wake(self) -> None:
+        """The ring has changed (a restart, a purge): look again from the position."""
+
+    def acknowledged(self, seq: Seq) -> None:
+        """An acknowledgement this connection asked for is stored; the cursor is `seq`."""
+
+    def end(self, ending: Ending) -> None:
+        """Say goodbye and close. The subscriber is detached already. Called at most once."""
