@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from storage import checks
+from storage import checks, records
 from storage.belief import Kept, Moment
 from storage.clock import Clock, Timekeeper
 from storage.damage import Damage, FoundDamage, checksum, judge
@@ -29,61 +29,24 @@ from storage.errors import (
     StorageError,
 )
 from storage.pages import within
-from storage.records import (
-    EVERY_ROW,
-    IDEMPOTENCY_KEY_SECONDS,
-    IDEMPOTENCY_KEYS_MAX,
-    OUTBOX_EVENTS_MAX,
-    OWNED_NAMED_MAX,
-    AccessRow,
-    Appended,
-    Audit,
-    AuditRow,
-    Backup,
-    Cursor,
-    CursorMove,
-    Diagnosis,
-    Dropped,
-    Epoch,
-    Erased,
-    Erasure,
-    Event,
-    Evicted,
-    ForgottenUnseen,
-    IdempotencyKeys,
-    NewAccessRow,
-    NewAuditRow,
-    NewEvent,
-    Outbox,
-    Purged,
-    Registered,
-    Revocation,
-    RevocationMade,
-    Seq,
-    Slice,
-    StoreStatistics,
-    SubscriberId,
-    TrailFilter,
-    Window,
-)
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
-Row = TypeVar("Row", AuditRow, AccessRow)
+Row = TypeVar("Row", records.AuditRow, records.AccessRow)
 
 
 @dataclass(slots=True)
 class _Stream:
     """Everything of one diagnosis."""
 
-    diagnosis: Diagnosis
-    events: list[Event] = field(default_factory=list)
+    diagnosis: records.Diagnosis
+    events: list[records.Event] = field(default_factory=list)
     head: int = 0
     floor: int = 0
     purged: int = 0
-    keys: dict[str, tuple[bytes, Seq, float, float]] = field(default_factory=dict)
+    keys: dict[str, tuple[bytes, records.Seq, float, float]] = field(default_factory=dict)
     """Digest, number and time of the event each key made, and when the key expires."""
-    cursors: dict[SubscriberId, Cursor] = field(default_factory=dict)
+    cursors: dict[records.SubscriberId, records.Cursor] = field(default_factory=dict)
     changed: frozenset[int] = frozenset()
     """Numbers of events that are not what was stored."""
     is_suspect: bool = False
@@ -97,13 +60,15 @@ class _Stream:
         for event in self.events:
             kind, crc = event.kind.encode(), checksum(event.seq, event.at, event.kind.encode(), event.body)
             crc ^= event.seq in self.changed
-            entries.append((event.seq % OUTBOX_EVENTS_MAX, event.seq, event.at, kind, event.body, crc))
+            entries.append((event.seq % records.OUTBOX_EVENTS_MAX, event.seq, event.at, kind, event.body, crc))
         told = max((seq for _, seq, _, _ in self.keys.values()), default=0)
         return judge((self.head, self.floor, self.purged), entries, told)
 
     @property
-    def window(self) -> Window:
-        return Window(self.diagnosis.epoch, Seq(self.head), Seq(self.floor), Seq(self.purged))
+    def window(self) -> records.Window:
+        return records.Window(
+            self.diagnosis.epoch, records.Seq(self.head), records.Seq(self.floor), records.Seq(self.purged)
+        )
 
 
 class PendingAppend:
@@ -111,10 +76,10 @@ class PendingAppend:
 
     __slots__ = ("_outcomes",)
 
-    def __init__(self, outcomes: Sequence[Appended | StorageError]) -> None:
+    def __init__(self, outcomes: Sequence[records.Appended | StorageError]) -> None:
         self._outcomes = outcomes
 
-    async def wait(self) -> Sequence[Appended | StorageError]:
+    async def wait(self) -> Sequence[records.Appended | StorageError]:
         await trio.lowlevel.checkpoint()
         return self._outcomes
 
@@ -144,7 +109,7 @@ class MemoryStore:
         clock: Clock,
         new_epoch: Callable[[], str],
         kept: Kept | None = None,
-        keys_max: int = IDEMPOTENCY_KEYS_MAX,
+        keys_max: int = records.IDEMPOTENCY_KEYS_MAX,
     ) -> None:
         """An empty store; `kept` is the time that a run before this one has kept, `None`: there was none."""
         self._keys_max = keys_max
@@ -152,10 +117,10 @@ class MemoryStore:
         self._time = Timekeeper(clock, kept)
         self._new_epoch = new_epoch
         self._streams: dict[str, _Stream] = {}
-        self._audit: list[AuditRow] = []
-        self._revocations: dict[int, Revocation] = {}
+        self._audit: list[records.AuditRow] = []
+        self._revocations: dict[int, records.Revocation] = {}
         self._revocations_made = 0
-        self._accesses: list[AccessRow] = []
+        self._accesses: list[records.AccessRow] = []
         self._audit_rows_made = self._access_rows_made = 0
         self._operations = 0
         self._damage = FoundDamage()
@@ -219,7 +184,7 @@ class MemoryStore:
             self._damage.add(diagnosis_id, damage)
         return damage
 
-    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+    def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
         self._changing()
         damage = self._streams[diagnosis_id].judge() if diagnosis_id in self._streams else None
         if damage is not None and (diagnosis_id in self.damaged or not damage.is_head_trusted):
@@ -228,7 +193,7 @@ class MemoryStore:
         now = self.moment()
         return PendingAppend([self._append(diagnosis_id, event, now) for event in events])
 
-    def _append(self, diagnosis_id: str, event: NewEvent, now: Moment) -> Appended | StorageError:
+    def _append(self, diagnosis_id: str, event: records.NewEvent, now: Moment) -> records.Appended | StorageError:
         if (refusal := checks.refusal_of(event)) is not None:
             return refusal
         stream = self._streams.get(diagnosis_id)
@@ -240,72 +205,84 @@ class MemoryStore:
             if expires_at > now.judged:
                 same = digest == event.digest
                 return (
-                    Appended(seq, at, epoch, replayed=True) if same else KeyReused("the key belongs to another event")
+                    records.Appended(seq, at, epoch, replayed=True)
+                    if same
+                    else KeyReused("the key belongs to another event")
                 )
         if event.key is not None and event.key not in stream.keys and self._keys() >= self._keys_max:
             return KeysExhausted(f"{self._keys_max} idempotency keys are stored already")
         stream.head += 1
-        seq = Seq(stream.head)
-        stream.events.append(Event(seq, now.wall, event.kind, event.body))
-        del stream.events[:-OUTBOX_EVENTS_MAX]
-        stream.floor = max(stream.floor, stream.head - OUTBOX_EVENTS_MAX)
+        seq = records.Seq(stream.head)
+        stream.events.append(records.Event(seq, now.wall, event.kind, event.body))
+        del stream.events[: -records.OUTBOX_EVENTS_MAX]
+        stream.floor = max(stream.floor, stream.head - records.OUTBOX_EVENTS_MAX)
         if event.key is not None:
-            stream.keys[event.key] = (event.digest, seq, now.wall, now.reckoned + IDEMPOTENCY_KEY_SECONDS)
-        return Appended(seq, now.wall, epoch, replayed=False)
+            stream.keys[event.key] = (event.digest, seq, now.wall, now.reckoned + records.IDEMPOTENCY_KEY_SECONDS)
+        return records.Appended(seq, now.wall, epoch, replayed=False)
 
-    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
+    async def read_after(
+        self, diagnosis_id: str, seq: records.Seq, limit: int = 100, bytes_max: int | None = None
+    ) -> records.Slice:
         await trio.lowlevel.checkpoint()
         stream = self._stream(diagnosis_id)
         if limit and (damage := self._judge(diagnosis_id)) is not None:
             raise OutboxDamaged(diagnosis_id, damage)
         found = [event for event in stream.events if event.seq > seq]
-        return Slice(stream.window, tuple(within(found[:limit], bytes_max)))
+        return records.Slice(stream.window, tuple(within(found[:limit], bytes_max)))
 
     @_change
     def register(
-        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
-    ) -> Registered:
+        self,
+        diagnosis_id: str,
+        owner: str,
+        viewers: Sequence[str],
+        audit: records.Audit[records.Registered] | None = None,
+    ) -> records.Registered:
         checks.check(diagnosis_id, owner, tuple(viewers))
         self._changing()
         stream = self._streams.get(diagnosis_id)
         if stream is None:
-            made = Diagnosis(diagnosis_id, owner, tuple(viewers), Epoch(self._new_epoch()), self.moment().wall)
-            registered = self._recorded(Registered(made, created=True, before=None), audit)
+            made = records.Diagnosis(
+                diagnosis_id, owner, tuple(viewers), records.Epoch(self._new_epoch()), self.moment().wall
+            )
+            registered = self._recorded(records.Registered(made, created=True, before=None), audit)
             self._streams[diagnosis_id] = _Stream(made)
         else:
             new = replace(stream.diagnosis, owner=owner, viewers=tuple(viewers))
-            registered = self._recorded(Registered(new, created=False, before=stream.diagnosis), audit)
+            registered = self._recorded(records.Registered(new, created=False, before=stream.diagnosis), audit)
             stream.diagnosis = new
         return registered
 
-    async def get(self, diagnosis_id: str) -> Diagnosis:
+    async def get(self, diagnosis_id: str) -> records.Diagnosis:
         return self._stream(diagnosis_id).diagnosis
 
-    def known(self, diagnosis_id: str) -> Diagnosis | None:
+    def known(self, diagnosis_id: str) -> records.Diagnosis | None:
         stream = self._streams.get(diagnosis_id)
         return None if stream is None else stream.diagnosis
 
-    async def look_up(self, diagnosis_id: str) -> Diagnosis:
+    async def look_up(self, diagnosis_id: str) -> records.Diagnosis:
         await trio.lowlevel.checkpoint()
         return self._stream(diagnosis_id).diagnosis
 
     async def diagnoses(
         self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
-    ) -> Sequence[Diagnosis]:
+    ) -> Sequence[records.Diagnosis]:
         await trio.lowlevel.checkpoint()
         return list(within([stream.diagnosis for stream in self._page(owner, after)[:limit]], bytes_max))
 
-    async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
+    async def outboxes(
+        self, *, owner: str | None = None, after: str = "", limit: int = 100
+    ) -> Sequence[records.Outbox]:
         await trio.lowlevel.checkpoint()
         page = self._page(owner, after)[:limit]
-        return [Outbox(stream.diagnosis.diagnosis_id, stream.window, _lowest(stream)) for stream in page]
+        return [records.Outbox(stream.diagnosis.diagnosis_id, stream.window, _lowest(stream)) for stream in page]
 
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
         await trio.lowlevel.checkpoint()
         return len(self._page(owner, ""))
 
     @_change
-    def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
+    def delete(self, diagnosis_id: str, audit: records.Audit[records.Diagnosis] | None = None) -> records.Diagnosis:
         stream = self._stream(diagnosis_id)
         self._changing()
         deleted = self._recorded(stream.diagnosis, audit)
@@ -314,22 +291,22 @@ class MemoryStore:
         return deleted
 
     @_change
-    def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
+    def move_cursors(self, moves: Sequence[records.CursorMove]) -> Sequence[records.Seq | None]:
         checks.check(tuple(moves))
         self._changing()
         return [self._move_cursor(move) for move in moves]
 
-    def _move_cursor(self, move: CursorMove) -> Seq | None:
+    def _move_cursor(self, move: records.CursorMove) -> records.Seq | None:
         stream = self._streams.get(move.diagnosis_id)
         if stream is None or stream.diagnosis.epoch != move.epoch:
             return None
-        seq = Seq(min(move.seq, stream.head))
+        seq = records.Seq(min(move.seq, stream.head))
         old = stream.cursors.get(move.subscriber)
         at = move.seen_at if move.acknowledged_at is None else move.acknowledged_at
         if old is None or old.epoch != move.epoch:
             seen_at = move.seen_at if old is None else max(old.seen_at, move.seen_at)
             acknowledged_at = None if move.acknowledged_by is None else at
-            new = Cursor(move.subscriber, move.epoch, seq, seen_at, acknowledged_at, move.acknowledged_by)
+            new = records.Cursor(move.subscriber, move.epoch, seq, seen_at, acknowledged_at, move.acknowledged_by)
         else:
             grown = seq > old.seq
             new = replace(old, seq=max(old.seq, seq), seen_at=max(old.seen_at, move.seen_at))
@@ -339,14 +316,16 @@ class MemoryStore:
         return new.seq
 
     async def cursors(
-        self, diagnosis_id: str, *, after: SubscriberId | None = None, limit: int | None = None
-    ) -> Sequence[Cursor]:
+        self, diagnosis_id: str, *, after: records.SubscriberId | None = None, limit: int | None = None
+    ) -> Sequence[records.Cursor]:
         await trio.lowlevel.checkpoint()
         found = sorted(self._stream(diagnosis_id).cursors.values(), key=lambda one: one.subscriber.order)
         return [one for one in found if after is None or one.subscriber.order > after.order][:limit]
 
     @_change
-    def forget(self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None) -> int:
+    def forget(
+        self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], audit: records.Audit[int] | None = None
+    ) -> int:
         stream = self._stream(diagnosis_id)
         checks.check(tuple(subscribers))
         self._changing()
@@ -357,29 +336,31 @@ class MemoryStore:
         return dropped
 
     @_change
-    def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+    def purge(self, diagnosis_id: str, audit: records.Audit[records.Purged] | None = None) -> records.Purged:
         stream = self._stream(diagnosis_id)
         self._changing()
         if (damage := stream.judge()) is not None and not damage.is_head_trusted:
             raise OutboxDamaged(diagnosis_id, damage)
-        before, head = stream.window, Seq(stream.head)
-        purged = self._recorded(Purged(before, after=replace(before, floor=head, purged=head)), audit)
+        before, head = stream.window, records.Seq(stream.head)
+        purged = self._recorded(records.Purged(before, after=replace(before, floor=head, purged=head)), audit)
         stream.events.clear()
         stream.floor = stream.purged = head
         self._damage.is_repaired(diagnosis_id)
         return purged
 
     @_change
-    def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+    def drop_damaged(self, diagnosis_id: str, audit: records.Audit[records.Dropped] | None = None) -> records.Dropped:
         stream = self._stream(diagnosis_id)
         self._changing()
         if (damage := stream.judge()) is None:
             raise NotDamaged(f"diagnosis {diagnosis_id} is not damaged")
         is_renewed = not damage.is_head_trusted
-        epoch = Epoch(self._new_epoch()) if is_renewed else stream.diagnosis.epoch
+        epoch = records.Epoch(self._new_epoch()) if is_renewed else stream.diagnosis.epoch
         left = [event for event in stream.events if damage.floor < event.seq <= damage.head]
         count = len(stream.events) - len(left)
-        dropped = self._recorded(Dropped(diagnosis_id, damage.what, count, damage.window(epoch), is_renewed), audit)
+        dropped = self._recorded(
+            records.Dropped(diagnosis_id, damage.what, count, damage.window(epoch), is_renewed), audit
+        )
         stream.diagnosis = replace(stream.diagnosis, epoch=epoch)
         stream.events, stream.changed = left, frozenset()
         stream.head, stream.floor, stream.purged = damage.head, damage.floor, damage.purged
@@ -395,27 +376,29 @@ class MemoryStore:
         sub: str | None = None,
         token_id: str | None = None,
         leeway_seconds: float = 0.0,
-        audit: Audit[RevocationMade] | None = None,
-    ) -> RevocationMade:
+        audit: records.Audit[records.RevocationMade] | None = None,
+    ) -> records.RevocationMade:
         checks.check(sub, token_id)
         self._changing()
         now = self.moment()
         covers_until = now.reckoned + leeway_seconds
-        new = Revocation(self._revocations_made + 1, sub, token_id, now.wall, covers_until)
+        new = records.Revocation(self._revocations_made + 1, sub, token_id, now.wall, covers_until)
         earlier = [one for one in self._revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
-        made = self._recorded(RevocationMade(new, before=earlier[0] if earlier else None), audit)
+        made = self._recorded(records.RevocationMade(new, before=earlier[0] if earlier else None), audit)
         self._revocations_made += 1
         for one in earlier:
             del self._revocations[one.number]
         self._revocations[new.number] = new
         return made
 
-    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
+    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[records.Revocation]:
         await trio.lowlevel.checkpoint()
         return [one for number, one in self._revocations.items() if number > after][:limit]
 
     @_change
-    def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
+    def lift_revocation(
+        self, number: int, audit: records.Audit[records.Revocation] | None = None
+    ) -> records.Revocation:
         if number not in self._revocations:
             raise NoSuchRevocation(str(number))
         self._changing()
@@ -424,7 +407,7 @@ class MemoryStore:
         return lifted
 
     @_change
-    def expire_revocations(self, seconds: float) -> Sequence[Revocation]:
+    def expire_revocations(self, seconds: float) -> Sequence[records.Revocation]:
         self._changing()
         until = self.moment().judged - seconds
         return [
@@ -432,7 +415,7 @@ class MemoryStore:
         ]
 
     @_change
-    def record(self, row: NewAuditRow) -> None:
+    def record(self, row: records.NewAuditRow) -> None:
         checks.check(row)
         self._changing()
         self._record(row)
@@ -442,31 +425,31 @@ class MemoryStore:
         *,
         before: int | None = None,
         limit: int = 100,
-        wanted: TrailFilter = EVERY_ROW,
+        wanted: records.TrailFilter = records.EVERY_ROW,
         bytes_max: int | None = None,
-    ) -> Sequence[AuditRow]:
+    ) -> Sequence[records.AuditRow]:
         await trio.lowlevel.checkpoint()
         rows = [row for row in reversed(self._audit) if before is None or row.number < before]
         found = [row for row in rows if _fits(wanted, row.who, row.what, row.diagnosis_id, row.at)]
         return list(within(found[:limit], bytes_max))
 
     @_change
-    def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
+    def record_accesses(self, rows: Sequence[records.NewAccessRow]) -> None:
         self._changing()
         for row in rows:
             self._access_rows_made += 1
             number = self._access_rows_made
-            self._accesses.append(AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
+            self._accesses.append(records.AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
 
     async def accesses(
-        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
-    ) -> Sequence[AccessRow]:
+        self, *, before: int | None = None, limit: int = 100, wanted: records.TrailFilter = records.EVERY_ROW
+    ) -> Sequence[records.AccessRow]:
         await trio.lowlevel.checkpoint()
         rows = [row for row in reversed(self._accesses) if before is None or row.number < before]
         return [row for row in rows if _fits(wanted, row.subscriber.sub, row.what, row.diagnosis_id, row.at)][:limit]
 
     @_change
-    def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+    def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> records.Evicted:
         self._changing()
         at = self.moment().judged - seconds
         page = self._page(None, after)[:diagnoses]
@@ -478,7 +461,7 @@ class MemoryStore:
                 stream.floor = max(stream.floor, newest)
                 windows[stream.diagnosis.diagnosis_id] = stream.window
                 self._damage.evicted(stream.diagnosis.diagnosis_id, stream.window.floor)
-        return Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
+        return records.Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
 
     @_change
     def expire(
@@ -498,16 +481,18 @@ class MemoryStore:
         self._accesses = _without_old(self._accesses, accesses_seconds, judged, limit)
         return len(expired) + rows - len(self._audit) - len(self._accesses)
 
-    async def idempotency_keys(self) -> IdempotencyKeys:
+    async def idempotency_keys(self) -> records.IdempotencyKeys:
         await trio.lowlevel.checkpoint()
-        made = [end - IDEMPOTENCY_KEY_SECONDS for one in self._streams.values() for *_, end in one.keys.values()]
+        made = [
+            end - records.IDEMPOTENCY_KEY_SECONDS for one in self._streams.values() for *_, end in one.keys.values()
+        ]
         oldest = max(0.0, self.moment().reckoned - min(made)) if made else None
-        return IdempotencyKeys(len(made), self._keys_max, oldest)
+        return records.IdempotencyKeys(len(made), self._keys_max, oldest)
 
     @_change
     def forget_unseen(
         self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
-    ) -> ForgottenUnseen:
+    ) -> records.ForgottenUnseen:
         self._changing()
         before, page = self.moment().judged - seconds, self._page(None, after)[:diagnoses]
         unseen = [
@@ -520,10 +505,10 @@ class MemoryStore:
         for stream, one in unseen:
             del stream.cursors[one]
         last = page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None
-        return ForgottenUnseen(len(unseen), last)
+        return records.ForgottenUnseen(len(unseen), last)
 
     @_change
-    def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
+    def erase(self, erasure: records.Erasure, audit: records.Audit[records.Erased] | None = None) -> records.Erased:
         self._changing()
         sub, cursors, viewers, owned = erasure.sub, 0, 0, []
         for diagnosis_id, stream in sorted(self._streams.items()):
@@ -538,16 +523,18 @@ class MemoryStore:
                 owned.append(diagnosis_id)
         before = [*self._audit, *self._accesses]
         self._audit = [erasure.rewrite(row) for row in self._audit]
-        nobody = SubscriberId(erasure.stand_in, None)
+        nobody = records.SubscriberId(erasure.stand_in, None)
         self._accesses = [
             replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._accesses
         ]
         after = [*self._audit, *self._accesses]
         changed = [old != new for old, new in zip(before, after, strict=True)]
-        audit_rows, named = sum(changed[: len(self._audit)]), tuple(owned[:OWNED_NAMED_MAX])
-        return self._recorded(Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned)), audit)
+        audit_rows, named = sum(changed[: len(self._audit)]), tuple(owned[: records.OWNED_NAMED_MAX])
+        return self._recorded(
+            records.Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned)), audit
+        )
 
-    async def backup(self, path: Path) -> Backup:
+    async def backup(self, path: Path) -> records.Backup:
         raise CannotCopy("a store in memory has nothing to copy")
 
     async def check(self, scratch: Path | None = None) -> Sequence[str]:
@@ -560,8 +547,8 @@ class MemoryStore:
     def patient(self, seconds: float) -> MemoryStore:
         return self
 
-    def statistics(self) -> StoreStatistics:
-        return StoreStatistics(
+    def statistics(self) -> records.StoreStatistics:
+        return records.StoreStatistics(
             0, 0, 0, self._operations, self._operations, 1, 0.0, 0.0, 0.0, 0, diagnoses=len(self._streams)
         )
 
@@ -585,21 +572,23 @@ class MemoryStore:
         self.before_change()
         self._operations += 1
 
-    def _recorded(self, answer: Answer, audit: Audit[Answer] | None) -> Answer:
+    def _recorded(self, answer: Answer, audit: records.Audit[Answer] | None) -> Answer:
         """The answer of an operation, once its audit row is stored. To be called before anything is changed."""
         if audit is not None:
             self._record(audit(answer))
         return answer
 
-    def _record(self, row: NewAuditRow) -> None:
+    def _record(self, row: records.NewAuditRow) -> None:
         self._audit_rows_made += 1
         number, at = self._audit_rows_made, self.moment().wall
-        self._audit.append(AuditRow(number, at, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id))
+        self._audit.append(
+            records.AuditRow(number, at, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id)
+        )
 
 
-def _lowest(stream: _Stream) -> Seq | None:
+def _lowest(stream: _Stream) -> records.Seq | None:
     epoch = stream.diagnosis.epoch
-    return min((one.seq if one.epoch == epoch else Seq(0) for one in stream.cursors.values()), default=None)
+    return min((one.seq if one.epoch == epoch else records.Seq(0) for one in stream.cursors.values()), default=None)
 
 
 def _without_old(rows: list[Row], seconds: float | None, judged: float, limit: int) -> list[Row]:
@@ -610,7 +599,7 @@ def _without_old(rows: list[Row], seconds: float | None, judged: float, limit: i
     return rows[min(old, limit) :]
 
 
-def _fits(wanted: TrailFilter, who: str | None, what: str, diagnosis_id: str | None, at: float) -> bool:
+def _fits(wanted: records.TrailFilter, who: str | None, what: str, diagnosis_id: str | None, at: float) -> bool:
     pairs = ((wanted.who, who), (wanted.what, what), (wanted.diagnosis_id, diagnosis_id))
     if any(given is not None and given != found for given, found in pairs):
         return False

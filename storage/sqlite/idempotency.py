@@ -1,4 +1,4 @@
-"""The SQL of idempotency keys: functions of a connection, within a transaction, as in `storage.sqlite.transactions`.
+"""The SQL of idempotency keys: functions of a connection, within a transaction, as in `storage.sqlite.diagnoses`.
 
 How many keys the database holds is a row of `meta`, moved in the same transaction as the keys themselves: a commit
 that fails takes it back with them, and nobody has to count millions of rows at a start.

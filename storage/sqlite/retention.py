@@ -1,6 +1,6 @@
 """The SQL of letting go: events and rows by age, a person by name, events that are damaged.
 
-Plain functions of a connection, as in `storage.sqlite.transactions`. Each does a bounded piece of work.
+Plain functions of a connection, as in `storage.sqlite.diagnoses`. Each does a bounded piece of work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from storage.records import (
     Seq,
     Window,
 )
-from storage.sqlite import idempotency, integrity, trails, transactions
+from storage.sqlite import idempotency, integrity, trails
+from storage.sqlite.lookup import find
 
 WALKED_ROWS_MAX: Final = 4000
 """Rows that one step looks through without an index."""
@@ -73,7 +74,7 @@ def drop_damaged(db: sqlite3.Connection, diagnosis_id: str, new_epoch: Epoch) ->
         NoSuchDiagnosis: it is not registered.
         NotDamaged: all is what was stored.
     """
-    dx, diagnosis = transactions.find(db, diagnosis_id)
+    dx, diagnosis = find(db, diagnosis_id)
     numbers, entries = integrity.outbox_of(db, dx)
     damage = judge(numbers, entries, told=_highest_told(db, dx, diagnosis.epoch))
     if damage is None:

@@ -20,7 +20,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import checks, files
+from storage import checks, files, records
 from storage.belief import Moment
 from storage.clock import Clock, Timekeeper
 from storage.damage import Damage, FoundDamage
@@ -36,40 +36,20 @@ from storage.errors import (
     StorageError,
     StoreBroken,
 )
-from storage.records import (
-    EVERY_ROW,
-    IDEMPOTENCY_KEYS_MAX,
-    AccessRow,
-    Appended,
-    Audit,
-    AuditRow,
-    Backup,
-    Cursor,
-    CursorMove,
-    Diagnosis,
-    Dropped,
-    Durability,
-    Epoch,
-    Erased,
-    Erasure,
-    Evicted,
-    ForgottenUnseen,
-    IdempotencyKeys,
-    NewAccessRow,
-    NewAuditRow,
-    NewEvent,
-    Outbox,
-    Purged,
-    Registered,
-    Revocation,
-    RevocationMade,
-    Seq,
-    Slice,
-    StoreStatistics,
-    SubscriberId,
-    TrailFilter,
+from storage.sqlite import (
+    copying,
+    cursors,
+    diagnoses,
+    events,
+    idempotency,
+    integrity,
+    lookup,
+    own_log,
+    retention,
+    revocations,
+    trails,
+    wal,
 )
-from storage.sqlite import copying, idempotency, integrity, own_log, retention, revocations, trails, transactions, wal
 from storage.sqlite.bridge import Database, open_database
 from storage.sqlite.committer import Committer, Pending, Work
 from storage.sqlite.live_log import LiveLog
@@ -113,10 +93,10 @@ async def open_store(
     *,
     clock: Clock,
     new_epoch: Callable[[], str],
-    durability: Durability = "full",
+    durability: records.Durability = "full",
     on_damage: DamagePolicy = "refuse",
     boot: str | None = None,
-    keys_max: int = IDEMPOTENCY_KEYS_MAX,
+    keys_max: int = records.IDEMPOTENCY_KEYS_MAX,
 ) -> AsyncIterator[SqliteStore]:
     """Open (or make) a database and serve it; everything queued is stored before it closes.
 
@@ -171,7 +151,7 @@ async def open_store(
                             watch_nursery.start_soon(_watch_time, committer)
                             registered = 0
                             with contextlib.suppress(StorageError):  # of a broken store nobody asks
-                                registered = await committer.read(transactions.count_diagnoses, None)
+                                registered = await committer.read(diagnoses.count_diagnoses, None)
                             yield SqliteStore(
                                 committer, database, time, new_epoch, size_bytes, keys_max, registered, found
                             )
@@ -202,7 +182,7 @@ def _put_in_place_of(path: Path, arriving: Path) -> Path | None:
 
 @asynccontextmanager
 async def _open_connection(
-    path: Path, clock: Clock, new_epoch: Callable[[], str], durability: Durability, boot: str
+    path: Path, clock: Clock, new_epoch: Callable[[], str], durability: records.Durability, boot: str
 ) -> AsyncIterator[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
     """The connection, with everything prepared, the time as the last run has kept it, the log, and what is damaged.
 
@@ -407,16 +387,19 @@ class PendingAppend:
     __slots__ = ("_count", "_pending", "_refused")
 
     def __init__(
-        self, pending: Pending[list[Appended | StorageError]], count: int, refused: Sequence[Refused | None] = ()
+        self,
+        pending: Pending[list[records.Appended | StorageError]],
+        count: int,
+        refused: Sequence[Refused | None] = (),
     ) -> None:
         self._pending = pending
         self._count = count
         self._refused = refused
         """Where an event was not queued, why; empty: all were."""
 
-    async def wait(self) -> Sequence[Appended | StorageError]:
+    async def wait(self) -> Sequence[records.Appended | StorageError]:
         """The outcome of each event, after the commit."""
-        outcomes: Sequence[Appended | StorageError]
+        outcomes: Sequence[records.Appended | StorageError]
         try:
             outcomes = await self._pending.wait()
         except StorageError as error:
@@ -473,7 +456,7 @@ class SqliteStore:
         self._damage = damage
         self._patience_seconds = inf
         """How long callers wait."""
-        self._cache: OrderedDict[str, Diagnosis] = OrderedDict()
+        self._cache: OrderedDict[str, records.Diagnosis] = OrderedDict()
         self._registered_ids = _Count(registered)
         self._looks: dict[str, _Looks] = {}
         """Look-ups under way, by diagnosis id: what was read before a change of it is not remembered after it."""
@@ -507,65 +490,79 @@ class SqliteStore:
     def on_damage(self, tell: Callable[[str], None]) -> None:
         self._damage.tell = tell
 
-    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+    def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
         checks.check_text(diagnosis_id)
         refused = checks.refusals_of(events)
         if refused:
             events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
-        given, keys_max = tuple(events), self._keys_max
+        given = tuple(events)
+        return PendingAppend(
+            self._committer.submit(self._appending(diagnosis_id, given), self._appended), len(given), refused
+        )
 
-        def append(db: sqlite3.Connection, now: Moment) -> list[Appended | StorageError]:
+    def _appending(
+        self, diagnosis_id: str, given: Sequence[records.NewEvent]
+    ) -> Work[list[records.Appended | StorageError]]:
+        keys_max = self._keys_max
+
+        def append(db: sqlite3.Connection, now: Moment) -> list[records.Appended | StorageError]:
             if (damage := self._damage.all.get(diagnosis_id)) is not None:
                 return [OutboxDamaged(diagnosis_id, damage) for _ in given]
-            return transactions.append(db, diagnosis_id, given, now, keys_max)
+            return events.append(db, diagnosis_id, given, now, keys_max)
 
-        return PendingAppend(self._committer.submit(append, self._appended), len(given), refused)
+        return append
 
-    def _appended(self, outcomes: Sequence[Appended | StorageError]) -> None:
+    def _appended(self, outcomes: Sequence[records.Appended | StorageError]) -> None:
         self._fullness.look_at(outcomes, self._time.monotonic())
         for outcome in outcomes[-1:]:  # nothing is stored behind one that has it
             if isinstance(outcome, OutboxDamaged):
                 self._damage.add(outcome.diagnosis_id, outcome.damage)
 
-    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
+    async def read_after(
+        self, diagnosis_id: str, seq: records.Seq, limit: int = 100, bytes_max: int | None = None
+    ) -> records.Slice:
         if (damage := self._damage.all.get(diagnosis_id)) is not None:
             await trio.lowlevel.checkpoint()
             raise OutboxDamaged(diagnosis_id, damage)
         repairs = self._damage.repairs
         try:
-            return await self._read(transactions.read_after, diagnosis_id, seq, limit, bytes_max)
+            return await self._read(events.read_after, diagnosis_id, seq, limit, bytes_max)
         except OutboxDamaged as found:
             if repairs == self._damage.repairs:
                 self._damage.add(diagnosis_id, found.damage)
             raise
 
     async def register(
-        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
-    ) -> Registered:
-        given, epoch = tuple(viewers), Epoch(self._new_epoch())
+        self,
+        diagnosis_id: str,
+        owner: str,
+        viewers: Sequence[str],
+        audit: records.Audit[records.Registered] | None = None,
+    ) -> records.Registered:
+        given, epoch = tuple(viewers), records.Epoch(self._new_epoch())
         checks.check(diagnosis_id, owner, given)
         return await self._change(
-            lambda db, now: transactions.register(db, diagnosis_id, owner, given, epoch, now.wall),
+            lambda db, now: diagnoses.register(db, diagnosis_id, owner, given, epoch, now.wall),
             audit,
             self._registered,
         )
 
-    def known(self, diagnosis_id: str) -> Diagnosis | None:
+    def known(self, diagnosis_id: str) -> records.Diagnosis | None:
         cached = self._cache.get(diagnosis_id)
         if cached is not None:
             self._cache.move_to_end(diagnosis_id)
         return cached
 
-    async def get(self, diagnosis_id: str) -> Diagnosis:
+    async def get(self, diagnosis_id: str) -> records.Diagnosis:
         return self.known(diagnosis_id) or await self.look_up(diagnosis_id)
 
-    async def look_up(self, diagnosis_id: str) -> Diagnosis:
+    async def look_up(self, diagnosis_id: str) -> records.Diagnosis:
         checks.check_text(diagnosis_id)
         known = self._cache.get(diagnosis_id)
         looks = self._looks.setdefault(diagnosis_id, _Looks())
         looks.count += 1
         try:
-            found = await self._read(transactions.look_up, diagnosis_id, known)
+            found = await self._read(lookup.look_up, diagnosis_id, known)
         finally:
             looks.count -= 1
             is_unchanged = self._looks.get(diagnosis_id) is looks
@@ -579,51 +576,57 @@ class SqliteStore:
 
     async def diagnoses(
         self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
-    ) -> Sequence[Diagnosis]:
-        return await self._read(transactions.diagnoses, owner, after, limit, bytes_max)
+    ) -> Sequence[records.Diagnosis]:
+        return await self._read(diagnoses.diagnoses, owner, after, limit, bytes_max)
 
-    async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
-        return await self._read(transactions.outboxes, owner, after, limit)
+    async def outboxes(
+        self, *, owner: str | None = None, after: str = "", limit: int = 100
+    ) -> Sequence[records.Outbox]:
+        return await self._read(diagnoses.outboxes, owner, after, limit)
 
     async def count_diagnoses(self, *, owner: str | None = None) -> int:
-        return await self._read(transactions.count_diagnoses, owner)
+        return await self._read(diagnoses.count_diagnoses, owner)
 
-    async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
+    async def delete(
+        self, diagnosis_id: str, audit: records.Audit[records.Diagnosis] | None = None
+    ) -> records.Diagnosis:
         checks.check(diagnosis_id)
         return await self._change(
-            lambda db, now: transactions.delete(db, diagnosis_id, now.wall),
+            lambda db, now: diagnoses.delete(db, diagnosis_id, now.wall),
             audit,
             self._deleted,
         )
 
-    async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
+    async def move_cursors(self, moves: Sequence[records.CursorMove]) -> Sequence[records.Seq | None]:
         given = tuple(moves)
         checks.check(given)
-        return await self._change(lambda db, now: transactions.move_cursors(db, given))
+        return await self._change(lambda db, now: cursors.move_cursors(db, given))
 
     async def cursors(
-        self, diagnosis_id: str, *, after: SubscriberId | None = None, limit: int | None = None
-    ) -> Sequence[Cursor]:
-        return await self._read(transactions.cursors, diagnosis_id, after, limit)
+        self, diagnosis_id: str, *, after: records.SubscriberId | None = None, limit: int | None = None
+    ) -> Sequence[records.Cursor]:
+        return await self._read(cursors.cursors, diagnosis_id, after, limit)
 
     async def forget(
-        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
+        self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], audit: records.Audit[int] | None = None
     ) -> int:
         given = tuple(subscribers)
         checks.check(diagnosis_id, given)
-        return await self._change(lambda db, now: transactions.forget(db, diagnosis_id, given), audit)
+        return await self._change(lambda db, now: cursors.forget(db, diagnosis_id, given), audit)
 
-    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+    async def purge(self, diagnosis_id: str, audit: records.Audit[records.Purged] | None = None) -> records.Purged:
         checks.check(diagnosis_id)
         return await self._change(
-            lambda db, now: transactions.purge(db, diagnosis_id),
+            lambda db, now: events.purge(db, diagnosis_id),
             audit,
             lambda _: self._damage.is_repaired(diagnosis_id),
         )
 
-    async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+    async def drop_damaged(
+        self, diagnosis_id: str, audit: records.Audit[records.Dropped] | None = None
+    ) -> records.Dropped:
         checks.check(diagnosis_id)
-        epoch = Epoch(self._new_epoch())
+        epoch = records.Epoch(self._new_epoch())
         return await self._change(
             lambda db, now: retention.drop_damaged(db, diagnosis_id, epoch), audit, self._repaired
         )
@@ -657,22 +660,24 @@ class SqliteStore:
         sub: str | None = None,
         token_id: str | None = None,
         leeway_seconds: float = 0.0,
-        audit: Audit[RevocationMade] | None = None,
-    ) -> RevocationMade:
+        audit: records.Audit[records.RevocationMade] | None = None,
+    ) -> records.RevocationMade:
         checks.check(sub, token_id)
         return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, leeway_seconds, now), audit)
 
-    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
+    async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[records.Revocation]:
         return await self._read(revocations.revocations, after, limit)
 
-    async def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
+    async def lift_revocation(
+        self, number: int, audit: records.Audit[records.Revocation] | None = None
+    ) -> records.Revocation:
         checks.check(number)
         return await self._change(lambda db, now: revocations.lift_revocation(db, number), audit)
 
-    async def expire_revocations(self, seconds: float) -> Sequence[Revocation]:
+    async def expire_revocations(self, seconds: float) -> Sequence[records.Revocation]:
         return await self._change(lambda db, now: revocations.expire_revocations(db, now.judged - seconds))
 
-    async def record(self, row: NewAuditRow) -> None:
+    async def record(self, row: records.NewAuditRow) -> None:
         checks.check(row)
         await self._change(lambda db, now: trails.record(db, row, now.wall))
 
@@ -681,21 +686,21 @@ class SqliteStore:
         *,
         before: int | None = None,
         limit: int = 100,
-        wanted: TrailFilter = EVERY_ROW,
+        wanted: records.TrailFilter = records.EVERY_ROW,
         bytes_max: int | None = None,
-    ) -> Sequence[AuditRow]:
+    ) -> Sequence[records.AuditRow]:
         return await self._read(trails.audit, before, limit, wanted, bytes_max)
 
-    async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
+    async def record_accesses(self, rows: Sequence[records.NewAccessRow]) -> None:
         given = tuple(rows)
         await self._change(lambda db, now: trails.record_accesses(db, given))
 
     async def accesses(
-        self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
-    ) -> Sequence[AccessRow]:
+        self, *, before: int | None = None, limit: int = 100, wanted: records.TrailFilter = records.EVERY_ROW
+    ) -> Sequence[records.AccessRow]:
         return await self._read(trails.accesses, before, limit, wanted)
 
-    async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
+    async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> records.Evicted:
         return await self._change(
             lambda db, now: retention.evict_before(db, now.judged - seconds, after, diagnoses), after=self._evicted
         )
@@ -706,17 +711,19 @@ class SqliteStore:
         ages = (audit_seconds, accesses_seconds)
         return await self._change(lambda db, now: retention.expire(db, ages, limit, now.judged))
 
-    async def idempotency_keys(self) -> IdempotencyKeys:
+    async def idempotency_keys(self) -> records.IdempotencyKeys:
         return await self._read(idempotency.look, self._keys_max, self.moment().reckoned)
 
     async def forget_unseen(
         self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
-    ) -> ForgottenUnseen:
+    ) -> records.ForgottenUnseen:
         return await self._change(
             lambda db, now: retention.forget_unseen(db, now.judged - seconds, spared, after, diagnoses)
         )
 
-    async def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
+    async def erase(
+        self, erasure: records.Erasure, audit: records.Audit[records.Erased] | None = None
+    ) -> records.Erased:
         state = await self._erase_some(erasure, retention.ErasureState(), audit)
         while state.erased is None:
             await trio.sleep(ERASURE_PAUSE_SECONDS)
@@ -724,14 +731,14 @@ class SqliteStore:
         return state.erased
 
     async def _erase_some(
-        self, erasure: Erasure, state: retention.ErasureState, audit: Audit[Erased] | None
+        self, erasure: records.Erasure, state: retention.ErasureState, audit: records.Audit[records.Erased] | None
     ) -> retention.ErasureState:
         return await self._change(
             lambda db, now: retention.erase_some(db, erasure, state, audit, now.wall),
             after=lambda _: self._forget_all_cached(),
         )
 
-    async def backup(self, path: Path) -> Backup:
+    async def backup(self, path: Path) -> records.Backup:
         self._check_usable()
         async with self._copying:
             return await copying.back_up(self._database, self._size_bytes(), path)
@@ -753,7 +760,7 @@ class SqliteStore:
     async def barrier(self) -> None:
         await _in_time(self._patience_seconds, self._committer.settled().wait)
 
-    def statistics(self) -> StoreStatistics:
+    def statistics(self) -> records.StoreStatistics:
         return replace(self._committer.statistics(), diagnoses=self._registered_ids.value)
 
     def _check_usable(self) -> None:
@@ -767,7 +774,10 @@ class SqliteStore:
         return await _in_time(self._patience_seconds, partial(self._committer.read, function, *args, **kwargs))
 
     async def _change(
-        self, work: Work[Answer], audit: Audit[Answer] | None = None, after: Callable[[Answer], None] | None = None
+        self,
+        work: Work[Answer],
+        audit: records.Audit[Answer] | None = None,
+        after: Callable[[Answer], None] | None = None,
     ) -> Answer:
         await trio.lowlevel.checkpoint_if_cancelled()
         if audit is not None:
@@ -775,23 +785,23 @@ class SqliteStore:
         pending = self._committer.submit(work, after)
         return await _in_time(self._patience_seconds, pending.wait)
 
-    def _evicted(self, evicted: Evicted) -> None:
+    def _evicted(self, evicted: records.Evicted) -> None:
         for diagnosis_id, window in evicted.windows.items():
             self._damage.evicted(diagnosis_id, window.floor)
 
-    def _repaired(self, dropped: Dropped) -> None:
+    def _repaired(self, dropped: records.Dropped) -> None:
         self._damage.is_repaired(dropped.diagnosis_id)
         self._looks.pop(dropped.diagnosis_id, None)
         self._cache.pop(dropped.diagnosis_id, None)
 
-    def _registered(self, registered: Registered) -> None:
+    def _registered(self, registered: records.Registered) -> None:
         self._registered_ids.value += registered.created
         if registered.created:
             self._damage.is_repaired(registered.diagnosis.diagnosis_id)
         self._looks.pop(registered.diagnosis.diagnosis_id, None)
         self._remember(registered.diagnosis)
 
-    def _remember(self, diagnosis: Diagnosis) -> None:
+    def _remember(self, diagnosis: records.Diagnosis) -> None:
         self._cache[diagnosis.diagnosis_id] = diagnosis
         self._cache.move_to_end(diagnosis.diagnosis_id)
         if len(self._cache) > DIAGNOSES_CACHED_MAX:
@@ -801,7 +811,7 @@ class SqliteStore:
         self._looks.clear()
         self._cache.clear()
 
-    def _deleted(self, deleted: Diagnosis) -> None:
+    def _deleted(self, deleted: records.Diagnosis) -> None:
         self._registered_ids.value -= 1
         self._damage.is_repaired(deleted.diagnosis_id)
         self._looks.pop(deleted.diagnosis_id, None)

@@ -1,6 +1,6 @@
 """The SQL of both trails: what people and services did (audit), and who followed what (access).
 
-As `storage.sqlite.transactions`: functions of a connection, within a transaction of the committer.
+As `storage.sqlite.diagnoses`: functions of a connection, within a transaction of the committer.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from storage.records import Diagnosis, Epoch, NewEvent
-from storage.sqlite import revocations, trails, transactions
+from storage.sqlite import diagnoses, events, lookup, revocations, trails
 from storage.sqlite.store import PendingAppend, SqliteStore
 from tests.access.acts import ACTS, CHANGING, SENDER, Act, Ward, expect_alive
 from tests.access.conftest import MovableClock
@@ -70,8 +70,8 @@ async def test_a_bulk_request_that_waits_for_room_stores_nothing_after_the_revoc
 
 CHANGES: dict[str, tuple[str, str, dict[str, object] | None, object, str]] = {
     "subject revoked": ("POST", "/revocations", {"sub": "amira"}, revocations, "revoke"),
-    "owner replaced": ("PUT", "/diagnoses/42", {"owner": "bo"}, transactions, "register"),
-    "diagnosis deleted": ("DELETE", "/diagnoses/42", None, transactions, "delete"),
+    "owner replaced": ("PUT", "/diagnoses/42", {"owner": "bo"}, diagnoses, "register"),
+    "diagnosis deleted": ("DELETE", "/diagnoses/42", None, diagnoses, "delete"),
 }
 """Requests that take a right away, and the function of the database thread that carries each out."""
 
@@ -85,7 +85,7 @@ async def test_what_was_handed_over_while_a_change_was_on_the_disk_is_settled_be
     happened: list[str] = []
     is_on_disk, is_handed_over = threading.Event(), threading.Event()
     changing: Callable[..., object] = getattr(room, function)
-    append, append_nowait = transactions.append, SqliteStore.append_nowait
+    append, append_nowait = events.append, SqliteStore.append_nowait
 
     def slow_change(*args: Any) -> object:
         is_on_disk.set()
@@ -105,7 +105,7 @@ async def test_what_was_handed_over_while_a_change_was_on_the_disk_is_settled_be
     await server.register()
     assert (await server.publish(1)).status_code == 200  # the actor and what it judges by are in memory
     monkeypatch.setattr(room, function, slow_change)
-    monkeypatch.setattr(transactions, "append", slow_append)
+    monkeypatch.setattr(events, "append", slow_append)
     monkeypatch.setattr(SqliteStore, "append_nowait", noted_append)
 
     async def take_away() -> None:
@@ -182,7 +182,7 @@ async def test_a_refusal_takes_one_look_up_and_the_same_words_whatever_is_there(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_ups: list[str] = []
-    look_up = transactions.look_up
+    look_up = lookup.look_up
 
     def counted(db: sqlite3.Connection, diagnosis_id: str, known: Diagnosis | None) -> object:
         look_ups.append(diagnosis_id)
@@ -191,7 +191,7 @@ async def test_a_refusal_takes_one_look_up_and_the_same_words_whatever_is_there(
     async with running_server(settings) as server:
         for name in ROUTES:
             await server.register(f"far-{name.replace(' ', '-')}")
-    monkeypatch.setattr(transactions, "look_up", counted)
+    monkeypatch.setattr(lookup, "look_up", counted)
     async with running_server(settings) as server:
         await server.register("near")
         await server.register("mallorys", "mallory")
@@ -213,7 +213,7 @@ async def test_whoever_may_takes_no_look_up_of_what_is_in_memory(
     def unexpected(db: sqlite3.Connection, diagnosis_id: str, known: Diagnosis | None) -> None:
         """Nothing is registered."""
 
-    monkeypatch.setattr(transactions, "look_up", unexpected)
+    monkeypatch.setattr(lookup, "look_up", unexpected)
     assert (await server.publish(2)).status_code == 200
     async with server.live() as client:
         await expect_alive(client)

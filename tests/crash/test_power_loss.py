@@ -21,7 +21,7 @@ import trio
 from storage.belief import Moment
 from storage.files import wal_of
 from storage.records import OUTBOX_EVENTS_MAX, Appended, CursorMove, Durability, Epoch, NewEvent, Seq, SubscriberId
-from storage.sqlite import live_log, transactions
+from storage.sqlite import cursors, diagnoses, events, live_log
 from storage.sqlite.committer import Work, run_transaction
 from storage.sqlite.live_log import LiveLog
 from storage.sqlite.runs import end_run
@@ -105,22 +105,22 @@ def record(path: Path, durability: Durability, chance: random.Random) -> Recordi
 
 
 def _register(name: str, db: sqlite3.Connection, now: Moment) -> object:
-    return transactions.register(db, name, "amira", ["bo"], Epoch(f"first-{name}"), now.wall)
+    return diagnoses.register(db, name, "amira", ["bo"], Epoch(f"first-{name}"), now.wall)
 
 
 def _append(name: str, first: int, last: int, db: sqlite3.Connection, now: Moment) -> object:
-    events = [
+    new = [
         NewEvent("k", body_of(name, seq), key=f"key {seq}" if seq % 2 else None, digest=b"d")
         for seq in range(first, last + 1)
     ]
-    outcomes = transactions.append(db, name, events, now)
+    outcomes = events.append(db, name, new, now)
     assert [one.seq for one in outcomes if isinstance(one, Appended)] == list(range(first, last + 1))
     return outcomes
 
 
 def _move_cursor(name: str, seq: int, db: sqlite3.Connection, now: Moment) -> object:
     move = CursorMove(name, SubscriberId("bo", None), Epoch(f"first-{name}"), Seq(seq), now.reckoned)
-    return transactions.move_cursors(db, [move])
+    return cursors.move_cursors(db, [move])
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +142,10 @@ async def come_back(directory: Path, files: dict[str, bytes], clock: ManualClock
     async with open_store(directory / DATABASE, clock=clock, new_epoch=new_epoch, boot="boot-2") as store:
         for diagnosis in await store.diagnoses():
             name = diagnosis.diagnosis_id
-            window, events = (slice_ := await store.read_after(name, Seq(0))).window, slice_.events
+            window, retained = (slice_ := await store.read_after(name, Seq(0))).window, slice_.events
             seqs = range(max(0, window.head - OUTBOX_EVENTS_MAX) + 1, window.head + 1)
-            assert [event.seq for event in events] == list(seqs)
-            assert [event.body for event in events] == [body_of(name, seq) for seq in seqs]
+            assert [event.seq for event in retained] == list(seqs)
+            assert [event.body for event in retained] == [body_of(name, seq) for seq in seqs]
             (outcome,) = await store.append_nowait(name, [NewEvent("k", b"next")]).wait()
             assert isinstance(outcome, Appended)
             assert outcome.seq == window.head + 1

@@ -12,7 +12,7 @@ import trio
 
 from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
 from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, Slice, SubscriberId
-from storage.sqlite import transactions
+from storage.sqlite import lookup
 from storage.sqlite.committer import Committer
 from storage.sqlite.schema import APPLICATION_ID, MIGRATIONS
 from storage.sqlite.store import open_store
@@ -234,7 +234,7 @@ async def test_what_was_read_before_a_change_is_not_remembered_after_it(
 
     async def late(committer: Committer, function: object, *args: object, **options: object) -> object:
         found: object = await read(committer, function, *args, **options)  # type: ignore[arg-type]
-        if function is transactions.look_up and not has_read.is_set():
+        if function is lookup.look_up and not has_read.is_set():
             has_read.set()
             await go_on.wait()
         return found
