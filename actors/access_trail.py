@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Final, Literal
 
-import trio
-
+from actors.batching import BATCH_MAX, Batching
 from actors.roster import Subscriber
 from storage.clock import Clock
-from storage.errors import Busy, Failed
 from storage.records import NewAccessRow, SubscriberId
 from storage.store import Store
 
-LINGER_SECONDS: Final = 1.0
-"""Longest time a row waits for company before it is stored."""
-
-ROWS_MAX: Final = 256
-"""Rows stored in one operation. Reason: they share a transaction with events. Beyond: the next one."""
-
 WAITING_MAX: Final = 100_000
 """Rows that wait while the store takes none. Beyond: the oldest is lost, and the log says so."""
-
-RETRY_SECONDS: Final = 1.0
-"""Wait after a refused write (disk full, queue full) before the next try."""
 
 logger = logging.getLogger("avicenna.actors")
 
@@ -41,18 +32,13 @@ class AccessTrail:
         self._clock = clock
         self._waiting: deque[NewAccessRow] = deque(maxlen=WAITING_MAX)
         self._lost = 0
-        self._marked = trio.Event()
-        self._hurry = trio.Event()
-        self._emptied = trio.Event()
-        self._emptied.set()
+        self._batching = Batching("rows of the access trail", self._next_batch, self._store_batch)
 
     def note(self, what: Literal["connect", "disconnect"], diagnosis_id: str, subscriber: Subscriber) -> None:
         """Have a row stored soon; never waits."""
         self._lost += len(self._waiting) == WAITING_MAX
         self._waiting.append(NewAccessRow(self._clock.wall(), what, diagnosis_id, subscriber.id))
-        if self._emptied.is_set():
-            self._emptied = trio.Event()
-        self._marked.set()
+        self._batching.mark()
 
     def rename(self, sub: str, stand_in: str) -> None:
         """A user is erased: in the rows that wait, `stand_in` takes the place of its name, as in those stored."""
@@ -64,34 +50,21 @@ class AccessTrail:
 
     async def flush(self) -> None:
         """Wait until every row noted so far is stored."""
-        self._hurry.set()
-        await self._emptied.wait()
+        await self._batching.flush(lambda: bool(self._waiting))
 
     async def run(self) -> None:
         """Store rows until cancelled.
 
         Cancellation: rows that were not stored are lost; `flush` first.
         """
-        if self._waiting:
-            self._marked.set()  # an earlier run has crashed, and left them
-        while True:
-            await self._marked.wait()
-            with trio.move_on_after(LINGER_SECONDS):
-                await self._hurry.wait()
-            self._marked, self._hurry = trio.Event(), trio.Event()
-            while self._waiting:
-                await self._store_some()
-            self._emptied.set()
+        await self._batching.run()
 
-    async def _store_some(self) -> None:
-        rows = list(self._waiting)[:ROWS_MAX]
+    def _next_batch(self) -> Sequence[NewAccessRow]:
+        return tuple(islice(self._waiting, BATCH_MAX))
+
+    async def _store_batch(self, rows: Sequence[NewAccessRow]) -> None:
         lost_before = self._lost
-        try:
-            await self._store.record_accesses(rows)
-        except (Busy, Failed) as refusal:
-            logger.warning("%d rows of the access trail not stored, trying again: %s", len(self._waiting), refusal)
-            await trio.sleep(RETRY_SECONDS)
-            return
+        await self._store.record_accesses(rows)
         # What was lost meanwhile was the oldest, and stands at the beginning of `rows`.
         for _ in range(len(rows) - min(len(rows), self._lost - lost_before)):
             self._waiting.popleft()

@@ -1,36 +1,21 @@
 """Acknowledgements on their way to the store: a number moved in memory now, a row soon.
 
 Acks are not messages: ten thousand of them after one broadcast must not fill a mailbox. They are kept
-here per known subscriber (the highest wins) and stored together, at the latest after `LINGER_SECONDS`.
+here per known subscriber (the highest wins) and stored together, within a second (`actors.batching`).
 A lost ack costs a repeat, never a loss.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
 
-import trio
-
+from actors.batching import BATCH_MAX, Batching
 from actors.roster import Known, Roster, Subscriber
 from storage.belief import Moment
-from storage.errors import Busy, Failed
 from storage.records import AcknowledgedBy, CursorMove, Epoch, Seq
 from storage.store import Store
-
-LINGER_SECONDS: Final = 1.0
-"""Longest time an acknowledgement waits for company before it is stored."""
-
-MOVES_MAX: Final = 256
-"""Cursors stored in one operation. Reason: they share a transaction with events. Beyond: the next one."""
-
-RETRY_SECONDS: Final = 1.0
-"""Wait after a refused write (disk full, queue full) before the next try."""
-
-logger = logging.getLogger("avicenna.actors")
 
 
 class CursorKeeper:
@@ -44,9 +29,7 @@ class CursorKeeper:
         """Being stored, and the connections to tell once they are."""
         self._held: set[Known] = set()
         """Not to be stored now, even if they move."""
-        self._marked = trio.Event()
-        self._hurry = trio.Event()
-        self._round_over = trio.Event()
+        self._batching = Batching("cursors", self._next_batch, self._store_batch)
 
     def acknowledge(self, subscriber: Subscriber, seq: Seq, by: AcknowledgedBy, *, answer: bool = False) -> bool:
         """Move the cursor of an attached subscriber up to `seq`; False if that is above its position, or it peeks.
@@ -86,9 +69,7 @@ class CursorKeeper:
     def mark(self, known: Known, *, hurry: bool = False) -> None:
         """Have the cursor of `known` stored soon, or as soon as possible."""
         self._dirty[known] = None
-        self._marked.set()
-        if hurry:
-            self._hurry.set()
+        self._batching.mark(hurry=hurry)
 
     def left(self, known: Known) -> None:
         """A connection of `known` has ended: store where it got to, and when it was seen, at once."""
@@ -109,7 +90,7 @@ class CursorKeeper:
         """Do not store this one any more: its subscriber is forgotten."""
         self._dirty.pop(known, None)
         self._in_flight.pop(known, None)
-        self._round_is_over()
+        self._batching.look_again()
 
     @contextmanager
     def holding(self, some: Iterable[Known]) -> Iterator[None]:
@@ -120,7 +101,7 @@ class CursorKeeper:
             yield
         finally:
             self._held -= held
-            self._marked.set()
+            self._batching.mark()
 
     def discard_user(self, sub: str) -> None:
         """Do not store any subscriber of a user any more; what has reached the store already stays there."""
@@ -138,25 +119,19 @@ class CursorKeeper:
 
     async def flush(self, diagnosis_id: str | None = None) -> None:
         """Wait until every cursor (of this diagnosis) moved so far is stored."""
-        while self.depth if diagnosis_id is None else self.is_dirty(diagnosis_id):
-            self._marked.set()
-            self._hurry.set()
-            await self._round_over.wait()
+        await self._batching.flush(lambda: bool(self.depth) if diagnosis_id is None else self.is_dirty(diagnosis_id))
 
     async def run(self) -> None:
         """Store cursors until cancelled.
 
         Cancellation: what was not stored is lost, which costs a repeat; `flush` first.
         """
-        while True:
-            await self._marked.wait()
-            with trio.move_on_after(LINGER_SECONDS):
-                await self._hurry.wait()
-            self._marked, self._hurry = trio.Event(), trio.Event()
-            while batch := [known for known in self._dirty if known not in self._held][:MOVES_MAX]:
-                await self._store_some(batch)
+        await self._batching.run()
 
-    async def _store_some(self, batch: list[Known]) -> None:
+    def _next_batch(self) -> Sequence[Known]:
+        return [known for known in self._dirty if known not in self._held][:BATCH_MAX]
+
+    async def _store_batch(self, batch: Sequence[Known]) -> None:
         moves = []
         for known in batch:
             del self._dirty[known]
@@ -179,18 +154,8 @@ class CursorKeeper:
                 if seq is not None and known.epoch == move.epoch:
                     known.stored = max(known.stored, seq)
                 self._answer(self._in_flight.pop(known, {}), seq)
-        except (Busy, Failed) as refusal:
-            logger.warning("%d cursors not stored, trying again: %s", len(moves), refusal)
-            self._take_back()
-            await trio.sleep(RETRY_SECONDS)
         finally:
             self._take_back()
-            self._round_is_over()
-
-    def _round_is_over(self) -> None:
-        """Have who flushes look again."""
-        self._round_over.set()
-        self._round_over = trio.Event()
 
     def _take_back(self) -> None:
         """What is still in flight was not stored: it has to be, later."""

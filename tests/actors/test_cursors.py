@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.cursors import LINGER_SECONDS, MOVES_MAX
+from actors.batching import BATCH_MAX, LINGER_SECONDS
 from actors.errors import DevicesExhausted
 from actors.resume import Resume, Wanted
 from actors.roster import DEVICES_MAX, UNSEEN_SECONDS_MAX
@@ -44,7 +44,7 @@ async def test_ten_thousand_acknowledgements_cost_no_mail_and_few_commits(
         assert small.acknowledge(reader, 1)
     assert small.actor().mailbox.depth == 0
     await trio.sleep(2 * LINGER_SECONDS)
-    assert small.store.moves == -(-10_000 // MOVES_MAX)
+    assert small.store.moves == -(-10_000 // BATCH_MAX)
     assert {one.seq for one in await small.store.inner.cursors("d")} == {1}
 
 
