@@ -1,7 +1,7 @@
 """The diagnosis actor: one loop, one message at a time, owner of the ring and of who reads it.
 
 Commit, then fan out, then answer: nothing is sent and no publisher is told before the event is on disk.
-An unexpected exception ends this incarnation; what it had in hand is in `Hands`, and the next one,
+An unexpected exception ends this incarnation; what it had in hand is in `InHand`, and the next one,
 started by the supervisor, finishes it. Expected refusals of the store are answered.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, assert_never
 
 import trio
@@ -20,7 +20,7 @@ from actors import turns
 from actors.budget import RingBudget
 from actors.cursors import CursorKeeper
 from actors.errors import DevicesExhausted
-from actors.mailbox import Mailbox
+from actors.mailbox import InHand, Mailbox
 from actors.messages import (
     Admission,
     Delivery,
@@ -84,16 +84,6 @@ Render = Callable[[str, Event], bytes]
 """Turns a diagnosis id and one of its events into the frame everybody gets."""
 
 
-@dataclass(slots=True)
-class Hands:
-    """What an incarnation is working on. Outlives it, so that the next one can finish."""
-
-    holding: list[Envelope] = field(default_factory=list)
-    """Taken from the mailbox, not answered yet."""
-    retries: list[Envelope] = field(default_factory=list)
-    """Were in hand at a crash and never reached the store: done again, one by one, before the mailbox."""
-
-
 @dataclass(frozen=True, slots=True)
 class Start:
     """A connection that begins where its subscriber's cursor is not stored yet."""
@@ -119,7 +109,7 @@ class DiagnosisActor:
         diagnosis_id: str,
         mailbox: Mailbox,
         roster: Roster,
-        hands: Hands,
+        in_hand: InHand,
         *,
         store: Store,
         keeper: CursorKeeper,
@@ -137,7 +127,7 @@ class DiagnosisActor:
         self._diagnosis_id = diagnosis_id
         self._mailbox = mailbox
         self._roster = roster
-        self._hands = hands
+        self._in_hand = in_hand
         self._store = store
         self._keeper = keeper
         self._budget = budget
@@ -155,7 +145,7 @@ class DiagnosisActor:
             NoSuchDiagnosis, OutboxDamaged, Busy, Failed: the outbox could not be loaded; nothing was started.
             Exception: a crash.
 
-        Cancellation: between two steps; what was in hand stays in `Hands`.
+        Cancellation: between two steps; what was in hand stays in `InHand`.
         """
         settled = await self._settle_appends()
         try:
@@ -166,9 +156,9 @@ class DiagnosisActor:
         self._answer_publishes(settled, len(self._roster.subscribers))
         await turns.wake_all(self._roster)
         while True:
-            while self._hands.retries:
-                envelope = self._hands.retries.pop(0)
-                self._hands.holding.append(envelope)
+            while self._in_hand.retries:
+                envelope = self._in_hand.retries.pop(0)
+                self._in_hand.holding.append(envelope)
                 await self._handle(envelope)
             if (next_one := await self._next()) is None:
                 return
@@ -178,10 +168,10 @@ class DiagnosisActor:
 
     async def _settle_appends(self) -> list[tuple[Envelope, Appended | StorageError]]:
         """Learn what became of the appends a former incarnation had in the store; hand the rest to `retries`."""
-        holding = self._hands.holding
+        holding = self._in_hand.holding
         for envelope in [one for one in holding if one.pending is None]:
             holding.remove(envelope)
-            self._hands.retries.append(envelope)
+            self._in_hand.retries.append(envelope)
         return [(envelope, await envelope.outcome()) for envelope in list(holding)]
 
     async def _load(self) -> None:
@@ -246,7 +236,7 @@ class DiagnosisActor:
                 return None
 
     def _take_in_hand(self, envelope: Envelope) -> Envelope:
-        self._hands.holding.append(envelope)
+        self._in_hand.holding.append(envelope)
         return envelope
 
     async def _handle(self, envelope: Envelope) -> None:
@@ -300,7 +290,7 @@ class DiagnosisActor:
         while not first.crashes and len(batch) < most:
             if (envelope := self._mailbox.receive_nowait(kind)) is None:
                 break
-            self._hands.holding.append(envelope)
+            self._in_hand.holding.append(envelope)
             batch.append(envelope)
         return batch
 
@@ -584,11 +574,11 @@ class DiagnosisActor:
         return self._roster.known
 
     def _answer(self, envelope: Envelope, answer: object) -> None:
-        self._hands.holding.remove(envelope)
+        self._in_hand.holding.remove(envelope)
         envelope.reply.answer(answer)
 
     def _refuse(self, envelope: Envelope, refusal: Exception) -> None:
-        self._hands.holding.remove(envelope)
+        self._in_hand.holding.remove(envelope)
         envelope.reply.refuse(refusal)
 
 

@@ -6,7 +6,7 @@ never keeps a subscriber or an operator out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -116,3 +116,13 @@ class Mailbox:
         else:
             self._controls -= 1
         return envelope
+
+
+@dataclass(slots=True)
+class InHand:
+    """What an incarnation is working on. Outlives it, so that the next one can finish."""
+
+    holding: list[Envelope] = field(default_factory=list)
+    """Taken from the mailbox, not answered yet."""
+    retries: list[Envelope] = field(default_factory=list)
+    """Were in hand at a crash and never reached the store: done again, one by one, before the mailbox."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
 import trio
@@ -20,58 +19,26 @@ from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
-from actors.mailbox import Mailbox, MailboxStatistics
+from actors.mailbox import Mailbox
 from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
-from actors.ring import Ring
 from actors.roster import Roster, Subscriber, Watcher
-from actors.supervisor import ActorState, Cell, Crash, History, Limits, Supervisor, Wish, keep_up
+from actors.slot import ActorLimits, ActorState, History, Request, Slot
+from actors.statistics import ActorStatistics, statistics_of
+from actors.supervisor import Supervisor
 from actors.transport import Ending
+from actors.upkeep import restart_on_crash
 from storage.clock import Clock
-from storage.damage import Damage
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.records import AcknowledgedBy, Seq, SubscriberId, Window
 from storage.store import Store
 
 Answer = TypeVar("Answer")
 
-LAG_SHOWN: Final = 10
-"""Subscribers shown with their lag."""
-
 RINGS_LOOK_SECONDS: Final = 1.0
 """How often it is looked at what all rings take, for those whose actors had work when they were to leave."""
 
 HISTORIES_MAX: Final = 100_000
 """Resting diagnoses whose history is remembered. Beyond: the one that has rested longest begins anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How far behind one known subscriber is."""
-
-    subscriber: SubscriberId
-    online: bool
-    cursor: Seq
-    events: int
-    """Events between its cursor and the head."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActorStatistics:
-    """One actor as its supervisor sees it."""
-
-    diagnosis_id: str
-    state: ActorState
-    incarnation: int
-    connections: int
-    mailbox: MailboxStatistics
-    restarts: int
-    last_crash: Crash | None
-    window: Window | None
-    """What its ring holds; `None`: not loaded."""
-    lag: tuple[Lag, ...] | None
-    """The subscribers furthest behind, at most `LAG_SHOWN`; `None`: not loaded."""
-    damage: Damage | None
-    """What is wrong with its outbox, which is not loaded; `None`: nothing is known of."""
 
 
 class Registry(Watcher):
@@ -85,7 +52,7 @@ class Registry(Watcher):
         render: Render,
         clock: Clock,
         jitter: Callable[[], float],
-        limits: Limits,
+        limits: ActorLimits,
         trail: AccessTrail | None = None,
     ) -> None:
         """A registry without actors.
@@ -105,14 +72,14 @@ class Registry(Watcher):
         self._supervisor = Supervisor(
             store, self._keeper, self._budget, render=render, clock=clock, jitter=jitter, limits=limits
         )
-        self._cells: dict[str, Cell] = {}
+        self._slots: dict[str, Slot] = {}
         self._histories: dict[str, History] = {}
         self._draining = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Store acknowledged cursors until cancelled; actors run in the nursery given at the start."""
         task_status.started()
-        await keep_up("cursor keeper", self._keeper.run, self._clock, self._jitter)
+        await restart_on_crash("cursor keeper", self._keeper.run, self._clock, self._jitter)
 
     async def keep_rings_small(self) -> None:
         """Have actors that nobody follows leave memory while all rings take more than they may; until cancelled."""
@@ -121,8 +88,8 @@ class Registry(Watcher):
             await trio.sleep(RINGS_LOOK_SECONDS)
 
     def _let_go(self, roster: Roster) -> bool:
-        cell = self._cells.get(roster.diagnosis_id)
-        return cell is not None and cell.roster is roster and cell.let_go_of_ring()
+        slot = self._slots.get(roster.diagnosis_id)
+        return slot is not None and slot.roster is roster and slot.let_go_of_ring()
 
     # Talking to actors
 
@@ -144,13 +111,13 @@ class Registry(Watcher):
         """Put a message into the actor's mailbox now; what is returned waits for the answer. Raises as `ask`."""
         if self._draining:
             raise Draining("the server is stopping")
-        cell = self._cell(diagnosis_id)
-        if cell.state is ActorState.QUARANTINED:
-            raise Quarantined(max(0.0, cell.quarantined_until - self._clock.monotonic()))
+        slot = self._slot(diagnosis_id)
+        if slot.state is ActorState.QUARANTINED:
+            raise Quarantined(max(0.0, slot.quarantined_until - self._clock.monotonic()))
         envelope = Envelope(cast(Message, message))
-        cell.mailbox.tell_nowait(envelope)
-        self._budget.used(cell.roster)
-        self._wake(cell)
+        slot.mailbox.tell_nowait(envelope)
+        self._budget.used(slot.roster)
+        self._wake(slot)
         return cast("Callable[[], Awaitable[Answer]]", envelope.reply.wait)
 
     def acknowledge(self, subscriber: Subscriber, seq: Seq, by: AcknowledgedBy, *, answer: bool = False) -> bool:
@@ -166,38 +133,38 @@ class Registry(Watcher):
 
         Whoever is attached meanwhile is not looked at: take the right to be admitted away first.
         """
-        cell = self._cells.get(diagnosis_id)
-        return 0 if cell is None else await turns.end_where(cell.roster, which, ending)
+        slot = self._slots.get(diagnosis_id)
+        return 0 if slot is None else await turns.end_where(slot.roster, which, ending)
 
     def count_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool]) -> int:
         """How many connections of one diagnosis `which` picks."""
-        cell = self._cells.get(diagnosis_id)
-        return 0 if cell is None else cell.roster.count_where(which)
+        slot = self._slots.get(diagnosis_id)
+        return 0 if slot is None else slot.roster.count_where(which)
 
     def count_everywhere(self, which: Callable[[Subscriber], bool]) -> int:
         """How many connections of all diagnoses `which` picks."""
-        return sum(cell.roster.count_where(which) for cell in self._cells.values())
+        return sum(slot.roster.count_where(which) for slot in self._slots.values())
 
     async def end_everywhere(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
         """As `end_where`, of all diagnoses."""
         ended, share = 0, turns.Share()
-        for cell in list(self._cells.values()):
-            ended += await turns.end_where(cell.roster, which, ending, share)
+        for slot in list(self._slots.values()):
+            ended += await turns.end_where(slot.roster, which, ending, share)
             await share.spend(turns.LOOKED_AT_ONCE_MAX)
         return ended
 
     def is_connected(self, diagnosis_id: str, subscriber: SubscriberId) -> bool:
         """Whether this subscriber has an attached connection."""
-        cell = self._cells.get(diagnosis_id)
-        known = None if cell is None or cell.roster.known is None else cell.roster.known.get(subscriber)
+        slot = self._slots.get(diagnosis_id)
+        known = None if slot is None or slot.roster.known is None else slot.roster.known.get(subscriber)
         return known is not None and bool(known.connections)
 
     def rest_seconds(self, diagnosis_id: str) -> float:
         """How long a quarantined diagnosis still rests; 0: it does not. A damaged one rests until it is repaired."""
         if diagnosis_id in self._store.damaged:
             return self._limits.quarantine_seconds
-        cell = self._cells.get(diagnosis_id)
-        return 0.0 if cell is None else max(0.0, cell.quarantined_until - self._clock.monotonic())
+        slot = self._slots.get(diagnosis_id)
+        return 0.0 if slot is None else max(0.0, slot.quarantined_until - self._clock.monotonic())
 
     async def end_all(self) -> None:
         """The server stops: say goodbye to every connection."""
@@ -208,37 +175,37 @@ class Registry(Watcher):
 
         One that is just reading its outbox may have read them: it does so afterwards.
         """
-        cell = self._cells.get(diagnosis_id)
-        if cell is None:
+        slot = self._slots.get(diagnosis_id)
+        if slot is None:
             return
         try:
             self.tell(diagnosis_id, Evict(window))
         except MailboxFull:
-            cell.ask_for(Wish.RESTART)
+            slot.ask_for(Request.RESTART)
         except ActorError:
             pass  # it will read its outbox again before anybody reads it
 
     def damaged(self, diagnosis_id: str) -> None:
         """An outbox was found damaged: have its actor, if it is in memory, read it anew, which ends it."""
-        cell = self._cells.get(diagnosis_id)
-        if cell is not None:
-            cell.ask_for(Wish.RESTART)
+        slot = self._slots.get(diagnosis_id)
+        if slot is not None:
+            slot.ask_for(Request.RESTART)
             if not self._draining:  # else everybody has been told goodbye
-                self._wake(cell)
+                self._wake(slot)
 
     async def forget_unseen(self) -> frozenset[str]:
         """Have every actor in memory forget whom it has not seen for too long; the diagnoses that are in memory.
 
         Whoever is connected is seen now, and stored as such. An actor that loads later forgets by itself.
         """
-        cells = list(self._cells.values())
-        for cell in cells:
-            if self._cells.get(cell.diagnosis_id) is cell and cell.roster.known is not None:
+        slots = list(self._slots.values())
+        for slot in slots:
+            if self._slots.get(slot.diagnosis_id) is slot and slot.roster.known is not None:
                 # One that refuses is asked again tomorrow, or forgets when it loads again.
                 with contextlib.suppress(ActorError):
-                    self.tell(cell.diagnosis_id, ForgetUnseen())
+                    self.tell(slot.diagnosis_id, ForgetUnseen())
             await trio.lowlevel.checkpoint()
-        return frozenset(cell.diagnosis_id for cell in cells)
+        return frozenset(slot.diagnosis_id for slot in slots)
 
     # Operators
 
@@ -257,9 +224,9 @@ class Registry(Watcher):
         store by then is erased there, and nothing of before reaches it later.
         """
         ended = 0
-        for cell in list(self._cells.values()):
-            ended += cell.roster.end_where(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
-            cell.roster.forget_user(sub)
+        for slot in list(self._slots.values()):
+            ended += slot.roster.end_where(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
+            slot.roster.forget_user(sub)
         self._keeper.discard_user(sub)
         if self._trail is not None:
             self._trail.rename(sub, stand_in)
@@ -271,42 +238,42 @@ class Registry(Watcher):
         Raises:
             NoSuchDiagnosis: it was deleted meanwhile.
         """
-        cell = self._cell(diagnosis_id)
-        history, before = cell.history, cell.history.incarnation
-        cell.ask_for(Wish.RESTART)
+        slot = self._slot(diagnosis_id)
+        history, before = slot.history, slot.history.incarnation
+        slot.ask_for(Request.RESTART)
         while history.incarnation == before:
-            if cell.wish is Wish.RETIRE:
+            if slot.request is Request.RETIRE:
                 raise NoSuchDiagnosis(diagnosis_id)
             # Never one that has left memory meanwhile: there would be two actors of one diagnosis.
-            cell = self._cell(diagnosis_id)
-            self._wake(cell)
-            await cell.changed.wait()
+            slot = self._slot(diagnosis_id)
+            self._wake(slot)
+            await slot.changed.wait()
 
     async def stop(self, diagnosis_id: str) -> None:
         """Passivate the actor now. Sockets stay open; the next message wakes it."""
-        cell = self._cells.get(diagnosis_id)
-        if cell is None or cell.state is ActorState.PASSIVE:
+        slot = self._slots.get(diagnosis_id)
+        if slot is None or slot.state is ActorState.PASSIVE:
             return
-        cell.ask_for(Wish.STOP)
-        while cell.wish is Wish.STOP:
-            await cell.changed.wait()
+        slot.ask_for(Request.STOP)
+        while slot.request is Request.STOP:
+            await slot.changed.wait()
 
     async def retire(self, diagnosis_id: str) -> None:
         """The diagnosis was deleted: end its connections, answer what waits, and forget its actor."""
-        cell = self._cells.pop(diagnosis_id, None)
-        if cell is None:
+        slot = self._slots.pop(diagnosis_id, None)
+        if slot is None:
             return
-        self._remember(cell)
-        self._budget.forget(cell.roster)
-        cell.ask_for(Wish.RETIRE)
-        await turns.end_where(cell.roster, lambda _: True, Ending.DELETED)
+        self._remember(slot)
+        self._budget.forget(slot.roster)
+        slot.ask_for(Request.RETIRE)
+        await turns.end_where(slot.roster, lambda _: True, Ending.DELETED)
 
     async def drain(self) -> None:
         """Take nothing new, finish what is in the mailboxes, store all cursors.
 
         Cancellation: what is not finished is dropped; its publishers are told.
         """
-        answers = [self.tell(one.diagnosis_id, Inspect()) for one in list(self._cells.values()) if one.has_work]
+        answers = [self.tell(one.diagnosis_id, Inspect()) for one in list(self._slots.values()) if one.has_work]
         self._draining = True
         for answer in answers:
             # A refusal is an answer too: its publishers were told the same.
@@ -321,14 +288,14 @@ class Registry(Watcher):
     @property
     def connections(self) -> dict[str, int]:
         """Attached connections of every diagnosis that has any."""
-        return {one.diagnosis_id: len(one.roster.subscribers) for one in self._cells.values() if one.roster.subscribers}
+        return {one.diagnosis_id: len(one.roster.subscribers) for one in self._slots.values() if one.roster.subscribers}
 
     def unacknowledged(self, diagnosis_id: str) -> int | None:
         """Retained events that some known subscriber has not acknowledged; `None`: the outbox is not in memory."""
-        cell = self._cells.get(diagnosis_id)
-        if cell is None or cell.roster.ring is None or cell.roster.known is None:
+        slot = self._slots.get(diagnosis_id)
+        if slot is None or slot.roster.ring is None or slot.roster.known is None:
             return None
-        return cell.roster.unacknowledged()
+        return slot.roster.unacknowledged()
 
     @property
     def ring_bytes(self) -> int:
@@ -337,13 +304,13 @@ class Registry(Watcher):
 
     def window(self, diagnosis_id: str) -> Window | None:
         """What a diagnosis retains, if its outbox is in memory; wakes nobody."""
-        cell = self._cells.get(diagnosis_id)
-        return None if cell is None or cell.roster.ring is None else cell.roster.ring.window
+        slot = self._slots.get(diagnosis_id)
+        return None if slot is None or slot.roster.ring is None else slot.roster.ring.window
 
     @property
     def loaded(self) -> list[str]:
         """Diagnoses whose outbox is in memory."""
-        return [one.diagnosis_id for one in self._cells.values() if one.roster.ring is not None]
+        return [one.diagnosis_id for one in self._slots.values() if one.roster.ring is not None]
 
     @property
     def ring_bytes_max(self) -> int:
@@ -358,33 +325,20 @@ class Registry(Watcher):
     @property
     def actors(self) -> int:
         """Actors in memory."""
-        return len(self._cells)
+        return len(self._slots)
 
     def statistics_of(self, diagnosis_id: str) -> ActorStatistics:
         """One actor; of one that is not in memory, what it would be. Wakes nobody."""
-        cell = self._cells.get(diagnosis_id) or self._new_cell(diagnosis_id)
-        ring = cell.roster.ring
-        damage = self._store.damaged.get(diagnosis_id)
-        return ActorStatistics(
-            cell.diagnosis_id,
-            cell.state if damage is None else ActorState.QUARANTINED,
-            cell.history.incarnation,
-            len(cell.roster.subscribers),
-            cell.mailbox.statistics(),
-            cell.history.restarts,
-            cell.history.last_crash,
-            window=None if ring is None else ring.window,
-            lag=None if ring is None or cell.roster.known is None else _lag(cell.roster, ring),
-            damage=damage,
-        )
+        slot = self._slots.get(diagnosis_id) or self._new_slot(diagnosis_id)
+        return statistics_of(slot, self._store.damaged.get(diagnosis_id))
 
-    # Cells
+    # Slots
 
-    def _cell(self, diagnosis_id: str) -> Cell:
-        cell = self._cells.get(diagnosis_id)
-        if cell is None:
-            cell = self._cells[diagnosis_id] = self._new_cell(diagnosis_id)
-        return cell
+    def _slot(self, diagnosis_id: str) -> Slot:
+        slot = self._slots.get(diagnosis_id)
+        if slot is None:
+            slot = self._slots[diagnosis_id] = self._new_slot(diagnosis_id)
+        return slot
 
     # For rosters
 
@@ -400,20 +354,20 @@ class Registry(Watcher):
             self._trail.note("disconnect", roster.diagnosis_id, subscriber)
 
     def deserted(self, roster: Roster) -> None:
-        cell = self._cells.get(roster.diagnosis_id)
-        if cell is None or cell.roster is not roster:
+        slot = self._slots.get(roster.diagnosis_id)
+        if slot is None or slot.roster is not roster:
             return
         self._budget.count(roster)
-        if cell.state is ActorState.RUNNING:
+        if slot.state is ActorState.RUNNING:
             # Now it begins to count for how long nobody needs it.
             with contextlib.suppress(MailboxFull, Draining):
-                cell.mailbox.tell_nowait(Envelope(Inspect()))
+                slot.mailbox.tell_nowait(Envelope(Inspect()))
         else:
-            self._drop_if_idle(cell)
+            self._drop_if_idle(slot)
 
-    def _new_cell(self, diagnosis_id: str) -> Cell:
+    def _new_slot(self, diagnosis_id: str) -> Slot:
         limits = self._limits
-        return Cell(
+        return Slot(
             diagnosis_id,
             Mailbox(limits.mailbox_publishes_max),
             Roster(diagnosis_id, self),
@@ -421,37 +375,32 @@ class Registry(Watcher):
             self._histories.get(diagnosis_id) or History(),
         )
 
-    def _wake(self, cell: Cell) -> None:
-        if cell.state is not ActorState.PASSIVE:
+    def _wake(self, slot: Slot) -> None:
+        if slot.state is not ActorState.PASSIVE:
             return
-        cell.become(ActorState.RUNNING)
+        slot.become(ActorState.RUNNING)
         # An empty context: the actor must not keep alive the context of the request that happened to wake it.
         start = self._actors_nursery.start_soon
-        contextvars.Context().run(lambda: start(self._supervisor.supervise, cell, self._rested, name=cell.diagnosis_id))
+        contextvars.Context().run(lambda: start(self._supervisor.supervise, slot, self._rested, name=slot.diagnosis_id))
 
-    def _rested(self, cell: Cell) -> None:
-        cell.become(ActorState.PASSIVE)
-        if self._cells.get(cell.diagnosis_id) is not cell:
-            self._budget.forget(cell.roster)  # it may have been counted since it was retired
-        if cell.has_work:
-            self._wake(cell)
+    def _rested(self, slot: Slot) -> None:
+        slot.become(ActorState.PASSIVE)
+        if self._slots.get(slot.diagnosis_id) is not slot:
+            self._budget.forget(slot.roster)  # it may have been counted since it was retired
+        if slot.has_work:
+            self._wake(slot)
         else:
-            self._drop_if_idle(cell)
+            self._drop_if_idle(slot)
 
-    def _drop_if_idle(self, cell: Cell) -> None:
-        idle = cell.state is ActorState.PASSIVE and not cell.has_work and not cell.roster.subscribers
-        if idle and self._cells.get(cell.diagnosis_id) is cell:
-            del self._cells[cell.diagnosis_id]
-            self._budget.forget(cell.roster)
-            self._remember(cell)
+    def _drop_if_idle(self, slot: Slot) -> None:
+        idle = slot.state is ActorState.PASSIVE and not slot.has_work and not slot.roster.subscribers
+        if idle and self._slots.get(slot.diagnosis_id) is slot:
+            del self._slots[slot.diagnosis_id]
+            self._budget.forget(slot.roster)
+            self._remember(slot)
 
-    def _remember(self, cell: Cell) -> None:
-        self._histories.pop(cell.diagnosis_id, None)
-        self._histories[cell.diagnosis_id] = cell.history
+    def _remember(self, slot: Slot) -> None:
+        self._histories.pop(slot.diagnosis_id, None)
+        self._histories[slot.diagnosis_id] = slot.history
         if len(self._histories) > HISTORIES_MAX:
             del self._histories[next(iter(self._histories))]
-
-
-def _lag(roster: Roster, ring: Ring) -> tuple[Lag, ...]:
-    behind = [(one, one.seq_in(ring.epoch)) for one in roster.lagging(LAG_SHOWN)]
-    return tuple(Lag(one.id, bool(one.connections), cursor, ring.head - cursor) for one, cursor in behind)

@@ -1,6 +1,6 @@
 """Supervision of diagnosis actors, one for one: a crash ends one incarnation and touches nothing else.
 
-A `Cell` holds what outlives incarnations; `Supervisor.supervise` runs them, one after the other, until
+`Supervisor.supervise` runs the incarnations of one slot (`actors.slot`), one after the other, until
 the actor passivates. The first restart is immediate, further ones back off, and too many within the
 restart intensity quarantine the diagnosis until its cool-off or an operator's release.
 """
@@ -8,10 +8,7 @@ restart intensity quarantine the diagnosis until its cool-off or an operator's r
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -19,18 +16,16 @@ import trio
 from actors import turns
 from actors.budget import RingBudget
 from actors.cursors import CursorKeeper
-from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Hands, Render
+from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Render
 from actors.errors import Crashed, Draining, Quarantined
 from actors.intensity import Intensity
-from actors.mailbox import Mailbox
-from actors.roster import Roster
+from actors.mailbox import InHand
+from actors.slot import ActorLimits, ActorState, Crash, Request, Slot
 from actors.transport import Ending
+from actors.upkeep import describe
 from storage.clock import Clock
-from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, Refused, StorageError
+from storage.errors import NoSuchDiagnosis, OutboxDamaged, StorageError
 from storage.store import Store
-
-SERVICE_WINDOW_SECONDS: Final = 60.0
-"""Crashes of a service that lie closer together than this make it wait longer each time."""
 
 RELOAD_SECONDS: Final = 1.0
 """Wait before an outbox that could not be read is tried again, while somebody follows it."""
@@ -38,135 +33,8 @@ RELOAD_SECONDS: Final = 1.0
 logger = logging.getLogger("avicenna.actors")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How actors are run; each value comes from a setting of the operator."""
-
-    passivate_after_seconds: float = 300.0
-    """An actor without subscribers and mail for so long leaves memory."""
-    mailbox_publishes_max: int = 1000
-    """Publishes that may wait in one mailbox. Beyond: refused at once."""
-    restart_intensity_max: int = 3
-    """Crashes tolerated within the window. Beyond: quarantined."""
-    restart_intensity_seconds: float = 60.0
-    quarantine_seconds: float = 60.0
-    """How long a quarantined diagnosis rests before it is tried again."""
-    escalation_quarantines_max: int = 10
-    """Quarantines tolerated within the window. Beyond: escalated, the fault is probably not theirs."""
-    escalation_seconds: float = 60.0
-    ring_bytes_max: int = 256 * 1024 * 1024
-    """Events in memory, of all diagnoses. Beyond: those that nobody follows and that were used least recently leave."""
-
-
-class ActorState(StrEnum):
-    """What an actor is doing (`state` of PROTOCOL section 8)."""
-
-    RUNNING = "running"
-    RESTARTING = "restarting"
-    QUARANTINED = "quarantined"
-    PASSIVE = "passive"
-
-
-class Wish(StrEnum):
-    """What an operator asked of a running actor."""
-
-    NONE = "none"
-    RESTART = "restart"
-    STOP = "stop"
-    RETIRE = "retire"
-
-
-@dataclass(frozen=True, slots=True)
-class Crash:
-    """The end of an incarnation."""
-
-    at: float
-    error: str
-    """Kind of exception and where it was raised; never its text, which may hold a payload."""
-
-
-@dataclass(eq=False, slots=True)
-class History:
-    """What is remembered of an actor, even while it is not in memory."""
-
-    incarnation: int = 0
-    """Incarnations begun."""
-    restarts: int = 0
-    """Incarnations that crashed."""
-    last_crash: Crash | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Cell:
-    """What outlives the incarnations of one diagnosis actor."""
-
-    diagnosis_id: str
-    mailbox: Mailbox
-    roster: Roster
-    intensity: Intensity
-    history: History
-    hands: Hands = field(default_factory=Hands)
-    state: ActorState = ActorState.PASSIVE
-    wish: Wish = Wish.NONE
-    scope: trio.CancelScope | None = None
-    """Around the running incarnation, or the wait that stands in for it."""
-    quarantined_until: float = 0.0
-    """On the monotonic clock."""
-    changed: trio.Event = field(default_factory=trio.Event)
-    """Set, and replaced, whenever `state` changes or an incarnation begins."""
-
-    def become(self, state: ActorState) -> None:
-        """Change the state and tell who waits for it."""
-        self.state = state
-        self.changed.set()
-        self.changed = trio.Event()
-
-    def ask_for(self, wish: Wish) -> None:
-        """Interrupt whatever the actor is doing, to do what an operator wants. Retirement is final."""
-        if self.wish is Wish.RETIRE:
-            return
-        self.wish = wish
-        if self.scope is not None:
-            self.scope.cancel()
-
-    @property
-    def is_to_stop(self) -> bool:
-        """Whether an operator wants it to leave memory."""
-        return self.wish is Wish.STOP
-
-    def settle_wish(self) -> None:
-        """What an operator wanted is done; a retirement stays."""
-        if self.wish is not Wish.RETIRE:
-            self.wish = Wish.NONE
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a message waits or is in hand."""
-        return bool(self.mailbox or self.hands.holding or self.hands.retries)
-
-    def let_go_of_ring(self) -> bool:
-        """Have no events in memory any more; False: the actor has work, or an operator wants something of it."""
-        if self.has_work or self.wish is not Wish.NONE:
-            return False
-        # Where it rests after a crash, the ring of before is nothing that it needs, and the rest goes on.
-        if self.state is ActorState.RUNNING:
-            self.ask_for(Wish.STOP)
-        self.roster.ring = None
-        return True
-
-    def refuse_all(self, refusal: Exception) -> None:
-        """Answer everything that waits or is in hand."""
-        waiting = [*self.hands.holding, *self.hands.retries, *self.mailbox.drain_nowait()]
-        self.hands.holding.clear()
-        self.hands.retries.clear()
-        for envelope in waiting:
-            # What has reached the store may be stored: nobody may be told that it certainly is not.
-            unknown = envelope.pending is not None and not isinstance(refusal, Refused)
-            envelope.reply.refuse(Failed("the actor ended before the outcome was known") if unknown else refusal)
-
-
 class Supervisor:
-    """Runs the incarnations of every cell."""
+    """Runs the incarnations of every slot."""
 
     def __init__(
         self,
@@ -177,7 +45,7 @@ class Supervisor:
         render: Render,
         clock: Clock,
         jitter: Callable[[], float],
-        limits: Limits,
+        limits: ActorLimits,
     ) -> None:
         self._store = store
         self._keeper = keeper
@@ -193,57 +61,57 @@ class Supervisor:
         """Whether so many diagnoses were quarantined lately that the fault is probably not theirs."""
         return self._quarantines.exceeded(self._clock.monotonic())
 
-    async def supervise(self, cell: Cell, rested: Callable[[Cell], None]) -> None:
+    async def supervise(self, slot: Slot, rested: Callable[[Slot], None]) -> None:
         """Run incarnations until the actor rests; then call `rested` and return, without a checkpoint between.
 
         Cancellation: the server stops; whoever waits for an answer is told so.
         """
         try:
             while True:
-                if await self._run_one(cell):
-                    cell.settle_wish()
-                    rested(cell)
+                if await self._run_one(slot):
+                    slot.settle_request()
+                    rested(slot)
                     return
         except trio.Cancelled:
-            cell.mailbox.close()
-            cell.refuse_all(Draining("the server is stopping"))
+            slot.mailbox.close()
+            slot.refuse_all(Draining("the server is stopping"))
             raise
 
-    async def _run_one(self, cell: Cell) -> bool:
+    async def _run_one(self, slot: Slot) -> bool:
         """Run one incarnation, and what follows from its end; True: the actor rests now."""
-        if cell.wish is Wish.RETIRE or (cell.is_to_stop and not cell.has_work):
-            return await self._after_wish(cell)
-        # Who is to stop and has mail finishes it first: the wish stands until there is none.
-        stops = cell.is_to_stop
+        if slot.request is Request.RETIRE or (slot.is_to_stop and not slot.has_work):
+            return await self._after_request(slot)
+        # Who is to stop and has mail finishes it first: the request stands until there is none.
+        stops = slot.is_to_stop
         if not stops:
-            cell.settle_wish()
-        cell.history.incarnation += 1
-        cell.become(ActorState.RUNNING)
+            slot.settle_request()
+        slot.history.incarnation += 1
+        slot.become(ActorState.RUNNING)
         failure: Exception | None = None
-        with trio.CancelScope() as cell.scope:
+        with trio.CancelScope() as slot.scope:
             try:
-                await self._incarnate(cell, stops=stops).run()
+                await self._incarnate(slot, stops=stops).run()
                 return True
             except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
                 failure = error
         if isinstance(failure, NoSuchDiagnosis | OutboxDamaged):
             # Of a damaged one the store has told the log. It is tried again with the next message, and not before.
-            cell.refuse_all(failure)
+            slot.refuse_all(failure)
             ending = Ending.DELETED if isinstance(failure, NoSuchDiagnosis) else Ending.QUARANTINED
-            await turns.end_where(cell.roster, lambda _: True, ending)
-            return not cell.has_work
+            await turns.end_where(slot.roster, lambda _: True, ending)
+            return not slot.has_work
         if isinstance(failure, StorageError):
-            return await self._after_refusal(cell, failure)
+            return await self._after_refusal(slot, failure)
         if failure is not None:
-            return await self._after_crash(cell, failure)
-        return await self._after_wish(cell)
+            return await self._after_crash(slot, failure)
+        return await self._after_request(slot)
 
-    def _incarnate(self, cell: Cell, *, stops: bool) -> DiagnosisActor:
+    def _incarnate(self, slot: Slot, *, stops: bool) -> DiagnosisActor:
         return DiagnosisActor(
-            cell.diagnosis_id,
-            cell.mailbox,
-            cell.roster,
-            cell.hands,
+            slot.diagnosis_id,
+            slot.mailbox,
+            slot.roster,
+            slot.in_hand,
             store=self._store,
             keeper=self._keeper,
             budget=self._budget,
@@ -252,71 +120,71 @@ class Supervisor:
             stops=stops,
         )
 
-    async def _after_wish(self, cell: Cell) -> bool:
+    async def _after_request(self, slot: Slot) -> bool:
         """An operator interrupted the incarnation: never counted as a crash, no backoff."""
-        match cell.wish:
-            case Wish.RETIRE:
-                cell.refuse_all(NoSuchDiagnosis(cell.diagnosis_id))
+        match slot.request:
+            case Request.RETIRE:
+                slot.refuse_all(NoSuchDiagnosis(slot.diagnosis_id))
                 return True
-            case Wish.STOP:
+            case Request.STOP:
                 with trio.move_on_after(FLUSH_SECONDS_MAX):
-                    await self._keeper.flush(cell.diagnosis_id)
+                    await self._keeper.flush(slot.diagnosis_id)
                 # Meanwhile it may have been asked for something else.
-                return cell.is_to_stop and not cell.has_work
+                return slot.is_to_stop and not slot.has_work
             case _:
                 return False
 
-    async def _after_refusal(self, cell: Cell, refusal: StorageError) -> bool:
+    async def _after_refusal(self, slot: Slot, refusal: StorageError) -> bool:
         """The store did not let the outbox be read: no crash. Whoever is attached makes it worth another try."""
-        logger.warning("diagnosis %s: outbox not loaded: %s", cell.diagnosis_id, refusal)
-        cell.refuse_all(refusal)
-        if not cell.roster.subscribers:
+        logger.warning("diagnosis %s: outbox not loaded: %s", slot.diagnosis_id, refusal)
+        slot.refuse_all(refusal)
+        if not slot.roster.subscribers:
             return True
-        cell.become(ActorState.RESTARTING)
-        return await self._rest(cell, RELOAD_SECONDS)
+        slot.become(ActorState.RESTARTING)
+        return await self._rest(slot, RELOAD_SECONDS)
 
-    async def _after_crash(self, cell: Cell, error: Exception) -> bool:
+    async def _after_crash(self, slot: Slot, error: Exception) -> bool:
         now = self._clock.monotonic()
-        cell.history.restarts += 1
-        cell.history.last_crash = Crash(self._clock.wall(), describe(error))
+        slot.history.restarts += 1
+        slot.history.last_crash = Crash(self._clock.wall(), describe(error))
         logger.error(
             "diagnosis %s: incarnation %d crashed: %s, in hand: %s",
-            cell.diagnosis_id,
-            cell.history.incarnation,
-            cell.history.last_crash.error,
-            ", ".join(type(one.message).__name__ for one in cell.hands.holding) or "nothing",
+            slot.diagnosis_id,
+            slot.history.incarnation,
+            slot.history.last_crash.error,
+            ", ".join(type(one.message).__name__ for one in slot.in_hand.holding) or "nothing",
         )
-        self._give_up_on_repeaters(cell.hands)
-        if cell.intensity.crashed(now):
-            return await self._quarantine(cell, now)
-        cell.become(ActorState.RESTARTING)
-        return await self._rest(cell, cell.intensity.backoff_seconds(self._jitter))
+        self._give_up_on_repeaters(slot.in_hand)
+        if slot.intensity.crashed(now):
+            return await self._quarantine(slot, now)
+        slot.become(ActorState.RESTARTING)
+        return await self._rest(slot, slot.intensity.backoff_seconds(self._jitter))
 
-    async def _rest(self, cell: Cell, seconds: float) -> bool:
+    async def _rest(self, slot: Slot, seconds: float) -> bool:
         """Wait, unless an operator wants something; True: what it wants is that the actor rests."""
-        with trio.CancelScope() as cell.scope:
-            if cell.wish is Wish.NONE:
+        with trio.CancelScope() as slot.scope:
+            if slot.request is Request.NONE:
                 await trio.sleep(seconds)
-        return cell.is_to_stop and not cell.has_work
+        return slot.is_to_stop and not slot.has_work
 
-    def _give_up_on_repeaters(self, hands: Hands) -> None:
+    def _give_up_on_repeaters(self, in_hand: InHand) -> None:
         """A message in hand at two crashes is answered; the others are tried once more, each alone.
 
         What has reached the store is not tried again, so it is to blame for nothing: its outcome is its answer.
         """
-        for envelope in [one for one in hands.holding if one.pending is None]:
+        for envelope in [one for one in in_hand.holding if one.pending is None]:
             envelope.crashes += 1
             if envelope.crashes > 1:
-                hands.holding.remove(envelope)
+                in_hand.holding.remove(envelope)
                 envelope.reply.refuse(Crashed("the actor crashed twice over this message"))
 
-    async def _quarantine(self, cell: Cell, now: float) -> bool:
+    async def _quarantine(self, slot: Slot, now: float) -> bool:
         """Rest until the cool-off is over or an operator intervenes."""
         rest = self._limits.quarantine_seconds
-        cell.quarantined_until = now + rest
-        cell.become(ActorState.QUARANTINED)
+        slot.quarantined_until = now + rest
+        slot.become(ActorState.QUARANTINED)
         logger.error(
-            "diagnosis %s: quarantined for %.0f s after %d crashes", cell.diagnosis_id, rest, cell.history.restarts
+            "diagnosis %s: quarantined for %.0f s after %d crashes", slot.diagnosis_id, rest, slot.history.restarts
         )
         if self._quarantines.crashed(now):
             logger.critical(
@@ -324,27 +192,8 @@ class Supervisor:
                 self._limits.escalation_quarantines_max,
                 self._limits.escalation_seconds,
             )
-        cell.refuse_all(Quarantined(rest))
-        await turns.end_where(cell.roster, lambda _: True, Ending.QUARANTINED)
-        wanted_to_rest = await self._rest(cell, rest)
-        cell.intensity.reset()
-        return wanted_to_rest or (cell.wish is Wish.NONE and not cell.has_work)
-
-
-async def keep_up(name: str, service: Callable[[], Awaitable[None]], clock: Clock, jitter: Callable[[], float]) -> None:
-    """Run a service until cancelled: one that crashes is logged, and started again after a backoff."""
-    crashes = Intensity(0, SERVICE_WINDOW_SECONDS)
-    while True:
-        try:
-            await service()
-        except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
-            logger.error("the %s crashed: %s", name, describe(error))
-            crashes.crashed(clock.monotonic())
-            await trio.sleep(crashes.backoff_seconds(jitter))
-
-
-def describe(error: Exception) -> str:
-    """Kind and place of an exception, without its text (which may hold a payload)."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}"
+        slot.refuse_all(Quarantined(rest))
+        await turns.end_where(slot.roster, lambda _: True, Ending.QUARANTINED)
+        wanted_to_rest = await self._rest(slot, rest)
+        slot.intensity.reset()
+        return wanted_to_rest or (slot.request is Request.NONE and not slot.has_work)

@@ -19,7 +19,7 @@ import trio
 from actors.errors import ActorError
 from actors.messages import Publish
 from actors.registry import Registry
-from actors.supervisor import Limits
+from actors.slot import ActorLimits
 from storage.clock import SystemClock
 from storage.errors import StorageError
 from storage.records import Event, NewEvent
@@ -84,7 +84,7 @@ async def main() -> None:
             for name in (*CALM, "wild"):
                 await store.register(name, "owner", [])
             registry = Registry(
-                store, actors_nursery, render=render, clock=SystemClock(), jitter=random.random, limits=Limits()
+                store, actors_nursery, render=render, clock=SystemClock(), jitter=random.random, limits=ActorLimits()
             )
             await actors_nursery.start(registry.run)
             neighbour = Neighbour(registry)

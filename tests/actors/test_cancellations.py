@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from actors.errors import Draining
 from actors.messages import Forget, Forgotten, Purge
-from actors.supervisor import ActorState
+from actors.slot import ActorState
 from storage.errors import Failed
 from storage.memory import MemoryStore
 from storage.records import Audit, NewAuditRow, Purged, SubscriberId

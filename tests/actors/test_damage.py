@@ -7,7 +7,7 @@ import logging
 import pytest
 import trio
 
-from actors.supervisor import ActorState
+from actors.slot import ActorState
 from actors.transport import Ending
 from storage.errors import OutboxDamaged
 from storage.memory import MemoryStore

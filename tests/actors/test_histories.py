@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from actors.messages import Purge
 from actors.resume import OLDEST, Resume, Wanted
-from actors.supervisor import Limits
+from actors.slot import ActorLimits
 from storage.records import OUTBOX_EVENTS_MAX, NewAuditRow, Seq
 from storage.sqlite.store import open_store
 from tests.actors.world import Bug, Reader, World, WorldClock, anybody, world
@@ -34,7 +34,7 @@ DEVICES = st.sampled_from([None, "phone", "tablet"])
 CRASHES = st.sampled_from(["append_nowait", "append_outcome", "read_after", "fan-out"])
 
 
-UNHURRIED = Limits(restart_intensity_max=10_000, restart_intensity_seconds=0.001)
+UNHURRIED = ActorLimits(restart_intensity_max=10_000, restart_intensity_seconds=0.001)
 """No two crashes lie close together: the real clock rules here, and nobody wants to wait for a backoff."""
 
 

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.messages import Publish
-from actors.supervisor import ActorState, Limits
+from actors.slot import ActorLimits, ActorState
 from storage.errors import Busy
 from storage.records import NewEvent
 from tests.actors.world import Reader, World, anybody, world
@@ -67,7 +67,7 @@ async def test_a_stopped_actor_whose_subscribers_leave_is_forgotten(autojump_clo
 
 @pytest.mark.guarantee(10)
 async def test_no_message_is_lost_however_close_to_the_moment_of_leaving_it_comes(autojump_clock: MockClock) -> None:
-    async with world(Limits(passivate_after_seconds=1.0)) as idle:
+    async with world(ActorLimits(passivate_after_seconds=1.0)) as idle:
         seqs = []
         for step in range(-20, 21):
             seqs.append((await idle.publish()).seq)
@@ -79,7 +79,7 @@ async def test_no_message_is_lost_however_close_to_the_moment_of_leaving_it_come
 @pytest.mark.guarantee(10)
 async def test_a_message_that_comes_in_the_same_instant_is_not_lost(autojump_clock: MockClock) -> None:
     """Publisher and actor wake at the same time, in an order Trio shuffles: all orders are met in fifty rounds."""
-    async with world(Limits(passivate_after_seconds=1.0)) as idle:
+    async with world(ActorLimits(passivate_after_seconds=1.0)) as idle:
         for number in range(1, 51):
             assert (await idle.publish()).seq == number
             await trio.sleep_until(trio.current_time() + 1.0)

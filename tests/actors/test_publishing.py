@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.diagnosis import BATCH_EVENTS_MAX, FANOUT_CHUNK
 from actors.errors import MailboxFull
-from actors.supervisor import Limits
+from actors.slot import ActorLimits
 from storage.errors import Busy, KeyReused, NoSuchDiagnosis
 from tests.actors.world import Reader, World, world
 
@@ -74,7 +74,7 @@ async def test_publishes_that_wait_together_are_stored_in_one_append_and_keep_th
 async def test_a_full_mailbox_refuses_publishes_at_once_and_still_lets_subscribers_in(
     autojump_clock: MockClock,
 ) -> None:
-    async with world(Limits(mailbox_publishes_max=3)) as full, trio.open_nursery() as nursery:
+    async with world(ActorLimits(mailbox_publishes_max=3)) as full, trio.open_nursery() as nursery:
         full.store.gate = trio.Event()
         nursery.start_soon(full.publish)
         await wait_all_tasks_blocked()

@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.budget import LOADS_AT_ONCE_MAX
 from actors.messages import Inspect
-from actors.supervisor import ActorState, Limits
+from actors.slot import ActorLimits, ActorState
 from storage.errors import Failed
 from storage.records import Event, NewEvent, Window
 from tests.actors.world import Bug, Reader, World, render, world
@@ -26,7 +26,7 @@ async def load(there: World, name: str) -> Window:
 
 
 async def test_the_longest_unused_leave_until_the_rest_fits(autojump_clock: MockClock) -> None:
-    limits = Limits(ring_bytes_max=5 * 10_100, passivate_after_seconds=1e6)
+    limits = ActorLimits(ring_bytes_max=5 * 10_100, passivate_after_seconds=1e6)
     async with world(limits, diagnoses=NAMES) as there:
         for name in NAMES:
             await there.store.inner.append_nowait(name, [NewEvent("k", BODY)]).wait()
@@ -44,7 +44,7 @@ async def test_the_longest_unused_leave_until_the_rest_fits(autojump_clock: Mock
 
 
 async def test_those_that_are_followed_stay_even_beyond_the_budget(autojump_clock: MockClock) -> None:
-    async with world(Limits(ring_bytes_max=1), diagnoses=NAMES) as there:
+    async with world(ActorLimits(ring_bytes_max=1), diagnoses=NAMES) as there:
         for name in NAMES:
             await there.connect(Reader(), diagnosis_id=name)
             await there.publish(BODY, name)
@@ -59,7 +59,7 @@ async def test_what_a_ring_lets_go_of_counts_no_more(autojump_clock: MockClock) 
     async with world() as there:
         for number in range(250):
             await there.publish(b"y" * (number + 1))
-        held = there.registry._cells["d"].roster.ring
+        held = there.registry._slots["d"].roster.ring
         assert held is not None
         frames = [frame for _, frame in held.frames_after(held.floor, 1000)]
         assert there.registry.ring_bytes == sum(map(len, frames))
@@ -68,7 +68,7 @@ async def test_what_a_ring_lets_go_of_counts_no_more(autojump_clock: MockClock) 
 async def test_who_opens_diagnoses_and_leaves_at_once_never_has_more_in_memory_than_may_be(
     autojump_clock: MockClock,
 ) -> None:
-    limits = Limits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
+    limits = ActorLimits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
     async with world(limits, diagnoses=NAMES) as there:
         for name in NAMES:
             await there.store.inner.append_nowait(name, [NewEvent("k", BODY)]).wait()
@@ -83,7 +83,7 @@ async def test_who_opens_diagnoses_and_leaves_at_once_never_has_more_in_memory_t
 async def test_what_is_published_to_diagnoses_that_nobody_follows_stays_within_the_budget(
     autojump_clock: MockClock,
 ) -> None:
-    limits = Limits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
+    limits = ActorLimits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
     async with world(limits, diagnoses=NAMES) as there:
         for number, name in enumerate(5 * NAMES):
             assert (await there.publish(BODY, name)).seq == number // len(NAMES) + 1
@@ -119,7 +119,7 @@ async def test_a_diagnosis_that_rests_after_crashes_lets_go_of_its_events_and_go
             raise Bug
         return render(diagnosis_id, event)
 
-    limits = Limits(ring_bytes_max=FRAME_BYTES, restart_intensity_max=0, passivate_after_seconds=1e6)
+    limits = ActorLimits(ring_bytes_max=FRAME_BYTES, restart_intensity_max=0, passivate_after_seconds=1e6)
     async with world(limits, diagnoses=NAMES, render=broken) as there:
         await there.publish(b"x" * 5_000, "d0")
         with pytest.raises(Failed):
@@ -131,7 +131,7 @@ async def test_a_diagnosis_that_rests_after_crashes_lets_go_of_its_events_and_go
 
 
 async def test_what_has_left_memory_counts_no_more_however_it_left(autojump_clock: MockClock) -> None:
-    async with world(Limits(passivate_after_seconds=5), diagnoses=NAMES) as there:
+    async with world(ActorLimits(passivate_after_seconds=5), diagnoses=NAMES) as there:
         for name in NAMES:
             await there.publish(BODY, name)
         readers = {name: Reader() for name in NAMES[:3]}

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.errors import Crashed, Quarantined
 from actors.intensity import BACKOFF_FIRST_SECONDS
 from actors.messages import Publish
-from actors.supervisor import ActorState, Limits
+from actors.slot import ActorLimits, ActorState
 from actors.transport import Ending
 from storage.errors import Busy, Failed, NoSuchDiagnosis
 from storage.records import NewEvent
@@ -181,7 +181,7 @@ async def test_a_crash_touches_no_other_diagnosis(autojump_clock: MockClock) -> 
 
 async def test_many_quarantines_in_a_minute_escalate_until_they_are_over(autojump_clock: MockClock) -> None:
     names = [f"d{number}" for number in range(3)]
-    limits = Limits(restart_intensity_max=0, escalation_quarantines_max=2)
+    limits = ActorLimits(restart_intensity_max=0, escalation_quarantines_max=2)
     async with world(limits, diagnoses=names) as many:
         for name in names:
             assert not many.registry.escalated

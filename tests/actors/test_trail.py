@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from actors.access_trail import AccessTrail
-from actors.supervisor import keep_up
+from actors.upkeep import restart_on_crash
 from storage.store import Store
 from tests.actors.world import DIAGNOSIS, Bug, FaultyStore, Reader, WorldClock, memory_store
 
@@ -21,7 +21,7 @@ async def test_rows_that_wait_at_a_crash_are_stored_by_the_next_run_and_a_flush_
     store.fail("record_accesses", Bug())
     reader: Any = Reader()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_up, "access trail", trail.run, WorldClock(), lambda: 1.0)
+        nursery.start_soon(restart_on_crash, "access trail", trail.run, WorldClock(), lambda: 1.0)
         trail.note("connect", DIAGNOSIS, reader.subscriber)
         with trio.fail_after(30):
             await trail.flush()

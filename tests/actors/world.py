@@ -12,11 +12,12 @@ import trio
 from actors.diagnosis import Render
 from actors.messages import Admission, Inspect, Publish, Receipt, Subscribe
 from actors.reading import EventFrame, Live
-from actors.registry import ActorStatistics, Registry
+from actors.registry import Registry
 from actors.resume import Wanted
 from actors.ring import Gap
 from actors.roster import Subscriber
-from actors.supervisor import Limits
+from actors.slot import ActorLimits
+from actors.statistics import ActorStatistics
 from actors.transport import Burst, Ending
 from storage.errors import StorageError
 from storage.memory import MemoryStore
@@ -242,7 +243,7 @@ def render(diagnosis_id: str, event: Event) -> bytes:
 
 @asynccontextmanager
 async def world(
-    limits: Limits | None = None,
+    limits: ActorLimits | None = None,
     store: Store | None = None,
     diagnoses: Sequence[str] = (DIAGNOSIS,),
     jitter: Callable[[], float] = lambda: 1.0,
@@ -259,12 +260,12 @@ async def world(
             render=render,
             clock=WorldClock(),
             jitter=jitter,
-            limits=limits or Limits(),
+            limits=limits or ActorLimits(),
         )
         await actors_nursery.start(registry.run)
         yield World(registry, faulty, actors_nursery)
         actors_nursery.cancel_scope.cancel()
 
 
-RESILIENT = Limits(restart_intensity_max=10_000)
+RESILIENT = ActorLimits(restart_intensity_max=10_000)
 """For tests that crash actors more often than an operator would tolerate."""

@@ -19,7 +19,7 @@ from actors.registry import Registry
 from actors.resume import Wanted
 from actors.ring import Gap
 from actors.roster import Subscriber
-from actors.supervisor import Limits
+from actors.slot import ActorLimits
 from actors.transport import Burst, Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
@@ -91,7 +91,7 @@ async def room() -> AsyncIterator[Room]:
     trail = AccessTrail(store, clock)
     async with trio.open_nursery() as nursery:
         registry = Registry(
-            store, nursery, render=render_event, clock=clock, jitter=lambda: 0.5, limits=Limits(), trail=trail
+            store, nursery, render=render_event, clock=clock, jitter=lambda: 0.5, limits=ActorLimits(), trail=trail
         )
         await nursery.start(registry.run)
         nursery.start_soon(trail.run)

@@ -17,7 +17,7 @@ from quart import Blueprint, g, websocket
 from actors.errors import ActorError
 from actors.messages import Admission
 from actors.roster import Subscriber
-from actors.supervisor import describe
+from actors.upkeep import describe
 from storage.errors import StorageError
 from storage.records import AcknowledgedBy, SubscriberId
 from web.contract import wire

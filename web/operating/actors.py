@@ -12,9 +12,9 @@ from functools import partial
 from quart import Blueprint, Response, request
 
 from actors.messages import Forget, Forgotten, Inspect, Purge
-from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.roster import Subscriber
-from actors.supervisor import ActorState
+from actors.slot import ActorState
+from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
 from storage.errors import OutboxDamaged
 from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, SubscriberId, Window

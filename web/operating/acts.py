@@ -15,7 +15,7 @@ import trio
 
 from actors.errors import ActorError
 from actors.messages import Reply
-from actors.supervisor import describe
+from actors.upkeep import describe
 from storage.errors import Failed, StorageError
 from storage.store import Store
 from web.contract.errors import WebError

@@ -30,7 +30,8 @@ import trio
 from actors.access_trail import AccessTrail
 from actors.diagnosis import Render
 from actors.registry import Registry
-from actors.supervisor import Limits, keep_up
+from actors.slot import ActorLimits
+from actors.upkeep import restart_on_crash
 from storage import files, trust
 from storage.clock import Clock, SystemClock
 from storage.errors import Busy, CannotOpen, Failed, StoreBroken
@@ -246,7 +247,7 @@ async def serve(
         if makes_key:
             # After the database: a key without one says that a database was there.
             keys = load_keys(settings)
-        limits = Limits(
+        limits = ActorLimits(
             passivate_after_seconds=settings.passivate_after_seconds,
             mailbox_publishes_max=settings.mailbox_messages_max,
             restart_intensity_max=settings.restart_intensity_max,
@@ -267,7 +268,7 @@ async def serve(
         if services.remote_keys is not None:
             await services.remote_keys.fetch()
         for name, service in _kept_up(services, trail).items():
-            actors_nursery.start_soon(keep_up, name, service, clock, jitter)
+            actors_nursery.start_soon(restart_on_crash, name, service, clock, jitter)
         deadline = await _serve_front_end(services, ready, connections_max, routes)
         with trio.move_on_at(deadline):
             async with trio.open_nursery() as drain_nursery:

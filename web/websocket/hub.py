@@ -15,8 +15,8 @@ from typing import Final
 import trio
 
 from actors.roster import Roster
-from actors.supervisor import describe, keep_up
 from actors.transport import Burst
+from actors.upkeep import describe, restart_on_crash
 from storage.clock import Clock
 from web.following.connection_log import ConnectionLog
 from web.following.receipts import Receipts
@@ -195,7 +195,7 @@ class Hub:
         """Look after all channels until cancelled, and cut off then whoever is left."""
         task_status.started()
         try:
-            await keep_up("hub", self._look_after_all, self.clock, self.jitter)
+            await restart_on_crash("hub", self._look_after_all, self.clock, self.jitter)
         finally:
             self.abort_all()
 

@@ -1,0 +1,140 @@
+"""What outlives the incarnations of a diagnosis actor: its mailbox, its roster, what is in hand, and its history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import trio
+
+from actors.intensity import Intensity
+from actors.mailbox import InHand, Mailbox
+from actors.roster import Roster
+from storage.errors import Failed, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class ActorLimits:
+    """How actors are run; each value comes from a setting of the operator."""
+
+    passivate_after_seconds: float = 300.0
+    """An actor without subscribers and mail for so long leaves memory."""
+    mailbox_publishes_max: int = 1000
+    """Publishes that may wait in one mailbox. Beyond: refused at once."""
+    restart_intensity_max: int = 3
+    """Crashes tolerated within the window. Beyond: quarantined."""
+    restart_intensity_seconds: float = 60.0
+    quarantine_seconds: float = 60.0
+    """How long a quarantined diagnosis rests before it is tried again."""
+    escalation_quarantines_max: int = 10
+    """Quarantines tolerated within the window. Beyond: the server reports itself unready: they share a cause."""
+    escalation_seconds: float = 60.0
+    ring_bytes_max: int = 256 * 1024 * 1024
+    """Events in memory, of all diagnoses. Beyond: those that nobody follows and that were used least recently leave."""
+
+
+class ActorState(StrEnum):
+    """What an actor is doing (`state` of PROTOCOL section 8)."""
+
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    QUARANTINED = "quarantined"
+    PASSIVE = "passive"
+
+
+class Request(StrEnum):
+    """What an operator asked of a running actor, or what the end of its diagnosis, or damage to it, asks."""
+
+    NONE = "none"
+    RESTART = "restart"
+    STOP = "stop"
+    RETIRE = "retire"
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The end of an incarnation."""
+
+    at: float
+    error: str
+    """Kind of exception and where it was raised; never its text, which may hold a payload."""
+
+
+@dataclass(eq=False, slots=True)
+class History:
+    """What is remembered of an actor, even while it is not in memory."""
+
+    incarnation: int = 0
+    """Incarnations begun."""
+    restarts: int = 0
+    """Incarnations that crashed."""
+    last_crash: Crash | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """What outlives the incarnations of one diagnosis actor."""
+
+    diagnosis_id: str
+    mailbox: Mailbox
+    roster: Roster
+    intensity: Intensity
+    history: History
+    in_hand: InHand = field(default_factory=InHand)
+    state: ActorState = ActorState.PASSIVE
+    request: Request = Request.NONE
+    scope: trio.CancelScope | None = None
+    """Around the running incarnation, or the wait that stands in for it."""
+    quarantined_until: float = 0.0
+    """On the monotonic clock."""
+    changed: trio.Event = field(default_factory=trio.Event)
+    """Set, and replaced, whenever `state` changes or an incarnation begins."""
+
+    def become(self, state: ActorState) -> None:
+        """Change the state and tell who waits for it."""
+        self.state = state
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def ask_for(self, request: Request) -> None:
+        """Interrupt whatever the actor is doing, to do what an operator wants. Retirement is final."""
+        if self.request is Request.RETIRE:
+            return
+        self.request = request
+        if self.scope is not None:
+            self.scope.cancel()
+
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether an operator wants it to leave memory."""
+        return self.request is Request.STOP
+
+    def settle_request(self) -> None:
+        """What an operator wanted is done; a retirement stays."""
+        if self.request is not Request.RETIRE:
+            self.request = Request.NONE
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a message waits or is in hand."""
+        return bool(self.mailbox or self.in_hand.holding or self.in_hand.retries)
+
+    def let_go_of_ring(self) -> bool:
+        """Have no events in memory any more; False: the actor has work, or an operator wants something of it."""
+        if self.has_work or self.request is not Request.NONE:
+            return False
+        # Where it rests after a crash, the ring of before is nothing that it needs, and the rest goes on.
+        if self.state is ActorState.RUNNING:
+            self.ask_for(Request.STOP)
+        self.roster.ring = None
+        return True
+
+    def refuse_all(self, refusal: Exception) -> None:
+        """Answer everything that waits or is in hand."""
+        waiting = [*self.in_hand.holding, *self.in_hand.retries, *self.mailbox.drain_nowait()]
+        self.in_hand.holding.clear()
+        self.in_hand.retries.clear()
+        for envelope in waiting:
+            # What has reached the store may be stored: nobody may be told that it certainly is not.
+            unknown = envelope.pending is not None and not isinstance(refusal, Refused)
+            envelope.reply.refuse(Failed("the actor ended before the outcome was known") if unknown else refusal)
