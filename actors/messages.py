@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-import trio
-
 from actors.resume import Plan, Wanted
 from actors.roster import Subscriber
 from storage.errors import StorageError
+from storage.pending import Pending
 from storage.records import (
     AcknowledgedBy,
     Appended,
@@ -174,38 +173,6 @@ Judged = Publish | Subscribe | Purge | Forget
 Message = Judged | Inspect | Trace | Evict | ForgetUnseen
 
 
-class Reply(Generic[Answer]):
-    """Where one answer will be: set once, by the actor or its supervisor."""
-
-    __slots__ = ("_answer", "_error", "_event")
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-        self._answer: Answer | None = None
-        self._error: Exception | None = None
-
-    def answer(self, answer: Answer) -> None:
-        self._answer = answer
-        self._event.set()
-
-    def refuse(self, error: Exception) -> None:
-        self._error = error
-        self._event.set()
-
-    async def wait(self) -> Answer:
-        """The answer.
-
-        Raises:
-            ActorError, StorageError: the refusal that was given instead.
-
-        Cancellation: stops waiting; the message is still carried out.
-        """
-        await self._event.wait()
-        if self._error is not None:
-            raise self._error
-        return self._answer  # type: ignore[return-value]  # set before the event
-
-
 class Envelope:
     """A message on its way, with what is needed to finish it after a crash."""
 
@@ -213,7 +180,8 @@ class Envelope:
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.reply: Reply[object] = Reply()
+        self.reply: Pending[object] = Pending()
+        """Where the answer will be; the actor gives it, or its supervisor."""
         self.crashes = 0
         """Incarnations that crashed with this message in hand."""
         self.pending: PendingAppend | None = None

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Final
 
-from storage.errors import Unstorable
-from storage.records import NewEvent
+from storage.errors import StorageError, Unstorable
+from storage.records import Appended, NewEvent
 
 INTEGER_MAX: Final = 2**63 - 1
 """SQLite's integers have 64 bits. Beyond: refused."""
@@ -46,6 +46,16 @@ def refusals_of(events: Sequence[NewEvent]) -> Sequence[Unstorable | None]:
     """`refusal_of` each event; empty where all can be stored."""
     refusals = [refusal_of(event) for event in events]
     return refusals if any(refusals) else ()
+
+
+def with_refusals(
+    stored: Sequence[Appended | StorageError], refusals: Sequence[Unstorable | None]
+) -> Sequence[Appended | StorageError]:
+    """The outcome of each event: of `stored` for those that could be, in order, and the refusal of each other one."""
+    if not refusals:
+        return stored
+    others = iter(stored)
+    return [next(others) if refusal is None else refusal for refusal in refusals]
 
 
 def check_text(text: str) -> None:

@@ -159,3 +159,20 @@ class FoundDamage:
         """What was stored under this id is gone, and its damage with it."""
         self.repairs += 1
         self._found.pop(diagnosis_id, None)
+
+
+class TellsDamage:
+    """The part of a store that says what was found damaged; every engine inherits it (`storage.store.Store`)."""
+
+    _damage: FoundDamage
+
+    @property
+    def damaged(self) -> Mapping[str, Damage]:
+        return self._damage.all
+
+    @property
+    def is_check_pending(self) -> bool:
+        return self._damage.is_check_pending
+
+    def on_damage(self, tell: Callable[[str], None]) -> None:
+        self._damage.tell = tell

@@ -6,7 +6,7 @@ Deterministic, without threads, so that Trio's autojump clock can be used. Nothi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,7 @@ import trio
 from storage import checks, records
 from storage.belief import Kept, Moment
 from storage.clock import Clock, Timekeeper
-from storage.damage import Damage, FoundDamage, checksum, judge
+from storage.damage import Damage, FoundDamage, TellsDamage, checksum, judge
 from storage.errors import (
     CannotCopy,
     KeyReused,
@@ -29,6 +29,7 @@ from storage.errors import (
     StorageError,
 )
 from storage.pages import within
+from storage.store import PendingAppend
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -71,17 +72,11 @@ class _Stream:
         )
 
 
-class PendingAppend:
-    """The handle of an append; done already, but a waiter still has to wait."""
-
-    __slots__ = ("_outcomes",)
-
-    def __init__(self, outcomes: Sequence[records.Appended | StorageError]) -> None:
-        self._outcomes = outcomes
-
-    async def wait(self) -> Sequence[records.Appended | StorageError]:
-        await trio.lowlevel.checkpoint()
-        return self._outcomes
+def _answered(outcomes: Sequence[records.Appended | StorageError]) -> PendingAppend:
+    """An append that is done; whoever waits for it still has a checkpoint."""
+    pending = PendingAppend()
+    pending.answer(outcomes)
+    return pending
 
 
 def _change(
@@ -100,7 +95,7 @@ def _change(
     return changed
 
 
-class MemoryStore:
+class MemoryStore(TellsDamage):
     """A `storage.store.Store`; see there for what each method does."""
 
     def __init__(
@@ -159,17 +154,6 @@ class MemoryStore:
         self._time.moment()
         return self._time.held_since
 
-    @property
-    def damaged(self) -> Mapping[str, Damage]:
-        return self._damage.all
-
-    @property
-    def is_check_pending(self) -> bool:
-        return self._damage.is_check_pending
-
-    def on_damage(self, tell: Callable[[str], None]) -> None:
-        self._damage.tell = tell
-
     async def look_through(self) -> None:
         for diagnosis_id in list(self._streams) if self.is_check_pending else ():
             await trio.lowlevel.checkpoint()
@@ -189,9 +173,9 @@ class MemoryStore:
         damage = self._streams[diagnosis_id].judge() if diagnosis_id in self._streams else None
         if damage is not None and (diagnosis_id in self.damaged or not damage.is_head_trusted):
             self._damage.add(diagnosis_id, damage)
-            return PendingAppend([OutboxDamaged(diagnosis_id, damage) for _ in events])
+            return _answered([OutboxDamaged(diagnosis_id, damage) for _ in events])
         now = self.moment()
-        return PendingAppend([self._append(diagnosis_id, event, now) for event in events])
+        return _answered([self._append(diagnosis_id, event, now) for event in events])
 
     def _append(self, diagnosis_id: str, event: records.NewEvent, now: Moment) -> records.Appended | StorageError:
         if (refusal := checks.refusal_of(event)) is not None:

@@ -14,6 +14,7 @@ from typing import Protocol
 from storage.belief import Moment
 from storage.damage import Damage
 from storage.errors import StorageError
+from storage.pending import Pending
 from storage.records import (
     EVERY_ROW,
     AccessRow,
@@ -45,17 +46,8 @@ from storage.records import (
     TrailFilter,
 )
 
-
-class PendingAppend(Protocol):
-    """The handle of an append that has reached the store; outlives whoever asked for it."""
-
-    async def wait(self) -> Sequence[Appended | StorageError]:
-        """The outcome of each event, in the order given, once the commit has returned.
-
-        May be awaited by several tasks, and again after it is done.
-
-        Cancellation: stops waiting; the append goes on, and a later `wait` still gets its outcome.
-        """
+PendingAppend = Pending[Sequence[Appended | StorageError]]
+"""An append that has reached the store: the outcome of each event, in the order given, once the commit has returned."""
 
 
 class Store(Protocol):

@@ -11,13 +11,14 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Concatenate, Final, Generic, ParamSpec, TypeVar, cast
+from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 
 import trio
 
 from storage.belief import Kept, Moment
 from storage.clock import Timekeeper
 from storage.errors import Busy, Failed, OutboxDamaged, Refused, StorageError, StoreBroken
+from storage.pending import Pending
 from storage.records import StoreStatistics
 from storage.sqlite.bridge import Call, Database
 from storage.sqlite.disk_log import Outage
@@ -57,44 +58,37 @@ _OPERATION_CODES: Final = frozenset(
 """Primary result codes that are one operation's fault, not the disk's."""
 
 
-class Pending(Generic[Answer]):
-    """An operation that is queued: it will be carried out, whatever becomes of who asked."""
+class Operation(Pending[Answer]):
+    """An operation that is queued, and its answer: it will be carried out, whatever becomes of whoever asked."""
 
-    __slots__ = ("_answer", "_error", "after", "done", "since", "work")
+    __slots__ = ("after", "instead", "since", "work")
 
-    def __init__(self, work: Work[Answer], after: Callable[[Answer], None] | None, since: float = 0.0) -> None:
+    def __init__(
+        self,
+        work: Work[Answer],
+        after: Callable[[Answer], None] | None,
+        instead: Callable[[StorageError], Answer] | None,
+        since: float,
+    ) -> None:
+        super().__init__()
         self.work = work
+        self.after = after
+        """Called with the answer of `work` after the commit, before anybody is woken."""
+        self.instead = instead
+        """What the answer is where there is none, for an error of the whole operation; `None`: the error is raised."""
         self.since = since
         """When it was submitted, in seconds this process has run."""
-        self.after = after
-        """Called with the answer after the commit, before anybody is woken."""
-        self.done = trio.Event()
-        """Set once there is an outcome."""
-        self._answer: Answer | None = None
-        self._error: StorageError | None = None
 
     def settle(self, outcome: Answer | StorageError) -> None:
-        """Set the outcome and wake who waits. Called once."""
-        if isinstance(outcome, StorageError):
-            self._error = outcome
-        else:
-            self._answer = outcome
+        """Take what became of it, and wake whoever waits. Called once."""
+        if not isinstance(outcome, StorageError):
             if self.after is not None:
                 self.after(outcome)
-        self.done.set()
-
-    async def wait(self) -> Answer:
-        """The answer, after its commit.
-
-        Raises:
-            StorageError: what became of it instead.
-
-        Cancellation: stops waiting; the operation goes on.
-        """
-        await self.done.wait()
-        if self._error is not None:
-            raise self._error
-        return cast(Answer, self._answer)
+            self.answer(outcome)
+        elif self.instead is not None:
+            self.answer(self.instead(outcome))
+        else:
+            self.refuse(outcome)
 
 
 class Committer:
@@ -134,11 +128,11 @@ class Committer:
         self._keeps_by = time.monotonic() + KEEP_IDLE_SECONDS
         """When the time must be kept by a commit of its own."""
         # Not a memory channel: one task takes whole batches, and a channel costs a tenth of all appends a second.
-        self._queue: deque[Pending[object]] = deque()
+        self._queue: deque[Operation[object]] = deque()
         self._is_closed = False
         self._changed = trio.Event()
         """Set when an empty queue gets its first operation, or is closed."""
-        self._last: Pending[object] | None = None
+        self._last: Operation[object] | None = None
         """What was submitted last; operations are settled in the order in which they were submitted."""
         self._broken: StoreBroken | None = None
         self.broke = trio.Event()
@@ -154,24 +148,32 @@ class Committer:
         self._queue_peak = self._commits = self._operations = self._batch_peak = 0
         self._seconds_last = self._seconds_peak = self._seconds_total = 0.0
 
-    def submit(self, work: Work[Answer], after: Callable[[Answer], None] | None = None) -> Pending[Answer]:
+    def submit(
+        self,
+        work: Work[Answer],
+        after: Callable[[Answer], None] | None = None,
+        instead: Callable[[StorageError], Answer] | None = None,
+    ) -> Pending[Answer]:
         """Queue an operation; a broken store answers `Failed` at once.
+
+        Args:
+            after, instead: see `Operation`.
 
         Raises:
             Busy: the queue is full; nothing was queued.
         """
-        pending = Pending(work, after, self._stall.ran(trio.current_time()))
+        operation = Operation(work, after, instead, self._stall.ran(trio.current_time()))
         if self._broken is not None:
-            pending.settle(Failed(str(self._broken)))
-            return pending
+            operation.settle(Failed(str(self._broken)))
+            return operation
         if self._is_closed:
             raise Busy("the store is closing")
         if len(self._queue) == QUEUE_OPERATIONS_MAX:
             raise Busy(f"{QUEUE_OPERATIONS_MAX} operations wait for the disk already")
-        self._last = cast("Pending[object]", pending)
+        self._last = cast("Operation[object]", operation)
         self._queue.append(self._last)
         self._changed.set()
-        return pending
+        return operation
 
     def settled(self) -> trio.Event:
         """Set once everything submitted so far has its outcome."""
@@ -272,12 +274,12 @@ class Committer:
         if self._broken is not None:
             raise self._broken
 
-    def _drain(self) -> list[Pending[object]]:
+    def _drain(self) -> list[Operation[object]]:
         # Only this method takes from the queue: since the last time it was never longer than now.
         self._queue_peak = max(self._queue_peak, len(self._queue))
         return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_OPERATIONS_MAX))]
 
-    async def _commit(self, batch: Sequence[Pending[object]]) -> None:
+    async def _commit(self, batch: Sequence[Operation[object]]) -> None:
         """Carry out a batch in one transaction, or, if one operation spoils it, each in its own."""
         if self._broken is not None:
             _settle(batch, [Failed(str(self._broken))] * len(batch))
@@ -329,7 +331,7 @@ class Committer:
         is_due = self._kept_at is None or now >= self._kept_at + KEEP_SECONDS or kept.held is not self._kept_held
         return kept if is_due else None
 
-    def _committed(self, batch: Sequence[Pending[object]], began: float, outcomes: Sequence[object]) -> None:
+    def _committed(self, batch: Sequence[Operation[object]], began: float, outcomes: Sequence[object]) -> None:
         """Wake everybody who waits for a batch; in the moment its answer is there, a turn before `run` goes on."""
         self._count(len(batch), self._time.monotonic() - began)
         _settle(batch, outcomes)
@@ -394,7 +396,7 @@ def _keeping(keep: Keep, kept: Kept) -> Callable[[sqlite3.Connection], None]:
     return lambda db: keep(db, kept)
 
 
-def _settle(batch: Sequence[Pending[object]], outcomes: Sequence[object]) -> None:
+def _settle(batch: Sequence[Operation[object]], outcomes: Sequence[object]) -> None:
     for one, outcome in zip(batch, outcomes, strict=True):
         one.settle(outcome)
 

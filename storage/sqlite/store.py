@@ -10,7 +10,7 @@ import copy
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ import trio
 from storage import checks, files, records
 from storage.belief import Moment
 from storage.clock import Clock, Timekeeper
-from storage.damage import Damage, FoundDamage
+from storage.damage import FoundDamage, TellsDamage
 from storage.errors import (
     CannotCopy,
     CannotOpen,
@@ -32,9 +32,9 @@ from storage.errors import (
     NoSuchDiagnosis,
     NotADatabase,
     OutboxDamaged,
-    Refused,
     StorageError,
     StoreBroken,
+    Unstorable,
 )
 from storage.sqlite import (
     copying,
@@ -51,11 +51,12 @@ from storage.sqlite import (
     wal,
 )
 from storage.sqlite.bridge import Database, open_database
-from storage.sqlite.committer import Committer, Pending, Work
+from storage.sqlite.committer import Committer, Work
 from storage.sqlite.live_log import LiveLog
 from storage.sqlite.runs import doubt_pages, end_run, keep_time, settle_check
 from storage.sqlite.schema import Opened, Opening, prepare
 from storage.stall import LOOK_SECONDS
+from storage.store import PendingAppend
 from storage.unfinished import temporary_name
 
 Answer = TypeVar("Answer")
@@ -381,35 +382,6 @@ def _unwrapped(kind: type[StorageError]) -> Iterator[None]:
         raise found from group
 
 
-class PendingAppend:
-    """The handle of a queued append (`storage.store.PendingAppend`)."""
-
-    __slots__ = ("_count", "_pending", "_refused")
-
-    def __init__(
-        self,
-        pending: Pending[list[records.Appended | StorageError]],
-        count: int,
-        refused: Sequence[Refused | None] = (),
-    ) -> None:
-        self._pending = pending
-        self._count = count
-        self._refused = refused
-        """Where an event was not queued, why; empty: all were."""
-
-    async def wait(self) -> Sequence[records.Appended | StorageError]:
-        """The outcome of each event, after the commit."""
-        outcomes: Sequence[records.Appended | StorageError]
-        try:
-            outcomes = await self._pending.wait()
-        except StorageError as error:
-            outcomes = [error] * self._count
-        if not self._refused:
-            return outcomes
-        stored = iter(outcomes)
-        return [next(stored) if refusal is None else refusal for refusal in self._refused]
-
-
 class _Count:
     """How many diagnoses are registered."""
 
@@ -424,7 +396,7 @@ class _Looks:
     """Those under way."""
 
 
-class SqliteStore:
+class SqliteStore(TellsDamage):
     """A `storage.store.Store`; see there for what each method does."""
 
     def __init__(
@@ -479,44 +451,39 @@ class SqliteStore:
         self._time.moment()
         return self._time.held_since
 
-    @property
-    def damaged(self) -> Mapping[str, Damage]:
-        return self._damage.all
-
-    @property
-    def is_check_pending(self) -> bool:
-        return self._damage.is_check_pending
-
-    def on_damage(self, tell: Callable[[str], None]) -> None:
-        self._damage.tell = tell
-
     def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
         checks.check_text(diagnosis_id)
-        refused = checks.refusals_of(events)
-        if refused:
-            events = [event for event, refusal in zip(events, refused, strict=True) if refusal is None]
+        refusals = checks.refusals_of(events)
+        if refusals:
+            events = [event for event, refusal in zip(events, refusals, strict=True) if refusal is None]
         given = tuple(events)
-        return PendingAppend(
-            self._committer.submit(self._appending(diagnosis_id, given), self._appended), len(given), refused
-        )
+
+        def all_failed(error: StorageError) -> Sequence[records.Appended | StorageError]:
+            return checks.with_refusals([error] * len(given), refusals)
+
+        return self._committer.submit(self._appending(diagnosis_id, given, refusals), self._appended, all_failed)
 
     def _appending(
-        self, diagnosis_id: str, given: Sequence[records.NewEvent]
-    ) -> Work[list[records.Appended | StorageError]]:
+        self, diagnosis_id: str, given: Sequence[records.NewEvent], refusals: Sequence[Unstorable | None]
+    ) -> Work[Sequence[records.Appended | StorageError]]:
+        """What the committer does to append events that can be stored; its answer has the others' refusals, too."""
         keys_max = self._keys_max
 
-        def append(db: sqlite3.Connection, now: Moment) -> list[records.Appended | StorageError]:
+        def append(db: sqlite3.Connection, now: Moment) -> Sequence[records.Appended | StorageError]:
+            outcomes: Sequence[records.Appended | StorageError]
             if (damage := self._damage.all.get(diagnosis_id)) is not None:
-                return [OutboxDamaged(diagnosis_id, damage) for _ in given]
-            return events.append(db, diagnosis_id, given, now, keys_max)
+                outcomes = [OutboxDamaged(diagnosis_id, damage) for _ in given]
+            else:
+                outcomes = events.append(db, diagnosis_id, given, now, keys_max)
+            return checks.with_refusals(outcomes, refusals)
 
         return append
 
     def _appended(self, outcomes: Sequence[records.Appended | StorageError]) -> None:
         self._fullness.look_at(outcomes, self._time.monotonic())
-        for outcome in outcomes[-1:]:  # nothing is stored behind one that has it
-            if isinstance(outcome, OutboxDamaged):
-                self._damage.add(outcome.diagnosis_id, outcome.damage)
+        damaged = next((one for one in outcomes if isinstance(one, OutboxDamaged)), None)
+        if damaged is not None:
+            self._damage.add(damaged.diagnosis_id, damaged.damage)
 
     async def read_after(
         self, diagnosis_id: str, seq: records.Seq, limit: int = 100, bytes_max: int | None = None

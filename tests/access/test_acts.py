@@ -13,9 +13,11 @@ import httpx
 import pytest
 import trio
 
-from storage.records import Diagnosis, Epoch, NewEvent
+from storage.errors import StorageError
+from storage.records import Appended, Diagnosis, Epoch, NewEvent
 from storage.sqlite import diagnoses, events, lookup, revocations, trails
-from storage.sqlite.store import PendingAppend, SqliteStore
+from storage.sqlite.store import SqliteStore
+from storage.store import PendingAppend
 from tests.access.acts import ACTS, CHANGING, SENDER, Act, Ward, expect_alive
 from tests.access.conftest import MovableClock
 from tests.server.harness import Server, running_server
@@ -28,13 +30,23 @@ from web.server.settings import Settings
 async def test_a_bulk_request_that_waits_for_room_stores_nothing_after_the_revocation(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, wait = trio.Event(), PendingAppend.wait
+    gate, append_nowait = trio.Event(), SqliteStore.append_nowait
     found: list[dict[str, Any]] = []
 
-    async def held(pending: PendingAppend) -> object:
-        outcomes = await wait(pending)
-        await gate.wait()
-        return outcomes
+    class HeldAppend(PendingAppend):
+        """An append whose outcome is told once the gate is open."""
+
+        def __init__(self, pending: PendingAppend) -> None:
+            super().__init__()
+            self.pending = pending
+
+        async def wait(self) -> Sequence[Appended | StorageError]:
+            outcomes = await self.pending.wait()
+            await gate.wait()
+            return outcomes
+
+    def held(store: SqliteStore, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+        return HeldAppend(append_nowait(store, diagnosis_id, events))
 
     async with running_server(Settings(port=0, data=settings.data, mailbox_messages_max=8)) as server:
         await server.register()
@@ -51,7 +63,7 @@ async def test_a_bulk_request_that_waits_for_room_stores_nothing_after_the_revoc
             return len(outbox["items"])
 
         operator = server.bearer("op", "operate")
-        monkeypatch.setattr(PendingAppend, "wait", held)
+        monkeypatch.setattr(SqliteStore, "append_nowait", held)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(produce)
             with trio.fail_after(10):

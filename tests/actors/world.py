@@ -111,10 +111,11 @@ class FaultyStore:
         return failing
 
 
-class HeldAppend:
+class HeldAppend(PendingAppend):
     """An append whose outcome can be held back, or be a crash the first time it is asked for."""
 
     def __init__(self, store: FaultyStore, pending: PendingAppend) -> None:
+        super().__init__()
         self._store = store
         self._pending = pending
 

@@ -14,8 +14,9 @@ import trio
 from storage.belief import Moment
 from storage.clock import Timekeeper
 from storage.errors import Busy, Failed, KeyReused
+from storage.pending import Pending
 from storage.sqlite.bridge import open_database
-from storage.sqlite.committer import QUEUE_OPERATIONS_MAX, Committer, Pending
+from storage.sqlite.committer import QUEUE_OPERATIONS_MAX, Committer
 from tests.storage.conftest import ManualClock
 
 

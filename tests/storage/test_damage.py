@@ -428,6 +428,15 @@ async def test_what_was_stored_before_an_append_has_met_damage_is_stored(
         assert [one.window.head for one in await store.outboxes()] == [101]
 
 
+async def test_damage_that_an_append_has_met_is_known_whatever_else_was_refused_with_it(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 5)
+    await damage(store, "d", head=3)
+    first, _ = await append(store, event(4), NewEvent("\ud800", b""))
+    assert isinstance(first, OutboxDamaged)
+    assert list(store.damaged) == ["d"]
+
+
 async def test_numbers_of_a_wrong_type_stop_nobody_else(path: Path, new_epoch: Callable[[], str]) -> None:
     async with opened(path, new_epoch) as store:
         for name in ("a", "d", "z"):

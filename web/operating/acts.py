@@ -14,9 +14,9 @@ from typing import Final, TypeVar, cast
 import trio
 
 from actors.errors import ActorError
-from actors.messages import Reply
 from actors.upkeep import describe
 from storage.errors import Failed, StorageError
+from storage.pending import Pending
 from storage.store import Store
 from web.contract.errors import WebError
 
@@ -71,7 +71,7 @@ class Acts:
 
         Cancellation: stops waiting; the act goes on.
         """
-        reply: Reply[object] = Reply()
+        reply: Pending[object] = Pending()
         asked = _Asked()
         self._under_way += 1
         self._acts_nursery.start_soon(self._run, act, reply, asked)
@@ -115,7 +115,7 @@ class Acts:
         while self._under_way:
             await self._ended.wait()
 
-    async def _run(self, act: Callable[[], Awaitable[object]], reply: Reply[object], asked: _Asked) -> None:
+    async def _run(self, act: Callable[[], Awaitable[object]], reply: Pending[object], asked: _Asked) -> None:
         try:
             reply.answer(await act())
         except (WebError, ActorError, StorageError) as refusal:

@@ -1,0 +1,47 @@
+"""An answer that is not there yet: given once, by one who works for it, and waited for by as many as like."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar, cast
+
+import trio
+
+Answer = TypeVar("Answer")
+
+
+class Pending(Generic[Answer]):
+    """Where one answer will be, or the error in its place. It outlives whoever asked.
+
+    `answer` or `refuse` is called once, on Trio's thread, and never waits.
+    """
+
+    __slots__ = ("_answer", "_error", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        """Set once there is an answer or an error."""
+        self._answer: Answer | None = None
+        self._error: Exception | None = None
+
+    def answer(self, answer: Answer) -> None:
+        """Give the answer, and wake whoever waits."""
+        self._answer = answer
+        self.done.set()
+
+    def refuse(self, error: Exception) -> None:
+        """Give an error in the place of the answer, and wake whoever waits."""
+        self._error = error
+        self.done.set()
+
+    async def wait(self) -> Answer:
+        """The answer. Several tasks may wait, also after it is there.
+
+        Raises:
+            Exception: the error that was given instead.
+
+        Cancellation: stops waiting; what was asked for goes on, and a later `wait` still gets its answer.
+        """
+        await self.done.wait()
+        if self._error is not None:
+            raise self._error
+        return cast(Answer, self._answer)
