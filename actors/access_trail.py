@@ -16,7 +16,7 @@ from actors.batching import BATCH_MAX, Batching
 from actors.roster import Subscriber
 from storage.clock import Clock
 from storage.records import NewAccessRow, SubscriberId
-from storage.store import Store
+from storage.store import TrailStore
 
 WAITING_MAX: Final = 100_000
 """Rows that wait while the store takes none. Beyond: the oldest is lost, and the log says so."""
@@ -27,7 +27,7 @@ logger = logging.getLogger("avicenna.actors")
 class AccessTrail:
     """Stores rows of the access trail. One per server."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: TrailStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._waiting: deque[NewAccessRow] = deque(maxlen=WAITING_MAX)

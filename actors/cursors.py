@@ -15,13 +15,13 @@ from actors.batching import BATCH_MAX, Batching
 from actors.roster import Known, Roster, Subscriber
 from storage.belief import Moment
 from storage.records import AcknowledgedBy, CursorMove, Epoch, Seq
-from storage.store import Store
+from storage.store import CursorStore
 
 
 class CursorKeeper:
     """Stores moved cursors. One per server."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: CursorStore) -> None:
         self._store = store
         self._turns = itertools.count(1)
         self._dirty: dict[Known, None] = {}

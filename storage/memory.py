@@ -169,6 +169,7 @@ class MemoryStore(TellsDamage):
         return damage
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
+        checks.check_text(diagnosis_id)
         self._changing()
         damage = self._streams[diagnosis_id].judge() if diagnosis_id in self._streams else None
         if damage is not None and (diagnosis_id in self.damaged or not damage.is_head_trusted):
@@ -260,10 +261,6 @@ class MemoryStore(TellsDamage):
         await trio.lowlevel.checkpoint()
         page = self._page(owner, after)[:limit]
         return [records.Outbox(stream.diagnosis.diagnosis_id, stream.window, _lowest(stream)) for stream in page]
-
-    async def count_diagnoses(self, *, owner: str | None = None) -> int:
-        await trio.lowlevel.checkpoint()
-        return len(self._page(owner, ""))
 
     @_change
     def delete(self, diagnosis_id: str, audit: records.Audit[records.Diagnosis] | None = None) -> records.Diagnosis:

@@ -1,8 +1,30 @@
-"""The interface every store fulfils: SQLite here, its twin in memory, a replicated engine later.
+"""What a store does: the contract of SQLite, of its twin in memory, and of a replicated engine later.
 
-Everything above this room is written against this Protocol and judged by one contract suite
-(`tests/storage/test_contract.py`). Nothing above it may assume that this process is the only writer of a
-diagnosis: numbers in answers may skip what another node appended; `read_after` fills the hole.
+A store has six trades, each with a Protocol of its own: `DiagnosisStore`, `EventStore`, `CursorStore`,
+`RevocationStore`, `TrailStore` and `StoreUpkeep`. `Store` is all of them on one database. Whoever needs one trade asks
+for that one. Everything above this room is written against these Protocols, and one suite judges every engine by them
+(`tests/storage/test_contract.py`). What follows holds for every method.
+
+Changes. A method that changes something hands the change over when it is called, before its first checkpoint. Changes
+are committed in the order in which they were handed over, each whole or not at all, and a method returns after the
+commit of its change. The audit row that `audit` makes of the answer is stored in the same transaction: if the row
+cannot be made or stored, the change is not made either.
+
+Reads. A read sees every change that was answered before the read was asked for.
+
+Errors. Any method that waits may raise `Busy` (certainly not done: a queue or the disk is full) or `Failed` (the
+outcome of a change is unknown; a read is not answered). One that takes a text or a number may raise `Unstorable`, and
+then nothing is done. What else a method raises stands with it; it changes nothing then. After the disk or
+the file has failed, everything is `Failed`.
+
+Cancellation. A change whose caller is cancelled is either carried out, or was never handed over. A read is given up.
+
+Time. Whoever wants old things dropped gives an age in seconds. What time it is, and whether the clock is believed, is
+for the store to judge (`storage.belief`). While the clock is not believed, nothing is dropped for its age and no key
+expires.
+
+Other writers. Nothing above this room may assume that this process is the only writer of a diagnosis: numbers in
+answers may skip what another node has appended, and `read_after` fills the hole.
 """
 
 from __future__ import annotations
@@ -47,26 +69,11 @@ from storage.records import (
 )
 
 PendingAppend = Pending[Sequence[Appended | StorageError]]
-"""An append that has reached the store: the outcome of each event, in the order given, once the commit has returned."""
+"""An append that was handed over: the outcome of each event, in the order given, once the commit has returned."""
 
 
-class Store(Protocol):
-    """Durable diagnoses, events, cursors and audit rows.
-
-    Every method that changes something returns after its commit, is atomic, and is either still
-    carried out or never queued when its caller is cancelled. Each may raise `Busy` (certainly not
-    stored), `Failed` (unknown) or `Unstorable`. The audit row that `audit` makes of an answer is stored in the same
-    transaction; if it cannot be made or stored, neither is the operation.
-
-    Whoever wants what is old dropped gives an age in seconds: what time it is, and whether the clock is believed, is
-    for the store to judge (`storage.belief`). While it is not, nothing is dropped for its age, and no key expires.
-    """
-
-    def patient(self, seconds: float) -> Store:
-        """The same store for callers who wait so long at most: then `Failed`, and what was asked for is carried out.
-
-        Not for `backup` and `check`, which take as long as they take, nor for what was queued by `append_nowait`.
-        """
+class StoreTime(Protocol):
+    """What time it is for a store."""
 
     def moment(self) -> Moment:
         """The time now, for each of its uses; never waits."""
@@ -75,84 +82,49 @@ class Store(Protocol):
     def clock_held_since(self) -> float | None:
         """Since when the wall clock is not believed, in its own reckoning; `None`: it is."""
 
-    @property
-    def damaged(self) -> Mapping[str, Damage]:
-        """The diagnoses that were found damaged since opening, by id, and what is wrong with them; never waits.
 
-        None of their events is read, and none is appended (`OutboxDamaged`), until they are repaired: deleted, purged,
-        or their damage dropped. Everything else of them works, and so does everything of others.
-        """
-
-    @property
-    def is_check_pending(self) -> bool:
-        """Whether a run did not end in order, and `look_through` has not ended since."""
-
-    def on_damage(self, tell: Callable[[str], None]) -> None:
-        """Have this function called with the id of each diagnosis that is found damaged. It must not raise or wait."""
-
-    async def look_through(self) -> None:
-        """Judge all outboxes, if that is pending, in steps between which others go on.
-
-        What it finds is in `damaged`. Only when all are whole need the next run not do it again.
-
-        Cancellation: ends after the step in hand; the next run does it again.
-        """
-
-    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
-        """Queue events of one diagnosis for the next group commit.
-
-        They get consecutive numbers in the order given (a replayed key gets its old one), the cap of
-        100 is kept in the same transaction, and nothing is numbered that is not on disk.
-        Per-event outcomes: `Appended`, `KeyReused`, `KeysExhausted`, `NoSuchDiagnosis`, `OutboxDamaged`, `Unstorable`,
-        `Busy`, `Failed`.
-
-        Raises:
-            Busy: the queue is full; nothing was queued.
-        """
-
-    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
-        """The retained events with a higher number than `seq`, at most `limit`, lowest first.
-
-        `bytes_max` of their bodies and one event more, as `storage.pages.within` has it; so for the other lists.
-
-        Where an event is wanted, the whole outbox is judged; with a limit of 0 only its numbers are.
-
-        Raises:
-            NoSuchDiagnosis: it is not registered.
-            OutboxDamaged: what is stored of it is not what was.
-        """
+class DiagnosisStore(Protocol):
+    """Which diagnoses are registered, and for whom."""
 
     async def register(
         self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
     ) -> Registered:
-        """Register a diagnosis (new epoch), or replace owner and viewers of a registered one (same epoch)."""
+        """Register a diagnosis with a new epoch, or replace owner and viewers of a registered one, which keeps its own.
+
+        Args:
+            viewers: the `sub`s who may follow besides the owner, in an order that is kept; no repeats.
+        """
 
     async def get(self, diagnosis_id: str) -> Diagnosis:
-        """The registered diagnosis; answered from memory where it was asked for lately.
+        """The registered diagnosis; from memory where it was asked for lately.
 
         Raises:
             NoSuchDiagnosis: it is not registered.
         """
 
     def known(self, diagnosis_id: str) -> Diagnosis | None:
-        """The registered diagnosis as of the last commit, if it is in memory; never waits. `None`: ask with `get`."""
+        """As `get`, but never waits. `None`: it is not in memory, or not registered; `get` tells which."""
 
     async def look_up(self, diagnosis_id: str) -> Diagnosis:
-        """As `get`, but always asks what is stored: it takes as long for what is in memory as for what is nowhere."""
+        """As `get`, but always asks the database: it takes as long for what is in memory as for what is nowhere.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+        """
 
     async def diagnoses(
         self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
     ) -> Sequence[Diagnosis]:
-        """Registered diagnoses with an id above `after`, by id; only those of `owner` if given.
+        """A page of the registered diagnoses, by id.
 
-        `bytes_max`: as for `read_after`.
+        Args:
+            owner: only this one's; `None`: everybody's.
+            after: only ids above this one.
+            limit, bytes_max: as for `EventStore.read_after`.
         """
 
     async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
-        """The same diagnoses, each with its window (empty: its numbers make no sense) and its lowest cursor."""
-
-    async def count_diagnoses(self, *, owner: str | None = None) -> int:
-        """How many diagnoses are registered; only those of `owner` if given."""
+        """The same diagnoses, each with its window (empty if its numbers make no sense) and its lowest cursor."""
 
     async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
         """Delete a diagnosis with its events, cursors and keys; what it was.
@@ -163,17 +135,66 @@ class Store(Protocol):
             NoSuchDiagnosis: it is not registered.
         """
 
-    async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
-        """Store cursors (see `CursorMove` for the rules); the cursor now stored for each move.
 
-        `None` where the diagnosis is not registered (any more) or its epoch is not the move's: nothing
-        was stored for it. A move above the diagnosis's head is stored as the head.
+class EventStore(Protocol):
+    """The events of each diagnosis: appended, read, purged."""
+
+    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+        """Queue events of one diagnosis for the next group commit.
+
+        They get consecutive numbers in the order given; a key that is known gets its old number. The oldest above
+        100 go in the same transaction. A number is given only to what is on disk.
+
+        Returns:
+            The outcome of each event: `Appended`, or what was refused: `KeyReused`, `KeysExhausted`,
+            `NoSuchDiagnosis`, `OutboxDamaged`, `Unstorable`, `Busy`, `Failed`. It raises none of them.
+
+        Raises:
+            Busy: the queue is full; nothing was queued.
+            Unstorable: the id is a text that no row can hold; nothing was queued.
+        """
+
+    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
+        """The retained events with a higher number than `seq`, lowest first, without a hole, and their window.
+
+        Args:
+            limit: the most events. With 0 only the numbers of the outbox are judged, else all of it is.
+            bytes_max: the list ends where its bodies take so many bytes, and one event more (`storage.pages.within`);
+                `None`: it ends at `limit`.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+            OutboxDamaged: what is read is not what was stored. None of it is returned.
+        """
+
+    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+        """Drop all retained events; numbers, keys and cursors stay. Afterwards `floor`, `head` and `purged` are equal.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+            OutboxDamaged: its head cannot be trusted. Other damage is dropped with the events.
+        """
+
+
+class CursorStore(StoreTime, Protocol):
+    """How far each subscriber of a diagnosis has acknowledged."""
+
+    async def move_cursors(self, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
+        """Store cursors, in one transaction, by the rules of `CursorMove`.
+
+        Returns:
+            For each move the cursor that is stored now, at most the head of the diagnosis. `None`: nothing was stored,
+            because the diagnosis is not registered or has another epoch.
         """
 
     async def cursors(
         self, diagnosis_id: str, *, after: SubscriberId | None = None, limit: int | None = None
     ) -> Sequence[Cursor]:
-        """The cursors of known subscribers, by `SubscriberId.order`; those after `after`, at most `limit`.
+        """The cursors of known subscribers, by `SubscriberId.order`.
+
+        Args:
+            after: only those of subscribers after this one; `None`: from the first.
+            limit: the most cursors; `None`: all.
 
         Raises:
             NoSuchDiagnosis: it is not registered.
@@ -182,26 +203,15 @@ class Store(Protocol):
     async def forget(
         self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
     ) -> int:
-        """Drop cursors; how many there were."""
-
-    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
-        """Drop all retained events, keep numbers, keys and cursors (afterwards floor = head = purged).
+        """Drop the cursors of some subscribers; how many there were.
 
         Raises:
             NoSuchDiagnosis: it is not registered.
-            OutboxDamaged: its head cannot be trusted. Other damage is dropped with the events.
         """
 
-    async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
-        """Drop the events up to the last damaged one; `head`, epoch, cursors and keys stay.
 
-        Where the head cannot be trusted, the whole events that are left are those of a new epoch, and the keys of
-        others are dropped.
-
-        Raises:
-            NoSuchDiagnosis: it is not registered.
-            NotDamaged: there is nothing to be dropped.
-        """
+class RevocationStore(Protocol):
+    """Which tokens are refused before their time."""
 
     async def revoke(
         self,
@@ -230,8 +240,12 @@ class Store(Protocol):
     async def expire_revocations(self, seconds: float) -> Sequence[Revocation]:
         """Drop the revocations that have covered no token issued in the last `seconds`; what they were."""
 
+
+class TrailStore(Protocol):
+    """The audit trail (who did what) and the access trail (who followed what)."""
+
     async def record(self, row: NewAuditRow) -> None:
-        """Store an audit row of its own."""
+        """Store an audit row of an act that changes nothing else here. It gets the time of its commit."""
 
     async def audit(
         self,
@@ -241,20 +255,67 @@ class Store(Protocol):
         wanted: TrailFilter = EVERY_ROW,
         bytes_max: int | None = None,
     ) -> Sequence[AuditRow]:
-        """The wanted audit rows with a lower number than `before`, newest first. `bytes_max`: as for `read_after`."""
+        """The wanted audit rows, newest first.
+
+        Args:
+            before: only rows with a lower number; `None`: from the newest.
+            limit, bytes_max: as for `EventStore.read_after`.
+        """
 
     async def record_accesses(self, rows: Sequence[NewAccessRow]) -> None:
-        """Store rows of the access trail."""
+        """Store rows of the access trail, in one transaction, in the order given."""
 
     async def accesses(
         self, *, before: int | None = None, limit: int = 100, wanted: TrailFilter = EVERY_ROW
     ) -> Sequence[AccessRow]:
-        """The wanted rows of the access trail with a lower number than `before`, newest first."""
+        """The wanted rows of the access trail, newest first. `before`, `limit`: as for `audit`."""
+
+
+class StoreUpkeep(StoreTime, Protocol):
+    """What keeps a store whole and small: damage, age, erasure, copies, and figures about it."""
+
+    @property
+    def damaged(self) -> Mapping[str, Damage]:
+        """The diagnoses that were found damaged since opening, by id, and what is wrong with them; never waits.
+
+        None of their events is read, and none is appended (`OutboxDamaged`), until they are repaired: deleted, purged,
+        or their damage dropped. Everything else of them works, and so does everything of others.
+        """
+
+    @property
+    def is_check_pending(self) -> bool:
+        """Whether a run did not end in order, and `look_through` has not ended since."""
+
+    def on_damage(self, tell: Callable[[str], None]) -> None:
+        """Have this function, and no earlier one, called with the id of each diagnosis that is found damaged.
+
+        It must not raise or wait.
+        """
+
+    async def look_through(self) -> None:
+        """Judge all outboxes, if that is pending, in steps between which others go on.
+
+        What it finds is in `damaged`. Only when all are whole need the next run not do it again.
+
+        Cancellation: ends after the step in hand; the next run does it again.
+        """
+
+    async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+        """Drop the events up to the last damaged one; `head`, epoch, cursors and keys stay.
+
+        Where the head cannot be trusted, the whole events that are left are those of a new epoch, and the keys of
+        others are dropped.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+            NotDamaged: there is nothing to be dropped.
+        """
 
     async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> Evicted:
         """Drop the events older than `seconds` of the next diagnoses above `after`, by id; numbers and keys stay.
 
-        An event goes with all of a lower number, so that what is retained has no hole.
+        An event goes with all of a lower number, so that what is retained has no hole. A damaged outbox loses nothing
+        by an age that may be damaged.
         """
 
     async def expire(
@@ -271,21 +332,25 @@ class Store(Protocol):
     async def forget_unseen(
         self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
     ) -> ForgottenUnseen:
-        """Drop the cursors not seen for `seconds` of the next diagnoses above `after`, by id, but of those `spared`."""
+        """Drop cursors that were not seen for `seconds`, of the next diagnoses above `after`, by id.
+
+        Args:
+            spared: ids of diagnoses that keep theirs.
+        """
 
     async def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
         """Remove a person from cursors and viewers, and its name from both trails and from deleted diagnoses.
 
         Diagnoses it owns keep their owner until they are registered with another one, or deleted.
 
-        Done in steps: others go on in between, and a repeat goes on where one stopped. The first step is handed over
-        before the first checkpoint; it is the only one where there is little to do. The audit row is stored with it.
+        It is done in steps, each a change of its own: other changes come between them. The first step is handed over
+        before the first checkpoint, has the audit row with it, and is the only one where there is little to do.
 
-        Cancellation: the steps end after the one in hand.
+        Cancellation: the steps end after the one in hand, as they do with an error. Asked again, it goes on from there.
         """
 
     async def backup(self, path: Path) -> Backup:
-        """A consistent copy at `path` (mode 0600; must not exist), made in steps: others go on in between.
+        """A consistent copy at `path` (mode 0600; must not exist), made in steps between which others go on.
 
         Opened as a store, the copy begins new epochs. It has its name once it is whole, checked and on disk.
 
@@ -299,8 +364,8 @@ class Store(Protocol):
         """The problems an integrity check finds, in words, the first 100; empty: none.
 
         Args:
-            scratch: a copy lies beside this path meanwhile, and is looked at in the place of the store: others go on.
-                `None`: nobody waits for the store, which is looked at itself.
+            scratch: a copy lies beside this path meanwhile, and is checked in the place of the store, so that others
+                go on. `None`: nobody else uses the store, and it is checked itself.
 
         Raises:
             CannotCopy: the copy cannot be made.
@@ -308,12 +373,18 @@ class Store(Protocol):
         Cancellation: as `backup`.
         """
 
-    async def barrier(self) -> None:
-        """Wait until every change that was handed over before this call is committed or refused.
-
-        A change is handed over when its method is called, before the first checkpoint; changes are committed in that
-        order.
-        """
-
     def statistics(self) -> StoreStatistics:
         """Figures since opening; never waits."""
+
+
+class Store(DiagnosisStore, EventStore, CursorStore, RevocationStore, TrailStore, StoreUpkeep, Protocol):
+    """All trades of one database, and what spans them."""
+
+    def patient(self, seconds: float) -> Store:
+        """The same store for callers who wait so long at most: then `Failed`, and a change is still carried out.
+
+        `backup`, `check` and the outcome of `append_nowait` take as long as they take all the same.
+        """
+
+    async def barrier(self) -> None:
+        """Wait until every change that was handed over before this call is committed or refused."""

@@ -72,11 +72,10 @@ def diagnoses(
     return list(within(found, bytes_max))
 
 
-def count_diagnoses(db: sqlite3.Connection, owner: str | None) -> int:
+def count(db: sqlite3.Connection) -> int:
     """How many diagnoses are registered."""
-    where, values = _where_registered(owner)
-    (count,) = db.execute(f"SELECT count(*) FROM diagnosis WHERE {where}", values).fetchone()  # noqa: S608 - see there
-    return int(count)
+    (number,) = db.execute("SELECT count(*) FROM diagnosis WHERE deleted_at IS NULL").fetchone()
+    return int(number)
 
 
 def outboxes(db: sqlite3.Connection, owner: str | None, after: str, limit: int) -> list[Outbox]:

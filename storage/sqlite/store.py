@@ -152,7 +152,7 @@ async def open_store(
                             watch_nursery.start_soon(_watch_time, committer)
                             registered = 0
                             with contextlib.suppress(StorageError):  # of a broken store nobody asks
-                                registered = await committer.read(diagnoses.count_diagnoses, None)
+                                registered = await committer.read(diagnoses.count)
                             yield SqliteStore(
                                 committer, database, time, new_epoch, size_bytes, keys_max, registered, found
                             )
@@ -550,9 +550,6 @@ class SqliteStore(TellsDamage):
         self, *, owner: str | None = None, after: str = "", limit: int = 100
     ) -> Sequence[records.Outbox]:
         return await self._read(diagnoses.outboxes, owner, after, limit)
-
-    async def count_diagnoses(self, *, owner: str | None = None) -> int:
-        return await self._read(diagnoses.count_diagnoses, owner)
 
     async def delete(
         self, diagnosis_id: str, audit: records.Audit[records.Diagnosis] | None = None

@@ -20,7 +20,7 @@ from storage.records import Backup, Dropped, NewAuditRow
 from storage.sqlite import copies
 from storage.sqlite.runs import SELF
 from storage.sqlite.store import open_store
-from storage.store import Store
+from storage.store import StoreUpkeep
 from web.contract import wire
 
 logger = logging.getLogger("avicenna.storage.progress")
@@ -115,5 +115,5 @@ def restore(database: Path, source: Path) -> Path | None:
     return aside
 
 
-def _opened(database: Path) -> AbstractAsyncContextManager[Store]:
+def _opened(database: Path) -> AbstractAsyncContextManager[StoreUpkeep]:
     return open_store(database, clock=SystemClock(), new_epoch=lambda: secrets.token_hex(8))

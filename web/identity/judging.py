@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from actors.messages import Judge
 from storage.records import Diagnosis
-from storage.store import Store
+from storage.store import DiagnosisStore
 from web.contract import wire
 from web.contract.errors import (
     ACCESS_DENIED,
@@ -136,7 +136,7 @@ def refusal_of_follower(services: Services, who: Principal, diagnosis: Diagnosis
 # Diagnoses
 
 
-async def allowed_now(store: Store, diagnosis_id: str, may: Callable[[Diagnosis], bool]) -> Diagnosis | None:
+async def allowed_now(store: DiagnosisStore, diagnosis_id: str, may: Callable[[Diagnosis], bool]) -> Diagnosis | None:
     """The diagnosis as it is registered now, no checkpoint since; `None`: `may` does not allow it.
 
     A refusal takes one look-up of the database whether the diagnosis is in memory, is stored or does not exist: the

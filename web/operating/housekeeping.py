@@ -14,7 +14,7 @@ from actors.registry import Registry
 from actors.roster import UNSEEN_SECONDS_MAX
 from storage.clock import Clock
 from storage.errors import Busy, Failed
-from storage.store import Store
+from storage.store import StoreUpkeep
 from web.server.settings import DAY_SECONDS, Settings
 
 INTERVAL_SECONDS: Final = 60.0
@@ -26,7 +26,7 @@ logger = logging.getLogger("avicenna.server")
 class Housekeeper:
     """Lets go, a bounded step of a round at a time. One per server."""
 
-    def __init__(self, settings: Settings, store: Store, registry: Registry, clock: Clock) -> None:
+    def __init__(self, settings: Settings, store: StoreUpkeep, registry: Registry, clock: Clock) -> None:
         self._store = store
         self._registry = registry
         self._clock = clock

@@ -13,7 +13,7 @@ from actors.roster import Subscriber
 from actors.transport import Ending
 from storage.errors import StorageError
 from storage.records import NewAuditRow, Revocation, RevocationMade
-from storage.store import Store
+from storage.store import RevocationStore
 from web.contract import wire
 from web.contract.errors import Problem
 from web.contract.paging import page_of
@@ -80,7 +80,7 @@ def revocations(services: Services) -> Blueprint:
     return blueprint
 
 
-async def load_revoked(store: Store) -> Revoked:
+async def load_revoked(store: RevocationStore) -> Revoked:
     """Everything that is revoked now."""
     revoked = Revoked()
     last = 0
@@ -91,7 +91,7 @@ async def load_revoked(store: Store) -> Revoked:
     return revoked
 
 
-async def expire_revocations(store: Store, revoked: Revoked, lifetime_seconds_max: int) -> None:
+async def expire_revocations(store: RevocationStore, revoked: Revoked, lifetime_seconds_max: int) -> None:
     """Drop revocations once no token they refuse can live any more; until cancelled."""
     while True:
         try:

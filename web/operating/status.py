@@ -14,7 +14,7 @@ from quart import Blueprint, Response
 from storage.errors import Failed
 from storage.records import Outbox, Seq
 from storage.stall import LOOK_SECONDS, STALLED_SECONDS
-from storage.store import Store
+from storage.store import DiagnosisStore, StoreUpkeep
 from web.contract import wire
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
 from web.http.bodies import answer
@@ -154,7 +154,7 @@ def _node(services: Services) -> dict[str, object]:
     }
 
 
-async def _keys(store: Store) -> dict[str, object]:
+async def _keys(store: StoreUpkeep) -> dict[str, object]:
     keys = await store.idempotency_keys()
     oldest = None if keys.oldest_seconds is None else round(keys.oldest_seconds, 3)
     return {
@@ -190,7 +190,7 @@ async def _of(outboxes: Sequence[Outbox], services: Services, connections: Mappi
     }
 
 
-async def _outboxes(store: Store, owner: str | None) -> list[Outbox]:
+async def _outboxes(store: DiagnosisStore, owner: str | None) -> list[Outbox]:
     found: list[Outbox] = []
     while True:
         after = found[-1].diagnosis_id if found else ""

@@ -36,7 +36,7 @@ from storage import files, trust
 from storage.clock import Clock, SystemClock
 from storage.errors import Busy, CannotOpen, Failed, StoreBroken
 from storage.sqlite.store import SqliteStore, open_store
-from storage.store import Store
+from storage.store import StoreUpkeep
 from storage.unfinished import sweep
 from web.contract.errors import ConnectionRefused
 from web.contract.wire import render_event
@@ -333,7 +333,7 @@ def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callabl
     return kept_up
 
 
-async def _check_once(store: Store) -> None:
+async def _check_once(store: StoreUpkeep) -> None:
     """Have all outboxes looked at, if the last run did not end in order; until cancelled."""
     while True:
         try:
