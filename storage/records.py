@@ -343,6 +343,8 @@ class Erasure:
     """The audit row without the name; the store does not know what its texts mean."""
 
 
+DAY_SECONDS: Final = 86_400
+
 ERASED_ROWS_MAX: Final = 200
 """Rows of each kind that one step of an erasure changes. Reason: publishers wait for the step, some 10 ms."""
 

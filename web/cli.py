@@ -18,10 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _leave_when_interrupted()
         _open_what_is_closed()
-        from web.commands import line  # noqa: PLC0415 - takes longer than many commands do
+        # These take longer than many commands do.
+        from web.commands import line  # noqa: PLC0415
+        from web.demo import command as demo  # noqa: PLC0415
 
         _raise_when_interrupted()
-        return line.run(argv)
+        return line.run(argv, demo)
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

@@ -22,7 +22,7 @@ from tests.access.acts import ACTS, CHANGING, SENDER, Act, Ward, expect_alive
 from tests.access.conftest import MovableClock
 from tests.server.harness import Server, running_server
 from tests.server.test_bulk import feedback, results, send, text_of
-from web.identity.judging import allowed_now
+from web.identity.access import allowed_now
 from web.server.settings import Settings
 
 

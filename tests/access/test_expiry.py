@@ -12,11 +12,12 @@ import trio.testing
 from actors.transport import Ending
 from storage.memory import MemoryStore
 from storage.records import Revocation
+from web.contract.principals import Principal
 from web.following.expiry import LOOK_SECONDS, Expiry
 from web.following.session import Session
 from web.identity.keys import hmac_key
 from web.identity.revoked import Revoked
-from web.identity.tokens import LEEWAY_SECONDS, Principal, Verifier, issue
+from web.identity.tokens import LEEWAY_SECONDS, Verifier, issue
 from web.operating.revocations import EXPIRE_EVERY_SECONDS, expire_revocations
 
 KEY = b"k" * 32

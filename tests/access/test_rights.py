@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from storage.records import Diagnosis, Epoch
+from web.contract.principals import ANONYMOUS, Principal
 from web.identity import rights
 from web.identity.rights import Right, has_right
-from web.identity.tokens import ANONYMOUS, Principal
 
 DIAGNOSIS = Diagnosis("42", "amira", ("bo",), Epoch("e"), 0.0)
 PEOPLE = {

@@ -16,11 +16,12 @@ from storage.records import AcknowledgedBy, SubscriberId
 from tests.actors.world import DIAGNOSIS, World, WorldClock, anybody, world
 from tests.edge.raw import RawClient
 from web.contract import wire
+from web.contract.principals import Principal
 from web.following.expiry import Expiry
 from web.following.follower import Follower
 from web.following.session import Session
 from web.identity.revoked import Revoked
-from web.identity.tokens import Principal, Verifier
+from web.identity.tokens import Verifier
 from web.websocket.channel import ChannelLimits
 from web.websocket.frames import text_frame
 from web.websocket.hub import HELD_MAX, Hub, open_hub

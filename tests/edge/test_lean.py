@@ -9,12 +9,20 @@ import pytest
 import trio
 import trio.testing
 from quart import Quart, Response
+from quart.globals import request_ctx
 from quart_trio import QuartTrio
 from werkzeug.exceptions import ClientDisconnected
 
 from tests.edge.peers import connect, living_tasks, request, running_edge
-from web.http.one_task import LeanHttp, LeanRequest, at_end, current_request
+from web.http.one_task import LeanHttp, LeanRequest
 from web.http.tasks import MESSAGES_MAX, Inbox
+
+
+def asked() -> LeanRequest:
+    """The request whose route this is."""
+    found = request_ctx.request
+    assert isinstance(found, LeanRequest)
+    return found
 
 
 def body_of(data: bytes, *, more: bool = False) -> Any:
@@ -61,7 +69,7 @@ class Routes:
     def _add(self, app: Quart) -> None:
         @app.post("/work")
         async def work() -> bytes:
-            await current_request().receive_body(100, 10)
+            await asked().receive_body(100, 10)
             self.entered.set()
             await self.may_end.wait()
             self.ended.set()
@@ -71,7 +79,7 @@ class Routes:
         async def half() -> bytes:
             self.entered.set()
             try:
-                await current_request().receive_body(100, 10)
+                await asked().receive_body(100, 10)
             except ClientDisconnected as error:
                 self.failed.append(error)
                 self.ended.set()
@@ -80,13 +88,13 @@ class Routes:
 
         @app.get("/stream")
         async def stream() -> Response:
-            at_end(self.ended.set)
+            asked().at_end.callback(self.ended.set)
             self.entered.set()
             return Response(self._chunks())
 
         @app.get("/broken")
         async def broken() -> Response:
-            at_end(self.ended.set)
+            asked().at_end.callback(self.ended.set)
             raise ValueError("of the test")
 
     async def _chunks(self) -> AsyncIterator[bytes]:

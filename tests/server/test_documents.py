@@ -16,11 +16,13 @@ from tests.contract import asyncapi, complaint, frame_complaint, openapi, strict
 from tests.server.harness import Server
 from web.contract import errors
 from web.contract.errors import STATUS_OF_CODE, CloseCode, close_of
+from web.contract.exchange import Handler
 from web.contract.operations import OPERATIONS
 from web.contract.records import KINDS, Ack, Auth, Ping
-from web.server.app import create_app
+from web.identity.access import Access
+from web.server.app import Socket, create_app
 from web.server.openapi import codes_of
-from web.server.services import Services
+from web.server.reception import Reception
 from web.server.settings import Settings
 
 
@@ -31,7 +33,9 @@ async def test_the_document_is_served_to_everybody(server: Server) -> None:
 
 
 def test_every_route_is_documented_and_everything_documented_is_a_route() -> None:
-    app = create_app(cast(Services, SimpleNamespace(settings=Settings(), remote_keys=None, store=None, clock=None)))
+    handlers = dict.fromkeys((one.name for one in OPERATIONS), cast(Handler, None))
+    access = cast(Access, SimpleNamespace(rules=Settings()))
+    app = create_app(cast(Reception, None), access, handlers, cast(Socket, None))
     routes = {
         (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()

@@ -23,7 +23,7 @@ from actors.slot import ActorLimits
 from actors.transport import Burst, Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
-from storage.records import AccessRow, AuditRow, Epoch, NewEvent, Seq, SubscriberId, Window
+from storage.records import DAY_SECONDS, AccessRow, AuditRow, Epoch, NewEvent, Seq, SubscriberId, Window
 from storage.sqlite.store import open_store
 from tests.actors.world import anybody
 from tests.server.harness import Server, running_server
@@ -32,7 +32,7 @@ from tests.storage.conftest import ManualClock
 from web.contract.wire import render_event
 from web.operating.erasure import ERASED, spellings_of, without_name
 from web.operating.housekeeping import Housekeeper
-from web.server.settings import DATABASE_FILE, DAY_SECONDS, Settings
+from web.server.settings import DATABASE_FILE, Settings
 
 DAY = float(DAY_SECONDS)
 

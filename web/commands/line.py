@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from web.commands import actors, database, diagnoses, publish, serve, status, tail, token, trails
 from web.commands.failures import FAILED, WRONG_USAGE, CommandFailed, UsageError
@@ -16,9 +16,20 @@ from web.commands.printing import say_at_last
 NAME: Final = "avicenna-live"
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
-    arguments = parser().parse_args(argv)
+class Command(Protocol):
+    """A file that has commands."""
+
+    def add_to(self, commands: argparse._SubParsersAction[Any]) -> None:
+        """Declare them."""
+
+
+def run(argv: Sequence[str] | None = None, *further: Command) -> int:
+    """Run one command; its exit code.
+
+    Args:
+        further: commands beside those of this room.
+    """
+    arguments = parser(*further).parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
@@ -41,11 +52,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(*further: Command) -> argparse.ArgumentParser:
     """The commands and their options."""
     top = Parser(prog=NAME, description="Live updates of diagnoses: numbered, stored, and delivered in order.")
     top.add_argument("--version", action="version", version=f"{NAME} {version(NAME)}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, token, diagnoses, publish, tail, actors, status, trails, database):
+    for command in (serve, token, diagnoses, publish, tail, actors, status, trails, database, *further):
         command.add_to(commands)
     return top

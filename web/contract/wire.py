@@ -22,6 +22,7 @@ from actors.ring import Gap
 from storage.records import AcknowledgedBy, Event, NewEvent, Seq
 from web.contract.errors import Problem
 from web.contract.number import as_valued, as_written
+from web.contract.principals import Principal
 from web.contract.records import (
     CLIENT_FRAME_RULES,
     KEY,
@@ -45,7 +46,6 @@ from web.contract.records import (
     large_integer,
 )
 from web.contract.strict_json import NAMED_TWICE, NotJson, WrongField, decoder_of, read
-from web.identity.tokens import Principal
 from web.websocket import frames
 
 Record = TypeVar("Record")

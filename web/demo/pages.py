@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import trio
-from quart import Blueprint, Response, request
 
 from web.commands.failures import CommandFailed
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
+from web.contract.exchange import Answer, Handler, Request, answer
 from web.demo.samples import KINDS, Service
-from web.http.bodies import StaticContent, answer, whole_request
+from web.http.bodies import StaticContent, whole_request
+from web.server.app import Extra
 
 PAGE: Final = Path(__file__).with_name("page")
 
@@ -31,7 +32,7 @@ POLICY: Final = (
 AT_ONCE_MAX: Final = 200
 """Updates published by one request. Reason: more than are kept, so that a page which is away misses some."""
 
-Answer = TypeVar("Answer")
+Told = TypeVar("Told")
 
 
 class Shown(Protocol):
@@ -48,64 +49,62 @@ class Shown(Protocol):
         """Begin the end of the server; another takes its place."""
 
 
-def pages(shown: Shown) -> Blueprint:
+def pages(shown: Shown) -> list[Extra]:
     """The routes."""
-    blueprint = Blueprint("demo", __name__)
 
-    @blueprint.get("/")
-    async def begin() -> Response:
-        return Response(b"", 303, {"Location": "/demo"})
+    async def begin(asked: Request) -> Answer:
+        return Answer(303, {"Location": "/demo"})
 
-    def show(path: str, name: str, media_type: str) -> None:
+    def page(name: str, media_type: str) -> Handler:
         content = StaticContent((PAGE / name).read_bytes(), media_type)
 
-        async def page() -> Response:
-            response = content.answer()
-            response.headers["Content-Security-Policy"] = POLICY
-            return response
+        async def show(asked: Request) -> Answer:
+            found = content.answer(asked)
+            found.headers["Content-Security-Policy"] = POLICY
+            return found
 
-        blueprint.add_url_rule(path, name.replace(".", "_"), page, methods=["GET"])
+        return show
 
-    for path, (name, media_type) in FILES.items():
-        show(path, name, media_type)
-
-    @blueprint.post("/demo/publish")
-    async def publish() -> Response:
-        kind, count = request.args.get("kind"), request.args.get("count", "1")
+    async def publish(asked: Request) -> Answer:
+        kind, count = asked.query.get("kind"), asked.query.get("count", "1")
         if kind is not None and kind not in KINDS:
             raise Problem("invalid_field", f"kind must be one of {', '.join(KINDS)}")
         if not (count.isascii() and count.isdigit() and 1 <= int(count) <= AT_ONCE_MAX):
             raise Problem("invalid_field", f"count must be 1-{AT_ONCE_MAX}")
-        await whole_request()
+        await whole_request(asked)
         numbers = await _asked(shown, lambda service: [service.publish(kind) for _ in range(int(count))])
         return answer({"numbers": numbers})
 
-    @blueprint.post("/demo/actor/crash")
-    async def crash() -> Response:
-        await whole_request()
+    async def crash(asked: Request) -> Answer:
+        await whole_request(asked)
         shown.crash_next()
         return answer({"numbers": [await _asked(shown, Service.publish)]})
 
-    @blueprint.post("/demo/actor/restart")
-    async def restart() -> Response:
-        await whole_request()
+    async def restart(asked: Request) -> Answer:
+        await whole_request(asked)
         await _asked(shown, Service.restart_actor)
         return answer({})
 
-    @blueprint.get("/demo/actor")
-    async def look() -> Response:
+    async def look(asked: Request) -> Answer:
         return answer(await _asked(shown, Service.actor))
 
-    @blueprint.post("/demo/server/restart")
-    async def restart_all() -> Response:
-        await whole_request()
+    async def restart_all(asked: Request) -> Answer:
+        await whole_request(asked)
         shown.restart_server()
         return answer({})
 
-    return blueprint
+    return [
+        Extra("get", "/", begin),
+        *(Extra("get", path, page(name, media_type)) for path, (name, media_type) in FILES.items()),
+        Extra("post", "/demo/publish", publish),
+        Extra("post", "/demo/actor/crash", crash),
+        Extra("post", "/demo/actor/restart", restart),
+        Extra("get", "/demo/actor", look),
+        Extra("post", "/demo/server/restart", restart_all),
+    ]
 
 
-async def _asked(shown: Shown, what: Callable[[Service], Answer]) -> Answer:
+async def _asked(shown: Shown, what: Callable[[Service], Told]) -> Told:
     """Have the service do something, on a thread: it asks this server, and waits for the answer.
 
     Raises:

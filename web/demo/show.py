@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import trio
-from quart import Blueprint
 
 from storage.records import Event
 from web.commands.client import Client, Credentials
@@ -22,7 +22,7 @@ from web.contract.wire import render_event
 from web.demo.pages import pages
 from web.demo.samples import DIAGNOSIS_ID, Service
 from web.server import composition
-from web.server.services import Services
+from web.server.app import Extra
 from web.server.settings import Settings
 
 SAMPLE_SECONDS: Final = 2.0
@@ -47,8 +47,8 @@ class Demo:
         """
         self._settings = settings
         self._command = command
-        self._services: Services | None = None
-        """Of the server that runs."""
+        self._stop: trio.Event | None = None
+        """Ends the server that runs."""
         self._service: Service | None = None
         self._stopping = threading.Event()
         self._is_restarting = False
@@ -59,7 +59,7 @@ class Demo:
         try:
             while True:
                 self._is_restarting = False
-                code = composition.run(self._settings, ready=self._ready, render=self._render, routes=self._routes)
+                code = composition.run(self._settings, ready=self._ready, render=self._render, extras=self._extras)
                 if not self._is_restarting:
                     return code
         finally:
@@ -79,8 +79,8 @@ class Demo:
     def restart_server(self) -> None:
         """Begin the end of the server; another takes its place."""
         self._is_restarting = True
-        if self._services is not None:
-            self._services.stopping.set()
+        if self._stop is not None:
+            self._stop.set()
 
     def _ready(self, url: str) -> None:
         """The server accepts connections at `url`."""
@@ -91,8 +91,8 @@ class Demo:
         # A daemon: a request that hangs must not keep the process alive after the server has gone.
         threading.Thread(target=self._show, args=(url, self._service), name="demo", daemon=True).start()
 
-    def _routes(self, services: Services) -> Blueprint:
-        self._services = services
+    def _extras(self, stop: trio.Event) -> Sequence[Extra]:
+        self._stop = stop
         return pages(self)
 
     def _render(self, diagnosis_id: str, event: Event) -> bytes:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import trio
-from quart.wrappers.base import BaseRequestWebsocket
 
 from actors.ring import Gap
 from actors.roster import Subscriber
@@ -22,8 +21,9 @@ from storage.clock import Clock
 from storage.records import SubscriberId
 from web.contract import wire
 from web.contract.errors import CloseCode
+from web.contract.exchange import Request
+from web.contract.log_fields import FIELDS, REQUEST_ID
 from web.contract.records import DEVICE, DIAGNOSIS_ID
-from web.server.logs import FIELDS, REQUEST_ID
 
 SUM_SECONDS: Final = 60.0
 """What is frequent is one line for so long: the gaps of one connection, take-overs of one subscriber."""
@@ -104,16 +104,12 @@ class ConnectionLog:
         }
         _say(f"{what} ended", fields, request_id)
 
-    def refused(self, what: Kind, asked: BaseRequestWebsocket, sub: str | None, code: int, reason: str) -> None:
-        """A connection ends before `connect`; said within its request.
-
-        Args:
-            sub: who asked; `None`: somebody anonymous, or it was not found out.
-        """
-        diagnosis_id, device = (asked.view_args or {}).get("diagnosis_id", ""), asked.args.get("device", "")
+    def refused(self, what: Kind, asked: Request, code: int, reason: str) -> None:
+        """A connection ends before `connect`; said within its request."""
+        diagnosis_id, device = asked.parameters.get("diagnosis_id", ""), asked.query.get("device", "")
         who = self._who(
             diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else None,
-            SubscriberId(sub, device if DEVICE.fullmatch(device) else None),
+            SubscriberId(asked.who.sub, device if DEVICE.fullmatch(device) else None),
         )
         end: Fields = {"code": code, "reason": reason, "seconds": 0.0, "events_sent": 0, "acknowledged": None}
         _say(f"{what} ended", who | end)

@@ -16,8 +16,9 @@ from actors.transport import Ending
 from storage.clock import Clock
 from storage.errors import StorageError
 from web.contract import wire
-from web.identity.judging import detail_of_revoked
-from web.identity.tokens import LEEWAY_SECONDS, KeysMissing, Principal, TokenError, TokenRevoked, Verifier
+from web.contract.principals import Principal
+from web.identity.refusals import detail_of_revoked
+from web.identity.tokens import LEEWAY_SECONDS, KeysMissing, TokenError, TokenRevoked, Verifier
 
 if TYPE_CHECKING:
     from web.following.session import Session

@@ -12,164 +12,158 @@ import sys
 from dataclasses import replace
 from typing import Final
 
-from quart import Blueprint, g, websocket
-
 from actors.errors import ActorError
-from actors.messages import Admission
+from actors.registry import Registry
 from actors.roster import Subscriber
 from actors.upkeep import describe
+from storage.clock import Clock
 from storage.errors import StorageError
 from storage.records import AcknowledgedBy, SubscriberId
 from web.contract import wire
 from web.contract.errors import CloseCode, ConnectionRefused, Refusal, invalid_parameter, refusal_of
+from web.contract.exchange import Request
 from web.contract.parameters import Parameters, parse, repeated_header, repeated_parameter
+from web.contract.principals import Principal
 from web.contract.records import DIAGNOSIS_ID
+from web.following.admission import Entrance, selected_subprotocol
+from web.following.connection_log import ConnectionLog
+from web.following.expiry import Expiry
 from web.following.follower import Follower
 from web.following.session import Session
-from web.http.adoption import Adoption, NotAdoptable, adoption_of
-from web.identity.access import (
-    admit,
-    authenticate_socket,
-    check_may_subscribe,
-    count_connect,
-    hold_connection,
-    selected_subprotocol,
-    socket_token,
-)
-from web.identity.addresses import address_of
-from web.identity.tokens import Principal
-from web.server.logs import current_request_id
-from web.server.services import Services
+from web.http.adoption import Adoption, NotAdoptable
+from web.identity.access import Access
 from web.websocket.channel import NO_CLOSE, Channel
 from web.websocket.frames import switching_protocols, text_frame
+from web.websocket.hub import Hub
 
 GONE: Final = "the client left before it was answered"
 
 logger = logging.getLogger("avicenna.web")
 
 
-def sockets(services: Services) -> Blueprint:
-    """The WebSocket route."""
-    blueprint = Blueprint("sockets", __name__)
+class Sockets:
+    """Serves WebSockets. One per server."""
 
-    @blueprint.websocket("/ws/<diagnosis_id>")
-    async def follow(diagnosis_id: str) -> None:
-        adoption = adoption_of(websocket)
-        head = switching_protocols(adoption.key, selected_subprotocol(websocket))
+    def __init__(
+        self,
+        entrance: Entrance,
+        access: Access,
+        registry: Registry,
+        expiry: Expiry,
+        hub: Hub,
+        log: ConnectionLog,
+        clock: Clock,
+    ) -> None:
+        """Let in by `entrance`, and hand over to `hub`."""
+        self._entrance = entrance
+        self._access = access
+        self._registry = registry
+        self._expiry = expiry
+        self._hub = hub
+        self._log = log
+        self._clock = clock
+
+    async def follow(self, asked: Request, adoption: Adoption) -> None:
+        """Have a client follow the diagnosis in the path; it is answered here whatever happens."""
+        head = switching_protocols(adoption.key, selected_subprotocol(asked))
         try:
-            await _admit(services, adoption, head, diagnosis_id)
+            await self._admit(asked, adoption, head)
         except NotAdoptable:
-            _log_end(services, NO_CLOSE, GONE)
+            self._log.refused("WebSocket", asked, NO_CLOSE, GONE)
         except ConnectionRefused as refused:
-            _refuse(services, adoption, head, diagnosis_id, refused.refusal)
+            self._refuse(asked, adoption, head, refused.refusal)
         except (ActorError, StorageError) as error:
             if (refusal := refusal_of(error)) is None:
-                _break_off(services, adoption, head, error)
+                self._break_off(asked, adoption, head, error)
             else:
-                _refuse(services, adoption, head, diagnosis_id, refusal)
+                self._refuse(asked, adoption, head, refusal)
         except Exception as error:  # noqa: BLE001 - the boundary of a connection
-            _break_off(services, adoption, head, error)
+            self._break_off(asked, adoption, head, error)
 
-    return blueprint
+    async def _admit(self, asked: Request, adoption: Adoption, head: bytes) -> None:
+        """Have the client follow from where it wants to.
 
+        Raises:
+            ConnectionRefused, ActorError, StorageError: it may not, or cannot now; its socket is still to be adopted.
+            NotAdoptable: it is gone.
 
-async def _admit(services: Services, adoption: Adoption, head: bytes, diagnosis_id: str) -> None:
-    """Have the client follow from where it wants to.
+        Cancellation: it is gone, and is not attached any more.
+        """
+        self._entrance.count_connect(asked)
+        if (repeated := repeated_parameter(asked.query) or repeated_header(asked.headers.items())) is not None:
+            raise ConnectionRefused(invalid_parameter(repeated))
+        parameters = self._parameters(asked)
+        who = asked.who = self._entrance.authenticate(asked)
+        await self._access.check_may_follow(who, parameters.diagnosis_id)
+        # Interned: all who follow a diagnosis share one text. Not before it is known to be registered: Python 3.12
+        # never frees what was interned, and anybody can name anything.
+        parameters = replace(parameters, diagnosis_id=sys.intern(parameters.diagnosis_id))
+        follower = Follower(self._hub)
+        session, subscriber = self._begin(asked, follower, parameters, who)
+        try:
+            self._entrance.hold(subscriber, parameters.diagnosis_id, asked)
+            admission = await self._entrance.admit(who, subscriber, parameters)
+            # No checkpoint until the hub has the socket: nothing may come between the greeting and what follows it.
+            greeting = session.frame(
+                "connect", wire.connect_data(admission, session.who, parameters.device, parameters.ack)
+            )
+            follower.open(adoption.adopt(), head + text_frame(greeting))
+        except BaseException:
+            follower.abort()
+            raise
 
-    Raises:
-        ConnectionRefused, ActorError, StorageError: it may not, or cannot now; its socket is still to be adopted.
-        NotAdoptable: it is gone.
+    def _parameters(self, asked: Request) -> Parameters:
+        # A browser's network layer answers Pings while the page is frozen or stuck (decision 0055).
+        default_ack: AcknowledgedBy = "app" if "Origin" in asked.headers else "transport"
+        anonymous = self._access.rules.allow_anonymous and self._entrance.token_of(asked) is None
+        return parse(asked.parameters["diagnosis_id"], asked.query, anonymous=anonymous, default_ack=default_ack)
 
-    Cancellation: it is gone, and is not attached any more.
-    """
-    count_connect(services, websocket)
-    if (repeated := repeated_parameter(websocket.args) or repeated_header(websocket.headers)) is not None:
-        raise ConnectionRefused(invalid_parameter(repeated))
-    parameters = _parameters(services, diagnosis_id)
-    who = authenticate_socket(services, websocket)
-    g.sub = who.sub
-    await check_may_subscribe(services, who, parameters.diagnosis_id)
-    # Interned: all who follow a diagnosis share one text. Not before it is known to be registered: Python 3.12 never
-    # frees what was interned, and anybody can name anything.
-    parameters = replace(parameters, diagnosis_id=sys.intern(parameters.diagnosis_id))
-    follower = Follower(services.hub)
-    session, subscriber = _begin(services, follower, parameters, who)
-    try:
-        hold_connection(services, subscriber, parameters.diagnosis_id, websocket)
-        admission = await admit(services, who, subscriber, parameters)
-        # No checkpoint until the hub has the socket: nothing may come between the greeting and what follows it.
-        greeting = _greeting(session, admission, parameters)
-        follower.open(adoption.adopt(), head + text_frame(greeting))
-    except BaseException:
-        follower.abort()
-        raise
+    def _begin(
+        self, asked: Request, follower: Follower, parameters: Parameters, who: Principal
+    ) -> tuple[Session, Subscriber]:
+        subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, follower)
+        session = Session(
+            parameters.diagnosis_id,
+            who,
+            subscriber,
+            ack=parameters.ack,
+            speaker=follower,
+            registry=self._registry,
+            expiry=self._expiry,
+            clock=self._clock,
+        )
+        follower.begin(session, subscriber, parameters.heartbeat_seconds, asked.id)
+        return session, subscriber
 
+    def _refuse(self, asked: Request, adoption: Adoption, head: bytes, refusal: Refusal) -> None:
+        """Answer the upgrade, say why, and close."""
+        data = wire.error_data(refusal.code, refusal.detail)
+        diagnosis_id = asked.parameters["diagnosis_id"]
+        shown = diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else ""
+        error = wire.frame("error", shown, self._clock.wall(), data)
+        self._close(asked, adoption, head + text_frame(error), refusal.close_code, refusal.reason)
 
-def _parameters(services: Services, diagnosis_id: str) -> Parameters:
-    # A browser's network layer answers Pings while the page is frozen or stuck (decision 0055).
-    default_ack: AcknowledgedBy = "app" if "Origin" in websocket.headers else "transport"
-    anonymous = services.settings.allow_anonymous and socket_token(services, websocket) is None
-    return parse(diagnosis_id, websocket.args, anonymous=anonymous, default_ack=default_ack)
+    def _break_off(self, asked: Request, adoption: Adoption, head: bytes, error: Exception) -> None:
+        """Something of ours failed: the client is told to come back."""
+        logger.error("a connection failed: %s", describe(error))
+        self._close(asked, adoption, head, CloseCode.INTERNAL_ERROR, "internal error")
 
+    def _close(self, asked: Request, adoption: Adoption, head: bytes, code: CloseCode, reason: str) -> None:
+        """Answer the upgrade; the Close behind it comes later if this client was refused lately."""
+        hub = self._hub
+        # No checkpoint until the hub has the socket: the Close must not be due before that.
+        try:
+            sock = adoption.adopt()
+        except NotAdoptable:
+            self._log.refused("WebSocket", asked, NO_CLOSE, GONE)
+            return
+        self._log.refused("WebSocket", asked, code, reason)
+        channel = Channel(hub)
+        channel.close(code, reason, hold_seconds=hub.holds.seconds(self._name_of_refused(asked), hub.clock.monotonic()))
+        channel.open(sock, head)
 
-def _begin(
-    services: Services, follower: Follower, parameters: Parameters, who: Principal
-) -> tuple[Session, Subscriber]:
-    subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, follower)
-    session = Session(
-        parameters.diagnosis_id,
-        who,
-        subscriber,
-        ack=parameters.ack,
-        speaker=follower,
-        registry=services.registry,
-        expiry=services.expiry,
-        clock=services.clock,
-    )
-    follower.begin(session, subscriber, parameters.heartbeat_seconds, current_request_id())
-    return session, subscriber
-
-
-def _greeting(session: Session, admission: Admission, parameters: Parameters) -> bytes:
-    return session.frame("connect", wire.connect_data(admission, session.who, parameters.device, parameters.ack))
-
-
-def _refuse(services: Services, adoption: Adoption, head: bytes, diagnosis_id: str, refusal: Refusal) -> None:
-    """Answer the upgrade, say why, and close."""
-    data = wire.error_data(refusal.code, refusal.detail)
-    shown = diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else ""
-    error = wire.frame("error", shown, services.clock.wall(), data)
-    _close(services, adoption, head + text_frame(error), refusal.close_code, refusal.reason)
-
-
-def _break_off(services: Services, adoption: Adoption, head: bytes, error: Exception) -> None:
-    """Something of ours failed: the client is told to come back."""
-    logger.error("a connection failed: %s", describe(error))
-    _close(services, adoption, head, CloseCode.INTERNAL_ERROR, "internal error")
-
-
-def _close(services: Services, adoption: Adoption, head: bytes, code: CloseCode, reason: str) -> None:
-    """Answer the upgrade; the Close behind it comes later if this client was refused lately."""
-    hub = services.hub
-    # No checkpoint until the hub has the socket: the Close must not be due before that.
-    try:
-        sock = adoption.adopt()
-    except NotAdoptable:
-        _log_end(services, NO_CLOSE, GONE)
-        return
-    _log_end(services, code, reason)
-    channel = Channel(hub)
-    channel.close(code, reason, hold_seconds=hub.holds.seconds(_name_of_refused(services), hub.clock.monotonic()))
-    channel.open(sock, head)
-
-
-def _name_of_refused(services: Services) -> bytes:
-    """Whose refusals are counted together: those of one token from one address, or of all without from there."""
-    address = address_of(websocket, services.settings.trusted_proxies)
-    token = socket_token(services, websocket) or ""
-    return hashlib.sha256(f"{address} {token}".encode("utf-8", "surrogatepass")).digest()
-
-
-def _log_end(services: Services, code: int, reason: str) -> None:
-    """The line of a WebSocket that ends before `connect`."""
-    services.connection_log.refused("WebSocket", websocket, g.get("sub"), code, reason)
+    def _name_of_refused(self, asked: Request) -> bytes:
+        """Whose refusals are counted together: those of one token from one address, or of all without from there."""
+        token = self._entrance.token_of(asked) or ""
+        named = f"{self._access.address_of(asked)} {token}"
+        return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()

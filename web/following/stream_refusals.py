@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from quart import Response, g, request
 from werkzeug.http import parse_accept_header
 
+from storage.clock import Clock
 from web.contract import wire
 from web.contract.errors import RETRY_AFTER_SECONDS, CloseCode, Problem
+from web.contract.exchange import Answer, Request
+from web.contract.operations import EVENT_STREAM
 from web.contract.parameters import event_id_given, position_of, repeated_parameter
 from web.contract.records import DIAGNOSIS_ID
-from web.following.streams import ROUTE, STREAM_MEDIA_TYPE, last_event_id, message, stream_response, with_retry
-from web.server.services import Services
+from web.following.connection_log import ConnectionLog
+from web.following.streams import last_event_id, message, stream_answer, with_retry
 
 REASONS: Final = {
     "draining": "restart",
@@ -29,34 +31,33 @@ REASONS: Final = {
 """The codes of problems that pass, and the reason of the `bye` in their place."""
 
 
-def goodbye_instead(services: Services, problem: Problem) -> Response | None:
+def goodbye_instead(asked: Request, problem: Problem, log: ConnectionLog, clock: Clock) -> Answer | None:
     """The stream in place of a problem: `retry`, one `bye`, and the end; `None`: the problem is the answer."""
-    if request.method != "GET" or request.endpoint != ROUTE or problem.code not in REASONS or not _wants_a_stream():
+    is_stream = asked.operation is not None and asked.operation.answer_type == EVENT_STREAM
+    if asked.method != "GET" or not is_stream or problem.code not in REASONS or not _wants_a_stream(asked):
         return None
-    asked = (request.view_args or {}).get("diagnosis_id", "")
-    shown = asked if DIAGNOSIS_ID.fullmatch(asked) else ""
+    diagnosis_id = asked.parameters.get("diagnosis_id", "")
+    shown = diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else ""
     reason = REASONS[problem.code]
-    services.connection_log.refused("event stream", request, g.get("sub"), CloseCode.TRY_LATER, reason)
+    log.refused("event stream", asked, CloseCode.TRY_LATER, reason)
     retry_ms = int(problem.headers.get("Retry-After", RETRY_AFTER_SECONDS)) * 1000
     data = wire.bye_data(CloseCode.TRY_LATER, reason, retry_ms)
-    bye = wire.frame("bye", shown, services.clock.wall(), data)
-    return stream_response(with_retry(message(bye, _checked_event_id()), retry_ms))
+    bye = wire.frame("bye", shown, clock.wall(), data)
+    return stream_answer(with_retry(message(bye, _checked_event_id(asked)), retry_ms))
 
 
-def _wants_a_stream() -> bool:
+def _wants_a_stream(asked: Request) -> bool:
     """Whether `Accept` names the type: what takes anything at all is no `EventSource`, and wants the status."""
-    accepted = parse_accept_header(",".join(request.headers.getlist("Accept")))
-    return any(
-        value.partition(";")[0].strip().lower() == STREAM_MEDIA_TYPE for value, quality in accepted if quality > 0
-    )
+    accepted = parse_accept_header(",".join(asked.headers.getlist("Accept")))
+    return any(value.partition(";")[0].strip().lower() == EVENT_STREAM for value, quality in accepted if quality > 0)
 
 
-def _checked_event_id() -> str | None:
+def _checked_event_id(asked: Request) -> str | None:
     """Where the browser was, to be said again when it comes back; `None`: it has not said, or nothing that can be."""
-    if repeated_parameter(request.args) is not None:
+    if repeated_parameter(asked.query) is not None:
         return None
     try:
-        given = event_id_given(request.args, last_event_id())
+        given = event_id_given(asked.query, last_event_id(asked))
     except Problem:
         return None
     return given if given is not None and position_of(given) is not None else None

@@ -7,33 +7,31 @@ position. The stream goes one way, so nothing in it acknowledges; the next reque
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
 import trio
-from quart import Blueprint, Response, g, request
 
 from actors.messages import Admission
 from actors.reading import Due, EventFrame
+from actors.registry import Registry
 from actors.ring import Gap
 from actors.roster import Subscriber
 from actors.transport import Burst, Ending
+from storage.clock import Clock
 from storage.records import Epoch, Seq, SubscriberId
 from web.contract import wire
 from web.contract.errors import ConnectionRefused, Problem, close_of, problem_of_refusal
+from web.contract.exchange import Answer, Request
+from web.contract.operations import EVENT_STREAM
 from web.contract.parameters import Parameters, parse_stream
+from web.contract.principals import Principal
+from web.following.admission import Entrance
+from web.following.connection_log import ConnectionLog
+from web.following.expiry import Expiry
 from web.following.session import Session
-from web.http.one_task import at_end
-from web.identity.access import admit, asked_by_a_foreign_page, authenticate, authorized_to_follow, hold_connection
-from web.identity.tokens import Principal
-from web.server.logs import current_request_id
-from web.server.services import Services
-
-STREAM_MEDIA_TYPE: Final = "text/event-stream"
-
-ROUTE: Final = "streams.follow"
-"""Quart's name for the route."""
+from web.identity.access import Access
 
 LAST_EVENT_ID: Final = "Last-Event-ID"
 
@@ -95,123 +93,139 @@ class StreamTransport:
         return False
 
 
-def streams(services: Services) -> Blueprint:
-    """The route of the event streams."""
-    blueprint = Blueprint("streams", __name__)
-    anonymous_allowed = services.settings.allow_anonymous
+class Streams:
+    """Serves event streams. One per server."""
 
-    @blueprint.get("/diagnoses/<diagnosis_id>/events")
-    async def follow(diagnosis_id: str) -> Response:
-        if asked_by_a_foreign_page(services):
-            # Unlike other GETs this one changes something: it may take over a connection, and acknowledge.
-            raise Problem("origin_not_allowed", "pages of this origin may not do this")
-        who = authenticate(services, anonymous_allowed=anonymous_allowed, query_allowed=True)
-        g.sub = who.sub
-        parameters = parse_stream(diagnosis_id, request.args, last_event_id(), anonymous=who.sub is None)
-        await authorized_to_follow(services, who, parameters.diagnosis_id)
-        if request.method == "HEAD":
-            return stream_response(b"")
+    def __init__(
+        self,
+        access: Access,
+        entrance: Entrance,
+        registry: Registry,
+        expiry: Expiry,
+        log: ConnectionLog,
+        clock: Clock,
+        jitter: Callable[[], float],
+        hold: Callable[[object], Awaitable[None]],
+    ) -> None:
+        """Let in by `entrance`.
+
+        Args:
+            jitter: random numbers from 0 up to 1.
+            hold: waits where clients take a subscriber from each other for ever, which its argument names.
+        """
+        self._access = access
+        self._entrance = entrance
+        self._registry = registry
+        self._expiry = expiry
+        self._log = log
+        self._clock = clock
+        self._jitter = jitter
+        self._hold = hold
+
+    async def follow(self, asked: Request) -> Answer:
+        """The stream of one diagnosis. Raises as a handler does."""
+        who, anonymous = asked.who, asked.who.sub is None
+        parameters = parse_stream(
+            asked.parameters["diagnosis_id"], asked.query, last_event_id(asked), anonymous=anonymous
+        )
+        await self._access.diagnosis_to_follow(who, parameters.diagnosis_id)
+        if asked.method == "HEAD":
+            return stream_answer(b"")
         transport = StreamTransport()
         subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, transport)
-        began_at = services.clock.monotonic()
-        at_end(partial(_over, services, subscriber, transport, current_request_id(), began_at))
+        assert asked.at_end is not None, "a stream is no handshake"
+        asked.at_end(partial(self._over, subscriber, transport, asked.id, self._clock.monotonic()))
         try:
-            hold_connection(services, subscriber, parameters.diagnosis_id, request)
-            admission = await admit(services, who, subscriber, parameters)
+            self._entrance.hold(subscriber, parameters.diagnosis_id, asked)
+            admission = await self._entrance.admit(who, subscriber, parameters)
         except ConnectionRefused as refused:
             raise problem_of_refusal(refused.refusal) from None
-        return stream_response(_frames(services, parameters, transport, subscriber, who, admission))
+        return stream_answer(self._frames(parameters, transport, subscriber, who, admission))
 
-    return blueprint
+    def _over(self, subscriber: Subscriber, transport: StreamTransport, request_id: str, began_at: float) -> None:
+        subscriber.detach()
+        if subscriber.roster is None:
+            return  # never admitted: the line of its request says why
+        code, reason = None, "its connection ended"
+        if transport.ending is not None:
+            code, reason = close_of(transport.ending)
+        elif transport.overflowed:
+            reason = "it did not read its replies"
+        seconds = self._clock.monotonic() - began_at
+        self._log.ended("event stream", subscriber, code, reason, seconds, request_id)
+
+    async def _frames(
+        self,
+        parameters: Parameters,
+        transport: StreamTransport,
+        subscriber: Subscriber,
+        who: Principal,
+        admission: Admission,
+    ) -> AsyncIterator[bytes]:
+        """What the client gets, until the server ends the connection; the client's end cancels this."""
+        session = Session(
+            parameters.diagnosis_id,
+            who,
+            subscriber,
+            ack=parameters.ack,
+            speaker=transport,
+            registry=self._registry,
+            expiry=self._expiry,
+            clock=self._clock,
+        )
+        epoch, clock = admission.window.epoch, self._clock
+        silence_seconds = parameters.heartbeat_seconds or wire.PING_INTERVAL_SECONDS
+
+        def reached(frame: bytes) -> bytes:
+            """A frame that is no event: its id is the position reached, as that of every message."""
+            return message(frame, f"{epoch}.{subscriber.position}")
+
+        greeting = session.frame("connect", wire.connect_data(admission, who, parameters.device, parameters.ack))
+        yield message(greeting, f"{epoch}.{admission.plan.position}")
+        spoke_at = clock.monotonic()
+        while not transport.overflowed:
+            if replies := transport.take_replies():
+                yield b"".join(map(reached, replies))
+                spoke_at = clock.monotonic()
+            if transport.ending is not None:
+                bye, retry_ms = session.goodbye(*close_of(transport.ending), self._jitter)
+                subscriber.detach()
+                yield with_retry(reached(bye), retry_ms)
+                if transport.ending is Ending.REPLACED:
+                    # As behind a WebSocket: clients that take a device from each other for ever slow each other down.
+                    await self._hold((parameters.diagnosis_id, subscriber.id))
+                return
+            if due := subscriber.take(EVENTS_AT_ONCE):
+                for gap in [item for item in due if isinstance(item, Gap)]:
+                    self._log.gap(subscriber, gap)
+                for part in _in_parts(_due_message(session, epoch, item) for item in due):
+                    yield part
+                spoke_at = clock.monotonic()
+            elif not await transport.woken(spoke_at + silence_seconds - clock.monotonic()):
+                spoke_at = clock.monotonic()
+                if parameters.heartbeat_seconds is None:
+                    yield COMMENT
+                elif subscriber.is_caught_up:
+                    yield reached(session.frame("heartbeat", wire.seq_data(subscriber.position)))
 
 
-def _over(
-    services: Services, subscriber: Subscriber, transport: StreamTransport, request_id: str | None, began_at: float
-) -> None:
-    subscriber.detach()
-    if subscriber.roster is None:
-        return  # never admitted: the line of its request says why
-    code, reason = None, "its connection ended"
-    if transport.ending is not None:
-        code, reason = close_of(transport.ending)
-    elif transport.overflowed:
-        reason = "it did not read its replies"
-    seconds = services.clock.monotonic() - began_at
-    services.connection_log.ended("event stream", subscriber, code, reason, seconds, request_id)
-
-
-def last_event_id() -> str | None:
-    """The header of the current request; `None`: there is none.
+def last_event_id(asked: Request) -> str | None:
+    """The header of a request; `None`: there is none.
 
     Raises:
         Problem: `invalid_field`, there are two.
     """
-    given = request.headers.getlist(LAST_EVENT_ID)
+    given = asked.headers.getlist(LAST_EVENT_ID)
     if len(given) > 1:
         raise Problem("invalid_field", f"{LAST_EVENT_ID} must be given once")
     return given[0] if given else None
 
 
-def stream_response(body: bytes | AsyncIterator[bytes]) -> Response:
+def stream_answer(body: bytes | AsyncIterator[bytes]) -> Answer:
     """An answer that is a stream of events, or begins and ends as one."""
     # `no`: nginx would otherwise collect the stream before it passes it on.
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return Response(body, headers=headers, content_type=STREAM_MEDIA_TYPE)
-
-
-async def _frames(
-    services: Services,
-    parameters: Parameters,
-    transport: StreamTransport,
-    subscriber: Subscriber,
-    who: Principal,
-    admission: Admission,
-) -> AsyncIterator[bytes]:
-    """What the client gets, until the server ends the connection; the client's end cancels this."""
-    session = Session(
-        parameters.diagnosis_id,
-        who,
-        subscriber,
-        ack=parameters.ack,
-        speaker=transport,
-        registry=services.registry,
-        expiry=services.expiry,
-        clock=services.clock,
-    )
-    epoch, clock = admission.window.epoch, services.clock
-    silence_seconds = parameters.heartbeat_seconds or wire.PING_INTERVAL_SECONDS
-
-    def reached(frame: bytes) -> bytes:
-        """A frame that is no event: its id is the position reached, as that of every message."""
-        return message(frame, f"{epoch}.{subscriber.position}")
-
-    greeting = session.frame("connect", wire.connect_data(admission, who, parameters.device, parameters.ack))
-    yield message(greeting, f"{epoch}.{admission.plan.position}")
-    spoke_at = clock.monotonic()
-    while not transport.overflowed:
-        if replies := transport.take_replies():
-            yield b"".join(map(reached, replies))
-            spoke_at = clock.monotonic()
-        if transport.ending is not None:
-            bye, retry_ms = session.goodbye(*close_of(transport.ending), services.jitter)
-            subscriber.detach()
-            yield with_retry(reached(bye), retry_ms)
-            if transport.ending is Ending.REPLACED:
-                # As behind a WebSocket: clients that take a device from each other for ever slow each other down.
-                await services.hub.hold_stream((parameters.diagnosis_id, subscriber.id))
-            return
-        if due := subscriber.take(EVENTS_AT_ONCE):
-            for gap in [item for item in due if isinstance(item, Gap)]:
-                services.connection_log.gap(subscriber, gap)
-            for part in _in_parts(_due_message(session, epoch, item) for item in due):
-                yield part
-            spoke_at = clock.monotonic()
-        elif not await transport.woken(spoke_at + silence_seconds - clock.monotonic()):
-            spoke_at = clock.monotonic()
-            if parameters.heartbeat_seconds is None:
-                yield COMMENT
-            elif subscriber.is_caught_up:
-                yield reached(session.frame("heartbeat", wire.seq_data(subscriber.position)))
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Content-Type": EVENT_STREAM}
+    return Answer(200, headers, body)
 
 
 def _in_parts(messages: Iterable[bytes]) -> Iterator[bytes]:

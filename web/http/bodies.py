@@ -1,25 +1,24 @@
-"""Request bodies and answers of the HTTP routes: limits on the way in, JSON on the way out."""
+"""Request bodies: their limits and how they are read; and content that stays as it is."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import trio
-from quart import Response, request
-from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.http import parse_etags
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.http import parse_etags, parse_options_header
 
 from web.contract import wire
 from web.contract.errors import Problem
+from web.contract.exchange import Answer, Request
+from web.contract.operations import JSON
 from web.contract.records import KEY, KEY_RULE
-from web.http.one_task import current_request
 
 BODY_BYTES_MAX: Final = 64 * 1024
 """Largest body of a single request (PROTOCOL section 7). Beyond: 413, nothing is stored."""
 
-BULK_PATH: Final = "/ws/broadcast"
 BULK_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest body of a bulk request (PROTOCOL section 7). Beyond: 413, nothing is stored."""
 
@@ -33,16 +32,12 @@ turn; one body, or one line, is never divided."""
 COST_BYTES: Final = 128
 """A body or line counts as so many bytes more than it has: an empty one costs work, too."""
 
-JSON_MEDIA_TYPE: Final = "application/json"
-NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
-PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
-
 TAG_CHARACTERS: Final = 32
 """Of a digest, as an `ETag`: 128 bits, which two contents never share."""
 
 
-async def read_json_body(arrived: Callable[[int], None] = lambda length: None) -> bytes:
-    """The body of the current request.
+async def read_json_body(asked: Request, arrived: Callable[[int], None] = lambda length: None) -> bytes:
+    """The JSON body of a request.
 
     Args:
         arrived: see `LeanRequest.receive_body`.
@@ -50,25 +45,29 @@ async def read_json_body(arrived: Callable[[int], None] = lambda length: None) -
     Raises:
         Problem: 413 over 64 KiB, 415 if it is not declared as JSON; or what `arrived` raises.
     """
-    require_media_type(JSON_MEDIA_TYPE)
-    return await read_body(BODY_BYTES_MAX, arrived)
+    require_media_type(asked, JSON)
+    return await read_body(asked, BODY_BYTES_MAX, arrived)
 
 
-def require_media_type(media_type: str) -> None:
+def require_media_type(asked: Request, media_type: str) -> None:
     """Take only a body that is declared as this, in UTF-8 (RFC 8259 section 8.1).
 
     Raises:
         Problem: 415.
     """
-    if (request.content_encoding or "identity").lower() != "identity":
+    if (asked.headers.get("Content-Encoding") or "identity").lower() != "identity":
         raise Problem("unsupported_media_type", "a body must not have a Content-Encoding")
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if request.mimetype != media_type or charset not in ("utf-8", "utf8"):
+    given = asked.headers.get("Content-Type", "")
+    if given == media_type:
+        return
+    declared, options = parse_options_header(given)
+    charset = options.get("charset", "utf-8").lower()
+    if declared.lower() != media_type or charset not in ("utf-8", "utf8"):
         raise Problem("unsupported_media_type", f"Content-Type must be {media_type}, in UTF-8")
 
 
-async def read_body(bytes_max: int, arrived: Callable[[int], None] = lambda length: None) -> bytes:
-    """The body of the current request, whole. Once.
+async def read_body(asked: Request, bytes_max: int, arrived: Callable[[int], None] = lambda length: None) -> bytes:
+    """The body of a request, whole. Once.
 
     Args:
         arrived: see `LeanRequest.receive_body`.
@@ -76,64 +75,49 @@ async def read_body(bytes_max: int, arrived: Callable[[int], None] = lambda leng
     Raises:
         Problem: 413, or 408 if it does not arrive in time; or what `arrived` raises.
     """
+    assert asked.body is not None, "a handshake has no body"
     try:
-        return await current_request().receive_body(bytes_max, BODY_SECONDS_MAX, arrived)
+        return await asked.body.receive_body(bytes_max, BODY_SECONDS_MAX, arrived)
     except RequestEntityTooLarge:
         raise Problem("too_large", f"the body must be at most {bytes_max} bytes") from None
+    except ClientDisconnected:
+        raise Problem("bad_json", "the request ended within its body") from None
     except trio.TooSlowError:
         raise Problem("bad_json", f"the body must arrive within {BODY_SECONDS_MAX} s", status_instead=408) from None
 
 
-async def whole_request() -> None:
-    """Wait until the current request, which needs no body, has come whole; what it carries is thrown away.
+async def whole_request(asked: Request) -> None:
+    """Wait until a request, which needs no body, has come whole; what it carries is thrown away.
 
     Raises:
         Problem: as `read_body`, over 64 KiB.
     """
-    await read_body(BODY_BYTES_MAX)
+    await read_body(asked, BODY_BYTES_MAX)
 
 
-def declared_length() -> int:
-    """The `Content-Length` of the current request.
+def declared_length(asked: Request) -> int:
+    """The `Content-Length` of a request.
 
     Raises:
         Problem: 411, it has none.
     """
-    if request.content_length is None:
+    if asked.body is None or asked.body.content_length is None:
         raise Problem("length_required", "this request needs a Content-Length")
-    return request.content_length
+    return asked.body.content_length
 
 
-def idempotency_key() -> str | None:
-    """The Idempotency-Key of the current request.
+def idempotency_key(asked: Request) -> str | None:
+    """The Idempotency-Key of a request.
 
     Raises:
         Problem: it is not 1-128 printable ASCII characters, or given more than once.
     """
-    keys = request.headers.getlist("Idempotency-Key")
+    keys = asked.headers.getlist("Idempotency-Key")
     if not keys:
         return None
     if len(keys) > 1 or not KEY.fullmatch(keys[0]):
         raise Problem("invalid_field", f"Idempotency-Key {KEY_RULE}, once")
     return keys[0]
-
-
-def answer(value: object, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(wire.encode(value), status, wire.ANSWER_HEADERS, content_type=JSON_MEDIA_TYPE)
-
-
-def answer_lines(values: Iterable[object]) -> Response:
-    """A response of one JSON text a line."""
-    body = b"".join(wire.encode(one) + b"\n" for one in values)
-    return Response(body, headers=wire.ANSWER_HEADERS, content_type=NDJSON_MEDIA_TYPE)
-
-
-def problem_response(problem: Problem) -> Response:
-    """A problem document (RFC 9457)."""
-    body = wire.encode(wire.problem_object(problem))
-    headers = wire.ANSWER_HEADERS | problem.headers
-    return Response(body, problem.status, headers, content_type=PROBLEM_MEDIA_TYPE)
 
 
 class StaticContent:
@@ -148,12 +132,9 @@ class StaticContent:
         self._tag = hashlib.sha256(content).hexdigest()[:TAG_CHARACTERS]
         self._headers = wire.ANSWER_HEADERS | {"Cache-Control": "no-cache", "ETag": f'"{self._tag}"'}
 
-    def answer(self) -> Response:
-        """The answer to the current request: 304 for a client that has this content (RFC 9110 section 13.1.2)."""
-        if parse_etags(", ".join(request.headers.getlist("If-None-Match"))).contains_weak(self._tag):
-            unchanged = Response(b"", 304, self._headers)
-            # They would be those of an empty page, not of the content (RFC 9110 section 15.4.5).
-            unchanged.headers.remove("Content-Type")
-            unchanged.headers.remove("Content-Length")
-            return unchanged
-        return Response(self._content, 200, self._headers, content_type=self._content_type)
+    def answer(self, asked: Request) -> Answer:
+        """The answer to a request: 304 for a client that has this content (RFC 9110 section 13.1.2)."""
+        if parse_etags(", ".join(asked.headers.getlist("If-None-Match"))).contains_weak(self._tag):
+            # Without a type: it would be that of an empty page, not of the content (RFC 9110 section 15.4.5).
+            return Answer(304, dict(self._headers))
+        return Answer(200, {**self._headers, "Content-Type": self._content_type}, self._content)

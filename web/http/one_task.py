@@ -10,7 +10,6 @@ from typing import Any, Final, NoReturn, cast
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
 from quart.asgi import ASGIWebsocketConnection
-from quart.globals import request_ctx
 from quart.utils import encode_headers
 from quart.wrappers import Response
 from quart.wrappers.base import BaseRequestWebsocket
@@ -21,12 +20,17 @@ from quart_trio.wrappers import TrioRequest, TrioWebsocket
 from quart_trio.wrappers.request import TrioBody
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
+from web.contract.exchange import Request
+
 LATE_SECONDS_MAX: Final = 1.0
 """Longest time it may take to look at what had arrived of a body when its time was up."""
 
 
 class _Routed(BaseRequestWebsocket):
     """What Quart asks of every request."""
+
+    asked: Request | None = None
+    """Our record of it; `None`: not made yet."""
 
     @cached_property
     def blueprints(self) -> list[str]:
@@ -51,7 +55,10 @@ class LeanRequest(_Routed, TrioRequest):
         super().__init__(method, *args, **options)
         self.method = method  # Werkzeug has it in upper case, but `post` is not `POST` (RFC 9110 section 9.1)
         self.at_end = ExitStack()
-        """Undone when the request is over."""
+        """Undone when the request is over, however it ends.
+
+        A `finally` around a streamed answer would not do: its client may leave before the first step of it.
+        """
 
     async def receive_body(
         self, bytes_max: int, seconds_max: float, arrived: Callable[[int], None] = lambda length: None
@@ -96,21 +103,6 @@ class LeanRequest(_Routed, TrioRequest):
             data += message["body"]
             if not message["more_body"]:
                 return bytes(data)
-
-
-def current_request() -> LeanRequest:
-    """The request whose route this is."""
-    found = request_ctx.request
-    assert isinstance(found, LeanRequest)
-    return found
-
-
-def at_end(undo: Callable[[], None]) -> None:
-    """Have something undone when the current request is over, however it ends.
-
-    A `finally` around a streamed answer would not do: its client may leave before the first step of it.
-    """
-    current_request().at_end.callback(undo)
 
 
 class LeanHandshake(_Routed, TrioWebsocket):

@@ -1,327 +1,327 @@
 """Who is asking, and may they: tokens out of requests, rights against diagnoses.
 
 The one place where a missing right is told apart from a missing diagnosis, and to whom.
+
+Tokens end and rights are taken away while a request travels. The act is the hand-over to the store, which commits in
+order: what is judged here is true until the next checkpoint, and so of what is handed over before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Protocol, TypeVar
 
-from quart import request
-from quart.wrappers import Websocket
-from quart.wrappers.base import BaseRequestWebsocket
-
-from actors.errors import Draining
-from actors.messages import Admission, Asks, Subscribe
-from actors.roster import Subscriber
+from actors.messages import Judge
+from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis
 from storage.records import Diagnosis
+from storage.store import DiagnosisStore
 from web.contract.errors import (
     ACCESS_DENIED,
-    INVALID_TOKEN,
-    ORIGIN_NOT_ALLOWED,
+    NOT_FOUND,
     ConnectionRefused,
     Problem,
+    Refusal,
     retry_after,
-    too_many,
 )
+from web.contract.exchange import Request
 from web.contract.origins import normal_origin
-from web.contract.parameters import Parameters
+from web.contract.principals import ANONYMOUS, Principal
 from web.identity import rights
-from web.identity.addresses import address_of, is_own_origin
-from web.identity.judging import (
-    absent,
-    absent_to_follower,
-    allowed_now,
-    forbidden,
-    problem_of_token,
-    refusal_of_follower,
-    refusal_of_token,
-    say_not_accepted,
-)
-from web.identity.limits import TooMany
-from web.identity.tokens import ANONYMOUS, Principal, TokenError
-from web.server.services import Services
+from web.identity.addresses import Proxy, address_of, is_own_origin
+from web.identity.limits import Limits, TooMany
+from web.identity.refusals import forbidden, problem_of_token, refusal_of_token, say_not_accepted
+from web.identity.tokens import TokenError, Verifier
 
-Answer = TypeVar("Answer")
-
-SUBPROTOCOL: Final = "avicenna.v1"
-"""The subprotocol the server selects where a client offers it."""
-
-BEARER_SUBPROTOCOL: Final = "bearer."
-"""A browser can set no header: it offers its token as a second subprotocol with this prefix."""
+Told = TypeVar("Told")
 
 
-def bearer_token(channel: BaseRequestWebsocket) -> str | None:
+class Rules(Protocol):
+    """The settings that decide who may ask (docs/SETTINGS.md)."""
+
+    @property
+    def allow_anonymous(self) -> bool: ...
+
+    @property
+    def query_tokens(self) -> bool: ...
+
+    @property
+    def allowed_origins(self) -> Collection[str]: ...
+
+    @property
+    def public_url(self) -> str | None: ...
+
+    @property
+    def trusted_proxies(self) -> Sequence[Proxy]: ...
+
+
+class Access:
+    """Judges whoever asks. One per server."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        verifier: Verifier,
+        limits: Limits,
+        store: DiagnosisStore,
+        clock: Clock,
+        keys_retry_seconds: Callable[[], float],
+    ) -> None:
+        """Judge by these.
+
+        Args:
+            store: knows whose a diagnosis is.
+            keys_retry_seconds: when a key that is missing may be there, in seconds from now.
+        """
+        self.rules = rules
+        self.limits = limits
+        self.verifier = verifier
+        self._store = store
+        self._clock = clock
+        self._keys_retry_seconds = keys_retry_seconds
+
+    # Where a request comes from
+
+    def address_of(self, asked: Request) -> str:
+        """The address of the client, behind proxies that are trusted."""
+        return address_of(asked, self.rules.trusted_proxies)
+
+    def origin_allowed(self, asked: Request) -> bool:
+        """Whether a request comes from a page that may talk to this server, or from no page at all."""
+        origin = asked.headers.get("Origin")
+        if origin is None or normal_origin(origin) in self.rules.allowed_origins:
+            return True
+        return is_own_origin(origin, asked, self.rules.public_url, self.rules.trusted_proxies)
+
+    def asked_by_a_foreign_page(self, asked: Request) -> bool:
+        """Whether a page that may not talk to this server makes a browser send a request.
+
+        What a page only embeds (an image, a script) is sent without `Origin`, but browsers say where they come from
+        (Fetch Metadata).
+        """
+        if "Origin" in asked.headers:
+            return not self.origin_allowed(asked)
+        return asked.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
+
+    # Who sent it
+
+    def verified(self, token: str) -> Principal:
+        """Whose token this is; of one that is not accepted the log has the reason. Raises as `Verifier.verify`."""
+        try:
+            return self.verifier.verify(token, self._clock.wall())
+        except TokenError as error:
+            say_not_accepted(error)
+            raise
+
+    def authenticate(self, asked: Request, *, anonymous_allowed: bool, query_allowed: bool) -> Principal:
+        """Who sent a request.
+
+        Args:
+            anonymous_allowed: a request without a token is not refused.
+            query_allowed: the token may stand in the query, if the operator does not mind.
+
+        Raises:
+            Problem: 401, the token is missing, invalid or expired; 429, its user asks too often.
+        """
+        token = bearer_token(asked)
+        if token is None and query_allowed and self.rules.query_tokens:
+            token = asked.query.get("token") or None
+        if token is None:
+            if anonymous_allowed:
+                return ANONYMOUS
+            say_not_accepted("there is none")
+            raise Problem("unauthenticated", "a bearer token is required", {"WWW-Authenticate": "Bearer"})
+        try:
+            who = self.verified(token)
+            self.limits.request_of(who.sub)
+        except TokenError as error:
+            raise self.problem_of_token(error) from None
+        except TooMany as excess:
+            raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+        return who
+
+    def problem_of_token(self, error: TokenError) -> Problem:
+        """How a request is answered whose token is not accepted."""
+        return problem_of_token(error, self._keys_retry_seconds())
+
+    # What somebody may do, at the head of a request
+
+    async def diagnosis_for(
+        self, who: Principal, diagnosis_id: str, may: Callable[[Principal, Diagnosis], bool]
+    ) -> Diagnosis:
+        """The diagnosis, if `who` may do this with it.
+
+        Raises:
+            Problem: 403, or 404 for those who may know.
+        """
+        try:
+            diagnosis = await allowed_now(self._store, diagnosis_id, partial(may, who))
+        except NoSuchDiagnosis:
+            raise self.absent(who) from None
+        if diagnosis is None:
+            raise forbidden()
+        return diagnosis
+
+    async def diagnosis_to_follow(self, who: Principal, diagnosis_id: str) -> Diagnosis:
+        """The diagnosis, if `who` may follow it. Raises as `diagnosis_for`."""
+        return await self.diagnosis_for(who, diagnosis_id, self._may_subscribe)
+
+    async def check_may_broadcast_something(self, who: Principal) -> None:
+        """Let only those pass who have a scope to broadcast, or own a diagnosis; before much is read or decoded.
+
+        Raises:
+            Problem: 403.
+        """
+        if not rights.may_broadcast_anywhere(who) and not await self._store.diagnoses(owner=who.sub, limit=1):
+            raise Problem("forbidden", "you may not broadcast to any diagnosis")
+
+    def count_event(self, who: Principal) -> None:
+        """Count an event that somebody publishes, whatever becomes of it.
+
+        Raises:
+            Problem: 429, it is one too many.
+        """
+        try:
+            self.limits.event_of(who.sub)
+        except TooMany as excess:
+            detail = f"{excess}; nothing was stored"
+            raise Problem("rate_limited", detail, retry_after(excess.retry_after_seconds)) from None
+
+    # In the moment of the act
+
+    def judge_token(self, who: Principal) -> None:
+        """See that a token is still accepted, in the same stretch as the act it allows.
+
+        Raises:
+            Problem: 401 as `authenticate`.
+        """
+        if (refused := self.refusal_of_sender(who)) is not None:
+            say_not_accepted(refused.detail)
+            raise refused
+
+    def refusal_of_sender(self, who: Principal) -> Problem | None:
+        """The answer to somebody whose token is not accepted any more; `None`: it is."""
+        try:
+            self.verifier.check(who, self._clock.wall())
+        except TokenError as error:
+            return self.problem_of_token(error)
+        return None
+
+    def judge_of(self, who: Principal, may: Callable[[Principal, Diagnosis], bool]) -> Judge:
+        """What an actor asks in the stretch in which it does what `who` wants: answers as the head of the request."""
+
+        def judge(diagnosis: Diagnosis | None) -> Problem | None:
+            if (refused := self.refusal_of_sender(who)) is not None:
+                return refused
+            if diagnosis is None:
+                return self.absent(who)
+            return None if may(who, diagnosis) else forbidden()
+
+        return judge
+
+    async def told(self, who: Principal, telling: Awaitable[Told]) -> Told:
+        """What an actor answers somebody; a diagnosis that was deleted meanwhile is answered as at the head.
+
+        Raises:
+            Problem: 403, or 404 for those who may know; or what the message's judge answered.
+            ActorError, StorageError: as `telling`.
+        """
+        try:
+            return await telling
+        except NoSuchDiagnosis:
+            raise self.absent(who) from None
+        except Problem as refused:
+            if refused.status == 401:
+                say_not_accepted(refused.detail)
+            raise
+
+    # Following
+
+    def refusal_of_follower(self, who: Principal, diagnosis: Diagnosis | None) -> ConnectionRefused | None:
+        """Why somebody may not follow a diagnosis registered so (`None`: not at all); `None`: may follow."""
+        if diagnosis is None:
+            return ConnectionRefused(self._absent_to_follower(who))
+        if not self._may_subscribe(who, diagnosis):
+            return ConnectionRefused(ACCESS_DENIED)
+        try:
+            self.verifier.check(who, self._clock.wall())
+        except TokenError as error:
+            return ConnectionRefused(refusal_of_token(error))
+        return None
+
+    async def check_may_follow(self, who: Principal, diagnosis_id: str) -> None:
+        """Let only those pass who may follow this diagnosis, and whose token is still accepted; no checkpoint since.
+
+        Raises:
+            ConnectionRefused: `access denied`, or `diagnosis not found` for those who may know; or as
+                `refusal_of_token`.
+        """
+        try:
+            diagnosis = await allowed_now(self._store, diagnosis_id, partial(self._may_subscribe, who))
+        except NoSuchDiagnosis:
+            raise ConnectionRefused(self._absent_to_follower(who)) from None
+        if diagnosis is None:
+            raise ConnectionRefused(ACCESS_DENIED)
+        try:
+            self.verifier.check(who, self._clock.wall())
+        except TokenError as error:
+            say_not_accepted(error)
+            raise ConnectionRefused(refusal_of_token(error)) from None
+
+    async def may_follow(self, who: Principal, diagnosis_id: str) -> bool:
+        """Whether `check_may_follow` lets somebody pass."""
+        try:
+            await self.check_may_follow(who, diagnosis_id)
+        except ConnectionRefused:
+            return False
+        return True
+
+    def _may_subscribe(self, who: Principal, diagnosis: Diagnosis) -> bool:
+        return rights.may_subscribe(who, diagnosis, anonymous_allowed=self.rules.allow_anonymous)
+
+    def _absent_to_follower(self, who: Principal) -> Refusal:
+        """For whoever wants to follow a diagnosis that is not registered."""
+        allowed = self.rules.allow_anonymous
+        return NOT_FOUND if rights.may_know_absence_connecting(who, anonymous_allowed=allowed) else ACCESS_DENIED
+
+    def absent(self, who: Principal) -> Problem:
+        """For a diagnosis that is not registered: 404 for those who may know that, else as for somebody else's."""
+        if rights.may_know_absence(who, anonymous_allowed=self.rules.allow_anonymous):
+            return Problem("not_found", "this diagnosis is not registered")
+        return forbidden()
+
+
+def bearer_token(asked: Request) -> str | None:
     """The token of an `Authorization: Bearer` header (RFC 6750), `None`: there is none. Two headers: a bad one."""
-    headers = channel.headers.getlist("Authorization")
+    headers = asked.headers.getlist("Authorization")
     if not headers:
         return None
     scheme, _, token = headers[0].partition(" ")
     return token.strip() if scheme.lower() == "bearer" and len(headers) == 1 else ""
 
 
-def verified(services: Services, token: str) -> Principal:
-    """Whose token this is; of one that is not accepted the log has the reason. Raises as `Verifier.verify`."""
-    try:
-        return services.verifier.verify(token, services.clock.wall())
-    except TokenError as error:
-        say_not_accepted(error)
-        raise
-
-
-def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
-    """Whether a request comes from a page that may talk to this server, or from no page at all."""
-    origin = channel.headers.get("Origin")
-    settings = services.settings
-    if origin is None or normal_origin(origin) in settings.allowed_origins:
-        return True
-    return is_own_origin(origin, channel, settings.public_url, settings.trusted_proxies)
-
-
-def asked_by_a_foreign_page(services: Services) -> bool:
-    """Whether a page that may not talk to this server makes a browser send the current request.
-
-    What a page only embeds (an image, a script) is sent without `Origin`, but browsers say where they come from
-    (Fetch Metadata).
-    """
-    if "Origin" in request.headers:
-        return not origin_allowed(services, request)
-    return request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
-
-
-# HTTP
-
-
-def authenticate(services: Services, *, anonymous_allowed: bool = False, query_allowed: bool = False) -> Principal:
-    """Who sent the current request.
-
-    Args:
-        anonymous_allowed: a request without a token is not refused.
-        query_allowed: the token may stand in the query, if the operator does not mind.
-
-    Raises:
-        Problem: 401, the token is missing, invalid or expired.
-    """
-    token = bearer_token(request)
-    if token is None and query_allowed and services.settings.query_tokens:
-        token = request.args.get("token") or None
-    if token is None:
-        if anonymous_allowed:
-            return ANONYMOUS
-        say_not_accepted("there is none")
-        raise Problem("unauthenticated", "a bearer token is required", {"WWW-Authenticate": "Bearer"})
-    try:
-        who = verified(services, token)
-        services.limits.request_of(who.sub)
-    except TokenError as error:
-        raise problem_of_token(services, error) from None
-    except TooMany as excess:
-        raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
-    return who
-
-
-async def authorized_diagnosis(
-    services: Services, who: Principal, diagnosis_id: str, may: Callable[[Principal, Diagnosis], bool]
-) -> Diagnosis:
-    """The diagnosis, if `who` may do this with it.
-
-    Raises:
-        Problem: 403, or 404 for those who may know.
-    """
-    try:
-        diagnosis = await allowed_now(services.store, diagnosis_id, partial(may, who))
-    except NoSuchDiagnosis:
-        raise absent(services, who) from None
-    if diagnosis is None:
-        raise forbidden()
-    return diagnosis
-
-
-async def check_may_broadcast_something(services: Services, who: Principal) -> None:
-    """Let only those pass who have a scope to broadcast, or own a diagnosis; asked before much is read or decoded.
+def require(who: Principal, right: rights.Right) -> None:
+    """Let only those pass whose scopes give them a right.
 
     Raises:
         Problem: 403.
     """
-    if not rights.may_broadcast_anywhere(who) and not await services.store.diagnoses(owner=who.sub, limit=1):
-        raise Problem("forbidden", "you may not broadcast to any diagnosis")
-
-
-def count_event(services: Services, who: Principal) -> None:
-    """Count an event that somebody publishes, whatever becomes of it.
-
-    Raises:
-        Problem: 429, it is one too many.
-    """
-    try:
-        services.limits.event_of(who.sub)
-    except TooMany as excess:
-        detail = f"{excess}; nothing was stored"
-        raise Problem("rate_limited", detail, retry_after(excess.retry_after_seconds)) from None
-
-
-async def ask_for(services: Services, who: Principal, diagnosis_id: str, message: Asks[Answer]) -> Answer:
-    """Ask an actor for somebody who may; a diagnosis that was deleted meanwhile is answered as at the head.
-
-    Raises:
-        Problem: 403, or 404 for those who may know; or what the message's judge answered.
-        ActorError, StorageError: see `Registry.ask`.
-    """
-    try:
-        with services.acts.patience():
-            return await services.registry.ask(diagnosis_id, message)
-    except NoSuchDiagnosis:
-        raise absent(services, who) from None
-    except Problem as refused:
-        if refused.status == 401:
-            say_not_accepted(refused.detail)
-        raise
-
-
-def authenticate_for(services: Services, right: rights.Right) -> Principal:
-    """Who sent the current request, if one of its scopes gives it this right.
-
-    Raises:
-        Problem: 401 as `authenticate`, or 403.
-    """
-    who = authenticate(services)
     if not who.has(*right.scopes):
         raise Problem("forbidden", f"this needs the scope {' or '.join(right.scopes)}")
-    return who
 
 
-async def authorized_to_follow(services: Services, who: Principal, diagnosis_id: str) -> Diagnosis:
-    """The diagnosis, if `who` may follow it. Raises as `authorized_diagnosis`."""
-    allowed = services.settings.allow_anonymous
-    return await authorized_diagnosis(
-        services, who, diagnosis_id, partial(rights.may_subscribe, anonymous_allowed=allowed)
-    )
+async def allowed_now(store: DiagnosisStore, diagnosis_id: str, may: Callable[[Diagnosis], bool]) -> Diagnosis | None:
+    """The diagnosis as it is registered now, no checkpoint since; `None`: `may` does not allow it.
 
-
-# WebSocket
-
-
-def selected_subprotocol(websocket: Websocket) -> str | None:
-    """The subprotocol to answer with."""
-    return SUBPROTOCOL if SUBPROTOCOL in websocket.requested_subprotocols else None
-
-
-def count_connect(services: Services, websocket: Websocket) -> None:
-    """Count an attempt to connect, whatever becomes of it, for the address it comes from.
+    A refusal takes one look-up of the database whether the diagnosis is in memory, is stored or does not exist: the
+    time it takes does not tell which.
 
     Raises:
-        ConnectionRefused: it is one too many.
+        NoSuchDiagnosis: it is not registered.
     """
-    try:
-        services.limits.connect_from(lambda: address_of(websocket, services.settings.trusted_proxies))
-    except TooMany as excess:
-        raise ConnectionRefused(too_many(str(excess))) from None
-
-
-def authenticate_socket(services: Services, websocket: Websocket) -> Principal:
-    """Who opens this WebSocket.
-
-    Raises:
-        ConnectionRefused: the token is missing or not accepted, the origin is not allowed, or a limit is reached.
-    """
-    try:
-        _check_origin(services, websocket)
-        token = socket_token(services, websocket)
-        if token is None:
-            if services.settings.allow_anonymous:
-                return ANONYMOUS
-            say_not_accepted("there is none")
-            raise ConnectionRefused(INVALID_TOKEN)
-        who = verified(services, token)
-        services.limits.connect_of(who.sub)
-    except TokenError as error:
-        raise ConnectionRefused(refusal_of_token(error)) from None
-    except TooMany as excess:
-        raise ConnectionRefused(too_many(str(excess))) from None
-    return who
-
-
-def socket_token(services: Services, websocket: Websocket) -> str | None:
-    """The token of an upgrade: header before subprotocol before query; `None`: there is none. Two of one: a bad one."""
-    if (token := bearer_token(websocket)) is not None:
-        return token
-    offered = [one for one in websocket.requested_subprotocols if one.startswith(BEARER_SUBPROTOCOL)]
-    if offered:
-        return offered[0].removeprefix(BEARER_SUBPROTOCOL) if len(offered) == 1 else ""
-    if services.settings.query_tokens:
-        return websocket.args.get("token") or None
-    return None
-
-
-def _check_origin(services: Services, websocket: Websocket) -> None:
-    """A browser names the page it is on; anything else passes (RFC 6455 section 10.2)."""
-    if not origin_allowed(services, websocket):
-        raise ConnectionRefused(ORIGIN_NOT_ALLOWED)
-
-
-def hold_connection(
-    services: Services, subscriber: Subscriber, diagnosis_id: str, channel: BaseRequestWebsocket
-) -> None:
-    """Count a connection that is about to be made; `subscriber.detach()` gives its place back.
-
-    A named subscriber that takes over its own older connection needs no further place.
-
-    Raises:
-        ConnectionRefused: its user, diagnosis or address has as many as it may have.
-    """
-    replaces = subscriber.id.device is not None and services.registry.is_connected(diagnosis_id, subscriber.id)
-    try:
-        subscriber.released = services.limits.hold(
-            subscriber.id.sub,
-            diagnosis_id,
-            lambda: address_of(channel, services.settings.trusted_proxies),
-            replaces=replaces,
-        )
-    except TooMany as excess:
-        raise ConnectionRefused(too_many(str(excess))) from None
-
-
-async def admit(services: Services, who: Principal, subscriber: Subscriber, parameters: Parameters) -> Admission:
-    """Have the actor attach a subscriber of somebody who may follow, and look again whether that still holds.
-
-    Raises:
-        ConnectionRefused: as `check_may_subscribe`.
-        ActorError, StorageError: see `Registry.ask`; `Draining` also if the server has begun to stop meanwhile.
-    """
-    try:
-        judge = partial(refusal_of_follower, services, who)
-        message = Subscribe(subscriber, parameters.wanted, judge, parameters.peeks)
-        with services.acts.patience():
-            admission = await services.registry.ask(parameters.diagnosis_id, message)
-    except NoSuchDiagnosis:
-        raise ConnectionRefused(absent_to_follower(services, who)) from None
-    # Rights may have been taken away while the actor was asked; from here on the roster is told.
-    await check_may_subscribe(services, who, parameters.diagnosis_id)
-    if services.stopping.is_set():
-        raise Draining("the server is stopping")  # its goodbye may have been said already
-    return admission
-
-
-async def check_may_subscribe(services: Services, who: Principal, diagnosis_id: str) -> None:
-    """Let only those pass who may follow this diagnosis, and whose token is still accepted; no checkpoint since.
-
-    Raises:
-        ConnectionRefused: `access denied`, or `diagnosis not found` for those who may know; or as
-            `authenticate_socket`.
-    """
-    allowed = services.settings.allow_anonymous
-    may = partial(rights.may_subscribe, who, anonymous_allowed=allowed)
-    try:
-        diagnosis = await allowed_now(services.store, diagnosis_id, may)
-    except NoSuchDiagnosis:
-        raise ConnectionRefused(absent_to_follower(services, who)) from None
-    if diagnosis is None:
-        raise ConnectionRefused(ACCESS_DENIED)
-    try:
-        services.verifier.check(who, services.clock.wall())
-    except TokenError as error:
-        say_not_accepted(error)
-        raise ConnectionRefused(refusal_of_token(error)) from None
+    while (diagnosis := store.known(diagnosis_id)) is None or not may(diagnosis):
+        found = await store.look_up(diagnosis_id)
+        if found is diagnosis or not may(found):
+            return None
+    return diagnosis

@@ -10,8 +10,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
-from quart.wrappers.base import BaseRequestWebsocket
-
+from web.contract.exchange import Request
 from web.contract.origins import bare_host, is_ip_literal, normal_origin, split_authority
 
 UNIX: Final = "unix"
@@ -30,9 +29,9 @@ Proxy = IPv4Network | IPv6Network | str
 """A trusted network, or `UNIX`."""
 
 
-def address_of(channel: BaseRequestWebsocket, trusted: Sequence[Proxy]) -> str:
+def address_of(asked: Request, trusted: Sequence[Proxy]) -> str:
     """The client's address: the peer's or, behind trusted proxies, the last one they do not vouch for."""
-    return client_address(_peer(channel), ",".join(channel.headers.getlist("X-Forwarded-For")), trusted)
+    return client_address(asked.peer, ",".join(asked.headers.getlist("X-Forwarded-For")), trusted)
 
 
 def client_address(peer: str, forwarded_for: str, trusted: Sequence[Proxy]) -> str:
@@ -63,7 +62,7 @@ def sharing_address(peer: str, trusted: tuple[Proxy, ...]) -> str | None:
     return None if found is None or found in _THIS_MACHINE or _is_trusted(found, trusted) else _named(found)
 
 
-def is_own_origin(origin: str, channel: BaseRequestWebsocket, public_url: str | None, trusted: Sequence[Proxy]) -> bool:
+def is_own_origin(origin: str, asked: Request, public_url: str | None, trusted: Sequence[Proxy]) -> bool:
     """Whether a page of this origin is the server's own (RFC 6454): same scheme, host and port.
 
     Args:
@@ -73,31 +72,26 @@ def is_own_origin(origin: str, channel: BaseRequestWebsocket, public_url: str | 
     if found is None or public_url is not None:
         return found is not None and found == public_url
     scheme = "http"
-    if _is_trusted(_parsed(_peer(channel)), trusted) and channel.headers.get("X-Forwarded-Proto", "") == "https":
+    if _is_trusted(_parsed(asked.peer), trusted) and asked.headers.get("X-Forwarded-Proto", "") == "https":
         scheme = "https"
-    return found == normal_origin(f"{scheme}://{channel.headers.get('Host', '')}")
+    return found == normal_origin(f"{scheme}://{asked.headers.get('Host', '')}")
 
 
-def asks_known_host(channel: BaseRequestWebsocket, names: Container[str], trusted: Sequence[Proxy]) -> bool:
+def asks_known_host(asked: Request, names: Container[str], trusted: Sequence[Proxy]) -> bool:
     """Whether the host a request asks is an address or one of these names, or a proxy answers for it.
 
     A page whose name somebody has pointed at this server names its own host (DNS rebinding).
     """
-    peer = _parsed(_peer(channel))
+    peer = _parsed(asked.peer)
     if peer is None or _is_trusted(peer, trusted):
         return True
-    parts = split_authority(channel.headers.get("Host", ""))
+    parts = split_authority(asked.headers.get("Host", ""))
     return parts is not None and (is_ip_literal(host := bare_host(parts[0])) or host in names)
 
 
 def is_trusted_peer(peer: str, trusted: Sequence[Proxy]) -> bool:
     """Whether the socket's peer is a proxy that the operator trusts."""
     return _is_trusted(_parsed(peer), trusted)
-
-
-def _peer(channel: BaseRequestWebsocket) -> str:
-    client = channel.scope.get("client")
-    return str(client[0]) if client and client[0] else UNIX
 
 
 def _parsed(text: str) -> Address | None:

@@ -8,8 +8,9 @@ import os
 import secrets
 import shlex
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from storage import files
 from web.contract import wire
@@ -20,30 +21,45 @@ from web.identity.keys import (
     NEVER_TRIED,
     Key,
     KeySet,
+    KeySpec,
     KeyUnusable,
     hmac_key,
     keys_of_jwks,
     load_key_file,
     oddity_of,
 )
-from web.server.settings import Settings
 
 KEY_FILE: Final = "jwt.key"
 """Name of the local key within the data directory."""
-
 logger = logging.getLogger("avicenna.server")
 
 
-def will_make_key(settings: Settings) -> bool:
+class Sources(Protocol):
+    """The settings that say where keys are (docs/SETTINGS.md)."""
+
+    @property
+    def data(self) -> Path: ...
+
+    @property
+    def token_keys(self) -> Sequence[KeySpec]: ...
+
+    @property
+    def jwks(self) -> str | None: ...
+
+    @property
+    def local_key(self) -> bool: ...
+
+
+def will_make_key(sources: Sources) -> bool:
     """Whether `load_keys` makes the local key."""
-    return _needs_local_key(settings) and not (settings.data / KEY_FILE).exists()
+    return _needs_local_key(sources) and not (sources.data / KEY_FILE).exists()
 
 
-def _needs_local_key(settings: Settings) -> bool:
-    return settings.local_key and not settings.token_keys and settings.jwks is None
+def _needs_local_key(sources: Sources) -> bool:
+    return sources.local_key and not sources.token_keys and sources.jwks is None
 
 
-def load_keys(settings: Settings) -> list[Key]:
+def load_keys(sources: Sources) -> list[Key]:
     """The keys that are there at start: files, and the local key, which is made if no other is configured.
 
     What may be wrong with them, and works, is one warning line each.
@@ -51,28 +67,28 @@ def load_keys(settings: Settings) -> list[Key]:
     Raises:
         KeyUnusable: one of them cannot be used; the message names it.
     """
-    keys = [load_key_file(spec) for spec in settings.token_keys]
+    keys = [load_key_file(spec) for spec in sources.token_keys]
     secrets_of_files = [
-        (spec.path, key) for spec, key in zip(settings.token_keys, keys, strict=True) if spec.algorithm == "HS256"
+        (spec.path, key) for spec, key in zip(sources.token_keys, keys, strict=True) if spec.algorithm == "HS256"
     ]
     names = [(key.algorithm, key.kid) for key in keys if key.kid is not None]
     if len(set(names)) < len(names):
         raise KeyUnusable("two configured keys have the same algorithm and KID")
-    if settings.jwks is not None and "://" not in settings.jwks:
-        keys += _jwks_file(Path(settings.jwks))
-    if settings.local_key:
-        is_needed = _needs_local_key(settings)
+    if sources.jwks is not None and "://" not in sources.jwks:
+        keys += _jwks_file(Path(sources.jwks))
+    if sources.local_key:
+        is_needed = _needs_local_key(sources)
         try:
-            secret, created = load_or_create_key(settings.data) if is_needed else (load_key(settings.data), False)
+            secret, created = load_or_create_key(sources.data) if is_needed else (load_key(sources.data), False)
         except PermissionError as error:
-            raise _forbidden(error, settings.data) from None
+            raise _forbidden(error, sources.data) from None
         if created:
-            logger.info("made a new token key in %s", settings.data)
+            logger.info("made a new token key in %s", sources.data)
         if secret is not None:
             local = hmac_key(secret)
             keys.append(local)
             if not created:
-                secrets_of_files.append((settings.data / KEY_FILE, local))
+                secrets_of_files.append((sources.data / KEY_FILE, local))
     for path, key in secrets_of_files:
         _warn_unless_private(path)
         if (oddity := oddity_of(key.material)) is not None:

@@ -88,9 +88,9 @@ class KeySet:
         """The keys that may have made a token with this header, `KEYS_TRIED_MAX` at most, in the order given."""
         return self._keys.get((algorithm, kid), [])
 
-    def holds(self, key: Key) -> bool:
+    def holds(self, key: object) -> bool:
         """Whether this key, or an equal one, is among them."""
-        return key in self.candidates(key.algorithm, key.kid)
+        return isinstance(key, Key) and key in self.candidates(key.algorithm, key.kid)
 
     def has_name(self, kid: str) -> bool:
         """Whether a key of any algorithm has this name."""

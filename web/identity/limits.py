@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 from web.identity.rates import Rate
-from web.server.settings import Settings
 
 
 class TooMany(Exception):
@@ -21,20 +21,48 @@ class TooMany(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class Most(Protocol):
+    """The settings that limit (docs/SETTINGS.md); `None`: no limit."""
+
+    @property
+    def user_requests_per_second(self) -> float | None: ...
+
+    @property
+    def address_requests_per_second(self) -> float | None: ...
+
+    @property
+    def user_events_per_second(self) -> float | None: ...
+
+    @property
+    def user_connects_per_second(self) -> float | None: ...
+
+    @property
+    def address_connects_per_second(self) -> float | None: ...
+
+    @property
+    def user_connections_max(self) -> int | None: ...
+
+    @property
+    def diagnosis_connections_max(self) -> int | None: ...
+
+    @property
+    def address_connections_max(self) -> int | None: ...
+
+
 class Limits:
     """The limits of one server, and what is taken up now."""
 
-    def __init__(self, settings: Settings, monotonic: Callable[[], float]) -> None:
+    def __init__(self, most: Most, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._user_requests = _rate(settings.user_requests_per_second)
-        self._address_requests = _rate(settings.address_requests_per_second)
-        self._user_events = _rate(settings.user_events_per_second)
-        self._user_connects = _rate(settings.user_connects_per_second)
-        self._address_connects = _rate(settings.address_connects_per_second)
+        self._user_requests = _rate(most.user_requests_per_second)
+        self._address_requests = _rate(most.address_requests_per_second)
+        self._user_events = _rate(most.user_events_per_second)
+        self._user_connects = _rate(most.user_connects_per_second)
+        self._address_connects = _rate(most.address_connects_per_second)
         self._connections = (
-            _Connections("user", settings.user_connections_max),
-            _Connections("diagnosis", settings.diagnosis_connections_max),
-            _Connections("address", settings.address_connections_max),
+            _Connections("user", most.user_connections_max),
+            _Connections("diagnosis", most.diagnosis_connections_max),
+            _Connections("address", most.address_connections_max),
         )
 
     def request_from(self, address: Callable[[], str]) -> None:

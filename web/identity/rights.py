@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from storage.records import Diagnosis
-from web.identity.tokens import Principal
+from web.contract.principals import Principal
 
 Scope = Literal["monitor", "broadcast", "register", "operate"]
 

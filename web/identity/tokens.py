@@ -12,12 +12,12 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import jwt
 from jwt.utils import base64url_decode
 
+from web.contract.principals import Principal
 from web.contract.records import SUB_CHARACTERS_MAX, is_name
 from web.identity.keys import ALGORITHMS, KID_CHARACTERS_MAX, Key, KeySet
 from web.identity.revoked import Revoked
@@ -72,30 +72,6 @@ class TokenRevoked(TokenError):
 
 class KeysMissing(TokenError):
     """It may be genuine: the source of keys has not been asked yet for the key it names. Try again soon."""
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who is speaking."""
-
-    sub: str | None
-    """The subject of the token; `None`: anonymous."""
-    scopes: frozenset[str] = frozenset()
-    expires_at: float | None = None
-    """`exp` in seconds since the Unix epoch; `None`: anonymous."""
-    token_id: str | None = None
-    """The token's `jti`."""
-    issued_at: float | None = None
-    """The token's `iat`."""
-    key: Key | None = field(default=None, repr=False, compare=False)
-    """What the token was made with; `None`: anonymous."""
-
-    def has(self, *scopes: str) -> bool:
-        """Whether the token carries any of these scopes."""
-        return not self.scopes.isdisjoint(scopes)
-
-
-ANONYMOUS: Final = Principal(None)
 
 
 class Verifier:

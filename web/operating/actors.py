@@ -9,153 +9,157 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from quart import Blueprint, Response, request
-
+from actors.acts import Acts
 from actors.messages import Forget, Forgotten, Inspect, Purge
+from actors.registry import Registry
 from actors.roster import Subscriber
 from actors.slot import ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
 from storage.errors import OutboxDamaged
 from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, SubscriberId, Window
+from storage.store import Store
 from web.contract import wire
 from web.contract.errors import Problem
+from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.paging import PAGE_BYTES_MAX, Shown, page_of
+from web.contract.principals import Principal
 from web.contract.records import DEVICE, DEVICE_RULE, diagnosis_id_as_json, diagnosis_id_of
-from web.http.bodies import answer, whole_request
+from web.http.bodies import whole_request
 from web.identity import rights
-from web.identity.access import ask_for, authenticate_for
-from web.identity.judging import judge_of, judge_token
-from web.identity.tokens import Principal
-from web.server.services import Services
+from web.identity.access import Access, require
 
 
-def operators(services: Services) -> Blueprint:
-    """The routes of the operators."""
-    blueprint = Blueprint("operators", __name__)
+def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Handlers:
+    """The operations on actors, their outboxes and subscribers."""
 
-    @blueprint.get("/actors")
-    async def list_actors() -> Response:
-        authenticate_for(services, rights.OPERATE)
-        page = page_of(request.args)
-        outboxes = await services.store.outboxes(after=page.after, limit=page.limit + 1)
+    async def named(asked: Request) -> Diagnosis:
+        """The diagnosis in the path."""
+        return await store.get(diagnosis_id_of(asked.parameters["diagnosis_id"]))
+
+    async def announce(who: Principal, act: str, before: ActorStatistics, state: ActorState, incarnation: int) -> None:
+        """Store the row of an act that follows: what is, and what will be."""
+        target = before.diagnosis_id
+        was, will_be = _in_short(before.state, before.incarnation), _in_short(state, incarnation)
+        access.judge_token(who)
+        await acts.store.record(NewAuditRow(who.sub or "", act, target, was, will_be, diagnosis_id=target))
+
+    async def actor_as_answer(diagnosis: Diagnosis) -> Answer:
+        try:
+            window = (await store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
+        except OutboxDamaged as damaged:
+            window = damaged.damage.window(diagnosis.epoch)
+        return answer(await _actor(registry, store, diagnosis.diagnosis_id, window))
+
+    async def list_actors(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        page = page_of(asked.query)
+        outboxes = await store.outboxes(after=page.after, limit=page.limit + 1)
         shown = Shown()
         for one in outboxes[: page.limit]:
             if shown.is_full:
                 break
-            shown.add(await _actor(services, one.diagnosis_id, one.window))
+            shown.add(await _actor(registry, store, one.diagnosis_id, one.window))
         return answer(page.answer(outboxes, shown, lambda one: one.diagnosis_id))
 
-    @blueprint.get("/actors/<diagnosis_id>")
-    async def show_actor(diagnosis_id: str) -> Response:
-        authenticate_for(services, rights.OPERATE)
-        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
-        return await _answer_with_actor(services, diagnosis)
+    async def show_actor(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        return await actor_as_answer(await named(asked))
 
-    @blueprint.post("/actors/<diagnosis_id>/restart")
-    async def restart(diagnosis_id: str) -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        await whole_request()
-        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
-        before = services.registry.statistics_of(diagnosis.diagnosis_id)
+    async def restart(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        await whole_request(asked)
+        diagnosis = await named(asked)
+        before = registry.statistics_of(diagnosis.diagnosis_id)
 
         async def carry_out() -> None:
-            await _announce(services, who, "actor.restart", before, ActorState.RUNNING, before.incarnation + 1)
-            await services.registry.restart(diagnosis.diagnosis_id)
+            await announce(asked.who, "actor.restart", before, ActorState.RUNNING, before.incarnation + 1)
+            await registry.restart(diagnosis.diagnosis_id)
             # Answered once the new incarnation has loaded its outbox and finished what was in hand.
-            await services.registry.ask(diagnosis.diagnosis_id, Inspect())
+            await registry.ask(diagnosis.diagnosis_id, Inspect())
 
-        await services.acts.carry_through(carry_out)
-        return await _answer_with_actor(services, diagnosis)
+        await acts.carry_through(carry_out)
+        return await actor_as_answer(diagnosis)
 
-    @blueprint.post("/actors/<diagnosis_id>/stop")
-    async def stop(diagnosis_id: str) -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        await whole_request()
-        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
-        before = services.registry.statistics_of(diagnosis.diagnosis_id)
+    async def stop(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        await whole_request(asked)
+        diagnosis = await named(asked)
+        before = registry.statistics_of(diagnosis.diagnosis_id)
 
         async def carry_out() -> None:
-            await _announce(services, who, "actor.stop", before, ActorState.PASSIVE, before.incarnation)
-            await services.registry.stop(diagnosis.diagnosis_id)
+            await announce(asked.who, "actor.stop", before, ActorState.PASSIVE, before.incarnation)
+            await registry.stop(diagnosis.diagnosis_id)
 
-        await services.acts.carry_through(carry_out)
-        return await _answer_with_actor(services, diagnosis)
+        await acts.carry_through(carry_out)
+        return await actor_as_answer(diagnosis)
 
-    @blueprint.get("/actors/<diagnosis_id>/outbox")
-    async def show_outbox(diagnosis_id: str) -> Response:
-        authenticate_for(services, rights.OPERATE)
-        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
-        page = page_of(request.args)
-        found = await services.store.read_after(
-            diagnosis.diagnosis_id, Seq(page.after_number), page.limit + 1, PAGE_BYTES_MAX
-        )
-        return answer(
-            page.of(
-                found.events,
-                lambda event: wire.event_object(diagnosis.diagnosis_id, event),
-                lambda event: str(event.seq),
-            )
-        )
+    async def show_outbox(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        diagnosis_id = (await named(asked)).diagnosis_id
+        page = page_of(asked.query)
+        found = await store.read_after(diagnosis_id, Seq(page.after_number), page.limit + 1, PAGE_BYTES_MAX)
+        return answer(page.of(found.events, partial(wire.event_object, diagnosis_id), lambda event: str(event.seq)))
 
-    @blueprint.delete("/actors/<diagnosis_id>/outbox")
-    async def purge(diagnosis_id: str) -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        await whole_request()
-        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
-        purge = Purge(partial(_purging, who, diagnosis.diagnosis_id), judge_of(services, who, rights.may_operate))
+    async def purge(asked: Request) -> Answer:
+        who = asked.who
+        require(who, rights.OPERATE)
+        await whole_request(asked)
+        diagnosis_id = (await named(asked)).diagnosis_id
+        message = Purge(partial(_purging, who, diagnosis_id), access.judge_of(who, rights.may_operate))
+
+        async def purge_damaged() -> Window:
+            access.judge_token(who)
+            return (await acts.store.purge(diagnosis_id, message.audit)).after
+
         try:
-            window = await ask_for(services, who, diagnosis.diagnosis_id, purge)
+            window = await access.told(who, acts.ask(diagnosis_id, message))
         except OutboxDamaged:
             # No actor has it in memory: the store drops the damage with the events, if it can.
-            window = await services.acts.carry_through(partial(_purge_damaged, services, who, diagnosis, purge))
-        return answer(_window(diagnosis.diagnosis_id, window))
+            window = await acts.carry_through(purge_damaged)
+        return answer(_window(diagnosis_id, window))
 
-    @blueprint.delete("/actors/<diagnosis_id>/subscribers")
-    async def disconnect(diagnosis_id: str) -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        await whole_request()
-        diagnosis = await services.store.get(diagnosis_id_of(diagnosis_id))
-        sub, device, forget = request.args.get("sub"), request.args.get("device"), request.args.get("forget", "0")
+    async def disconnect(asked: Request) -> Answer:
+        who, query = asked.who, asked.query
+        require(who, rights.OPERATE)
+        await whole_request(asked)
+        diagnosis_id = (await named(asked)).diagnosis_id
+        sub, device, forget = query.get("sub"), query.get("device"), query.get("forget", "0")
         if device is not None and not DEVICE.fullmatch(device):
             raise Problem("invalid_field", f"device {DEVICE_RULE}")
         if forget not in ("0", "1"):
             raise Problem("invalid_field", "forget must be 0 or 1")
-        return await _disconnect(services, who, diagnosis.diagnosis_id, sub, device, forget=forget == "1")
 
-    return blueprint
+        def meant(subscriber_id: SubscriberId) -> bool:
+            return subscriber_id.sub == sub and device in (None, subscriber_id.device)
 
+        def picked(subscriber: Subscriber) -> bool:
+            return meant(subscriber.id)
 
-async def _purge_damaged(services: Services, who: Principal, diagnosis: Diagnosis, purge: Purge) -> Window:
-    judge_token(services, who)
-    purged = await services.acts.store.purge(diagnosis.diagnosis_id, purge.audit)
-    return purged.after
+        def act(done: Forgotten) -> NewAuditRow:
+            whom, after = wire.encode({"sub": sub, "device": device}), wire.encode(_disconnected(done))
+            what = "subscriber.disconnect"
+            return NewAuditRow(who.sub or "", what, diagnosis_id, whom.decode(), after.decode(), diagnosis_id)
 
+        async def carry_out() -> int:
+            access.judge_token(who)
+            await acts.store.record(act(Forgotten(registry.count_where(diagnosis_id, picked), 0)))
+            return await registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
 
-async def _disconnect(
-    services: Services, who: Principal, diagnosis_id: str, sub: str | None, device: str | None, *, forget: bool
-) -> Response:
-    def meant(subscriber_id: SubscriberId) -> bool:
-        return subscriber_id.sub == sub and device in (None, subscriber_id.device)
+        if forget == "1":
+            message = Forget(meant, act, access.judge_of(who, rights.may_operate))
+            return answer(_disconnected(await access.told(who, acts.ask(diagnosis_id, message))))
+        return answer(_disconnected(Forgotten(await acts.carry_through(carry_out), 0)))
 
-    def picked(subscriber: Subscriber) -> bool:
-        return meant(subscriber.id)
-
-    def act(done: Forgotten) -> NewAuditRow:
-        named, after = wire.encode({"sub": sub, "device": device}), wire.encode(_disconnected(done))
-        what = "subscriber.disconnect"
-        return NewAuditRow(who.sub or "", what, diagnosis_id, named.decode(), after.decode(), diagnosis_id)
-
-    if forget:
-        message = Forget(meant, act, judge_of(services, who, rights.may_operate))
-        return answer(_disconnected(await ask_for(services, who, diagnosis_id, message)))
-
-    async def carry_out() -> int:
-        judge_token(services, who)
-        await services.acts.store.record(act(Forgotten(services.registry.count_where(diagnosis_id, picked), 0)))
-        return await services.registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
-
-    return answer(_disconnected(Forgotten(await services.acts.carry_through(carry_out), 0)))
+    return {
+        "listActors": list_actors,
+        "getActor": show_actor,
+        "restartActor": restart,
+        "stopActor": stop,
+        "getOutbox": show_outbox,
+        "purgeOutbox": purge,
+        "disconnectSubscribers": disconnect,
+    }
 
 
 def _disconnected(done: Forgotten) -> dict[str, object]:
@@ -167,40 +171,22 @@ def _purging(who: Principal, diagnosis_id: str, purged: Purged) -> NewAuditRow:
     return NewAuditRow(who.sub or "", "outbox.purge", diagnosis_id, before, after, diagnosis_id)
 
 
-async def _announce(
-    services: Services, who: Principal, act: str, before: ActorStatistics, state: ActorState, incarnation: int
-) -> None:
-    """Store the row of an act that follows: what is, and what will be."""
-    named = before.diagnosis_id
-    was, will_be = _in_short(before.state, before.incarnation), _in_short(state, incarnation)
-    judge_token(services, who)
-    await services.acts.store.record(NewAuditRow(who.sub or "", act, named, was, will_be, diagnosis_id=named))
-
-
 def _in_short(state: ActorState, incarnation: int) -> str:
     return wire.encode({"state": state, "incarnation": incarnation}).decode()
 
 
-async def _answer_with_actor(services: Services, diagnosis: Diagnosis) -> Response:
-    try:
-        window = (await services.store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
-    except OutboxDamaged as damaged:
-        window = damaged.damage.window(diagnosis.epoch)
-    return answer(await _actor(services, diagnosis.diagnosis_id, window))
-
-
-async def _actor(services: Services, diagnosis_id: str, outbox: Window) -> dict[str, object]:
+async def _actor(registry: Registry, store: Store, diagnosis_id: str, outbox: Window) -> dict[str, object]:
     """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store.
 
     Of a damaged one they are what is left once the damage is dropped.
     """
-    statistics = services.registry.statistics_of(diagnosis_id)
+    statistics = registry.statistics_of(diagnosis_id)
     damage = statistics.damage
     stored = outbox if damage is None else damage.window(outbox.epoch)
     window = statistics.window or stored
     lag = statistics.lag
     if lag is None:
-        lag = _lag_of(await services.store.cursors(diagnosis_id), window)
+        lag = _lag_of(await store.cursors(diagnosis_id), window)
     crash = statistics.last_crash
     return {
         **_window(diagnosis_id, window),

@@ -4,54 +4,48 @@ from __future__ import annotations
 
 import base64
 
-from quart import Blueprint, Response, request
-
+from actors.acts import Acts
 from actors.messages import Delivery, Inspect, Trace
+from actors.registry import Registry
 from storage.errors import NoSuchDiagnosis
 from storage.records import Seq, SubscriberId
+from storage.store import EventStore
 from web.contract import wire
 from web.contract.errors import Problem
+from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.paging import page_of
 from web.contract.records import NUMBER, diagnosis_id_of
-from web.http.bodies import answer
 from web.identity import rights
-from web.identity.access import ask_for, authenticate, authorized_diagnosis, authorized_to_follow
-from web.identity.judging import absent
-from web.server.services import Services
+from web.identity.access import Access
 
 
-def positions(services: Services) -> Blueprint:
-    """The two routes."""
-    blueprint = Blueprint("positions", __name__)
-    anonymous_allowed = services.settings.allow_anonymous
+def delivery(access: Access, acts: Acts, registry: Registry, store: EventStore) -> Handlers:
+    """Both operations."""
 
-    @blueprint.get("/diagnoses/<diagnosis_id>/position")
-    async def position(diagnosis_id: str) -> Response:
-        who = authenticate(services, anonymous_allowed=anonymous_allowed)
-        diagnosis = await authorized_to_follow(services, who, diagnosis_id_of(diagnosis_id))
-        window = services.registry.window(diagnosis.diagnosis_id)
+    async def position(asked: Request) -> Answer:
+        diagnosis = await access.diagnosis_to_follow(asked.who, diagnosis_id_of(asked.parameters["diagnosis_id"]))
+        window = registry.window(diagnosis.diagnosis_id)
         if window is None:
             # No event is read: who only asks where it stands has no outbox of megabytes loaded.
             try:
-                window = (await services.store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
+                window = (await store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
             except NoSuchDiagnosis:
-                raise absent(services, who) from None
+                raise access.absent(asked.who) from None
         return answer({"epoch": window.epoch, "head": window.head, "floor": window.floor})
 
-    @blueprint.get("/diagnoses/<diagnosis_id>/delivery")
-    async def delivery(diagnosis_id: str) -> Response:
-        who = authenticate(services)
-        diagnosis = await authorized_diagnosis(services, who, diagnosis_id_of(diagnosis_id), rights.may_broadcast)
-        window = await ask_for(services, who, diagnosis.diagnosis_id, Inspect())
-        text = request.args.get("seq", "")
+    async def trace(asked: Request) -> Answer:
+        checked_id = diagnosis_id_of(asked.parameters["diagnosis_id"])
+        diagnosis = await access.diagnosis_for(asked.who, checked_id, rights.may_broadcast)
+        window = await access.told(asked.who, acts.ask(diagnosis.diagnosis_id, Inspect()))
+        text = asked.query.get("seq", "")
         if not NUMBER.fullmatch(text) or not 1 <= int(text) <= window.head:
             raise Problem("invalid_field", f"seq must be an integer from 1 to the head, {window.head}")
-        page = page_of(request.args)
-        trace = Trace(Seq(int(text)), _subscriber_of(page.after), page.limit + 1)
-        found = await ask_for(services, who, diagnosis.diagnosis_id, trace)
+        page = page_of(asked.query)
+        message = Trace(Seq(int(text)), _subscriber_of(page.after), page.limit + 1)
+        found = await access.told(asked.who, acts.ask(diagnosis.diagnosis_id, message))
         return answer(page.of(found, _shown, lambda one: _bookmark(one.subscriber)))
 
-    return blueprint
+    return {"getPosition": position, "getDelivery": trace}
 
 
 def _bookmark(subscriber: SubscriberId) -> str:

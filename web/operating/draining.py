@@ -8,15 +8,15 @@ from typing import TypeVar
 import trio
 
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
-from web.server.services import Services
 
 Answer = TypeVar("Answer")
 
 
-async def unless_draining(services: Services, work: Callable[[], Awaitable[Answer]], detail: str) -> Answer:
-    """Do something that takes long; the drain cancels it.
+async def unless_stopping(stopping: trio.Event, work: Callable[[], Awaitable[Answer]], detail: str) -> Answer:
+    """Do something that takes long; a stop of the server cancels it.
 
     Args:
+        stopping: set when the server stops.
         detail: what is true of it then.
 
     Raises:
@@ -27,7 +27,7 @@ async def unless_draining(services: Services, work: Callable[[], Awaitable[Answe
     async with trio.open_nursery() as nursery:
 
         async def interrupt() -> None:
-            await services.stopping.wait()
+            await stopping.wait()
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(interrupt)

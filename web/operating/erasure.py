@@ -10,19 +10,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from quart import Blueprint, Response, request
+import trio
 
+from actors.acts import Acts
+from actors.registry import Registry
 from storage.records import ERASED_ROWS_MAX, AuditRow, Erased, Erasure, NewAuditRow
 from web.contract import wire
 from web.contract.errors import Problem
+from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.records import diagnosis_id_as_json
-from web.http.bodies import answer, whole_request
+from web.http.bodies import whole_request
 from web.identity import rights
-from web.identity.access import authenticate_for
-from web.identity.judging import judge_token
-from web.identity.tokens import Principal
-from web.operating.draining import unless_draining
-from web.server.services import Services
+from web.identity.access import Access, require
+from web.operating.draining import unless_stopping
 
 ERASED: Final = "[erased]"
 """Stands where the name stood."""
@@ -34,25 +34,23 @@ NAMELESS_TARGETS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.", "da
 """Acts whose target is a diagnosis, a file or a number, even where a person has the same name."""
 
 
-def subjects(services: Services) -> Blueprint:
-    """Both routes: a path cannot hold every name (one that begins with `/`), a query can."""
-    blueprint = Blueprint("subjects", __name__)
+def erasure(access: Access, acts: Acts, registry: Registry, stopping: trio.Event) -> Handlers:
+    """Both operations: a path cannot hold every name (one that begins with `/`), a query can."""
 
-    @blueprint.delete("/subjects")
-    async def erase_by_query() -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        sub = request.args.get("sub")
+    async def erase_by_query(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        sub = asked.query.get("sub")
         if not sub:
             raise Problem("invalid_field", "sub must be the name to erase, of at least one character")
-        return await erase(who, sub)
+        return await erase(asked, sub)
 
-    @blueprint.delete("/subjects/<path:sub>")
-    async def erase_by_path(sub: str) -> Response:
-        return await erase(authenticate_for(services, rights.OPERATE), sub)
+    async def erase_by_path(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        return await erase(asked, asked.parameters["sub"])
 
-    async def erase(who: Principal, sub: str) -> Response:
-        connections = 0
-        erasure = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
+    async def erase(asked: Request, sub: str) -> Answer:
+        who, connections = asked.who, 0
+        whole = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
 
         def act(erased: Erased) -> NewAuditRow:
             after = wire.encode(_changed(connections, erased)).decode()
@@ -60,25 +58,25 @@ def subjects(services: Services) -> Blueprint:
 
         async def carry_out() -> tuple[int, Erased]:
             nonlocal connections
-            judge_token(services, who)
-            connections = services.registry.count_everywhere(lambda subscriber: subscriber.id.sub == sub)
-            erased = await services.acts.store.erase(erasure, act)
-            ended = await services.registry.disconnect_user(sub)
+            access.judge_token(who)
+            connections = registry.count_everywhere(lambda subscriber: subscriber.id.sub == sub)
+            erased = await acts.store.erase(whole, act)
+            ended = await registry.disconnect_user(sub)
             for _ in range(ROUNDS_MAX):
                 # What its connections have left since is erased, too: cursors they moved, rows of their end. It is the
                 # barrier as well, behind everything that was handed over while it still was a viewer.
                 # No checkpoint until the store has taken it: nothing of before may reach it after that.
-                ended += services.registry.erase_user(sub, ERASED)
-                left = await services.acts.store.erase(erasure)
+                ended += registry.erase_user(sub, ERASED)
+                left = await acts.store.erase(whole)
                 erased = _together(erased, left)
                 if left.cursors < ERASED_ROWS_MAX:
                     break
                 # The first step did not take all: an actor that was loaded meanwhile may know the person from the rest.
             return ended, erased
 
-        await whole_request()
-        unless_stopped = partial(unless_draining, services, carry_out, "the erasure is not whole: repeat it")
-        ended, erased = await services.acts.carry_through(unless_stopped)
+        await whole_request(asked)
+        unless_stopped = partial(unless_stopping, stopping, carry_out, "the erasure is not whole: repeat it")
+        ended, erased = await acts.carry_through(unless_stopped)
         return answer(
             {
                 **_changed(ended, erased),
@@ -87,7 +85,7 @@ def subjects(services: Services) -> Blueprint:
             }
         )
 
-    return blueprint
+    return {"eraseSubjectByQuery": erase_by_query, "eraseSubject": erase_by_path}
 
 
 def _together(erased: Erased, left: Erased) -> Erased:

@@ -6,7 +6,7 @@ How long events and rows stay is for the operator to say; what time it is, is fo
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -14,8 +14,8 @@ from actors.registry import Registry
 from actors.roster import UNSEEN_SECONDS_MAX
 from storage.clock import Clock
 from storage.errors import Busy, Failed
+from storage.records import DAY_SECONDS
 from storage.store import StoreUpkeep
-from web.server.settings import DAY_SECONDS, Settings
 
 INTERVAL_SECONDS: Final = 60.0
 """Between two rounds: nothing is kept longer than it may be, plus this."""
@@ -23,16 +23,29 @@ INTERVAL_SECONDS: Final = 60.0
 logger = logging.getLogger("avicenna.server")
 
 
+class Kept(Protocol):
+    """The settings that say how long something stays (docs/SETTINGS.md); `None`: for ever."""
+
+    @property
+    def events_kept_days(self) -> float | None: ...
+
+    @property
+    def audit_kept_days(self) -> float | None: ...
+
+    @property
+    def access_trail_kept_days(self) -> float | None: ...
+
+
 class Housekeeper:
     """Lets go, a bounded step of a round at a time. One per server."""
 
-    def __init__(self, settings: Settings, store: StoreUpkeep, registry: Registry, clock: Clock) -> None:
+    def __init__(self, kept: Kept, store: StoreUpkeep, registry: Registry, clock: Clock) -> None:
         self._store = store
         self._registry = registry
         self._clock = clock
-        self._events_days = settings.events_kept_days
-        self._audit_days = settings.audit_kept_days
-        self._accesses_days = settings.access_trail_kept_days
+        self._events_days = kept.events_kept_days
+        self._audit_days = kept.audit_kept_days
+        self._accesses_days = kept.access_trail_kept_days
         self._unseen_forgotten_at: float | None = None
         """When a day ago or less, on the monotonic clock; `None`: it is due."""
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 import secrets
 import time
 from functools import partial
+from pathlib import Path
 from typing import Final
 
-from quart import Blueprint, Response
+import trio
 
+from storage.clock import Clock
 from storage.records import NewAuditRow
+from storage.store import Store
 from web.contract import wire
-from web.http.bodies import answer, whole_request
+from web.contract.exchange import Answer, Handlers, Request, answer
+from web.http.bodies import whole_request
 from web.identity import rights
-from web.identity.access import authenticate_for
-from web.identity.judging import judge_token
-from web.operating.draining import unless_draining
-from web.server.services import Services
-from web.server.settings import BACKUPS_DIRECTORY
+from web.identity.access import Access, require
+from web.operating.draining import unless_stopping
 
 BACKUPS: Final = "avicenna-*.db"
 """What copies in `backups/` are called."""
@@ -29,34 +30,39 @@ CHECKS: Final = "check-*.db"
 """What copies in the data directory are called that are checked."""
 
 
-def maintenance(services: Services) -> Blueprint:
-    """Both routes."""
-    blueprint = Blueprint("maintenance", __name__)
+def maintenance(
+    access: Access, store: Store, clock: Clock, data: Path, backups: Path, stopping: trio.Event
+) -> Handlers:
+    """Both operations.
 
-    @blueprint.post("/backup")
-    async def backup() -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        await whole_request()
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(services.clock.wall()))
+    Args:
+        data: the directory of the database.
+        backups: that of its copies.
+        stopping: interrupts either.
+    """
+
+    data, backups = data.absolute(), backups.absolute()
+
+    async def backup(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        await whole_request(asked)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall()))
         # The random part keeps two backups of one second apart.
         name = BACKUPS.replace("*", f"{stamp}-{secrets.token_hex(4)}")
-        path = services.settings.data.absolute() / BACKUPS_DIRECTORY / name
+        path = backups / name
         after = wire.encode({"path": str(path)}).decode()
-        judge_token(services, who)
-        await services.store.record(NewAuditRow(who.sub or "", "database.backup", name, after=after))
-        made = await unless_draining(services, partial(services.store.backup, path), "no copy was made")
+        access.judge_token(asked.who)
+        await store.record(NewAuditRow(asked.who.sub or "", "database.backup", name, after=after))
+        made = await unless_stopping(stopping, partial(store.backup, path), "no copy was made")
         return answer({"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256})
 
-    @blueprint.post("/check")
-    async def check() -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        await whole_request()
-        judge_token(services, who)
-        await services.store.record(NewAuditRow(who.sub or "", "database.check", ""))
-        scratch = services.settings.data.absolute() / CHECKS.replace("*", secrets.token_hex(8))
-        problems = list(
-            await unless_draining(services, partial(services.store.check, scratch), "the check has not ended")
-        )
+    async def check(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        await whole_request(asked)
+        access.judge_token(asked.who)
+        await store.record(NewAuditRow(asked.who.sub or "", "database.check", ""))
+        scratch = data / CHECKS.replace("*", secrets.token_hex(8))
+        problems = list(await unless_stopping(stopping, partial(store.check, scratch), "the check has not ended"))
         return answer({"status": "damaged" if problems else "ok", "problems": problems})
 
-    return blueprint
+    return {"makeBackup": backup, "checkDatabase": check}

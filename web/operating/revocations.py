@@ -7,8 +7,9 @@ from functools import partial
 from typing import Final
 
 import trio
-from quart import Blueprint, Response, request
 
+from actors.acts import Acts
+from actors.registry import Registry
 from actors.roster import Subscriber
 from actors.transport import Ending
 from storage.errors import StorageError
@@ -16,15 +17,15 @@ from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import RevocationStore
 from web.contract import wire
 from web.contract.errors import Problem
+from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.paging import page_of
+from web.contract.principals import Principal
 from web.contract.records import NUMBER
-from web.http.bodies import answer, read_json_body, whole_request
+from web.http.bodies import read_json_body, whole_request
 from web.identity import rights
-from web.identity.access import authenticate_for
-from web.identity.judging import judge_token
+from web.identity.access import Access, require
 from web.identity.revoked import Revoked
-from web.identity.tokens import LEEWAY_SECONDS, Principal
-from web.server.services import Services
+from web.identity.tokens import LEEWAY_SECONDS
 
 EXPIRE_EVERY_SECONDS: Final = 3600.0
 """Time between two looks for revocations that have outlived every token they refuse."""
@@ -33,51 +34,49 @@ PAGE_REVOCATIONS: Final = 1000
 """Revocations read from the store at once."""
 
 
-def revocations(services: Services) -> Blueprint:
-    """The three routes."""
-    blueprint = Blueprint("revocations", __name__)
+def revocations(access: Access, acts: Acts, registry: Registry, store: RevocationStore, revoked: Revoked) -> Handlers:
+    """The three operations."""
 
-    @blueprint.post("/revocations")
-    async def revoke() -> Response:
-        who = authenticate_for(services, rights.OPERATE)
-        wanted = wire.decode_revocation(await read_json_body())
+    async def revoke(asked: Request) -> Answer:
+        who = asked.who
+        require(who, rights.OPERATE)
+        wanted = wire.decode_revocation(await read_json_body(asked))
 
         async def carry_out() -> RevocationMade:
-            judge_token(services, who)
-            made = await services.acts.store.revoke(
+            access.judge_token(who)
+            made = await acts.store.revoke(
                 sub=wanted.sub, token_id=wanted.jti, leeway_seconds=LEEWAY_SECONDS, audit=partial(_adding, who)
             )
-            services.revoked.add(made.revocation)
-            await services.registry.end_everywhere(_is_covered(services.revoked), Ending.REVOKED)
-            await services.acts.store.barrier()
+            revoked.add(made.revocation)
+            await registry.end_everywhere(_is_covered(revoked), Ending.REVOKED)
+            await acts.store.barrier()
             return made
 
-        made = await services.acts.carry_through(carry_out)
+        made = await acts.carry_through(carry_out)
         return answer(_shown(made.revocation), 201)
 
-    @blueprint.get("/revocations")
-    async def list_revocations() -> Response:
-        authenticate_for(services, rights.OPERATE)
-        page = page_of(request.args)
-        found = await services.store.revocations(after=page.after_number, limit=page.limit + 1)
+    async def list_revocations(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        page = page_of(asked.query)
+        found = await store.revocations(after=page.after_number, limit=page.limit + 1)
         return answer(page.of(found, _shown, lambda one: str(one.number)))
 
-    @blueprint.delete("/revocations/<number>")
-    async def lift(number: str) -> Response:
-        who = authenticate_for(services, rights.OPERATE)
+    async def lift(asked: Request) -> Answer:
+        who, number = asked.who, asked.parameters["number"]
+        require(who, rights.OPERATE)
         if not NUMBER.fullmatch(number):
             raise Problem("not_found", "there is no revocation with this id")
-        await whole_request()
+        await whole_request(asked)
 
         async def carry_out() -> Revocation:
-            judge_token(services, who)
-            lifted = await services.acts.store.lift_revocation(int(number), partial(_lifting, who))
-            services.revoked.lift(lifted)
+            access.judge_token(who)
+            lifted = await acts.store.lift_revocation(int(number), partial(_lifting, who))
+            revoked.lift(lifted)
             return lifted
 
-        return answer(_shown(await services.acts.carry_through(carry_out)))
+        return answer(_shown(await acts.carry_through(carry_out)))
 
-    return blueprint
+    return {"revokeTokens": revoke, "listRevocations": list_revocations, "liftRevocation": lift}
 
 
 async def load_revoked(store: RevocationStore) -> Revoked:

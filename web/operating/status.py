@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from math import inf
 from typing import Final
 
 import trio
-from quart import Blueprint, Response
 
+from actors.registry import Registry
+from storage.clock import Clock
 from storage.errors import Failed
 from storage.records import Outbox, Seq
 from storage.stall import LOOK_SECONDS, STALLED_SECONDS
-from storage.store import DiagnosisStore, StoreUpkeep
+from storage.store import DiagnosisStore, Store, StoreUpkeep
 from web.contract import wire
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
-from web.http.bodies import answer
-from web.identity.access import authenticate
+from web.contract.exchange import Answer, Handlers, Request, answer
+from web.contract.principals import Principal
 from web.identity.rights import may_operate
-from web.identity.tokens import Principal
-from web.server.services import Services
 
 PAGE_DIAGNOSES: Final = 250
 """Diagnoses read from the store at once. Reason: commits wait for a page, some milliseconds."""
@@ -33,58 +32,54 @@ KEPT_SECONDS: Final = 1.0
 """So old may be what is said of diagnoses whose outbox is not in memory."""
 
 
-def status(services: Services) -> Blueprint:
-    """The routes that only look."""
-    blueprint = Blueprint("status", __name__)
-    release = version("avicenna-live")
-    overview = Overview(services)
+class Figures:
+    """What is going on in one server, in numbers; what is said of all diagnoses is read once for all who ask."""
 
-    @blueprint.get("/ws/status")
-    async def show_status() -> Response:
-        who = authenticate(services, anonymous_allowed=services.settings.allow_anonymous)
-        held_since = services.store.clock_held_since
-        shown = {
-            **await _figures_or_memory(services, overview, who),
-            "connections_open": services.open_connections.count,
-            "clock_held_since": None if held_since is None else wire.timestamp(held_since),
-            "uptime_seconds": round(services.clock.monotonic() - services.started_at, 3),
-            "version": release,
-        }
-        return answer(shown)
+    def __init__(self, store: Store, registry: Registry, clock: Clock, aborted: Callable[[], int]) -> None:
+        """Figures of these.
 
-    @blueprint.get("/healthz")
-    async def healthy() -> Response:
-        return answer({"status": "ok"})
-
-    @blueprint.get("/readyz")
-    async def ready() -> Response:
-        if services.stopping.is_set():
-            raise Problem("draining", "the server is stopping", retry_after(RETRY_AFTER_SECONDS))
-        if services.store.statistics().broken is not None:
-            raise Problem(
-                "storage_unavailable", "the store has failed: the server stops", retry_after(RETRY_AFTER_SECONDS)
-            )
-        if _is_stalled(services):
-            raise Problem("storage_unavailable", "the disk does not answer", retry_after(RETRY_AFTER_SECONDS))
-        if services.registry.escalated:
-            detail = "many diagnoses were quarantined lately: this server should get no new work"
-            raise Problem("quarantined", detail, retry_after(RETRY_AFTER_SECONDS))
-        return answer({"status": "ready"})
-
-    return blueprint
-
-
-class Overview:
-    """The outboxes of all registered diagnoses, read once for all who ask within `KEPT_SECONDS`."""
-
-    def __init__(self, services: Services) -> None:
-        self._store = services.store
-        self._clock = services.clock
+        Args:
+            aborted: connections that were cut off since the start.
+        """
+        self._store = store
+        self._registry = registry
+        self._clock = clock
+        self._aborted = aborted
         self._reading = trio.Lock()
         self._read_at = -inf
         self._outboxes: list[Outbox] = []
 
-    async def outboxes(self) -> Sequence[Outbox]:
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the disk keeps somebody waiting."""
+        return self._store.statistics().waiting_seconds >= STALLED_SECONDS
+
+    async def for_(self, who: Principal) -> dict[str, object]:
+        """Totals for anonymous, one's own diagnoses for a user, everything for an operator.
+
+        While the disk does not answer, an operator gets those figures for which memory suffices.
+        """
+        if who.sub is None:
+            return self._totals()
+        if not may_operate(who):
+            return await self._of(await _outboxes(self._store, who.sub))
+        figures: dict[str, object] | None = None
+        async with trio.open_nursery() as asking_nursery:
+
+            async def give_up() -> None:
+                while True:
+                    if self.is_stalled:
+                        asking_nursery.cancel_scope.cancel()
+                    await trio.sleep(LOOK_SECONDS)
+
+            asking_nursery.start_soon(give_up)
+            with contextlib.suppress(Failed):
+                everything = await self._of(await self._all_outboxes())
+                figures = everything | {"node": self._node() | await _keys(self._store)}
+            asking_nursery.cancel_scope.cancel()
+        return figures or self._in_memory()
+
+    async def _all_outboxes(self) -> Sequence[Outbox]:
         """All of them, by id, as they were `KEPT_SECONDS` ago at most; how many there are is looked at anew."""
         async with self._reading:
             is_old = self._clock.monotonic() - self._read_at >= KEPT_SECONDS
@@ -93,65 +88,106 @@ class Overview:
                 self._read_at = self._clock.monotonic()
         return self._outboxes
 
+    def _totals(self) -> dict[str, object]:
+        return {
+            "total_diagnoses": self._store.statistics().diagnoses,
+            "total_connections": sum(self._registry.connections.values()),
+        }
 
-def _is_stalled(services: Services) -> bool:
-    return services.store.statistics().waiting_seconds >= STALLED_SECONDS
+    def _in_memory(self) -> dict[str, object]:
+        registry = self._registry
+        queued = {one: count for one in registry.loaded if (count := registry.unacknowledged(one))}
+        return {
+            **self._totals(),
+            "connections_by_diagnosis": registry.connections,
+            "queued_messages_by_diagnosis": queued,
+            "damage_by_diagnosis": {one: damage.what for one, damage in self._store.damaged.items()},
+            "node": self._node(),
+        }
+
+    def _node(self) -> dict[str, object]:
+        registry = self._registry
+        return {
+            "actors": registry.actors,
+            "connections": sum(registry.connections.values()),
+            "aborted": self._aborted(),
+            "ring_bytes": registry.ring_bytes,
+            "ring_bytes_exceeded": registry.ring_bytes > registry.ring_bytes_max,
+            "storage_waiting_seconds": round(self._store.statistics().waiting_seconds, 3),
+            "check_pending": self._store.is_check_pending,
+        }
+
+    async def _of(self, outboxes: Sequence[Outbox]) -> dict[str, object]:
+        """The figures of some diagnoses."""
+        connections = self._registry.connections
+        seen: dict[str, int] = {}
+        queued: dict[str, int] = {}
+        damage: dict[str, str] = {}
+        damaged = self._store.damaged
+        for number, outbox in enumerate(outboxes, start=1):
+            diagnosis_id = outbox.diagnosis_id
+            if diagnosis_id in connections:
+                seen[diagnosis_id] = connections[diagnosis_id]
+            if diagnosis_id in damaged:
+                damage[diagnosis_id] = damaged[diagnosis_id].what
+            in_memory = self._registry.unacknowledged(diagnosis_id)
+            if count := _queued(outbox) if in_memory is None else in_memory:
+                queued[diagnosis_id] = count
+            if number % DIAGNOSES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        return {
+            "total_diagnoses": len(outboxes),
+            "total_connections": sum(seen.values()),
+            "connections_by_diagnosis": seen,
+            "queued_messages_by_diagnosis": queued,
+            "damage_by_diagnosis": damage,
+        }
 
 
-async def _figures_or_memory(services: Services, overview: Overview, who: Principal) -> dict[str, object]:
-    """Totals for anonymous, one's own diagnoses for a user, everything for an operator.
+def status(
+    figures: Figures,
+    store: StoreUpkeep,
+    registry: Registry,
+    clock: Clock,
+    connections_open: Callable[[], int],
+    stopping: trio.Event,
+) -> Handlers:
+    """The operations that only look.
 
-    While the disk does not answer, an operator gets those figures for which memory suffices.
+    Args:
+        connections_open: all, whatever they are for.
     """
-    if who.sub is None:
-        return _totals(services)
-    if not may_operate(who):
-        return await _of(await _outboxes(services.store, who.sub), services, services.registry.connections)
-    figures: dict[str, object] | None = None
-    async with trio.open_nursery() as asking_nursery:
+    release = version("avicenna-live")
+    started_at = clock.monotonic()
 
-        async def give_up() -> None:
-            while True:
-                if _is_stalled(services):
-                    asking_nursery.cancel_scope.cancel()
-                await trio.sleep(LOOK_SECONDS)
+    async def show_status(asked: Request) -> Answer:
+        held_since = store.clock_held_since
+        shown = {
+            **await figures.for_(asked.who),
+            "connections_open": connections_open(),
+            "clock_held_since": None if held_since is None else wire.timestamp(held_since),
+            "uptime_seconds": round(clock.monotonic() - started_at, 3),
+            "version": release,
+        }
+        return answer(shown)
 
-        asking_nursery.start_soon(give_up)
-        with contextlib.suppress(Failed):
-            everything = await _of(await overview.outboxes(), services, services.registry.connections)
-            figures = everything | {"node": _node(services) | await _keys(services.store)}
-        asking_nursery.cancel_scope.cancel()
-    return figures or _figures_in_memory(services)
+    async def healthy(asked: Request) -> Answer:
+        return answer({"status": "ok"})
 
+    async def ready(asked: Request) -> Answer:
+        later = retry_after(RETRY_AFTER_SECONDS)
+        if stopping.is_set():
+            raise Problem("draining", "the server is stopping", later)
+        if store.statistics().broken is not None:
+            raise Problem("storage_unavailable", "the store has failed: the server stops", later)
+        if figures.is_stalled:
+            raise Problem("storage_unavailable", "the disk does not answer", later)
+        if registry.escalated:
+            detail = "many diagnoses were quarantined lately: this server should get no new work"
+            raise Problem("quarantined", detail, later)
+        return answer({"status": "ready"})
 
-def _totals(services: Services) -> dict[str, object]:
-    return {
-        "total_diagnoses": services.store.statistics().diagnoses,
-        "total_connections": sum(services.registry.connections.values()),
-    }
-
-
-def _figures_in_memory(services: Services) -> dict[str, object]:
-    queued = {one: count for one in services.registry.loaded if (count := services.registry.unacknowledged(one))}
-    return {
-        **_totals(services),
-        "connections_by_diagnosis": services.registry.connections,
-        "queued_messages_by_diagnosis": queued,
-        "damage_by_diagnosis": {one: damage.what for one, damage in services.store.damaged.items()},
-        "node": _node(services),
-    }
-
-
-def _node(services: Services) -> dict[str, object]:
-    return {
-        "actors": services.registry.actors,
-        "connections": sum(services.registry.connections.values()),
-        "aborted": services.hub.aborted + services.open_connections.stalled,
-        "ring_bytes": services.registry.ring_bytes,
-        "ring_bytes_exceeded": services.registry.ring_bytes > services.registry.ring_bytes_max,
-        "storage_waiting_seconds": round(services.store.statistics().waiting_seconds, 3),
-        "check_pending": services.store.is_check_pending,
-    }
+    return {"getStatus": show_status, "getHealth": healthy, "getReadiness": ready}
 
 
 async def _keys(store: StoreUpkeep) -> dict[str, object]:
@@ -161,32 +197,6 @@ async def _keys(store: StoreUpkeep) -> dict[str, object]:
         "idempotency_keys": keys.count,
         "idempotency_keys_max": keys.limit,
         "idempotency_keys_oldest_seconds": oldest,
-    }
-
-
-async def _of(outboxes: Sequence[Outbox], services: Services, connections: Mapping[str, int]) -> dict[str, object]:
-    """The figures of some diagnoses."""
-    seen: dict[str, int] = {}
-    queued: dict[str, int] = {}
-    damage: dict[str, str] = {}
-    damaged = services.store.damaged
-    for number, outbox in enumerate(outboxes, start=1):
-        diagnosis_id = outbox.diagnosis_id
-        if diagnosis_id in connections:
-            seen[diagnosis_id] = connections[diagnosis_id]
-        if diagnosis_id in damaged:
-            damage[diagnosis_id] = damaged[diagnosis_id].what
-        in_memory = services.registry.unacknowledged(diagnosis_id)
-        if count := _queued(outbox) if in_memory is None else in_memory:
-            queued[diagnosis_id] = count
-        if number % DIAGNOSES_AT_ONCE == 0:
-            await trio.lowlevel.checkpoint()
-    return {
-        "total_diagnoses": len(outboxes),
-        "total_connections": sum(seen.values()),
-        "connections_by_diagnosis": seen,
-        "queued_messages_by_diagnosis": queued,
-        "damage_by_diagnosis": damage,
     }
 
 

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from quart import Blueprint, Response, request
-
 from storage.records import AccessRow, AuditRow, TrailFilter
+from storage.store import TrailStore
 from web.contract import wire
 from web.contract.errors import Problem
+from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.paging import PAGE_BYTES_MAX, page_of
 from web.contract.records import diagnosis_id_as_json, diagnosis_id_of
-from web.http.bodies import answer
 from web.identity import rights
-from web.identity.access import authenticate_for
-from web.server.services import Services
+from web.identity.access import require
 
 TIME_RULE: Final = "must be a time of RFC 3339, such as 2026-01-31T12:00:00Z"
 
@@ -31,27 +29,22 @@ _TIME: Final = re.compile(
 )
 
 
-def trails(services: Services) -> Blueprint:
-    """Both routes."""
-    blueprint = Blueprint("trails", __name__)
+def trails(store: TrailStore) -> Handlers:
+    """Both operations."""
 
-    @blueprint.get("/audit")
-    async def audit() -> Response:
-        authenticate_for(services, rights.OPERATE)
-        page, wanted = page_of(request.args), _filter(request.args, "actor", "action")
-        found = await services.store.audit(
-            before=page.before, limit=page.limit + 1, wanted=wanted, bytes_max=PAGE_BYTES_MAX
-        )
+    async def audit(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        page, wanted = page_of(asked.query), _filter(asked.query, "actor", "action")
+        found = await store.audit(before=page.before, limit=page.limit + 1, wanted=wanted, bytes_max=PAGE_BYTES_MAX)
         return answer(page.of(found, _shown_act, lambda row: str(row.number)))
 
-    @blueprint.get("/accesses")
-    async def accesses() -> Response:
-        authenticate_for(services, rights.OPERATE)
-        page, wanted = page_of(request.args), _filter(request.args, "user_id", "what")
-        found = await services.store.accesses(before=page.before, limit=page.limit + 1, wanted=wanted)
+    async def accesses(asked: Request) -> Answer:
+        require(asked.who, rights.OPERATE)
+        page, wanted = page_of(asked.query), _filter(asked.query, "user_id", "what")
+        found = await store.accesses(before=page.before, limit=page.limit + 1, wanted=wanted)
         return answer(page.of(found, _shown_access, lambda row: str(row.number)))
 
-    return blueprint
+    return {"listActs": audit, "listAccesses": accesses}
 
 
 def time_of(text: str) -> float | None:

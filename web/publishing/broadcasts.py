@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-from quart import Blueprint, Response
-
+from actors.acts import Acts
 from actors.messages import Publish, Receipt
-from storage.records import NewEvent
 from web.contract import wire
+from web.contract.exchange import Answer, Handler, Handlers, Request, answer
+from web.contract.principals import Principal
 from web.contract.records import (
     EffectivenessUpdate,
     FeedbackUpdate,
@@ -17,13 +18,11 @@ from web.contract.records import (
     diagnosis_id_as_json,
     diagnosis_id_of,
 )
-from web.http.bodies import BODY_BYTES_MAX, COST_BYTES, answer, idempotency_key, read_json_body
-from web.identity.access import ask_for, authenticate, authorized_diagnosis, check_may_broadcast_something, count_event
-from web.identity.judging import judge_of
+from web.http.bodies import BODY_BYTES_MAX, COST_BYTES, idempotency_key, read_json_body
+from web.http.turns import Turns
+from web.identity.access import Access
 from web.identity.rights import may_broadcast
-from web.identity.tokens import Principal
-from web.publishing.body_room import Allowance, Room
-from web.server.services import Services
+from web.publishing.body_room import Allowance
 
 BODIES_BYTES_MAX: Final = 1024 * BODY_BYTES_MAX
 """Bodies of all single broadcasts that are arriving. Reason: each is held whole, on thousands of connections. Beyond:
@@ -33,68 +32,78 @@ FINDING_SHARE: Final = 16
 """To find the diagnosis of a body costs an nth of decoding it, at most."""
 
 
-def broadcasts(services: Services) -> Blueprint:
-    """The three broadcast routes."""
-    blueprint = Blueprint("broadcasts", __name__)
+class Publisher:
+    """Judges and decodes what is to be published, and hands it to actors. One per server."""
+
+    def __init__(self, access: Access, acts: Acts, turns: Turns) -> None:
+        """Decode in these turns."""
+        self.access = access
+        self.acts = acts
+        self.turns = turns
+
+    async def authorized_target(self, who: Principal, text: bytes, what: str) -> str | None:
+        """The diagnosis that a broadcast is for, if `who` may broadcast to it: judged before all that costs.
+
+        `None`: it names none, decoding will say why; and `who` may broadcast to some diagnosis.
+
+        Raises:
+            Problem: as `Access.diagnosis_for`, or `wire.target_of`.
+        """
+        await self.turns.take(who.sub, len(text) // FINDING_SHARE)
+        target = wire.target_of(text, what)
+        if target is None:
+            await self.access.check_may_broadcast_something(who)
+        else:
+            await self.access.diagnosis_for(who, target, may_broadcast)
+        return target
+
+    async def decoded(
+        self, who: Principal, text: bytes, what: str, decode: Callable[[bytes], tuple[Update, str | None]]
+    ) -> tuple[str, Publish]:
+        """The message for an actor that a text holds, and the diagnosis, to which `who` may broadcast.
+
+        Args:
+            what: the text in a refusal: "the body".
+            decode: gives the update, and its idempotency key.
+
+        Raises:
+            Problem: as `authorized_target`, or it cannot be decoded.
+        """
+        target = await self.authorized_target(who, text, what)
+        await self.turns.take(who.sub, len(text) + COST_BYTES)
+        with self.turns.at_work():
+            update, key = decode(text)
+            diagnosis_id = diagnosis_id_of(update.diagnosis_id)
+            event = wire.new_event(update, key)
+        if diagnosis_id != target:
+            await self.access.diagnosis_for(who, diagnosis_id, may_broadcast)
+        # The actor judges again, in the moment of the act.
+        return diagnosis_id, Publish(event, self.access.judge_of(who, may_broadcast))
+
+
+def broadcasts(publisher: Publisher) -> Handlers:
+    """The three operations that publish one update."""
     allowance = Allowance(BODIES_BYTES_MAX)
 
-    @blueprint.post("/ws/broadcast-recommendation-update")
-    async def recommendation() -> Response:
-        return await _broadcast(services, allowance, RecommendationUpdate)
+    def handler_of(kind: type[Update]) -> Handler:
+        async def broadcast(asked: Request) -> Answer:
+            publisher.access.count_event(asked.who)
+            key = idempotency_key(asked)
+            with allowance.room_of(asked.who.sub) as room:
+                body = await read_json_body(asked, room.take)
+                diagnosis_id, publish = await publisher.decoded(
+                    asked.who, body, "the body", lambda text: (wire.decode_update(kind, text), key)
+                )
+            receipt = await publisher.access.told(asked.who, publisher.acts.ask(diagnosis_id, publish))
+            return answer({"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)})
 
-    @blueprint.post("/ws/broadcast-effectiveness-update")
-    async def effectiveness() -> Response:
-        return await _broadcast(services, allowance, EffectivenessUpdate)
+        return broadcast
 
-    @blueprint.post("/ws/broadcast-feedback-update")
-    async def feedback() -> Response:
-        return await _broadcast(services, allowance, FeedbackUpdate)
-
-    return blueprint
-
-
-async def _broadcast(services: Services, allowance: Allowance, kind: type[Update]) -> Response:
-    who = authenticate(services)
-    count_event(services, who)
-    key = idempotency_key()
-    with allowance.room_of(who.sub) as room:
-        diagnosis_id, event = await _received(services, who, kind, key, room)
-    publish = Publish(event, judge_of(services, who, may_broadcast))
-    receipt = await ask_for(services, who, diagnosis_id, publish)
-    return answer({"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)})
-
-
-async def _received(
-    services: Services, who: Principal, kind: type[Update], key: str | None, room: Room
-) -> tuple[str, NewEvent]:
-    """The event in the body of the current request, and its diagnosis, to which `who` may broadcast."""
-    body = await read_json_body(room.take)
-    target = await authorized_target(services, who, body, "the body")
-    await services.decoding_turns.take(who.sub, len(body) + COST_BYTES)
-    with services.decoding_turns.at_work():
-        update = wire.decode_update(kind, body)
-        diagnosis_id = diagnosis_id_of(update.diagnosis_id)
-        event = wire.new_event(update, key)
-    if diagnosis_id != target:
-        await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
-    return diagnosis_id, event
-
-
-async def authorized_target(services: Services, who: Principal, text: bytes, what: str) -> str | None:
-    """The diagnosis that a broadcast is for, if `who` may broadcast to it: judged before all that costs.
-
-    `None`: it names none, decoding will say why; and `who` may broadcast to some diagnosis.
-
-    Raises:
-        Problem: as `authorized_diagnosis`, or `wire.target_of`.
-    """
-    await services.decoding_turns.take(who.sub, len(text) // FINDING_SHARE)
-    target = wire.target_of(text, what)
-    if target is None:
-        await check_may_broadcast_something(services, who)
-    else:
-        await authorized_diagnosis(services, who, target, may_broadcast)
-    return target
+    return {
+        "broadcastRecommendationUpdate": handler_of(RecommendationUpdate),
+        "broadcastEffectivenessUpdate": handler_of(EffectivenessUpdate),
+        "broadcastFeedbackUpdate": handler_of(FeedbackUpdate),
+    }
 
 
 def shown_receipt(diagnosis_id: str, receipt: Receipt) -> dict[str, object]:

@@ -12,33 +12,22 @@ from math import inf
 from typing import Final
 
 import trio
-from quart import Blueprint, Response, request
 
+from actors.acts import Unanswered
 from actors.errors import ActorError, MailboxFull
-from actors.messages import Publish, Receipt
+from actors.messages import Receipt
+from actors.registry import Registry
 from storage.errors import NoSuchDiagnosis, StorageError
 from web.contract import wire
 from web.contract.errors import Asked, Problem, problem_of
-from web.contract.records import diagnosis_id_of
-from web.http.bodies import (
-    BODY_BYTES_MAX,
-    BULK_BYTES_MAX,
-    BULK_PATH,
-    COST_BYTES,
-    NDJSON_MEDIA_TYPE,
-    answer_lines,
-    declared_length,
-    read_body,
-    require_media_type,
-)
-from web.identity.access import authenticate, authorized_diagnosis, check_may_broadcast_something, count_event
-from web.identity.judging import absent, judge_of, refusal_of_sender, say_not_accepted
-from web.identity.rights import may_broadcast
-from web.identity.tokens import Principal
-from web.operating.acts import Unanswered
+from web.contract.exchange import Answer, Handlers, Request, answer_lines
+from web.contract.operations import NDJSON
+from web.contract.principals import Principal
+from web.contract.records import Line
+from web.http.bodies import BODY_BYTES_MAX, BULK_BYTES_MAX, declared_length, read_body, require_media_type
+from web.identity.refusals import say_not_accepted
 from web.publishing.body_room import Allowance
-from web.publishing.broadcasts import authorized_target, shown_receipt
-from web.server.services import Services
+from web.publishing.broadcasts import Publisher, shown_receipt
 
 LINES_MAX: Final = 1000
 """Lines of one request. Beyond: 413, nothing is stored."""
@@ -67,24 +56,22 @@ class Told:
     receipt: Callable[[], Awaitable[Receipt]]
 
 
-def bulk(services: Services) -> Blueprint:
-    """The bulk route."""
-    blueprint = Blueprint("bulk", __name__)
+def bulk(publisher: Publisher, registry: Registry) -> Handlers:
+    """The operation that publishes many updates."""
     allowance = Allowance(BODIES_BYTES_MAX)
 
-    @blueprint.post(BULK_PATH)
-    async def broadcast() -> Response:
-        who = authenticate(services)
-        if "Idempotency-Key" in request.headers:
+    async def broadcast(asked: Request) -> Answer:
+        who = asked.who
+        if "Idempotency-Key" in asked.headers:
             raise Problem("invalid_field", "Idempotency-Key is for one event: give each line its own idempotency_key")
-        require_media_type(NDJSON_MEDIA_TYPE)
-        if declared_length():
-            await check_may_broadcast_something(services, who)
+        require_media_type(asked, NDJSON)
+        if declared_length(asked):
+            await publisher.access.check_may_broadcast_something(who)
         with allowance.room_of(who.sub) as room:
-            body = await read_body(BULK_BYTES_MAX, room.take)
-            return answer_lines(await _publish(services, who, body))
+            body = await read_body(asked, BULK_BYTES_MAX, room.take)
+            return answer_lines(await _publish(publisher, registry, who, body))
 
-    return blueprint
+    return {"broadcastMany": broadcast}
 
 
 def lines_of(body: bytes) -> Iterator[bytes]:
@@ -103,43 +90,41 @@ def lines_of(body: bytes) -> Iterator[bytes]:
         begin = end + 1
 
 
-async def _publish(services: Services, who: Principal, body: bytes) -> list[dict[str, object]]:
+async def _publish(publisher: Publisher, registry: Registry, who: Principal, body: bytes) -> list[dict[str, object]]:
     """The result of every line, in order.
 
     Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
     """
     patience = Patience(PAUSE_SECONDS_MAX)
-    told = [await _tell(services, who, line, patience) for line in lines_of(body)]
-    results = await _results(services, who, told)
+    told = [await _tell(publisher, registry, who, line, patience) for line in lines_of(body)]
+    results = await _results(publisher, who, told)
     if (refused := next((one for one in results if isinstance(one, Problem) and one.status == 401), None)) is not None:
         say_not_accepted(refused.detail)
     return [{"line": number, **_shown(one)} for number, one in enumerate(results, start=1)]
 
 
-async def _tell(services: Services, who: Principal, line: bytes, patience: Patience) -> Told | Problem:
+async def _tell(
+    publisher: Publisher, registry: Registry, who: Principal, line: bytes, patience: Patience
+) -> Told | Problem:
     try:
-        count_event(services, who)
+        publisher.access.count_event(who)
         if len(line) > LINE_BYTES_MAX:
             raise Problem("too_large", f"a line must be at most {LINE_BYTES_MAX} bytes")
-        # The actor judges again, in the moment of the act.
-        target = await authorized_target(services, who, line, "the line")
-        await services.decoding_turns.take(who.sub, len(line) + COST_BYTES)
-        with services.decoding_turns.at_work():
-            update = wire.decode_line(line)
-            diagnosis_id = diagnosis_id_of(update.diagnosis_id)
-            event = wire.new_event(update, update.idempotency_key)
-        if diagnosis_id != target:
-            await authorized_diagnosis(services, who, diagnosis_id, may_broadcast)
-        publish = Publish(event, judge_of(services, who, may_broadcast))
-        while (refused := refusal_of_sender(services, who)) is None:
+        diagnosis_id, publish = await publisher.decoded(who, line, "the line", _decoded)
+        while (refused := publisher.access.refusal_of_sender(who)) is None:
             try:
-                return Told(diagnosis_id, services.registry.tell(diagnosis_id, publish))
+                return Told(diagnosis_id, registry.tell(diagnosis_id, publish))
             except MailboxFull:
                 if not await patience.paused():
                     raise
         return refused
     except (Problem, ActorError, StorageError) as error:
         return _as_problem(error)
+
+
+def _decoded(line: bytes) -> tuple[Line, str | None]:
+    update = wire.decode_line(line)
+    return update, update.idempotency_key
 
 
 class Patience:
@@ -158,7 +143,7 @@ class Patience:
 
 
 async def _results(
-    services: Services, who: Principal, told: Sequence[Told | Problem]
+    publisher: Publisher, who: Principal, told: Sequence[Told | Problem]
 ) -> list[tuple[str, Receipt] | Problem]:
     """The result of every line; once the disk has not answered in time, no further one is waited for."""
     results: list[tuple[str, Receipt] | Problem] = []
@@ -166,7 +151,7 @@ async def _results(
     for one in told:
         try:
             with trio.move_on_after(seconds) as patience:
-                results.append(await _result(services, who, one))
+                results.append(await _result(publisher, who, one))
             if patience.cancelled_caught:
                 raise Unanswered("the disk does not answer")
         except Unanswered as unanswered:
@@ -175,16 +160,16 @@ async def _results(
     return results
 
 
-async def _result(services: Services, who: Principal, told: Told | Problem) -> tuple[str, Receipt] | Problem:
+async def _result(publisher: Publisher, who: Principal, told: Told | Problem) -> tuple[str, Receipt] | Problem:
     if isinstance(told, Problem):
         return told
     try:
-        with services.acts.patience():
+        with publisher.acts.patience():
             return told.diagnosis_id, await told.receipt()
     except Unanswered:
         raise
     except NoSuchDiagnosis:
-        return absent(services, who)
+        return publisher.access.absent(who)
     except (Problem, ActorError, StorageError) as error:
         return _as_problem(error)
 

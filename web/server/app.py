@@ -1,46 +1,36 @@
-"""The Quart-Trio application: routes from every file of this room, and problem documents for everything that fails."""
+"""The Quart-Trio application: the routes of all operations and of WebSockets, and what turns requests into records.
+
+Every route is made from the table of operations (`web.contract.operations`) and does the same: it has the sender of
+the request authenticated, and calls the handler of that operation. Quart finds the route and sends the answer; nothing
+behind this file knows it.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, cast
 from urllib.parse import unquote
 
-from quart import Blueprint, Response, has_request_context, request
-from quart.globals import request_ctx
+from quart import Response
+from quart.ctx import RequestContext, WebsocketContext
+from quart.globals import request_ctx, websocket_ctx
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from actors.errors import ActorError
-from storage.errors import StorageError
-from web.contract.errors import Asked, Problem, problem_of
-from web.following.sockets import sockets
-from web.following.stream_refusals import goodbye_instead
-from web.following.streams import streams
+from web.contract.errors import Problem
+from web.contract.exchange import Answer, Handler, Handlers, Headers, Query, Request
+from web.contract.operations import EVENT_STREAM, OPERATIONS, Operation
+from web.http.adoption import Adoption, adoption_of
 from web.http.answers import websocket_wanted
-from web.http.bodies import problem_response
 from web.http.one_task import LeanHandshake, LeanHttp, LeanRequest, LeanWebsocket
-from web.operating.actors import operators
-from web.operating.delivery import positions
-from web.operating.diagnoses import diagnoses
-from web.operating.erasure import subjects
-from web.operating.maintenance import maintenance
-from web.operating.revocations import revocations
-from web.operating.status import status
-from web.operating.trails import trails
-from web.publishing.broadcasts import broadcasts
-from web.publishing.bulk import bulk
-from web.server import front_door
-from web.server.client_file import client_file
-from web.server.openapi import openapi
-from web.server.request_log import log_requests
-from web.server.services import Services
-
-logger = logging.getLogger("avicenna.web")
+from web.identity.access import Access
+from web.identity.addresses import UNIX
+from web.server.reception import Reception
 
 _CODE_OF_STATUS = {
     400: ("bad_json", "the request is malformed"),
@@ -54,23 +44,67 @@ NO_METHOD: Final = "-"
 NOWHERE: Final = "//"
 """A path of no route."""
 
-Routes = Callable[[Services], Blueprint]
-"""Makes the routes of one file."""
-
 NAMES_PATH: Final = "subjects"
 """First segment of the paths whose second is a name, slashes and all."""
 
-PUBLISHING: Final = ("broadcasts", "bulk")
-"""The blueprints whose requests publish."""
+WEBSOCKETS: Final = "/ws/<diagnosis_id>"
+
+Socket = Callable[[Request, Adoption], Awaitable[None]]
+"""Takes the WebSocket whose handshake a request is, and answers it."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A route that is no part of the contract."""
+
+    method: str
+    path: str
+    handler: Handler
 
 
 class Application(QuartTrio):
-    """Quart-Trio, but for what it says about methods: a WebSocket's route takes part in no `Allow`."""
+    """Quart-Trio without hooks: what every request passes is `Reception`."""
 
     request_class = LeanRequest
     websocket_class = LeanHandshake
     asgi_http_class = LeanHttp
     asgi_websocket_class = LeanWebsocket
+
+    def __init__(self, reception: Reception) -> None:
+        super().__init__("avicenna_live", static_folder=None)
+        self.url_map.merge_slashes = False  # a path with two within is another path: 404, not a redirect
+        self._reception = reception
+        self._operations: dict[str, Operation] = {}
+        """By the endpoints of their routes."""
+
+    def route_operation(self, operation: Operation, handler: Handler) -> None:
+        """Have a handler serve an operation."""
+        self._operations[operation.name] = operation
+        self._route(operation.name, operation.method, _rule_of(operation), handler)
+
+    def route_extra(self, extra: Extra) -> None:
+        """Have a handler serve a path that is no part of the contract."""
+        self._route(f"{extra.method} {extra.path}", extra.method, extra.path, extra.handler)
+
+    def route_sockets(self, follow: Socket) -> None:
+        """Have WebSockets taken."""
+
+        async def view(**parameters: str) -> None:
+            found = cast("LeanHandshake", websocket_ctx.websocket)
+            assert found.asked is not None, "it was made before the route was called"
+            await follow(found.asked, adoption_of(found))
+
+        self.add_url_rule(WEBSOCKETS, "followSocket", cast("Any", view), websocket=True)
+
+    def _route(self, endpoint: str, method: str, rule: str, handler: Handler) -> None:
+        async def view(**parameters: str) -> Answer:
+            asked = cast("LeanRequest", request_ctx.request).asked
+            assert asked is not None, "it was made before the route was called"
+            return await handler(asked)
+
+        self.add_url_rule(rule, endpoint, cast("Any", view), methods=[method.upper()])
+
+    # What Quart asks of an application
 
     def ensure_async(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         """What Quart calls is a coroutine function here, all of it; Quart finds that out at each call."""
@@ -89,18 +123,130 @@ class Application(QuartTrio):
             query_args=request.query_string.decode("latin1"),
         )
 
-    async def make_default_options_response(self) -> Response:
-        adapter = request_ctx.url_adapter
-        return Response("", headers={"Allow": self.allowed(request.path, adapter.allowed_methods() if adapter else ())})
+    async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Response:
+        """Answer the current request."""
+        found = cast("LeanRequest", request_ctx.request)
+        found.asked = asked = _record_of(found, self._operations)
+        asked.at_end, asked.body = found.at_end.callback, found
+        return _response_of(await self._reception.attend(asked, partial(self._answer, found)))
 
-    def allowed(self, path: str, found: Iterable[str]) -> str:
-        """The methods a path takes.
+    async def full_dispatch_websocket(self, websocket_context: WebsocketContext | None = None) -> Response | None:
+        """Have the current WebSocket taken; or the answer to one that is refused in front of its route."""
+        found = cast("LeanHandshake", websocket_ctx.websocket)
+        found.asked = asked = _record_of(found, self._operations)
+
+        async def take() -> None:
+            await self._routed(found)
+
+        refused = await self._reception.attend_upgrade(asked, take)
+        return None if refused is None else _response_of(refused)
+
+    # Between Quart's records and ours
+
+    async def _answer(self, found: LeanRequest) -> Answer:
+        """What the route of a request answers."""
+        adapter = request_ctx.url_adapter
+        if found.method == "OPTIONS" and found.routing_exception is None and adapter is not None:
+            methods = self._allowed(found.path, adapter.allowed_methods())
+            return Answer(200, {"Allow": methods, "Content-Type": "text/html; charset=utf-8"})
+        return cast("Answer", await self._routed(found))
+
+    async def _routed(self, found: BaseRequestWebsocket) -> object:
+        """Call the route that Quart has found.
+
+        Raises:
+            Problem: there is none.
+        """
+        if found.url_rule is None:
+            assert found.routing_exception is not None, "either is there"
+            raise self._problem_of(found, found.routing_exception)
+        view = cast("Callable[..., Awaitable[object]]", self.view_functions[found.url_rule.endpoint])
+        return await view(**(found.view_args or {}))
+
+    def _problem_of(self, found: BaseRequestWebsocket, error: Exception) -> Problem:
+        """Why there is no route for a request."""
+        if not isinstance(error, HTTPException):
+            raise error
+        if isinstance(error, WebsocketMismatch):
+            return websocket_wanted()
+        code, detail = _CODE_OF_STATUS.get(error.code or 500, ("internal_error", "the request failed"))
+        methods = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+        return Problem(code, detail, {"Allow": self._allowed(found.path, methods)} if methods else {})
+
+    def _allowed(self, path: str, found: Iterable[str]) -> str:
+        """The methods a path takes; a WebSocket's route takes part in no `Allow`.
 
         Args:
             found: what Quart says; the path of a broadcast also fits `/ws/{diagnosis_id}`, and then it says too much.
         """
         exact = [rule.methods or () for rule in self.url_map.iter_rules() if rule.rule == path and not rule.websocket]
         return ", ".join(sorted(set().union(*exact) or found))
+
+
+def create_app(
+    reception: Reception, access: Access, handlers: Handlers, follow: Socket, extras: Sequence[Extra] = ()
+) -> QuartTrio:
+    """The application of one server.
+
+    Args:
+        handlers: one for each operation.
+        follow: takes WebSockets.
+        extras: further routes, which are no part of the contract.
+    """
+    assert handlers.keys() == {one.name for one in OPERATIONS}, "an operation has one entry there, and one handler"
+    app = Application(reception)
+    for operation in OPERATIONS:
+        app.route_operation(operation, with_sender(operation, handlers[operation.name], access))
+    app.route_sockets(follow)
+    for extra in extras:
+        app.route_extra(extra)
+    return app
+
+
+def with_sender(operation: Operation, handler: Handler, access: Access) -> Handler:
+    """The handler of an operation behind the question who asks."""
+    if operation.access == "nobody":
+        return handler
+    anonymous_allowed = operation.access == "maybe" and access.rules.allow_anonymous
+    query_allowed = operation.answer_type == EVENT_STREAM
+
+    async def handle(asked: Request) -> Answer:
+        asked.who = access.authenticate(asked, anonymous_allowed=anonymous_allowed, query_allowed=query_allowed)
+        return await handler(asked)
+
+    return handle
+
+
+def _record_of(found: BaseRequestWebsocket, operations: Mapping[str, Operation]) -> Request:
+    """Our record of what Quart has found."""
+    client = found.scope.get("client")
+    rule = found.url_rule
+    return Request(
+        method=found.method,
+        path=found.path,
+        raw_path=found.scope["raw_path"].partition(b"?")[0],
+        query=cast("Query", found.args),
+        headers=cast("Headers", found.headers),
+        peer=str(client[0]) if client and client[0] else UNIX,
+        parameters=found.view_args or {},
+        route=None if rule is None else rule.rule,
+        operation=None if rule is None else operations.get(rule.endpoint),
+    )
+
+
+def _rule_of(operation: Operation) -> str:
+    """The path of an operation as Quart has it; a name may have slashes."""
+    rule = operation.path.replace("{", "<").replace("}", ">")
+    return rule.replace("<sub>", "<path:sub>")
+
+
+def _response_of(answer: Answer) -> Response:
+    response = Response(answer.body, answer.status, answer.headers)
+    if answer.status == 304:
+        del response.headers["Content-Length"]
+    if "Content-Type" not in answer.headers:
+        del response.headers["Content-Type"]
+    return response
 
 
 def _hides_a_slash(raw_path: bytes) -> bool:
@@ -111,66 +257,3 @@ def _hides_a_slash(raw_path: bytes) -> bool:
     if b"%2f" not in raw_path.lower():
         return False
     return unquote(raw_path.split(b"/", 2)[1].decode("ascii")) != NAMES_PATH
-
-
-def create_app(services: Services, routes_beside: Routes | None = None) -> QuartTrio:
-    """The application of one server.
-
-    Args:
-        routes_beside: further ones, which are no part of the contract.
-    """
-    app = Application("avicenna_live", static_folder=None)
-    app.url_map.merge_slashes = False  # a path with two within is another path: 404, not a redirect
-    log_requests(app, services)
-    for routes in (
-        sockets,
-        streams,
-        broadcasts,
-        bulk,
-        diagnoses,
-        positions,
-        operators,
-        subjects,
-        maintenance,
-        revocations,
-        trails,
-        status,
-    ):
-        app.register_blueprint(routes(services))
-    app.register_blueprint(openapi())
-    app.register_blueprint(client_file())
-    if routes_beside is not None:
-        app.register_blueprint(routes_beside(services))
-    front_door.put_up(app, services)
-
-    def answer_to(problem: Problem) -> Response:
-        # Not for an upgrade that is refused in front of its route: it has asked for no stream.
-        instead = goodbye_instead(services, problem) if has_request_context() else None
-        return instead or problem_response(problem)
-
-    @app.errorhandler(Problem)
-    async def refused(problem: Problem) -> Response:
-        return answer_to(problem)
-
-    @app.errorhandler(ActorError)
-    @app.errorhandler(StorageError)
-    async def answered(error: Exception) -> Response:
-        asked = Asked.TO_PUBLISH if request.blueprint in PUBLISHING else Asked.TO_ACT
-        problem = problem_of(error, Asked.TO_READ if request.method in ("GET", "HEAD") else asked)
-        return await unexpected(error) if problem is None else answer_to(problem)
-
-    @app.errorhandler(HTTPException)
-    async def http_error(error: HTTPException) -> Response:
-        if isinstance(error, WebsocketMismatch):
-            return problem_response(websocket_wanted())
-        code, detail = _CODE_OF_STATUS.get(error.code or 500, ("internal_error", "the request failed"))
-        found = error.valid_methods if isinstance(error, MethodNotAllowed) else None
-        headers = {"Allow": app.allowed(request.path, found)} if found else {}
-        return problem_response(Problem(code, detail, headers))
-
-    @app.errorhandler(Exception)
-    async def unexpected(error: Exception) -> Response:
-        logger.error("a request failed unexpectedly: %s", type(error).__name__, exc_info=error)
-        return problem_response(Problem("internal_error", "the request failed unexpectedly"))
-
-    return app

@@ -8,21 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from quart import Blueprint, Response
-
+from web.contract.exchange import Answer, Handlers, Request
 from web.contract.operations import JAVASCRIPT
 from web.http.bodies import StaticContent
 
 FILE: Final = Path(__file__).with_name("client.js")
 
 
-def client_file() -> Blueprint:
-    """The route. Reads the file, once."""
-    blueprint = Blueprint("client_file", __name__)
+def client_file() -> Handlers:
+    """The operation. Reads the file, once."""
     content = StaticContent(FILE.read_bytes(), JAVASCRIPT)
 
-    @blueprint.get("/client.js")
-    async def show() -> Response:
-        return content.answer()
+    async def show(asked: Request) -> Answer:
+        return content.answer(asked)
 
-    return blueprint
+    return {"getClient": show}

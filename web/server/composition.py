@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from quart_trio import QuartTrio
 
 from actors.access_trail import AccessTrail
+from actors.acts import Acts
 from actors.diagnosis import Render
 from actors.registry import Registry
 from actors.slot import ActorLimits
@@ -38,10 +40,14 @@ from storage.errors import Busy, CannotOpen, Failed, StoreBroken
 from storage.sqlite.store import SqliteStore, open_store
 from storage.store import StoreUpkeep
 from storage.unfinished import sweep
-from web.contract.errors import ConnectionRefused
+from web.contract.errors import WebError
 from web.contract.wire import render_event
+from web.following.admission import Entrance
 from web.following.connection_log import ConnectionLog
 from web.following.expiry import Expiry
+from web.following.sockets import Sockets
+from web.following.stream_refusals import goodbye_instead
+from web.following.streams import Streams
 from web.http.bodies import TURN_BYTES
 from web.http.connection import Patience
 from web.http.descriptors import connections_possible
@@ -50,30 +56,39 @@ from web.http.open_connections import OpenConnections
 from web.http.serving import Terms
 from web.http.serving import serve as serve_http
 from web.http.turns import Turns
-from web.identity import access
+from web.identity.access import Access
 from web.identity.addresses import sharing_address
 from web.identity.jwks import RemoteKeys
 from web.identity.keyring import KEY_FILE, load_keys, will_make_key
-from web.identity.keys import Key, KeyUnusable
+from web.identity.keys import KeyUnusable
 from web.identity.limits import Limits as ClientLimits
-from web.identity.tokens import Principal, Verifier
+from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
-from web.operating.acts import Acts
+from web.operating.actors import actors
+from web.operating.delivery import delivery
+from web.operating.diagnoses import diagnoses
+from web.operating.erasure import erasure
 from web.operating.housekeeping import Housekeeper
-from web.operating.maintenance import BACKUPS, CHECKS
-from web.operating.revocations import expire_revocations, load_revoked
-from web.server.app import Routes, create_app
+from web.operating.maintenance import BACKUPS, CHECKS, maintenance
+from web.operating.revocations import expire_revocations, load_revoked, revocations
+from web.operating.status import Figures, status
+from web.operating.trails import trails
+from web.publishing.broadcasts import Publisher, broadcasts
+from web.publishing.bulk import bulk
+from web.server.app import Extra, create_app
 from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
+from web.server.client_file import client_file
 from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
-from web.server.front_door import excess_of
+from web.server.front_door import FrontDoor
 from web.server.greeting import facts
 from web.server.listening_file import LISTENING_FILE, announced
 from web.server.logs import set_up_logging
-from web.server.services import Services
+from web.server.openapi import openapi
+from web.server.reception import Reception
 from web.server.setting_kinds import UNIX_PREFIX
 from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
 from web.server.signals import Signals
-from web.websocket.hub import HELD_MAX, Hub, open_hub
+from web.websocket.hub import HELD_MAX, open_hub
 from web.websocket.poller import open_poller
 
 DRAIN_SECONDS_MAX: Final = 8.0
@@ -112,28 +127,31 @@ logger = logging.getLogger("avicenna.server")
 Ready = Callable[[str], None]
 """Called with the server's URL once it accepts connections."""
 
+Extras = Callable[[trio.Event], Sequence[Extra]]
+"""Makes routes that are no part of the contract; given what stops the server."""
+
 
 def run(
-    settings: Settings, *, ready: Ready | None = None, render: Render = render_event, routes: Routes | None = None
+    settings: Settings, *, ready: Ready | None = None, render: Render = render_event, extras: Extras | None = None
 ) -> int:
     """Serve until a signal.
 
     Args:
         render: makes the frame of an event.
-        routes: further ones.
+        extras: further routes; given what stops the server.
 
     Returns:
         The exit code: 0 after a drain, 1 after a failure, 2 if it could not start.
     """
     signals = Signals()
     with signals:
-        code = _run(settings, ready, signals, render=render, routes=routes)
+        code = _run(settings, ready, signals, render=render, extras=extras)
     if code == 0 and signals.first is None:
         signals.give_back()  # somebody has ended this server, and goes on
     return code
 
 
-def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: Render, routes: Routes | None) -> int:
+def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: Render, extras: Extras | None) -> int:
     set_up_logging(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     has_started = False
@@ -145,7 +163,7 @@ def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: R
             ready(url)
 
     try:
-        trio.run(partial(_serve_until_signal, settings, started, signals, render=render, routes=routes))
+        trio.run(partial(_serve_until_signal, settings, started, signals, render=render, extras=extras))
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
         return _explain(failure, has_started=has_started)
     logger.info("stopped")
@@ -173,7 +191,7 @@ def _explain(failure: BaseException, *, has_started: bool) -> int:
 
 
 async def _serve_until_signal(
-    settings: Settings, ready: Ready, signals: Signals, *, render: Render, routes: Routes | None
+    settings: Settings, ready: Ready, signals: Signals, *, render: Render, extras: Extras | None
 ) -> None:
     stopping = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -192,7 +210,7 @@ async def _serve_until_signal(
 
     signals.when_first_comes(came)
     try:
-        await serve(settings, ready=ready, stopping=stopping, render=render, routes=routes)
+        await serve(settings, ready=ready, stopping=stopping, render=render, extras=extras)
     finally:
         end.cancel()
 
@@ -204,14 +222,14 @@ async def serve(
     stopping: trio.Event,
     clock: Clock | None = None,
     render: Render = render_event,
-    routes: Routes | None = None,
+    extras: Extras | None = None,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
     Args:
         clock: the time; `None`: the machine's.
         render: makes the frame of an event.
-        routes: further ones.
+        extras: further routes; given what stops the server.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -263,13 +281,99 @@ async def serve(
         )
         await actors_nursery.start(registry.run)
         actors_nursery.start_soon(_stop_when_broken, store, stopping)
-        acts = Acts(store, actors_nursery, settings.storage_seconds_max)
-        services = await _services(settings, acts, registry, hub, keys, clock, jitter, stopping)
-        if services.remote_keys is not None:
-            await services.remote_keys.fetch()
-        for name, service in _kept_up(services, trail).items():
+        acts = Acts(store, registry, actors_nursery, settings.storage_seconds_max, refusals=WebError)
+        patient = store.patient(settings.storage_seconds_max)
+        revoked = await load_revoked(store)
+        unknown, url = UnknownKeys(), settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
+        verifier = Verifier(
+            keys,
+            revoked,
+            issuer=settings.issuer,
+            audience=settings.audience,
+            lifetime_seconds_max=settings.token_lifetime_seconds_max,
+            unknown=None if url is None else unknown,
+        )
+        remote_keys = None
+        if url is not None:
+            remote_keys = RemoteKeys(url, verifier, unknown, clock, refresh_seconds=settings.jwks_refresh_seconds)
+            await remote_keys.fetch()
+        access = Access(
+            settings,
+            verifier,
+            ClientLimits(settings, clock.monotonic),
+            patient,
+            clock,
+            lambda: 0.0 if remote_keys is None else remote_keys.retry_after_seconds,
+        )
+        expiry = Expiry(
+            verifier,
+            clock,
+            may_follow=access.may_follow,
+            prepare=_no_keys if remote_keys is None else remote_keys.ready_for,
+        )
+        turns = Turns(TURN_BYTES)
+        open_connections = OpenConnections()
+        entrance = Entrance(access, acts, registry, stopping)
+        streams = Streams(
+            access, entrance, registry, expiry, connection_log, clock, jitter=jitter, hold=hub.hold_stream
+        )
+        sockets = Sockets(entrance, access, registry, expiry, hub, connection_log, clock)
+        publisher = Publisher(access, acts, turns)
+        figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled)
+        handlers = {
+            **broadcasts(publisher),
+            **bulk(publisher, registry),
+            "followEvents": streams.follow,
+            **diagnoses(access, acts, registry, patient),
+            **delivery(access, acts, registry, patient),
+            **actors(access, acts, registry, patient),
+            **erasure(access, acts, registry, stopping),
+            **maintenance(access, patient, clock, settings.data, settings.data / BACKUPS_DIRECTORY, stopping),
+            **revocations(access, acts, registry, patient, revoked),
+            **trails(patient),
+            **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),
+            **openapi(),
+            **client_file(),
+        }
+        door = FrontDoor(settings, access, remote_keys)
+        reception = Reception(door, clock, _request_ids(), partial(goodbye_instead, log=connection_log, clock=clock))
+        app = create_app(reception, access, handlers, sockets.follow, () if extras is None else extras(stopping))
+        kept_up: dict[str, Callable[[], Awaitable[None]]] = {
+            "watch over waits for the disk": acts.watch,
+            "turns of decoding": turns.run,
+            "housekeeper": Housekeeper(settings, store, registry, clock).run,
+            "budget of events in memory": registry.keep_rings_small,
+            "watch over expiring tokens": expiry.run,
+            "sums in the log": connection_log.run,
+            "expiry of revocations": partial(expire_revocations, store, revoked, settings.token_lifetime_seconds_max),
+            "check of all outboxes": partial(_check_once, store),
+        }
+        if trail is not None:
+            kept_up["access trail"] = trail.run
+        if remote_keys is not None:
+            kept_up["fetching of keys"] = remote_keys.run
+        for name, service in kept_up.items():
             actors_nursery.start_soon(restart_on_crash, name, service, clock, jitter)
-        deadline = await _serve_front_end(services, ready, connections_max, routes)
+
+        async def say_goodbye() -> None:
+            await registry.end_all()
+            await hub.drain()
+
+        address_connections_max = max(1, int(settings.address_share * connections_max + 1e-9))
+        terms = Terms(
+            connections_max=connections_max,
+            drain_seconds_max=CONNECTIONS_SECONDS_MAX,
+            patience=Patience(idle_seconds=settings.keep_alive_seconds),
+            elsewhere=lambda: hub.connections,
+            open=open_connections,
+            address_connections_max=address_connections_max,
+            is_served_when_full=served_when_full(verifier, clock.wall),
+            excess=door.excess_of,
+            drain=say_goodbye,
+        )
+        if settings.address_share < 1:
+            terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
+        deadline = await _serve_front_end(app, settings, terms, stopping, ready)
         with trio.move_on_at(deadline):
             async with trio.open_nursery() as drain_nursery:
                 drain_nursery.start_soon(acts.settle)
@@ -312,27 +416,6 @@ def _check_database(settings: Settings) -> None:
     )
 
 
-def _kept_up(services: Services, trail: AccessTrail | None) -> dict[str, Callable[[], Awaitable[None]]]:
-    """What runs beside the actors, by the name the log has for it."""
-    settings, store, clock = services.settings, services.acts.store, services.clock
-    lifetime = settings.token_lifetime_seconds_max
-    kept_up: dict[str, Callable[[], Awaitable[None]]] = {
-        "watch over waits for the disk": services.acts.watch,
-        "turns of decoding": services.decoding_turns.run,
-        "housekeeper": Housekeeper(settings, store, services.registry, clock).run,
-        "budget of events in memory": services.registry.keep_rings_small,
-        "watch over expiring tokens": services.expiry.run,
-        "sums in the log": services.connection_log.run,
-        "expiry of revocations": partial(expire_revocations, store, services.revoked, lifetime),
-        "check of all outboxes": partial(_check_once, store),
-    }
-    if trail is not None:
-        kept_up["access trail"] = trail.run
-    if services.remote_keys is not None:
-        kept_up["fetching of keys"] = services.remote_keys.run
-    return kept_up
-
-
 async def _check_once(store: StoreUpkeep) -> None:
     """Have all outboxes looked at, if the last run did not end in order; until cancelled."""
     while True:
@@ -361,99 +444,25 @@ def _request_ids() -> Callable[[], str]:
     return draw().__next__
 
 
-async def _services(
-    settings: Settings,
-    acts: Acts,
-    registry: Registry,
-    hub: Hub,
-    keys: Sequence[Key],
-    clock: Clock,
-    jitter: Callable[[], float],
-    stopping: trio.Event,
-) -> Services:
-    """Wire what judges tokens, and hand over everything the routes need."""
-    revoked = await load_revoked(acts.store)
-    url = settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
-    unknown = UnknownKeys()
-    verifier = Verifier(
-        keys,
-        revoked,
-        issuer=settings.issuer,
-        audience=settings.audience,
-        lifetime_seconds_max=settings.token_lifetime_seconds_max,
-        unknown=None if url is None else unknown,
-    )
-    remote_keys = None
-    if url is not None:
-        remote_keys = RemoteKeys(url, verifier, unknown, clock, refresh_seconds=settings.jwks_refresh_seconds)
-
-    async def may_follow(who: Principal, diagnosis_id: str) -> bool:
-        try:
-            await access.check_may_subscribe(services, who, diagnosis_id)
-        except ConnectionRefused:
-            return False
-        return True
-
-    async def prepare(token: str) -> None:
-        if remote_keys is not None:
-            await remote_keys.ready_for(token)
-
-    expiry = Expiry(verifier, clock, may_follow=may_follow, prepare=prepare)
-    services = Services(
-        settings=settings,
-        store=acts.store.patient(settings.storage_seconds_max),
-        acts=acts,
-        registry=registry,
-        verifier=verifier,
-        revoked=revoked,
-        remote_keys=remote_keys,
-        expiry=expiry,
-        limits=ClientLimits(settings, clock.monotonic),
-        hub=hub,
-        decoding_turns=Turns(TURN_BYTES),
-        open_connections=OpenConnections(),
-        connection_log=hub.log,
-        clock=clock,
-        jitter=jitter,
-        stopping=stopping,
-        new_id=_request_ids(),
-        started_at=clock.monotonic(),
-    )
-    return services
+async def _no_keys(token: str) -> None:
+    """Wait for the key of a token where none will come."""
 
 
-async def _serve_front_end(services: Services, ready: Ready, connections_max: int, routes: Routes | None) -> float:
+async def _serve_front_end(
+    app: QuartTrio, settings: Settings, terms: Terms, stopping: trio.Event, ready: Ready
+) -> float:
     """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
-    settings, stopping, hub = services.settings, services.stopping, services.hub
-
-    async def say_goodbye() -> None:
-        await services.registry.end_all()
-        await hub.drain()
-
-    address_connections_max = max(1, int(settings.address_share * connections_max + 1e-9))
-    terms = Terms(
-        connections_max=connections_max,
-        drain_seconds_max=CONNECTIONS_SECONDS_MAX,
-        patience=Patience(idle_seconds=settings.keep_alive_seconds),
-        elsewhere=lambda: hub.connections,
-        open=services.open_connections,
-        address_connections_max=address_connections_max,
-        is_served_when_full=served_when_full(services.verifier, services.clock.wall),
-        excess=partial(excess_of, services),
-        drain=say_goodbye,
-    )
-    if settings.address_share < 1:
-        terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
     with contextlib.ExitStack() as listening:
         listeners, urls = _listen(settings, listening)
         beside = [(one, _operators_terms(terms)) for one in _listen_for_operators(settings, listening)]
-        app = create_app(services, routes)
         async with trio.open_nursery() as front_nursery:
             await front_nursery.start(partial(serve_http, app, listeners, terms, beside=beside, stop=stopping.wait))
             announcing = contextlib.ExitStack()
             try:
                 _announce(settings, urls, announcing)
-                for line in facts(settings, version("avicenna-live"), connections_max, address_connections_max):
+                for line in facts(
+                    settings, version("avicenna-live"), terms.connections_max, terms.address_connections_max
+                ):
                     logger.info("%s", line)
                 for url in urls:
                     logger.info("listening on %s", url)

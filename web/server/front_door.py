@@ -1,24 +1,24 @@
-"""What every request passes before its route: the rate of its address, its host and origin, the keys of its token."""
+"""What every request passes before its handler: the rate of its address, its host and origin, the keys of its token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-from quart import Quart, Response, request, websocket
-from quart.wrappers.base import BaseRequestWebsocket
-from werkzeug.exceptions import HTTPException
-
 from web.contract.errors import Problem, retry_after
-from web.contract.operations import ON_ANY_HOST
+from web.contract.exchange import Answer, Request
+from web.contract.operations import EVENT_STREAM, ON_ANY_HOST
 from web.contract.origins import bare_host, host_of_origin, normal_origin
 from web.contract.parameters import repeated_header, repeated_parameter
-from web.identity.access import bearer_token, origin_allowed, socket_token
-from web.identity.addresses import UNIX, address_of, asks_known_host, client_address, is_trusted_peer
+from web.following.admission import token_of_upgrade
+from web.identity.access import Access, bearer_token
+from web.identity.addresses import UNIX, asks_known_host, client_address, is_trusted_peer
+from web.identity.jwks import RemoteKeys
 from web.identity.limits import TooMany
-from web.server.request_log import REQUEST_ID_HEADER
-from web.server.services import Services
 from web.server.settings import Settings
+
+REQUEST_ID_HEADER: Final = "X-Request-ID"
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing, and a foreign page cannot read their answers unless CORS lets it."""
@@ -49,94 +49,119 @@ def host_names(settings: Settings) -> frozenset[str]:
     return frozenset({"localhost", bare_host(settings.host.lower()), own, *settings.allowed_hosts}) - {""}
 
 
-def check_rate(services: Services, address: Callable[[], str]) -> None:
-    """Count a request of this address.
+class FrontDoor:
+    """Stands in front of every handler. One per server."""
 
-    Raises:
-        Problem: 429, it is one too many.
-    """
-    try:
-        services.limits.request_from(address)
-    except TooMany as excess:
-        raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+    def __init__(self, settings: Settings, access: Access, remote_keys: RemoteKeys | None) -> None:
+        """Judge by these.
 
+        Args:
+            remote_keys: keys from a JWKS URL; `None`: none is configured.
+        """
+        self._settings = settings
+        self._access = access
+        self._remote_keys = remote_keys
+        self._names = host_names(settings)
 
-def excess_of(services: Services, client: tuple[str, int] | None) -> Problem | None:
-    """Count a malformed request; what it is answered if it is one too many for its address.
+    async def enter(self, asked: Request) -> Answer | None:
+        """Let a request pass; or what it is answered instead.
 
-    Nothing of it is believed, so a trusted proxy has no other address to name, and is not blamed for its clients.
-    """
-    trusted = services.settings.trusted_proxies
-    peer = UNIX if client is None else client[0]
-    if is_trusted_peer(peer, trusted):
-        return None
-    try:
-        check_rate(services, lambda: client_address(peer, "", trusted))
-    except Problem as problem:
-        return problem
-    return None
-
-
-def put_up(app: Quart, services: Services) -> None:
-    """Stand in front of every route of the application."""
-    settings = services.settings
-    names = host_names(settings)
-
-    def check_host(channel: BaseRequestWebsocket) -> None:
-        if channel.path in ON_ANY_HOST or asks_known_host(channel, names, settings.trusted_proxies):
-            return
-        detail = "where anonymous subscribers are allowed, the host of a request must be known: allowed_hosts names it"
-        raise Problem("misdirected_request", detail)
-
-    @app.before_websocket
-    async def enter_socket() -> None:
-        """An upgrade that no route sees is a request; the others are counted as connects there."""
-        try:
-            if settings.allow_anonymous:
-                check_host(websocket)
-            if websocket.routing_exception is not None:
-                raise websocket.routing_exception
-        except (Problem, HTTPException):
-            check_rate(services, lambda: address_of(websocket, settings.trusted_proxies))
-            raise
-
-    @app.before_request
-    async def enter() -> Response | None:
-        check_rate(services, lambda: address_of(request, settings.trusted_proxies))
-        if settings.allow_anonymous:
-            check_host(request)
-        if (repeated := repeated_header(request.headers)) is not None:
+        Raises:
+            Problem: it may not pass.
+        """
+        settings = self._settings
+        self._count(asked)
+        self._check_host(asked)
+        if (repeated := repeated_header(asked.headers.items())) is not None:
             raise Problem("invalid_field", repeated)
-        is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
-        if (is_preflight or request.method not in SAFE_METHODS) and not origin_allowed(services, request):
-            raise Problem("origin_not_allowed", "pages of this origin may not do this")
+        is_preflight = asked.method == "OPTIONS" and "Access-Control-Request-Method" in asked.headers
+        if (is_preflight or asked.method not in SAFE_METHODS) and not self._access.origin_allowed(asked):
+            raise _foreign()
         if is_preflight and settings.allowed_origins:
-            return Response(b"", 204, _PREFLIGHT_HEADERS)
-        if request.query_string and (repeated := repeated_parameter(request.args)) is not None:
+            return Answer(204, dict(_PREFLIGHT_HEADERS))
+        if asked.query and (repeated := repeated_parameter(asked.query)) is not None:
             raise Problem("invalid_field", repeated)
+        if _is_stream(asked) and self._access.asked_by_a_foreign_page(asked):
+            # Unlike other GETs this one changes something: it may take over a connection, and acknowledge.
+            raise _foreign()
+        if self._remote_keys is not None:
+            token = bearer_token(asked) or (settings.query_tokens and asked.query.get("token"))
+            if token:
+                await self._remote_keys.ready_for(token)
         return None
 
-    if settings.allowed_origins:
+    async def enter_socket(self, asked: Request) -> None:
+        """Let an upgrade pass. Its route counts it as a connect; one that no route sees is a request like another.
 
-        @app.after_request
-        async def share(response: Response) -> Response:
-            """Let pages of the configured origins read the answer; no cookies are involved, so no credentials."""
-            response.vary.add("Origin")
-            origin = request.headers.get("Origin")
-            if origin is not None and normal_origin(origin) in settings.allowed_origins:
-                response.headers["Access-Control-Allow-Origin"] = origin
-                response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
-            return response
-
-    if (remote_keys := services.remote_keys) is not None:
-
-        @app.before_request
-        async def wait_for_keys() -> None:
-            token = bearer_token(request) or (settings.query_tokens and request.args.get("token"))
+        Raises:
+            Problem: it may not pass.
+        """
+        try:
+            self._check_host(asked)
+        except Problem:
+            self._count(asked)
+            raise
+        if asked.route is None:
+            self._count(asked)
+            return
+        if self._remote_keys is not None:
+            token = token_of_upgrade(asked, query_allowed=self._settings.query_tokens)
             if token:
-                await remote_keys.ready_for(token)
+                await self._remote_keys.ready_for(token)
 
-        @app.before_websocket
-        async def wait_for_keys_of_socket() -> None:
-            if token := socket_token(services, websocket):
-                await remote_keys.ready_for(token)
+    def share(self, asked: Request, answer: Answer) -> None:
+        """Let pages of the configured origins read an answer; no cookies are involved, so no credentials."""
+        if not self._settings.allowed_origins:
+            return
+        answer.headers["Vary"] = "Origin"
+        origin = asked.headers.get("Origin")
+        if origin is not None and normal_origin(origin) in self._settings.allowed_origins:
+            answer.headers["Access-Control-Allow-Origin"] = origin
+            answer.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
+
+    def excess_of(self, client: tuple[str, int] | None) -> Problem | None:
+        """Count a malformed request; what it is answered if it is one too many for its address.
+
+        Nothing of it is believed, so a trusted proxy has no other address to name, and is not blamed for its clients.
+        """
+        trusted = self._settings.trusted_proxies
+        peer = UNIX if client is None else client[0]
+        if is_trusted_peer(peer, trusted):
+            return None
+        try:
+            self._count_from(lambda: client_address(peer, "", trusted))
+        except Problem as problem:
+            return problem
+        return None
+
+    def _count(self, asked: Request) -> None:
+        """Count a request for its address.
+
+        Raises:
+            Problem: 429, it is one too many.
+        """
+        self._count_from(partial(self._access.address_of, asked))
+
+    def _count_from(self, address: Callable[[], str]) -> None:
+        try:
+            self._access.limits.request_from(address)
+        except TooMany as excess:
+            raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+
+    def _check_host(self, asked: Request) -> None:
+        settings = self._settings
+        if not settings.allow_anonymous or asked.path in ON_ANY_HOST:
+            return
+        if not asks_known_host(asked, self._names, settings.trusted_proxies):
+            detail = (
+                "where anonymous subscribers are allowed, the host of a request must be known: allowed_hosts names it"
+            )
+            raise Problem("misdirected_request", detail)
+
+
+def _is_stream(asked: Request) -> bool:
+    return asked.operation is not None and asked.operation.answer_type == EVENT_STREAM
+
+
+def _foreign() -> Problem:
+    return Problem("origin_not_allowed", "pages of this origin may not do this")

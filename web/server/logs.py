@@ -15,18 +15,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
 
-from quart import g, has_request_context, has_websocket_context
-
 from web.contract import wire
+from web.contract.log_fields import FIELDS, REQUEST_ID, current_request
 from web.server.log_writer import LogWriter
 from web.server.settings import Settings
-
-REQUEST_ID: Final = "request_id"
-"""Where the current request keeps its id in `quart.g`, the attribute of a record that has another one's, and the field
-of a JSON line."""
-
-FIELDS: Final = "fields"
-"""The attribute of a record with what a JSON line has in fields of their own, beside the message."""
 
 PLACES_MAX: Final = 12
 """Innermost frames shown of an exception. Reason: a line stays a line, also after a RecursionError."""
@@ -112,7 +104,7 @@ class Formatter(logging.Formatter):
             "logger": record.name,
             "message": redacted(record.getMessage()),
         }
-        request_id = getattr(record, REQUEST_ID, None) or current_request_id()
+        request_id = getattr(record, REQUEST_ID, None) or current_request.get()
         if request_id is not None:
             line[REQUEST_ID] = request_id
         if record.exc_info and record.exc_info[1] is not None:
@@ -129,14 +121,6 @@ def _for_people(line: dict[str, object]) -> str:
     if REQUEST_ID in line:
         text += f" [{line[REQUEST_ID]}]"
     return f"{text} ({line['exception']})" if "exception" in line else text
-
-
-def current_request_id() -> str | None:
-    """The id of the request this task works for, `None` outside of one."""
-    if not (has_request_context() or has_websocket_context()):
-        return None
-    found = g.get(REQUEST_ID)
-    return found if isinstance(found, str) else None
 
 
 def _dropped(count: int) -> logging.LogRecord:

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Final
 
-from quart import Blueprint, Response
-
 from web.contract import wire
 from web.contract.errors import STATUS_OF_CODE
-from web.contract.operations import EVENT_STREAM, ON_ANY_HOST, OPERATIONS, TAGS, Operation, Parameter
+from web.contract.exchange import PROBLEM, Answer, Handlers, Request
+from web.contract.operations import EVENT_STREAM, JSON, ON_ANY_HOST, OPERATIONS, TAGS, Operation, Parameter
 from web.contract.schemas import TEXT, Schema, components, ref, words
-from web.http.bodies import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, StaticContent
+from web.http.bodies import StaticContent
 
 ANY_OPERATION: Final = ("internal_error", "method_not_allowed", "rate_limited")
 """Codes that need no entry: anything can fail, a path that takes other methods says so, an address asks too often."""
@@ -51,16 +50,14 @@ _OF_STATUS: Final = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: ("Retry-A
 _IF_NONE_MATCH: Final = Parameter("If-None-Match", "header", TEXT, "The `ETag` of the content that is there already.")
 
 
-def openapi() -> Blueprint:
-    """The route."""
-    blueprint = Blueprint("openapi", __name__)
-    content = StaticContent(wire.encode(document()), JSON_MEDIA_TYPE)
+def openapi() -> Handlers:
+    """The operation."""
+    content = StaticContent(wire.encode(document()), JSON)
 
-    @blueprint.get("/openapi.json")
-    async def show() -> Response:
-        return content.answer()
+    async def show(asked: Request) -> Answer:
+        return content.answer(asked)
 
-    return blueprint
+    return {"getDocument": show}
 
 
 def document() -> Schema:
@@ -145,7 +142,7 @@ def _problems(codes: Iterable[str]) -> dict[str, Schema]:
             "description": " or ".join(of_status),
             "headers": _headers("X-Request-ID", "X-Content-Type-Options", "Cache-Control", *_OF_STATUS.get(status, ())),
             "content": {
-                PROBLEM_MEDIA_TYPE: {
+                PROBLEM: {
                     "schema": {"allOf": [ref("Problem"), {"properties": {"code": words(*of_status)}}]},
                 }
             },

@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from storage.records import IDEMPOTENCY_KEYS_MAX
+from storage.records import DAY_SECONDS, IDEMPOTENCY_KEYS_MAX
 from web.identity.keys import KeySpec
 from web.identity.tokens import LIFETIME_SECONDS_MAX
 from web.server.setting_kinds import (
@@ -61,7 +61,6 @@ DATABASE_FILE: Final = "avicenna.db"
 BACKUPS_DIRECTORY: Final = "backups"
 """Name of the directory of backups within the data directory (0700)."""
 
-DAY_SECONDS: Final = 86_400
 DAYS_MAX: Final = 36_500
 
 

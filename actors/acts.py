@@ -14,11 +14,12 @@ from typing import Final, TypeVar, cast
 import trio
 
 from actors.errors import ActorError
+from actors.messages import Asks
+from actors.registry import Registry
 from actors.upkeep import describe
 from storage.errors import Failed, StorageError
 from storage.pending import Pending
 from storage.store import Store
-from web.contract.errors import WebError
 
 ANSWER_SECONDS_MAX: Final = 120.0
 """Longest wait for an answer while the disk works. Reason: an erasure has many steps. Beyond: unknown."""
@@ -47,14 +48,25 @@ class _Asked:
 class Acts:
     """Carries out what requests have begun. One per server."""
 
-    def __init__(self, store: Store, acts_nursery: trio.Nursery, storage_seconds_max: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        acts_nursery: trio.Nursery,
+        storage_seconds_max: float,
+        *,
+        refusals: type[Exception],
+    ) -> None:
         """Work in this nursery.
 
         Args:
             store: waits as long as it takes.
             storage_seconds_max: longest time somebody waits while the disk does not answer.
+            refusals: what an act may raise that is an answer to whoever asked, beside the errors of actors and stores.
         """
         self.store = store
+        self._registry = registry
+        self._refusals = refusals
         self._acts_nursery = acts_nursery
         self._seconds_max = storage_seconds_max
         self._waiting: dict[trio.CancelScope, float] = {}
@@ -80,6 +92,11 @@ class Acts:
                 return cast("Answer", await reply.wait())
         finally:
             asked.is_waiting = False
+
+    async def ask(self, diagnosis_id: str, message: Asks[Answer]) -> Answer:
+        """Ask the actor of a diagnosis, with patience. Raises as `Registry.ask`, or `Unanswered`."""
+        with self.patience():
+            return await self._registry.ask(diagnosis_id, message)
 
     @contextmanager
     def patience(self) -> Iterator[None]:
@@ -118,7 +135,7 @@ class Acts:
     async def _run(self, act: Callable[[], Awaitable[object]], reply: Pending[object], asked: _Asked) -> None:
         try:
             reply.answer(await act())
-        except (WebError, ActorError, StorageError) as refusal:
+        except (self._refusals, ActorError, StorageError) as refusal:
             reply.refuse(refusal)
         except Exception as error:  # noqa: BLE001 - the boundary of an act: its failure is told to who asked for it
             reply.refuse(error)
