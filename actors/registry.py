@@ -1,6 +1,7 @@
 """The door of this room: find the actor of a diagnosis by id, waking it if need be, and talk to it.
 
-One registry per server. Nobody keeps a mailbox across an await: they keep ids.
+One registry per server. Callers keep ids, never a mailbox. Only `restart` and `stop` hold a cell across an await, to
+wait for it to change.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ DEVICES_MAX: Final = 100
 """Named devices of one user (or of all anonymous ones) per diagnosis. Beyond: the longest-unseen is forgotten."""
 
 UNSEEN_SECONDS_MAX: Final = 30 * 24 * 3600
-"""A subscriber unseen for so long is forgotten (PROTOCOL section 2)."""
+"""After so long unseen a subscriber is forgotten (PROTOCOL section 2) when its diagnosis loads, or at the daily look."""
 
 AT_RISK_LAG: Final = 80
 """A known subscriber more than so many events behind will lose some soon (PROTOCOL section 7)."""
@@ -49,16 +49,16 @@ class Known:
         self.epoch: Epoch = cursor.epoch
         self.seq: Seq = cursor.seq
         self.stored: Seq = cursor.seq
-        """What of `seq` is in the store, as far as is known here; as `seq` of `epoch`."""
+        """The highest number of this epoch that is certainly in the store."""
         self.seen_at = cursor.seen_at
         self.seen_turn = 0
-        """Who was seen later has the higher one, whatever the clocks say; 0: not seen since its cursor was loaded."""
+        """Grows with every sight of a subscriber, whatever the clocks say; 0: not seen since its cursor was loaded."""
         self.acknowledged_at = cursor.acknowledged_at
         self.acknowledged_by: AcknowledgedBy | None = cursor.acknowledged_by
         self.connections: tuple[Subscriber, ...] = ()
-        """Attached connections, oldest first: one, nearly always, for which a tuple takes a third of a dict."""
+        """Attached connections, oldest first. Almost always one: a tuple then needs a third of a dict's memory."""
         self.waiting: dict[Subscriber, None] | None = None
-        """Connections to tell once the cursor is stored; `None`: as nobody, which is most of the time."""
+        """Connections to tell once the cursor is stored; `None` (usual): nobody waits."""
 
     def left(self, subscriber: Subscriber) -> None:
         """A connection is not attached any more."""
@@ -103,7 +103,8 @@ class Roster:
         self.subscribers: dict[Subscriber, None] = {}
         """Attached connections, oldest first."""
         self.known: dict[SubscriberId, Known] | None = None
-        """All known subscribers; `None` until the first incarnation has loaded them. Changed by methods here alone."""
+        """All known subscribers; `None` until the first incarnation has loaded them. Only methods of this class add and
+        remove subscribers; the cursor keeper and the actor change the `Known` of each."""
         self._devices: Counter[str | None] = Counter()
         """Known named devices of each user (`None`: of all anonymous ones)."""
         self.erasures = 0
@@ -117,7 +118,7 @@ class Roster:
         self._lowest: Seq | None = None
         """The lowest cursor of a known subscriber when it was last looked for; `None`: that may have changed."""
         self._safe_until = Seq(0)
-        """As long as the head is not above this number, nobody else has come to be at risk."""
+        """Until the head passes this number, `_at_risk` holds."""
 
     def begin(self, ring: Ring, known: dict[SubscriberId, Known]) -> None:
         """A new incarnation has loaded its ring."""

@@ -49,7 +49,7 @@ def load_keys(settings: Settings) -> list[Key]:
     What may be wrong with them, and works, is one warning line each.
 
     Raises:
-        KeyUnusable: one of them cannot be used; the message names it.
+        KeyUnusable: one of them cannot be used, and the message names it; or two have the same algorithm and `KID`.
     """
     keys = [load_key_file(spec) for spec in settings.token_keys]
     secrets_of_files = [

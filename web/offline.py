@@ -1,6 +1,6 @@
 """The database without a server: what `check`, `backup`, `restore` and `new-database` do when none is running.
 
-Beside the composition root the only file that opens a store.
+Beside the composition root, this is the only file that opens a store.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ NAMES: Final = frozenset(
         "heartbeat",
         "lastEventId",
         "limit",
-        "owner",
         "peek",
         "seq",
         "since",

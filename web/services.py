@@ -1,4 +1,4 @@
-"""What every route needs, wired once in the composition root and handed over: no module-level state."""
+"""What every route needs, wired once in the composition root and handed over: no module holds a server."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`avicenna-live tail`: follows one diagnosis, prints what happens, and comes back where it stopped.
 
-Trio runs here and in no other command: a WebSocket is read while a second task listens for a server that died.
+No other command runs Trio to talk to a server: here a WebSocket is read while a second task notices a dead server.
 """
 
 from __future__ import annotations
