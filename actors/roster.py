@@ -20,7 +20,7 @@ DEVICES_MAX: Final = 100
 """Named devices of one user (or of all anonymous ones) per diagnosis. Beyond: the longest-unseen is forgotten."""
 
 UNSEEN_SECONDS_MAX: Final = 30 * 24 * 3600
-"""After so long unseen a subscriber is forgotten (PROTOCOL section 2) when its diagnosis loads, or at the daily look."""
+"""After so long unseen a subscriber is forgotten (PROTOCOL section 2): when its diagnosis loads, or at a daily look."""
 
 AT_RISK_LAG: Final = 80
 """A known subscriber more than so many events behind will lose some soon (PROTOCOL section 7)."""
