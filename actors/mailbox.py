@@ -34,7 +34,7 @@ class Mailbox:
         self._publishes_max = publishes_max
         self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX)
         self._held: Envelope | None = None
-        """Taken out of the channel, and not wanted yet."""
+        """Peeked at, and kept for the next receive."""
         self._publishes = self._peak = self._controls = 0
         self._closed = False
 

@@ -39,7 +39,8 @@ LAG_SHOWN: Final = 10
 """Subscribers shown with their lag."""
 
 RINGS_LOOK_SECONDS: Final = 1.0
-"""How often it is looked at what all rings take, for those whose actors had work when they were to leave."""
+"""Between two looks at what all rings take. Reason: an actor that had work could not let its ring leave at the
+first."""
 
 HISTORIES_MAX: Final = 100_000
 """Resting diagnoses whose history is remembered. Beyond: the one that has rested longest begins anew."""
@@ -72,7 +73,7 @@ class ActorStatistics:
     lag: tuple[Lag, ...] | None
     """The subscribers furthest behind, at most `LAG_SHOWN`; `None`: not loaded."""
     damage: Damage | None
-    """What is wrong with its outbox, which is not loaded; `None`: nothing is known of."""
+    """What is wrong with its outbox, which is not loaded then; `None`: no damage is known."""
 
 
 class Registry(Watcher):
@@ -165,7 +166,7 @@ class Registry(Watcher):
     async def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
         """End the connections of one diagnosis that `which` picks, and leave others their turn; how many.
 
-        Whoever is attached meanwhile is not looked at: take the right to be admitted away first.
+        A connection that is attached meanwhile is not ended: first take away the right to be admitted.
         """
         cell = self._cells.get(diagnosis_id)
         return 0 if cell is None else await turns.end_where(cell.roster, which, ending)
@@ -207,7 +208,7 @@ class Registry(Watcher):
     def evicted(self, diagnosis_id: str, window: Window) -> None:
         """The store has dropped old events: have the actor let go of them, if it is in memory.
 
-        One that is just reading its outbox may have read them: it does so afterwards.
+        An actor that is just reading its outbox may have read them already: it lets go of them afterwards.
         """
         cell = self._cells.get(diagnosis_id)
         if cell is None:
@@ -228,9 +229,9 @@ class Registry(Watcher):
                 self._wake(cell)
 
     async def forget_unseen(self) -> frozenset[str]:
-        """Have every actor in memory forget whom it has not seen for too long; the diagnoses that are in memory.
+        """Have every actor in memory forget subscribers that were unseen for too long; returns the diagnoses in memory.
 
-        Whoever is connected is seen now, and stored as such. An actor that loads later forgets by itself.
+        A connected subscriber is stored as seen now. An actor that loads later forgets by itself.
         """
         cells = list(self._cells.values())
         for cell in cells:
@@ -244,7 +245,7 @@ class Registry(Watcher):
     # Operators
 
     async def disconnect_user(self, sub: str) -> int:
-        """End every connection of a user, and have the access trail of them stored; how many there were."""
+        """End every connection of a user, and store their rows of the access trail; how many there were."""
         ended = await self.end_everywhere(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
         if self._trail is not None:
             await self._trail.flush()

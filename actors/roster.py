@@ -122,7 +122,7 @@ class Roster:
 
     def begin(self, ring: Ring, known: dict[SubscriberId, Known]) -> None:
         """A new incarnation has loaded its ring."""
-        # What was read before an erasure names who has been erased since; nobody was admitted meanwhile.
+        # Cursors that were read before an erasure still name the erased user. Nobody was admitted meanwhile.
         if self._left_out:
             known = {one: cursor for one, cursor in known.items() if one.sub not in self._left_out}
             self._left_out.clear()
@@ -144,7 +144,7 @@ class Roster:
         return self.known is not None and self.known.get(known.id) is known
 
     def forget(self, subscriber_id: SubscriberId) -> Known | None:
-        """Do not know a subscriber any more, who has no connection; `None`: it was not known."""
+        """Forget a known subscriber that has no connection; `None`: it was not known."""
         assert self.known is not None, "nobody is forgotten before the others are loaded"
         self._at_risk = self._lowest = None
         known = self.known.pop(subscriber_id, None)
@@ -155,7 +155,7 @@ class Roster:
         return known
 
     def forget_user(self, sub: str) -> None:
-        """Do not know a user any more, who has no connection; also if the known subscribers are being loaded."""
+        """Forget a user that has no connection, also while the known subscribers are being loaded."""
         self.erasures += 1
         if self.known is None:
             self._left_out.add(sub)
@@ -177,7 +177,7 @@ class Roster:
         """Let a connection follow from `position`; a named subscriber's older connection is replaced.
 
         Args:
-            known: whose connection it is; `None`: nobody's that is known, it peeks.
+            known: the subscriber it belongs to; `None`: it peeks.
         """
         assert self.ring is not None, "nobody is attached before the ring is loaded"
         if known is not None:
@@ -271,7 +271,8 @@ class Roster:
         return [one.id for one in known.values() if not one.connections and one.seen_at <= before]
 
     def has_room_for(self, newcomer: SubscriberId, coming: int) -> bool:
-        """Whether `newcomer` can become known beside so many devices of its user that are about to."""
+        """Whether `newcomer` fits beside the known devices of its user, and `coming` more that are about to be
+        known."""
         return newcomer.device is None or self._devices[newcomer.sub] + coming < DEVICES_MAX
 
     def device_to_forget(self, newcomer: SubscriberId) -> SubscriberId:
@@ -284,7 +285,7 @@ class Roster:
         away = [one for one in devices if not one.connections]
         if not away:
             raise DevicesExhausted(f"at most {DEVICES_MAX} devices of one user can follow a diagnosis")
-        # A matter of order, not of age: what this process has seen itself, it need not ask the clock about.
+        # The order decides, not the age: for devices that this process saw itself no clock is needed.
         return min(away, key=lambda one: (one.seen_turn, one.seen_at)).id
 
     def _devices_of(self, sub: str | None) -> Iterator[Known]:

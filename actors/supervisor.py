@@ -30,7 +30,7 @@ from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, Refused, Stor
 from storage.store import Store
 
 SERVICE_WINDOW_SECONDS: Final = 60.0
-"""Crashes of a service that lie closer together than this make it wait longer each time."""
+"""A service that crashes again within this time waits longer before each restart."""
 
 RELOAD_SECONDS: Final = 1.0
 """Wait before an outbox that could not be read is tried again, while somebody follows it."""
@@ -52,7 +52,8 @@ class Limits:
     quarantine_seconds: float = 60.0
     """How long a quarantined diagnosis rests before it is tried again."""
     escalation_quarantines_max: int = 10
-    """Quarantines tolerated within the window. Beyond: escalated, the fault is probably not theirs."""
+    """Quarantines tolerated within the window. Beyond: escalated (the server is unready), as they probably share a
+    cause."""
     escalation_seconds: float = 60.0
     ring_bytes_max: int = 256 * 1024 * 1024
     """Events in memory, of all diagnoses. Beyond: those that nobody follows and that were used least recently leave."""
@@ -109,7 +110,7 @@ class Cell:
     state: ActorState = ActorState.PASSIVE
     wish: Wish = Wish.NONE
     scope: trio.CancelScope | None = None
-    """Around the running incarnation, or the wait that stands in for it."""
+    """Cancels the running incarnation, or the wait in its place."""
     quarantined_until: float = 0.0
     """On the monotonic clock."""
     changed: trio.Event = field(default_factory=trio.Event)
@@ -145,10 +146,10 @@ class Cell:
         return bool(self.mailbox or self.hands.holding or self.hands.retries)
 
     def let_go_of_ring(self) -> bool:
-        """Have no events in memory any more; False: the actor has work, or an operator wants something of it."""
+        """Drop the ring; False: the actor has work, or an operator wants something of it."""
         if self.has_work or self.wish is not Wish.NONE:
             return False
-        # Where it rests after a crash, the ring of before is nothing that it needs, and the rest goes on.
+        # An actor that rests after a crash does not need its former ring. Its rest goes on.
         if self.state is ActorState.RUNNING:
             self.ask_for(Wish.STOP)
         self.roster.ring = None
@@ -190,7 +191,7 @@ class Supervisor:
 
     @property
     def escalated(self) -> bool:
-        """Whether so many diagnoses were quarantined lately that the fault is probably not theirs."""
+        """Whether so many diagnoses were quarantined lately that they probably share a cause."""
         return self._quarantines.exceeded(self._clock.monotonic())
 
     async def supervise(self, cell: Cell, rested: Callable[[Cell], None]) -> None:
@@ -213,7 +214,7 @@ class Supervisor:
         """Run one incarnation, and what follows from its end; True: the actor rests now."""
         if cell.wish is Wish.RETIRE or (cell.is_to_stop and not cell.has_work):
             return await self._after_wish(cell)
-        # Who is to stop and has mail finishes it first: the wish stands until there is none.
+        # An actor that is to stop finishes its mail first: the wish stands until there is none.
         stops = cell.is_to_stop
         if not stops:
             cell.settle_wish()
@@ -227,7 +228,7 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
                 failure = error
         if isinstance(failure, NoSuchDiagnosis | OutboxDamaged):
-            # Of a damaged one the store has told the log. It is tried again with the next message, and not before.
+            # The store has logged the damage. The outbox is read again with the next message, and not before.
             cell.refuse_all(failure)
             ending = Ending.DELETED if isinstance(failure, NoSuchDiagnosis) else Ending.QUARANTINED
             await turns.end_where(cell.roster, lambda _: True, ending)
@@ -267,7 +268,7 @@ class Supervisor:
                 return False
 
     async def _after_refusal(self, cell: Cell, refusal: StorageError) -> bool:
-        """The store did not let the outbox be read: no crash. Whoever is attached makes it worth another try."""
+        """The outbox could not be read, which is no crash. It is tried again while somebody is attached."""
         logger.warning("diagnosis %s: outbox not loaded: %s", cell.diagnosis_id, refusal)
         cell.refuse_all(refusal)
         if not cell.roster.subscribers:
@@ -293,7 +294,7 @@ class Supervisor:
         return await self._rest(cell, cell.intensity.backoff_seconds(self._jitter))
 
     async def _rest(self, cell: Cell, seconds: float) -> bool:
-        """Wait, unless an operator wants something; True: what it wants is that the actor rests."""
+        """Wait, unless an operator wants something; True: the operator wants the actor to rest."""
         with trio.CancelScope() as cell.scope:
             if cell.wish is Wish.NONE:
                 await trio.sleep(seconds)
@@ -302,7 +303,7 @@ class Supervisor:
     def _give_up_on_repeaters(self, hands: Hands) -> None:
         """A message in hand at two crashes is answered; the others are tried once more, each alone.
 
-        What has reached the store is not tried again, so it is to blame for nothing: its outcome is its answer.
+        A message that has reached the store is not tried again and counts no crash: its outcome is its answer.
         """
         for envelope in [one for one in hands.holding if one.pending is None]:
             envelope.crashes += 1
