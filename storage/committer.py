@@ -58,7 +58,7 @@ _OPERATION_CODES: Final = frozenset(
 
 
 class Pending(Generic[Answer]):
-    """An operation that is queued: it will be carried out, whatever becomes of who asked."""
+    """An operation that is queued. It is carried out even if its caller has gone."""
 
     __slots__ = ("_answer", "_error", "after", "done", "since", "work")
 
@@ -74,7 +74,7 @@ class Pending(Generic[Answer]):
         self._error: StorageError | None = None
 
     def settle(self, outcome: Answer | StorageError) -> None:
-        """Set the outcome and wake who waits. Called once."""
+        """Set the outcome and wake the waiters. Called once."""
         if isinstance(outcome, StorageError):
             self._error = outcome
         else:
@@ -115,14 +115,14 @@ class Committer:
             time: says what time it is for each transaction.
             keep: keeps that time; `None`: it is not kept.
             lost: what has happened to the files of the database, `None`: they are in place. Asked after every
-                commit, before anybody is told about it: a commit into a deleted file must not be acknowledged.
+                commit, before it is acknowledged: a commit into a deleted file must not be.
             is_full: whether nothing more can be written; asked after a failed write, on the database thread.
             undone: called after a commit that failed, there, too.
         """
         self._database = database
         self._time = time
         self.wal_bytes = 0
-        """Size of the write-ahead log when it was last looked at: whoever asks must not wait for the disk."""
+        """Size of the write-ahead log at the last look. Reason: asking must not wait for the disk."""
         self._lost = lost
         self._keep = keep
         self._is_full = is_full
@@ -228,7 +228,8 @@ class Committer:
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
-        """Around a look at the files: where the disk does not answer it, nobody else need ask for that to be seen."""
+        """Around a look at the files. A look that the disk does not answer counts as waiting, so a hung disk is seen
+        without any request."""
         self._looking_since = self._stall.ran(trio.current_time())
         try:
             yield
@@ -273,7 +274,7 @@ class Committer:
             raise self._broken
 
     def _drain(self) -> list[Pending[object]]:
-        # Only this method takes from the queue: since the last time it was never longer than now.
+        # Only this method takes from the queue, so the queue is now as long as it ever was since the last time.
         self._queue_peak = max(self._queue_peak, len(self._queue))
         return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_OPERATIONS_MAX))]
 
@@ -330,12 +331,12 @@ class Committer:
         return kept if is_due else None
 
     def _committed(self, batch: Sequence[Pending[object]], began: float, outcomes: Sequence[object]) -> None:
-        """Wake everybody who waits for a batch; in the moment its answer is there, a turn before `run` goes on."""
+        """Wake the waiters of a batch at the moment its answer is there, one turn before `run` goes on."""
         self._count(len(batch), self._time.monotonic() - began)
         _settle(batch, outcomes)
 
     def _refused(self, failed: TransactionFailed) -> StorageError:
-        """What the waiters of a transaction are told that the disk refused; told to the log as well."""
+        """What the waiters are told about a transaction that the disk refused. The log is told, too."""
         refusal: StorageError
         if failed.is_full:
             refusal = Busy("the disk is full")
@@ -457,7 +458,8 @@ def run_transaction(
     except sqlite3.Error as error:
         undone()
         _roll_back(db)
-        # The frame that makes a transaction one is written last, and was not: what is rolled back is not stored.
+        # The frame that commits a transaction is written last. It was not written, so a rolled back transaction is not
+        # stored.
         raise TransactionFailed(error, in_commit=True, is_full=_had_no_room(error, is_full)) from error
     if (what := lost()) is not None:
         raise StoreBroken(what)

@@ -3,9 +3,9 @@
 SQLite writes each commit behind the last one and never looks back: into a log that somebody has cut it writes behind a
 hole, and what was in the hole is gone with the process. So the end of the last commit is read again after the next.
 
-What SQLite does to its log, and nothing else does: it writes frames behind the last one; once a checkpoint has copied
-all of them, it begins anew at the start with a new header, and then cuts the file to `journal_size_limit` or to its
-last frame, whichever is longer. Behind the last frame lie those of earlier logs. A commit that failed leaves frames
+SQLite alone writes to its log. It writes frames behind the last one. Once a checkpoint has copied all of them, it
+begins anew at the start with a new header, and then cuts the file to `journal_size_limit` or to its last frame,
+whichever is longer. Behind the last frame lie those of earlier logs. A commit that failed leaves frames
 that look like the next ones. See docs/decisions/0071.
 """
 
@@ -58,9 +58,9 @@ class LiveLog:
         self.look()
 
     def doubt(self) -> None:
-        """Take no frame for one of the next commit until the log begins anew: those of a failed one may lie there."""
+        """Believe no further frame until the log begins anew: frames of a failed commit may lie there."""
         self._is_known = False
-        # Then it is cut to its own end, so that nothing lies behind it.
+        # Then the log is cut to its own end, so that nothing lies behind it.
         self._limit(0)
 
     def after_commit(self) -> str | None:
@@ -71,7 +71,8 @@ class LiveLog:
         return self._fault
 
     def _copy(self) -> None:
-        """What fails, for want of room maybe, is tried again after the next commit, as SQLite does by itself."""
+        """A copy that fails, perhaps for want of room, is tried again after the next commit, as SQLite does by
+        itself."""
         try:
             if self.mark is not None:
                 keep_log(self._db, self.mark)
@@ -85,7 +86,7 @@ class LiveLog:
 
     @property
     def mark(self) -> Mark | None:
-        """The last known place in the log; what a failed commit has left may lie between it and the end."""
+        """The last known place in the log. Frames of a failed commit may lie between this place and the end."""
         return None if self._log is None else self._log.at(self._pages)
 
     def look(self) -> str | None:
@@ -95,7 +96,7 @@ class LiveLog:
         return self._fault
 
     def close(self) -> None:
-        """Look at it no more."""
+        """Stop looking at the log."""
         os.close(self._file)
 
     @property

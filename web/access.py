@@ -64,7 +64,7 @@ def bearer_token(channel: BaseRequestWebsocket) -> str | None:
 
 
 def verified(services: Services, token: str) -> Principal:
-    """Whose token this is; of one that is not accepted the log has the reason. Raises as `Verifier.verify`."""
+    """Whose token this is. If it is not accepted, the log has the reason. Raises as `Verifier.verify`."""
     try:
         return services.verifier.verify(token, services.clock.wall())
     except TokenError as error:
@@ -82,7 +82,7 @@ def origin_allowed(services: Services, channel: BaseRequestWebsocket) -> bool:
 
 
 def asked_by_a_foreign_page(services: Services) -> bool:
-    """Whether a page that may not talk to this server makes a browser send the current request.
+    """Whether a page that may not talk to this server had a browser send the current request.
 
     What a page only embeds (an image, a script) is sent without `Origin`, but browsers say where they come from
     (Fetch Metadata).
@@ -164,7 +164,8 @@ def count_event(services: Services, who: Principal) -> None:
 
 
 async def ask_for(services: Services, who: Principal, diagnosis_id: str, message: Asks[Answer]) -> Answer:
-    """Ask an actor for somebody who may; a diagnosis that was deleted meanwhile is answered as at the head.
+    """Ask an actor in the name of somebody with the right; a diagnosis that was deleted meanwhile is answered as at the
+    head.
 
     Raises:
         Problem: 403, or 404 for those who may know; or what the message's judge answered.

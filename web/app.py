@@ -65,7 +65,7 @@ PUBLISHING: Final = ("broadcasts", "bulk")
 
 
 class Application(QuartTrio):
-    """Quart-Trio, but for what it says about methods: a WebSocket's route takes part in no `Allow`."""
+    """Quart-Trio, except for `Allow`: the routes of WebSockets do not count in it."""
 
     request_class = LeanRequest
     websocket_class = LeanHandshake
@@ -73,7 +73,7 @@ class Application(QuartTrio):
     asgi_websocket_class = LeanWebsocket
 
     def ensure_async(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-        """What Quart calls is a coroutine function here, all of it; Quart finds that out at each call."""
+        """Everything that Quart calls is a coroutine function here. Quart itself would check that at each call."""
         return func
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
@@ -144,7 +144,7 @@ def create_app(services: Services, routes_beside: Routes | None = None) -> Quart
     gate.put_up(app, services)
 
     def answer_to(problem: Problem) -> Response:
-        # Not for an upgrade that is refused in front of its route: it has asked for no stream.
+        # Not for an upgrade that is refused in front of its route: it did not ask for a stream.
         instead = goodbye_instead(services, problem) if has_request_context() else None
         return instead or problem_response(problem)
 

@@ -58,9 +58,9 @@ class Expiry:
         self._may_follow = may_follow
         self._prepare = prepare
         self._sessions: list[Session] = []
-        """All that are watched, and those that have ended since the last look."""
+        """All watched connections, and those that have ended since the last look."""
         self._at_once: list[Session] = []
-        """Those for which a warning has been due for long."""
+        """Connections whose warning is overdue."""
         self._hurry = trio.Event()
         self._renewing: dict[Session, None] = {}
         self._send, self._receive = trio.open_memory_channel[tuple["Session", str]](RENEWALS_MAX)
@@ -90,7 +90,7 @@ class Expiry:
         if len(self._renewing) >= RENEWALS_MAX:
             raise wire.FrameError("rate_limited", "too many tokens are being verified; send it again")
         self._renewing[session] = None
-        self._send.send_nowait((session, token))  # its buffer has room for as many
+        self._send.send_nowait((session, token))  # its buffer has room for that many
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -131,7 +131,7 @@ class Expiry:
             session.say("auth_expiring", {"expires_at": wire.timestamp(expires_at), "seconds_left": left})
 
     async def _renew_all(self) -> None:
-        # Side by side: one that waits for a key to be fetched holds up nobody else's.
+        # Side by side: a token whose key is being fetched holds up no other.
         async with trio.open_nursery() as renewals_nursery:
             async for session, token in self._receive:
                 renewals_nursery.start_soon(self._renew_one, session, token)
@@ -150,7 +150,7 @@ class Expiry:
         except wire.FrameError as error:
             session.say("error", wire.error_data(error.code, error.detail))
         else:
-            # No checkpoint since the right was checked: what is taken away later ends the connection itself.
+            # No checkpoint since the right was checked: a right that is taken away later ends the connection itself.
             if not session.is_gone:
                 session.renewed(who)
                 self.changed(session)

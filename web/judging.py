@@ -1,7 +1,7 @@
 """Whether a token and a right hold, and how their refusal is put: at the head of a request, and again in its act.
 
 Tokens end and rights are taken away while a request travels. The act is the hand-over to the store, which commits in
-order: what is judged here is true until the next checkpoint, and so of what is handed over before it.
+order. A judgement here holds until the next checkpoint, so it holds for everything handed over before that.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def say_not_accepted(why: object) -> None:
 
 
 def detail_of_revoked(error: TokenRevoked) -> str:
-    """What somebody is told whose token is revoked; a login service, also when the next one will do."""
+    """What the holder of a revoked token is told; for a login service also from when on a new token will do."""
     if error.covers_until is None:
         return "the token has been revoked"
     until = wire.timestamp(error.covers_until)
@@ -49,7 +49,7 @@ def detail_of_revoked(error: TokenRevoked) -> str:
 
 
 def problem_of_token(services: Services, error: TokenError) -> Problem:
-    """How a request is answered whose token is not accepted."""
+    """The answer to a request whose token is not accepted."""
     challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     match error:
         case TokenExpired():
@@ -65,7 +65,7 @@ def problem_of_token(services: Services, error: TokenError) -> Problem:
 
 
 def refusal_of_token(error: TokenError) -> Refusal:
-    """How a WebSocket is refused whose token is not accepted."""
+    """The refusal of a WebSocket whose token is not accepted."""
     match error:
         case TokenExpired():
             return TOKEN_EXPIRED
@@ -101,7 +101,8 @@ def refusal_of_sender(services: Services, who: Principal) -> Problem | None:
 
 
 def judge_of(services: Services, who: Principal, may: Callable[[Principal, Diagnosis], bool]) -> Judge:
-    """What an actor asks in the stretch in which it does what `who` wants: answers as the head of the request was."""
+    """The function that an actor asks in the same stretch as the act that `who` wants. Refuses as the head of the
+    request does."""
 
     def judge(diagnosis: Diagnosis | None) -> Problem | None:
         if (refused := refusal_of_sender(services, who)) is not None:

@@ -26,7 +26,7 @@ logger = logging.getLogger("avicenna.storage.progress")
 
 
 def show_progress() -> None:
-    """Have what takes long say on stderr how far it is, a line every few seconds."""
+    """Have long work report its progress on stderr, a line every few seconds."""
     if not logger.handlers:
         logger.setLevel(logging.INFO)
         logger.addHandler(logging.StreamHandler())
@@ -75,7 +75,7 @@ def drop_damaged(database: Path, diagnosis_ids: Sequence[str]) -> Sequence[Dropp
 
 
 def _dropping(dropped: Dropped) -> NewAuditRow:
-    """The row of the act; whoever can open the database needs no token, and has no name."""
+    """The audit row of the act. It names nobody: opening the database file takes no token."""
     after = {
         "epoch": dropped.after.epoch,
         "head": dropped.after.head,

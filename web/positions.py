@@ -30,7 +30,7 @@ def positions(services: Services) -> Blueprint:
         diagnosis = await authorized_to_follow(services, who, diagnosis_id_of(diagnosis_id))
         window = services.registry.window(diagnosis.diagnosis_id)
         if window is None:
-            # No event is read: who only asks where it stands has no outbox of megabytes loaded.
+            # No event is read: asking for a position must not load an outbox of megabytes.
             try:
                 window = (await services.store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
             except NoSuchDiagnosis:

@@ -95,7 +95,7 @@ async def expire_revocations(store: Store, revoked: Revoked, lifetime_seconds_ma
         try:
             expired = await store.expire_revocations(lifetime_seconds_max + LEEWAY_SECONDS)
         except StorageError:
-            pass  # It keeps: the next look finds it.
+            pass  # Nothing is lost: the next look finds it.
         else:
             for one in expired:
                 revoked.lift(one)

@@ -29,7 +29,7 @@ class Services:
 
     settings: Settings
     store: Store
-    """Waits for the disk as long as somebody who asks may be kept waiting."""
+    """The store with a deadline: a request waits for the disk for `storage_seconds_max` at most."""
     acts: Acts
     registry: Registry
     verifier: Verifier
@@ -41,7 +41,7 @@ class Services:
     hub: Hub
     """Has the sockets of all who follow by WebSocket."""
     decoding_turns: Turns
-    """Of the bytes of broadcasts, by users."""
+    """Turns for decoding broadcasts, by user."""
     open_connections: OpenConnections
     """Counts all connections, whatever they are for."""
     connection_log: ConnectionLog

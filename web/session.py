@@ -21,11 +21,11 @@ from web.records import Ack, Auth, Ping
 from web.tokens import Principal
 
 RETRY_SPREAD_SECONDS: Final = 5.0
-"""Clients that are all sent away at once are told to come back at random within this time."""
+"""Clients that are sent away together are told to come back at random within this time."""
 
 
 class Speaker(Protocol):
-    """What carries frames that are no events."""
+    """Carries frames other than events."""
 
     def say(self, frame: bytes) -> None:
         """Queue a frame for this client; never waits."""
@@ -132,12 +132,12 @@ class Session:
         return self._subscriber.gone
 
     def end(self, ending: Ending) -> None:
-        """End the connection from this side; one that is still being admitted is judged there."""
+        """End the connection from this side. A connection that is still being admitted is judged by the admission."""
         if self._subscriber.roster is not None:
             self._subscriber.roster.end(self._subscriber, ending)
 
     def reached(self, seq: Seq) -> bool:
-        """The transport's receipt: everything up to `seq` has reached the client; False if that cannot be."""
+        """The transport's receipt: everything up to `seq` has reached the client. False: `seq` was never sent."""
         return self._registry.acknowledge(self._subscriber, seq, "transport")
 
     def received_all(self) -> None:

@@ -143,7 +143,7 @@ def _refuse(services: Services, adoption: Adoption, head: bytes, diagnosis_id: s
 
 
 def _break_off(services: Services, adoption: Adoption, head: bytes, error: Exception) -> None:
-    """Something of ours failed: the client is told to come back."""
+    """The server failed: the client is told to come back."""
     logger.error("a connection failed: %s", describe(error))
     _close(services, adoption, head, CloseCode.INTERNAL_ERROR, "internal error")
 
@@ -164,7 +164,7 @@ def _close(services: Services, adoption: Adoption, head: bytes, code: CloseCode,
 
 
 def _name_of_refused(services: Services) -> bytes:
-    """Whose refusals are counted together: those of one token from one address, or of all without from there."""
+    """The name under which refusals are counted together: an address and a token, or an address alone."""
     address = address_of(websocket, services.settings.trusted_proxies)
     token = socket_token(services, websocket) or ""
     return hashlib.sha256(f"{address} {token}".encode("utf-8", "surrogatepass")).digest()

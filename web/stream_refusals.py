@@ -20,7 +20,7 @@ from web.streams import ROUTE, STREAM_MEDIA_TYPE, last_event_id, message, stream
 
 REASONS: Final = {
     "draining": "restart",
-    "internal_error": "try later",  # of a route that was begun: its actor has crashed twice, and is started again
+    "internal_error": "try later",  # after the route had begun: its actor crashed twice, and is being restarted
     "mailbox_full": "try later",
     "quarantined": "quarantined",
     "rate_limited": "rate limited",
@@ -44,7 +44,7 @@ def goodbye_instead(services: Services, problem: Problem) -> Response | None:
 
 
 def _wants_a_stream() -> bool:
-    """Whether `Accept` names the type: what takes anything at all is no `EventSource`, and wants the status."""
+    """Whether `Accept` names the type. A client that accepts anything is no `EventSource`, and gets the status."""
     accepted = parse_accept_header(",".join(request.headers.getlist("Accept")))
     return any(
         value.partition(";")[0].strip().lower() == STREAM_MEDIA_TYPE for value, quality in accepted if quality > 0
@@ -52,7 +52,7 @@ def _wants_a_stream() -> bool:
 
 
 def _checked_event_id() -> str | None:
-    """Where the browser was, to be said again when it comes back; `None`: it has not said, or nothing that can be."""
+    """The position of the browser, which it repeats when it comes back; `None`: it gave none, or none that is valid."""
     if repeated_parameter(request.args) is not None:
         return None
     try:

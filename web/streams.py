@@ -39,7 +39,8 @@ EVENTS_AT_ONCE: Final = 50
 """Events taken from the ring at once. They are the frames that all who follow share."""
 
 WRITTEN_BYTES: Final = 16 * 1024
-"""A write ends with the message that reaches so many. Reason: until the client reads, what was written is held."""
+"""A write ends with the message that reaches so many bytes. Reason: written bytes stay in memory until the client
+reads."""
 
 REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and its stream ends."""
@@ -128,7 +129,7 @@ def _over(
 ) -> None:
     subscriber.detach()
     if subscriber.roster is None:
-        return  # never admitted: the line of its request says why
+        return  # it was never admitted: the line of its request says why
     code, reason = None, "its connection ended"
     if transport.ending is not None:
         code, reason = close_of(transport.ending)
@@ -195,7 +196,7 @@ async def _frames(
             subscriber.detach()
             yield with_retry(reached(bye), retry_ms)
             if transport.ending is Ending.REPLACED:
-                # As behind a WebSocket: clients that take a device from each other for ever slow each other down.
+                # As with WebSockets: clients that keep taking a device from each other slow each other down.
                 await services.hub.hold_stream((parameters.diagnosis_id, subscriber.id))
             return
         if due := subscriber.take(EVENTS_AT_ONCE):

@@ -188,7 +188,7 @@ class Verifier:
 
     @property
     def keys_never_tried(self) -> int:
-        """Keys that too many others of the same algorithm and name stand before."""
+        """Keys that are never tried: too many others of the same algorithm and name come first."""
         return self._keys.never_tried
 
     def _may_come(self, key: KeyName) -> bool:

@@ -1,1 +1,1 @@
-"""The edge: connections, from the listening socket to the route, and the sockets of WebSockets from there on."""
+"""The edge: connections from the listening socket to the route, and, after the upgrade, the WebSocket connections."""

@@ -38,7 +38,7 @@ LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
 Reason: a bulk request that is somewhat too large (4 MiB) is still read to its end."""
 
 STALL_LOOKS: Final = 10
-"""How often it is looked whether a peer has accepted anything, within the longest time that it may not."""
+"""Looks at whether a peer has accepted a byte, within the time in which it must."""
 
 logger = logging.getLogger("avicenna.http")
 
@@ -95,10 +95,10 @@ class Place(Protocol):
         """Whether no connection does anything any more."""
 
     def left(self, connection: Connection) -> None:
-        """The connection is no longer ours to count."""
+        """Stop counting the connection: it is over, or its socket was given away."""
 
     def stalled(self) -> None:
-        """Count a connection that is cut since its peer accepted nothing."""
+        """Count a connection that is cut because its peer accepts nothing."""
 
     def counted(self, problem: Problem, client: Address | None) -> Problem:
         """Count a malformed request of this peer; the answer to it."""
@@ -113,8 +113,8 @@ class Connection:
         """Serve `client` on a socket that does not block.
 
         Args:
-            extra_seconds: it is one beyond the limit: has so long for the head of its one request, which is served only
-                if such a request is when all is full.
+            extra_seconds: the connection is one beyond the limit. It has so long for the head of its one request, which
+                is served only if it is of a kind that a full server serves.
 
         Ownership: the socket is the connection's, closed when `run` returns, unless it is adopted.
         """
@@ -129,7 +129,7 @@ class Connection:
         self._reading = trio.CancelScope()
         """Cancelled to end the connection; whatever its reader is at."""
         self._deadline = inf
-        """Of our patience with a peer that is to send something."""
+        """When a peer that is to send something must have sent it."""
         self._waiting: trio.CancelScope | None = None
         """While the reader waits for the peer."""
         self._writing = trio.Lock()
@@ -208,12 +208,12 @@ class Connection:
                         await self._protocol.finish()
                 await self._protocol.handle(Closed())
                 await self._linger()
-                # Now, whatever its requests still do: nothing they say can be heard any more.
+                # At once, whatever its requests still do: nobody reads their answers any more.
                 self._close()
             finally:
                 if self.adoption is not None:
                     self.adoption.expire()
-        del self._protocol, tasks.ask  # they know each other: nothing but the collector would free them
+        del self._protocol, tasks.ask  # breaks the reference cycle, so that no collection is needed
 
     async def _read(self) -> None:
         """Hand over what the peer sends, as long as there is patience."""
@@ -240,8 +240,8 @@ class Connection:
     async def _receive(self) -> bytes | None:
         """What came; empty: the peer has ended, or is gone, or the socket has been given away; `None`: out of patience.
 
-        What lies in the socket when our patience ends has come in time, however late it is looked at: this process may
-        have been paused. So the socket is read once more, without waiting.
+        Bytes that lie in the socket at the deadline came in time, however late this process looks: it may have been
+        paused. So the socket is read once more, without waiting.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         while (data := self._arrived()) is None and trio.current_time() < self._deadline:
@@ -295,7 +295,7 @@ class Connection:
 
     async def _end(self) -> None:
         await self._protocol.handle(Closed())
-        # The reader may be parked where nobody would ever wake it.
+        # The reader may be parked where nothing else wakes it.
         self._reading.cancel()
 
     async def _write(self, data: bytes) -> bool:
@@ -321,8 +321,8 @@ class Connection:
     async def _send_some(self, data: memoryview) -> int:
         """Have the peer accept some of it, at least a byte; 0: it never will.
 
-        What shows that it accepts something is the kernel's queue: that may have room for a little more while the peer
-        reads nothing, and no room by its own measure while the peer reads slowly.
+        The length of the kernel's queue shows whether the peer accepts bytes. Whether the socket is writable does not:
+        it may be while the peer reads nothing, and may not be while the peer reads slowly.
         """
         seconds = self._place.patience.stall_seconds
         queued, moved_at = unsent_bytes(self._sock), trio.current_time()

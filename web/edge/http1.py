@@ -27,8 +27,8 @@ from web.errors import Problem
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
 
 COPIED_BYTES_MAX: Final = 16 * 1024
-"""Of a body, put behind its head so that both are one write. What is beyond is never copied: where a peer does not
-read, it waits as a view of the body, which thousands of others may share."""
+"""Bytes of a body that are copied behind its head, so that both are one write. The rest is never copied: while a peer
+does not read, the rest waits as a view of the body, which thousands of other answers may share."""
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 
@@ -99,10 +99,10 @@ async def _answer(send: Callable[[Event], Awaitable[None]], problem: Problem, *,
 
 
 class _Received(ReceiveBuffer):
-    """h11's, which finds lines and parses each at a price: there are only so many, and they are counted first."""
+    """h11's, which parses each line at a price. So the lines are counted first, and too many are refused unparsed."""
 
     lines_max = 0
-    """Of what comes next: a head has one line more than a trailer."""
+    """Lines that may come next: a head has one more than a trailer."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
         """The lines of a head, or of a trailer; `None`: they are not whole."""
@@ -122,7 +122,7 @@ class Requests(h11.Connection):
         self._received = self._receive_buffer = _Received()
 
     they_are_waiting_for_100_continue = False
-    """Hypercorn would ask for every body; here the route does, which has looked at the token by then."""
+    """Hypercorn would ask for every body. Here the route asks, once it has looked at the token."""
 
     _has_skipped = False
 
@@ -144,7 +144,8 @@ class Requests(h11.Connection):
 
 
 class Pause(EventWrapper):
-    """Of the reader, until an answer is out: then a request that had come behind the answered one is begun in turn."""
+    """Holds the reader until an answer is out. Then a request that came behind the answered one is begun in its
+    turn."""
 
     def __init__(self, turn: Callable[[], Awaitable[None]]) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class Http1(H11Protocol):
     """The requests of one connection, one after another."""
 
     parent: Parent
-    """Set by the connection, which the base class's constructor does not know; and so is `can_read`."""
+    """Set by the connection, as is `can_read`: the base class's constructor does not take them."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -168,7 +169,7 @@ class Http1(H11Protocol):
 
     _received = 0
     _head_begins = 0
-    """Counts of bytes since the connection began."""
+    """Both are counts of bytes since the connection began."""
     _is_head = False
     _unsent_head = b""
     _last_is_over: trio.Event | None = None
@@ -185,7 +186,7 @@ class Http1(H11Protocol):
             self._received += len(event.data)
         await super().handle(event)
         if isinstance(event, Closed):
-            # The peer is gone: its stream has been told, and ends without a further word to this protocol.
+            # The peer is gone: its stream has been told, and ends without telling this protocol.
             self._say_last_is_over()
 
     async def ask_for_body(self) -> None:
@@ -253,7 +254,7 @@ class Http1(H11Protocol):
         if self._received - behind - self._head_begins > answers.HEAD_BYTES_MAX:
             await self.refuse(answers.head_too_large())
         elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
-            # What a proxy in front takes for the body may be another one (RFC 9112 section 6.3).
+            # A proxy in front may take another part of the bytes for the body (RFC 9112 section 6.3).
             await self.refuse(answers.malformed("a request has Content-Length or Transfer-Encoding, not both"))
         elif request.http_version not in HTTP_VERSIONS:
             await self.refuse(answers.wrong_http_version())
@@ -292,7 +293,8 @@ class Http1(H11Protocol):
         adoption = self.parent.adoption = Adoption(self.parent, key)
         state = ConnectionState({**self.connection_state, HANDLE: adoption})
         self.connection = H11WSConnection(cast("h11.Connection", self.connection))
-        # permessage-deflate is never negotiated: one frame is shared by all, and cannot be for one zlib context each.
+        # permessage-deflate is never negotiated: all clients share one frame, which one zlib context for each would
+        # rule out.
         headers = [header for header in headers if header[0] != b"sec-websocket-extensions"]
         await self._begin(Upgrade, request, target, headers, state)
 
@@ -350,8 +352,8 @@ class Http1(H11Protocol):
             await self.send(RawData(data=head + data))
 
     async def _maybe_recycle(self) -> None:
-        # Hypercorn tells the application first; Quart-Trio answers by cancelling the task that is in here, and the
-        # connection is never used again nor closed. So: shielded, and the application is told last.
+        # Tell the application last: on http.disconnect Quart-Trio cancels the task that is recycling the connection,
+        # which would then be neither used again nor closed. The shield is for the same reason.
         stream, self.stream = self.stream, None
         with trio.CancelScope(shield=True):
             await super()._maybe_recycle()

@@ -1,7 +1,7 @@
 """When followers are asked for a receipt: a Ping whose payload is the last number written before it (PROTOCOL 5).
 
-For everybody who is in step with a diagnosis the Ping rides in the same bytes as an event. Whoever catches up is
-asked on its own (`web.edge.follower`). Pure; the time is an argument.
+For followers in step with a diagnosis the Ping rides in the same bytes as an event. A follower that catches up is asked
+on its own (`web.edge.follower`). Pure; the time is an argument.
 """
 
 from __future__ import annotations

@@ -26,15 +26,15 @@ from web.errors import Problem
 from web.turns import Turns
 
 EXTRA_MAX: Final = 16
-"""Connections beyond the limit whose request is read all the same, as it may ask how the server is, or be an
-operator's. Beyond: refused unread."""
+"""Connections beyond the limit whose request is read all the same: it may ask for the health, or be an operator's.
+Beyond: refused unread."""
 
 EXTRA_SECONDS_MAX: Final = 2.0
 """Longest time the head of such a request may take. Beyond: 503."""
 
 BEGUN_AT_ONCE_MAX: Final = 8
-"""Requests begun in one turn of everybody. Reason: some milliseconds; a publish takes ten turns. Beyond: the next turn,
-addresses one after another."""
+"""Requests begun in one turn of the event loop. Reason: they take some milliseconds, and a publish takes ten turns.
+Beyond: the next turn, addresses one after another."""
 
 SHARE_LOG_SECONDS: Final = 60.0
 """Between two lines about addresses that want more than their share."""
@@ -88,7 +88,7 @@ class Terms:
     open: OpenConnections = field(default_factory=OpenConnections)
     """Counts everything that was accepted and is not closed."""
     address_connections_max: int = 0
-    """Of them of one address, as `address_of` names it. Beyond: 503."""
+    """Of these, connections of one address, as `address_of` names it. Beyond: 503."""
     address_of: Callable[[str], str | None] = _shared
     """The address a peer counts for, from its host; `None`: it may have as many as it likes."""
     is_served: Callable[[bytes], bool] = _everywhere
@@ -98,7 +98,8 @@ class Terms:
     excess: Callable[[Address | None], Problem | None] = _unlimited
     """Counts a malformed request of this peer; what it is answered if it is one too many."""
     drain: Callable[[], Awaitable[None]] = _nothing
-    """Ends what this file does not know of, once nothing new is accepted; cancelled when time is up."""
+    """Closes connections that were handed over (WebSockets), once nothing new is accepted; cancelled when time is
+    up."""
 
 
 class Edge:
@@ -255,7 +256,8 @@ async def serve(
                 task_status.started()
                 await stop()
                 accepting_nursery.cancel_scope.cancel()
-            # Every task is cancelled as the time is up: where many are runnable, the one that cuts has its turn late.
+            # Cancel every task when the time is up: where many are runnable, the task that cuts would get its turn
+            # late.
             cut_at = connections_nursery.cancel_scope.deadline = trio.current_time() + terms.drain_seconds_max
             await _drain([edge, *(other for _, other in others)], terms, cut_at)
             connections_nursery.cancel_scope.cancel()
