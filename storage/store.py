@@ -66,12 +66,13 @@ class Store(Protocol):
     stored), `Failed` (unknown) or `Unstorable`. The audit row that `audit` makes of an answer is stored in the same
     transaction; if it cannot be made or stored, neither is the operation.
 
-    Whoever wants what is old dropped gives an age in seconds: what time it is, and whether the clock is believed, is
-    for the store to judge (`storage.belief`). While it is not, nothing is dropped for its age, and no key expires.
+    A caller that wants old things dropped gives an age in seconds. The store judges what time it is, and whether the
+    clock is believed (`storage.belief`). While it is not believed, nothing is dropped for its age, and no key expires.
     """
 
     def patient(self, seconds: float) -> Store:
-        """The same store for callers who wait so long at most: then `Failed`, and what was asked for is carried out.
+        """The same store with a deadline for its callers. Beyond it: `Failed`, and the operation is carried out all the
+        same.
 
         Not for `backup` and `check`, which take as long as they take, nor for what was queued by `append_nowait`.
         """
@@ -101,7 +102,7 @@ class Store(Protocol):
     async def look_through(self) -> None:
         """Judge all outboxes, if that is pending, in steps between which others go on.
 
-        What it finds is in `damaged`. Only when all are whole need the next run not do it again.
+        `damaged` has the findings. The next run does it again unless all were whole.
 
         Cancellation: ends after the step in hand; the next run does it again.
         """
@@ -123,7 +124,7 @@ class Store(Protocol):
 
         `bytes_max` of their bodies and one event more, as `storage.pages.within` has it; so for the other lists.
 
-        Where an event is wanted, the whole outbox is judged; with a limit of 0 only its numbers are.
+        With a limit of 0 only the numbers of the outbox are judged, else the whole outbox.
 
         Raises:
             NoSuchDiagnosis: it is not registered.
@@ -146,7 +147,8 @@ class Store(Protocol):
         """The registered diagnosis as of the last commit, if it is in memory; never waits. `None`: ask with `get`."""
 
     async def look_up(self, diagnosis_id: str) -> Diagnosis:
-        """As `get`, but always asks what is stored: it takes as long for what is in memory as for what is nowhere."""
+        """As `get`, but always from the database: it takes as long for a diagnosis in memory as for one that does not
+        exist."""
 
     async def diagnoses(
         self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
@@ -221,7 +223,7 @@ class Store(Protocol):
     ) -> RevocationMade:
         """Revoke a subject's tokens issued until now and `leeway_seconds`, or one token (give exactly one of both).
 
-        "Now" is reckoned: where the wall clock is behind what had been believed, it is the time that was. Takes the
+        "Now" is reckoned: where the wall clock is behind the time that was believed, that time counts. Takes the
         place of an earlier revocation of the same subject or token, which it covers.
         """
 
@@ -287,7 +289,7 @@ class Store(Protocol):
         Diagnoses it owns keep their owner until they are registered with another one, or deleted.
 
         Done in steps: others go on in between, and a repeat goes on where one stopped. The first step is handed over
-        before the first checkpoint; it is the only one where there is little to do. The audit row is stored with it.
+        before the first checkpoint. A small erasure has no other step. The audit row is stored with it.
 
         Cancellation: the steps end after the one in hand.
         """
@@ -307,8 +309,8 @@ class Store(Protocol):
         """The problems an integrity check finds, in words, the first 100; empty: none.
 
         Args:
-            scratch: a copy lies beside this path meanwhile, and is looked at in the place of the store: others go on.
-                `None`: nobody waits for the store, which is looked at itself.
+            scratch: a copy lies beside this path meanwhile and is checked instead of the store, so that others go on.
+                `None`: the store itself is checked, as nobody else uses it.
 
         Raises:
             CannotCopy: the copy cannot be made.

@@ -241,7 +241,7 @@ def _refused_for_damage(
 
 
 def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int, bytes_max: int | None) -> Slice:
-    """The retained events above `seq`; where none is wanted, none is read.
+    """The retained events above `seq`; with a limit of 0 none is read.
 
     Raises:
         OutboxDamaged: an event or a number is not what was stored; none of this outbox may be delivered.
@@ -260,13 +260,13 @@ def read_after(db: sqlite3.Connection, diagnosis_id: str, seq: int, limit: int, 
 
 
 def _window(epoch: Epoch, numbers: Numbers) -> Window:
-    """What a diagnosis retains; nothing, where its numbers make no sense."""
+    """What a diagnosis retains; nothing if its numbers make no sense."""
     last_seq, floor, purged = numbers if are_numbers(numbers) else (0, 0, 0)
     return Window(epoch, Seq(last_seq), Seq(floor), Seq(purged))
 
 
 def _damage_of(db: sqlite3.Connection, dx: int) -> Damage:
-    """What is wrong with an outbox of which a look at its numbers says that it is damaged."""
+    """What is wrong with an outbox whose numbers show that it is damaged."""
     damage = judge(*integrity.outbox_of(db, dx))
     assert damage is not None, "whoever looks at all of it sees no less"
     return damage
@@ -276,7 +276,7 @@ def purge(db: sqlite3.Connection, diagnosis_id: str) -> Purged:
     """Drop all retained events of a diagnosis.
 
     Raises:
-        OutboxDamaged: its head says nothing; the numbers need a new epoch.
+        OutboxDamaged: its head cannot be trusted; the numbers need a new epoch.
     """
     dx, diagnosis = find(db, diagnosis_id)
     damage = judge(*integrity.outbox_of(db, dx))

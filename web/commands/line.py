@@ -29,7 +29,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         say_at_last(f"{NAME}: {error}")
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read our output has gone (`tail 42 | head -1`): there is nobody left to tell, not even at exit.
+        # The reader of our output has gone (`tail 42 | head -1`): nothing can be printed any more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 

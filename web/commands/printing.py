@@ -15,7 +15,7 @@ JOINERS: Final = "\u200c\u200d"
 """Invisible, harmless, and needed to write Persian and Arabic: printed as they are."""
 
 LAST_WORDS_SECONDS_MAX: Final = 1.0
-"""Longest time the end of a command waits for whoever reads its last line."""
+"""Longest time the end of a command waits for its last line to be read."""
 
 
 def printable(text: str) -> str:
@@ -32,7 +32,7 @@ def compact(value: object) -> str:
 
 
 def say(text: str) -> None:
-    """Print one line now: whoever reads through a pipe sees it without waiting for more."""
+    """Print one line now: a reader of a pipe sees it without waiting for more."""
     # A terminal may not know every character (LC_ALL=C): an escape is better than a crash.
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
@@ -44,11 +44,12 @@ def say_aside(text: str) -> None:
 
 
 def say_at_last(text: str) -> None:
-    """As `say_aside`, before the command ends: nobody who does not read it (a full pipe, Ctrl-S) keeps it from that."""
+    """As `say_aside`, before the command ends: a reader that does not read (a full pipe, Ctrl-S) does not keep the
+    command."""
     try:
         # Past the stream: where a thread hangs within it, the interpreter cannot end.
         descriptor = sys.stderr.fileno()
-    except io.UnsupportedOperation:  # it is no file, and lets nobody wait
+    except io.UnsupportedOperation:  # no file: writing to it never blocks
         say_aside(text)
         return
     line = f"{printable(text)}\n"
