@@ -18,6 +18,7 @@ import trio
 from storage.belief import Kept, Moment
 from storage.bridge import Call, Database
 from storage.clock import Timekeeper
+from storage.disk_errors import WHAT_TO_DO, described, had_no_room
 from storage.errors import Busy, Failed, OutboxDamaged, Refused, StorageError, StoreBroken
 from storage.outage import Outage
 from storage.records import StoreStatistics
@@ -39,8 +40,6 @@ KEEP_SECONDS: Final = 1.0
 
 KEEP_IDLE_SECONDS: Final = 60.0
 """The time is kept at least so often, with a commit of its own while there is no other."""
-
-WHAT_TO_DO: Final = "look at the disk, run `avicenna-live check`, and restore a backup if it finds damage"
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -107,7 +106,7 @@ class Committer:
         lost: Callable[[], str | None] = lambda: None,
         keep: Keep | None = None,
         is_full: Callable[[], bool] = lambda: False,
-        undone: Callable[[], object] = lambda: None,
+        undone: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Work on `database`.
 
@@ -117,7 +116,7 @@ class Committer:
             lost: what has happened to the files of the database, `None`: they are in place. Asked after every
                 commit, before it is acknowledged: a commit into a deleted file must not be.
             is_full: whether nothing more can be written; asked after a failed write, on the database thread.
-            undone: called after a commit that failed, there, too.
+            undone: undoes in the files what a commit has left there that failed; as `lost`, if it cannot be undone.
         """
         self._database = database
         self._time = time
@@ -361,7 +360,7 @@ class Committer:
             case primary if primary in _OPERATION_CODES:
                 return Failed(f"the operation was refused by the database: {type(error).__name__}")
             case _:
-                reason = f"{error} ({getattr(error, 'sqlite_errorname', code)}); {WHAT_TO_DO}"
+                reason = described(error)
                 self.break_down(reason)
                 return Failed(reason)
 
@@ -426,14 +425,14 @@ def run_transaction(
     lost: Callable[[], str | None],
     keep: Callable[[sqlite3.Connection], None] | None = None,
     is_full: Callable[[], bool] = lambda: False,
-    undone: Callable[[], object] = lambda: None,
+    undone: Callable[[], str | None] = lambda: None,
 ) -> list[object]:
     """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
 
     Raises:
         Spoiled: an operation failed unexpectedly; rolled back.
         TransactionFailed: the disk failed; rolled back, or unknown if in COMMIT.
-        StoreBroken: it cannot be rolled back, or the files it was written to are gone.
+        StoreBroken: it cannot be rolled back or undone, or the files it was written to are gone.
     """
     outcomes: list[object] = []
     try:
@@ -449,27 +448,23 @@ def run_transaction(
         _roll_back(db)
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OPERATION_CODES:
             raise Spoiled(error) from error
-        raise TransactionFailed(error, in_commit=False, is_full=_had_no_room(error, is_full)) from error
+        raise TransactionFailed(error, in_commit=False, is_full=had_no_room(error, is_full)) from error
     except Exception as error:
         _roll_back(db)
         raise Spoiled(error) from error
     try:
         db.execute("COMMIT")
     except sqlite3.Error as error:
-        undone()
+        what = undone()
         _roll_back(db)
+        if what is not None:
+            raise StoreBroken(what) from error
         # The frame that commits a transaction is written last. It was not written, so a rolled back transaction is not
         # stored.
-        raise TransactionFailed(error, in_commit=True, is_full=_had_no_room(error, is_full)) from error
+        raise TransactionFailed(error, in_commit=True, is_full=had_no_room(error, is_full)) from error
     if (what := lost()) is not None:
         raise StoreBroken(what)
     return outcomes
-
-
-def _had_no_room(error: sqlite3.Error, is_full: Callable[[], bool]) -> bool:
-    """Whether a write failed for want of room; SQLite calls a used-up quota (`EDQUOT`) an I/O error."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and is_full())
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

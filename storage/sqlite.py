@@ -172,7 +172,7 @@ async def open_store(
             def lost() -> str | None:
                 return presence.lost_at_a_glance() or live_log.after_commit()
 
-            committer = Committer(database, time, lost, keep_time, partial(files.is_full, path), live_log.doubt)
+            committer = Committer(database, time, lost, keep_time, partial(files.is_full, path), live_log.undo)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
                     left = trio.Event()
@@ -286,7 +286,7 @@ def _report(path: Path, opened: Opened) -> None:
 
 async def _live_log(database: Database, log: Path) -> LiveLog:
     try:
-        return await database.run(LiveLog, log)
+        return await database.run(LiveLog, log, partial(files.is_full, log))
     except OSError as error:
         raise CannotOpen(f"{log} cannot be opened: {error.strerror}") from error
 
@@ -299,7 +299,7 @@ async def _end_run(database: Database, time: Timekeeper, live_log: LiveLog) -> b
         try:
             await database.run(lambda db: end_run(db, kept, live_log.mark))
         except sqlite3.Error as error:
-            await database.run(lambda _: live_log.doubt())
+            await database.run(lambda _: live_log.undo())
             logger.warning("the database could not be closed in order: %s", error)
             return False
     return True
@@ -314,7 +314,7 @@ async def _doubt_pages(database: Database, live_log: LiveLog) -> None:
         try:
             doubt_pages(db)
         except sqlite3.Error:
-            live_log.doubt()
+            live_log.undo()
 
     with trio.CancelScope(shield=True):
         await database.run(doubt)
