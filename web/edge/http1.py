@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import h11
 import trio
 from h11._receivebuffer import ReceiveBuffer
 from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as ToConnection
 from hypercorn.protocol.events import Body, Data, Event, Request, Response, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
@@ -26,13 +28,18 @@ from web.errors import Problem
 
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
 
-COPIED_BYTES_MAX: Final = 16 * 1024
-"""Bytes of a body that are copied behind its head, so that both are one write. The rest is never copied: while a peer
-does not read, the rest waits as a view of the body, which thousands of other answers may share."""
-
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 
 logger = logging.getLogger("avicenna.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Written(ToConnection):
+    """Bytes of an answer, one behind the other, none of which is copied: thousands may share a body."""
+
+    parts: Sequence[bytes]
+    is_end: bool
+    """Nothing of the answer is left: its request does not wait until this is written."""
 
 
 class Parent(Owner, Protocol):
@@ -172,6 +179,8 @@ class Http1(H11Protocol):
     """Both are counts of bytes since the connection began."""
     _is_head = False
     _unsent_head = b""
+    _body_length = 0
+    """What the head says that waits for its body."""
     _last_is_over: trio.Event | None = None
     """Set once the request is over, however it ends, after which nothing more can come; `None`: more may come."""
 
@@ -341,15 +350,13 @@ class Http1(H11Protocol):
             if self.connection.their_state != h11.ERROR:
                 raise
             return
-        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
-            self._unsent_head += data
+        if isinstance(event, h11.Response) and (length := _length_of(event)) is not None:
+            self._unsent_head, self._body_length = self._unsent_head + data, length
             return
         head, self._unsent_head = self._unsent_head, b""
-        if head and len(data) > COPIED_BYTES_MAX:
-            await self.send(RawData(data=head + data[:COPIED_BYTES_MAX]))
-            await self.send(RawData(data=cast("bytes", memoryview(data)[COPIED_BYTES_MAX:])))
-        elif head or data:
-            await self.send(RawData(data=head + data))
+        is_whole = bool(head) and len(data) == self._body_length
+        if head or data:
+            await self.send(Written((head, data), is_end=is_whole or isinstance(event, h11.EndOfMessage)))
 
     async def _maybe_recycle(self) -> None:
         # Tell the application last: on http.disconnect Quart-Trio cancels the task that is recycling the connection,
@@ -366,3 +373,8 @@ class Http1(H11Protocol):
     def _say_last_is_over(self) -> None:
         if self._last_is_over is not None:
             self._last_is_over.set()
+
+
+def _length_of(response: h11.Response) -> int | None:
+    """Bytes of its body; `None`: it does not say."""
+    return next((int(value) for name, value in response.headers if name == b"content-length"), None)

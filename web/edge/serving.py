@@ -36,6 +36,12 @@ BEGUN_AT_ONCE_MAX: Final = 8
 """Requests begun in one turn of the event loop. Reason: they take some milliseconds, and a publish takes ten turns.
 Beyond: the next turn, addresses one after another."""
 
+STALL_LOOKS: Final = 10
+"""How often it is looked whether a peer has accepted anything, within the longest time that it may not."""
+
+LOOKED_AT_ONCE_MAX: Final = 32
+"""Connections that are looked at, and cut, in one turn of everybody."""
+
 SHARE_LOG_SECONDS: Final = 60.0
 """Between two lines about addresses that want more than their share."""
 
@@ -112,6 +118,7 @@ class Edge:
         self.state: LifespanState = {}
         self.patience = terms.patience
         self.connections: dict[Connection, None] = {}
+        self.writing: dict[Connection, None] = {}
         self.terms = terms
         self.turns = Turns(BEGUN_AT_ONCE_MAX)
         self._extra = 0
@@ -187,6 +194,16 @@ class Edge:
         """Count a malformed request of this peer; the answer to it."""
         return self.terms.excess(client) or problem
 
+    async def look_for_stalled(self) -> None:
+        """Cut connections whose peers accept nothing of what is written; until cancelled."""
+        while True:
+            await trio.sleep(self.patience.stall_seconds / STALL_LOOKS)
+            for count, connection in enumerate(list(self.writing), start=1):
+                if connection in self.writing:
+                    connection.look_whether_stalled()
+                if count % LOOKED_AT_ONCE_MAX == 0:
+                    await trio.lowlevel.checkpoint()
+
     async def retire(self) -> None:
         """Have idle connections end now, and the others after their answers."""
         await self.context.terminated.set()
@@ -246,6 +263,7 @@ async def serve(
         await lifespan.wait_for_startup()
         for one in (edge, *(other for _, other in others)):
             lifespan_nursery.start_soon(one.turns.run)
+            lifespan_nursery.start_soon(one.look_for_stalled)
         async with trio.open_nursery() as connections_nursery:
             async with trio.open_nursery() as accepting_nursery:
                 for listener in listeners:
