@@ -42,13 +42,15 @@ class _Owner:
 class Turns:
     """The turns of one kind of work."""
 
-    def __init__(self, cost_max: int) -> None:
+    def __init__(self, cost_max: int, share: int | None = None) -> None:
         """No work yet.
 
         Args:
             cost_max: of the work in one turn; one piece may cost more, and is not divided.
+            share: what the work of one of those that wait may cost until it is another's turn; `None`: `cost_max`.
         """
         self._cost_max = cost_max
+        self._share = cost_max if share is None else share
         self._owners: dict[Hashable, _Owner] = {}
         """The owners whose work waits, the next one first."""
         self._left = cost_max
@@ -105,7 +107,7 @@ class Turns:
         while self._owners and self._left > 0:
             whose = next(iter(self._owners))
             owner = self._owners.pop(whose)
-            owner.credit = min(owner.credit, 0) + self._cost_max
+            owner.credit = min(owner.credit, 0) + self._share
             while owner.waiting and owner.credit > 0 and self._left > 0:
                 one = owner.waiting.popleft()
                 owner.credit -= one.cost

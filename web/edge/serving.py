@@ -120,7 +120,7 @@ class Edge:
         self.connections: dict[Connection, None] = {}
         self.writing: dict[Connection, None] = {}
         self.terms = terms
-        self.turns = Turns(BEGUN_AT_ONCE_MAX)
+        self.turns = Turns(BEGUN_AT_ONCE_MAX, share=1)
         self._extra = 0
         self._share_logged_at = -inf
         self.cut_at = inf
