@@ -7,6 +7,7 @@ One task for all connections, which looks at each of them twice a second. Knows 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 WARNING_SECONDS: Final = 60
 """`auth_expiring` is sent so long before a token expires."""
+
+WARNING_AGAIN_SECONDS_MIN: Final = 5
+"""After a token that was accepted in band with little time left, the next warning comes when half of that time has
+passed, and not before so many seconds. Reason: a login service may hand out the same token until it ends; whoever is
+warned at once each time asks for it without a pause."""
 
 LOOK_SECONDS: Final = 0.5
 """How often the connections are looked at. Reason: tokens end at whole seconds, and nobody counts on tenths."""
@@ -73,7 +79,7 @@ class Expiry:
             self._sessions.append(session)
 
     def changed(self, session: Session) -> None:
-        """The replay is complete, or there is a newer token: a warning may have been due for long."""
+        """The replay is complete: a warning may have been due for long."""
         expires_at = session.who.expires_at
         if expires_at is not None and self._clock.wall() >= expires_at - WARNING_SECONDS:
             self._at_once.append(session)
@@ -125,8 +131,8 @@ class Expiry:
             return
         if now >= expires_at + LEEWAY_SECONDS:
             session.end(Ending.TOKEN_EXPIRED)
-        elif session.is_live and not session.is_warned:
-            session.is_warned = True
+        elif session.is_live and now >= session.warn_at:
+            session.warn_at = math.inf
             left = max(0, round(expires_at - now))
             session.say("auth_expiring", {"expires_at": wire.timestamp(expires_at), "seconds_left": left})
 
@@ -152,8 +158,10 @@ class Expiry:
         else:
             # No checkpoint since the right was checked: a right that is taken away later ends the connection itself.
             if not session.is_gone:
+                assert who.expires_at is not None, "every token has an end"
+                now = self._clock.wall()
+                session.warn_at = now + max((who.expires_at - now) / 2, WARNING_AGAIN_SECONDS_MIN)
                 session.renewed(who)
-                self.changed(session)
 
     async def _newer(self, session: Session, token: str) -> Principal:
         await self._prepare(token)

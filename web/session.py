@@ -5,6 +5,7 @@ Knows no socket: frames go out through `Speaker.say`. The transport that carries
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, Protocol, assert_never
 
@@ -44,7 +45,7 @@ class Session:
         "ack",
         "diagnosis_id",
         "is_live",
-        "is_warned",
+        "warn_at",
         "who",
     )
 
@@ -72,8 +73,8 @@ class Session:
         self.diagnosis_id = diagnosis_id
         self.is_live = False
         """Whether the replay is complete."""
-        self.is_warned = False
-        """Whether the client was told that its token is about to expire."""
+        self.warn_at = -math.inf
+        """Wall seconds before which the client is not told that its token is about to expire; infinite: it was told."""
         self._acknowledged = Seq(0)
         """The highest number the client has acknowledged here."""
         self._subscriber = subscriber
@@ -123,7 +124,6 @@ class Session:
         """A newer token of the same subject was accepted (PROTOCOL section 9)."""
         assert who.expires_at is not None, "every token has an end"
         self.who = self._subscriber.principal = who
-        self.is_warned = False
         self.say("auth_ok", {"expires_at": wire.timestamp(who.expires_at)})
 
     @property
