@@ -174,9 +174,12 @@ export class Core {
         const first = Math.max(data.from, this.#received.seq + 1);
         this.#read({ type: "gap", first, last: data.to, reason: data.reason }, data.to);
       }
-    } else if (EVENTS.has(frame.type) && this.#reads(frame.seq, frame.seq)) {
+    } else if ((EVENTS.has(frame.type) || frame.seq !== undefined) && this.#reads(frame.seq, frame.seq)) {
       const { type, diagnosis_id, seq, timestamp } = frame;
-      this.#read({ type, diagnosis_id, seq, epoch: connection.epoch, timestamp, data }, seq);
+      const { epoch } = connection;
+      if (EVENTS.has(type)) this.#read({ type, diagnosis_id, seq, epoch, timestamp, data }, seq);
+      // A kind that a later server has is passed over, and its number is no hole.
+      else this.#received = { epoch, seq };
     }
     return frame;
   }
