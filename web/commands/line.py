@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
 from web.commands import actors, database, diagnoses, publish, serve, status, tail, token, trails
 from web.commands.failures import FAILED, WRONG_USAGE, CommandFailed, UsageError
-from web.commands.printing import say_at_last
+from web.commands.printing import discard_output, say_at_last
 
 NAME: Final = "avicenna-live"
 
@@ -30,7 +28,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`tail 42 | head -1`): nothing can be printed any more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return FAILED
 
 

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
+from web.commands.failures import CommandFailed
+
 JOINERS: Final = "\u200c\u200d"
 """Invisible, harmless, and needed to write Persian and Arabic: printed as they are."""
 
@@ -32,10 +34,26 @@ def compact(value: object) -> str:
 
 
 def say(text: str) -> None:
-    """Print one line now: a reader of a pipe sees it without waiting for more."""
+    """Print one line now: a reader of a pipe sees it without waiting for more.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+        CommandFailed: it cannot be written (a full disk).
+    """
     # A terminal may not know every character (LC_ALL=C): an escape is better than a crash.
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise CommandFailed(f"cannot write the output: {error.strerror}") from None
+
+
+def discard_output() -> None:
+    """Send what is not written yet, and what comes, nowhere. Else the interpreter tries it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_aside(text: str) -> None:

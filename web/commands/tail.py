@@ -8,7 +8,11 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
+import select
+import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -128,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     failure: BaseException | None = None
     try:
-        trio.run(tail.follow, not arguments.no_reconnect)
+        trio.run(_follow_while_read, tail, not arguments.no_reconnect)
     except* KeyboardInterrupt:
         failure = KeyboardInterrupt()
     except* (CommandFailed, UsageError, BrokenPipeError) as group:
@@ -136,6 +140,33 @@ def run(arguments: argparse.Namespace) -> int:
     if failure is not None:
         raise failure
     return 0
+
+
+async def _follow_while_read(tail: Tail, reconnect: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_nobody_reads)
+        await tail.follow(reconnect)
+        nursery.cancel_scope.cancel()
+
+
+async def _until_nobody_reads() -> None:
+    """Watch the output, where it is a pipe: a diagnosis may be quiet for long after its reader has gone (`| head -1`).
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+    """
+    try:
+        output = sys.stdout.fileno()
+        if not stat.S_ISFIFO(os.fstat(output).st_mode):
+            return
+        # The end that is written to is never readable: this returns when the other one is closed.
+        await trio.lowlevel.wait_readable(output)
+    except OSError:
+        return  # it is no file, or of a kind that this system does not watch
+    asked = select.poll()
+    asked.register(output, 0)
+    if any(events & select.POLLERR for _, events in asked.poll(0)):
+        raise BrokenPipeError
 
 
 class Tail:
