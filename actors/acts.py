@@ -1,7 +1,7 @@
-"""Acts whose end does not hang on who asked for them, and how long somebody waits for what the disk does.
+"""Acts that are finished whether or not their requester still waits, and how long a requester waits for the disk.
 
-A disk may take seconds, or not answer at all. Then whoever asked is told that the outcome is unknown, and only the wait
-ends: the act goes on, and what follows from it follows when the commit comes back.
+A disk may take seconds, or not answer at all. Then the requester is told that the outcome is unknown, and only the wait
+ends. The act goes on, and its consequences follow when the commit comes back.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Acts:
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Around a wait for what the disk does, be it for others who stand before one; the wait alone ends.
+        """Bound a wait for the disk, also for the operations of others that come first. Only the wait ends.
 
         Raises:
             Unanswered: the disk has answered nobody for as long as one may wait; what was waited for goes on.

@@ -1,4 +1,4 @@
-"""What the rings of all diagnoses may take in memory together: who leaves when it is too much, and who waits to load.
+"""What the rings of all diagnoses may take in memory together: which leave when it is too much, and which wait to load.
 
 It is looked at whenever a ring is loaded or has changed. Rings that nobody follows leave, the longest unused before all
 others. Those that somebody follows, or whose actor has work, stay even beyond the budget.
@@ -15,8 +15,8 @@ import trio
 from actors.roster import Roster
 
 LOADS_AT_ONCE_MAX: Final = 2
-"""Outboxes that are loaded at the same time. Reason: the next one is read while one is rendered, and what is read is in
-no budget yet. Beyond: wait."""
+"""Outboxes loaded at the same time. Reason: the next one is read while one is rendered; what has been read is not
+counted in the budget yet. Beyond: wait."""
 
 LOOKED_AT_ONCE_MAX: Final = 64
 """Rings looked at between two checkpoints, and the most that are passed over because their actors have work."""
@@ -41,7 +41,7 @@ class RingBudget:
         self._held: dict[Roster, int] = {}
         """Bytes of each ring."""
         self._unfollowed: OrderedDict[Roster, None] = OrderedDict()
-        """Those of them that nobody follows, the longest unused first."""
+        """The keys of rings that nobody follows, the longest unused first."""
 
     def used(self, roster: Roster) -> None:
         """Somebody has sent a message to this diagnosis."""

@@ -81,7 +81,7 @@ class CursorKeeper:
         self.mark(known, hurry=hurry)
 
     def saw(self, known: Known) -> Moment:
-        """As `seen`, where the caller has it stored, or need not; the time."""
+        """Note that `known` is seen now; whether that is stored is the caller's business. Returns the time."""
         now = self._store.moment()
         known.seen_at, known.seen_turn = now.reckoned, next(self._turns)
         return now
@@ -94,7 +94,7 @@ class CursorKeeper:
 
     @contextmanager
     def holding(self, some: Iterable[Known]) -> Iterator[None]:
-        """Hand no cursor of these over to the store meanwhile: one that came behind would make them known again."""
+        """Keep these cursors from the store meanwhile: stored late, a cursor would make its subscriber known again."""
         held = set(some) - self._held
         self._held |= held
         try:
@@ -158,7 +158,7 @@ class CursorKeeper:
             self._take_back()
 
     def _take_back(self) -> None:
-        """What is still in flight was not stored: it has to be, later."""
+        """The cursors still in flight were not stored: mark them again."""
         for known, waiting in self._in_flight.items():
             known.waiting = waiting | (known.waiting or {})
             self.mark(known)

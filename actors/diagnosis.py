@@ -163,7 +163,7 @@ class DiagnosisActor:
             if (next_one := await self._next()) is None:
                 return
             await self._handle(next_one)
-            del next_one  # done with: it would stay in memory until the next message comes
+            del next_one  # otherwise it stays in memory until the next message comes
             await self._budget.look_at(self._roster)
 
     async def _settle_appends(self) -> list[tuple[Envelope, Appended | StorageError]]:
@@ -187,7 +187,7 @@ class DiagnosisActor:
             self._roster.begin(ring, known)
             self._budget.count(self._roster)
         if unseen := self._roster.unseen(self._store.moment().judged):
-            # A full disk is no reason not to start: the next incarnation forgets them as well.
+            # On a full disk the actor starts all the same: the next incarnation can forget them.
             with contextlib.suppress(Busy, Failed):
                 await self._drop_known(unseen)
 
@@ -199,7 +199,7 @@ class DiagnosisActor:
         return ring
 
     async def _load_known(self) -> dict[SubscriberId, Known]:
-        """All known subscribers, a page after the other: a commit waits for a page of them, and so does everybody."""
+        """All known subscribers, read page by page: a commit, and so everybody, waits for one page at most."""
         known: dict[SubscriberId, Known] = {}
         after: SubscriberId | None = None
         while True:
@@ -211,7 +211,7 @@ class DiagnosisActor:
             after = page[-1].subscriber
 
     async def _flush_cursors(self) -> None:
-        """Have the cursors an earlier life of this diagnosis moved in the store before they are read from it.
+        """Wait until cursors that an earlier incarnation moved are stored, so that reading finds them.
 
         Raises:
             Busy: the disk does not take them.
@@ -262,7 +262,7 @@ class DiagnosisActor:
                 assert_never(envelope.message)
 
     async def _judged(self, batch: Sequence[Envelope]) -> list[Envelope]:
-        """Those whose senders still may do what they ask for; the others are answered.
+        """The messages whose senders still have the right to what they ask for; the others are refused.
 
         No checkpoint since they were judged: what they allow is to be handed over to the store before the next one.
         """
@@ -364,7 +364,7 @@ class DiagnosisActor:
         """Attach connections, in order. The start of each is stored as its cursor first: it is known from then on."""
         waiting = batch
         while waiting:
-            # Before anything of them reaches store or roster: whoever may not follow moves no cursor, and ends nobody.
+            # Judged before anything reaches store or roster: without the right no cursor moves and no connection ends.
             starts, waiting = self._begin(await self._judged(waiting))
             if starts:
                 waiting = [*await self._store_starts(starts), *waiting]
@@ -411,7 +411,7 @@ class DiagnosisActor:
         return Start(envelope, subscriber, decided, self._store.moment())
 
     async def _makes_room_for(self, envelope: Envelope) -> bool:
-        """Forget a device of a newcomer's user; False: that cannot be, and the newcomer was refused."""
+        """Forget one device of a newcomer's user; False: none can go, and the newcomer was refused."""
         assert isinstance(envelope.message, Subscribe), "it is one that waits for room"
         try:
             await self._drop_known([self._roster.device_to_forget(envelope.message.subscriber.id)])
@@ -583,7 +583,7 @@ class DiagnosisActor:
 
 
 def _carried_out() -> trio.CancelScope:
-    """Around an operator's act that the store has begun: cut off here, it would be done, and recorded, once more.
+    """Shield an operator's act that the store has begun: interrupted here, it would be done and recorded once more.
 
     Without a deadline: the store ends every operation, and one that it has taken cannot be called back.
     """

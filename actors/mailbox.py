@@ -34,7 +34,7 @@ class Mailbox:
         self._publishes_max = publishes_max
         self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX)
         self._held: Envelope | None = None
-        """Taken out of the channel, and not wanted yet."""
+        """Peeked at, and kept for the next receive."""
         self._publishes = self._peak = self._controls = 0
         self._closed = False
 
@@ -123,6 +123,7 @@ class InHand:
     """What an incarnation is working on. Outlives it, so that the next one can finish."""
 
     holding: list[Envelope] = field(default_factory=list)
-    """Taken from the mailbox, not answered yet."""
+    """Messages taken from the mailbox and not answered yet."""
     retries: list[Envelope] = field(default_factory=list)
-    """Were in hand at a crash and never reached the store: done again, one by one, before the mailbox."""
+    """Messages that were in hand at a crash and never reached the store. They are done again, one by one, before the
+    mailbox."""

@@ -29,7 +29,7 @@ from storage.store import PendingAppend
 Answer = TypeVar("Answer")
 
 Judge = Callable[[Diagnosis | None], Exception | None]
-"""Whether the sender of a message still may do what it asks for; `None`: yes, else the answer in its place.
+"""Whether the sender of a message still may do what it asks for: `None`, or the refusal that answers it instead.
 
 Asked with the diagnosis as it is registered (`None`: it is not), and without a checkpoint before the actor hands the
 act over to the store. Never waits.
@@ -123,9 +123,9 @@ class Trace(Asks[tuple[Delivery, ...]]):
 
     seq: Seq
     after: SubscriberId | None = None
-    """Only those whose names come after these; `None`: from the start."""
+    """Only subscribers whose names come after these; `None`: from the start."""
     limit: int = 1000
-    """So many at most."""
+    """At most so many subscribers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +164,11 @@ class Forget(Asks[Forgotten]):
 
 @dataclass(frozen=True, slots=True)
 class ForgetUnseen(Asks[int]):
-    """Drop the known subscribers that were not seen for too long; how many. Who is connected is seen now."""
+    """Drop the known subscribers that were not seen for too long; how many. A connected one counts as seen now."""
 
 
 Judged = Publish | Subscribe | Purge | Forget
-"""What somebody must have the right to."""
+"""A message whose sender must have a right to it."""
 
 Message = Judged | Inspect | Trace | Evict | ForgetUnseen
 

@@ -1,6 +1,7 @@
 """The door of this room: find the actor of a diagnosis by id, waking it if need be, and talk to it.
 
-One registry per server. Nobody keeps a mailbox across an await: they keep ids.
+One registry per server. Callers keep ids, never a mailbox. Only `restart` and `stop` hold a cell across an await, to
+wait for it to change.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from storage.store import Store
 Answer = TypeVar("Answer")
 
 RINGS_LOOK_SECONDS: Final = 1.0
-"""How often it is looked at what all rings take, for those whose actors had work when they were to leave."""
+"""Between two looks at what all rings take. Reason: an actor that had work could not let its ring leave at the
+first."""
 
 HISTORIES_MAX: Final = 100_000
 """Resting diagnoses whose history is remembered. Beyond: the one that has rested longest begins anew."""
@@ -131,7 +133,7 @@ class Registry(Watcher):
     async def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
         """End the connections of one diagnosis that `which` picks, and leave others their turn; how many.
 
-        Whoever is attached meanwhile is not looked at: take the right to be admitted away first.
+        A connection that is attached meanwhile is not ended: first take away the right to be admitted.
         """
         slot = self._slots.get(diagnosis_id)
         return 0 if slot is None else await turns.end_where(slot.roster, which, ending)
@@ -173,7 +175,7 @@ class Registry(Watcher):
     def evicted(self, diagnosis_id: str, window: Window) -> None:
         """The store has dropped old events: have the actor let go of them, if it is in memory.
 
-        One that is just reading its outbox may have read them: it does so afterwards.
+        An actor that is just reading its outbox may have read them already: it lets go of them afterwards.
         """
         slot = self._slots.get(diagnosis_id)
         if slot is None:
@@ -194,9 +196,9 @@ class Registry(Watcher):
                 self._wake(slot)
 
     async def forget_unseen(self) -> frozenset[str]:
-        """Have every actor in memory forget whom it has not seen for too long; the diagnoses that are in memory.
+        """Have every actor in memory forget subscribers that were unseen for too long; returns the diagnoses in memory.
 
-        Whoever is connected is seen now, and stored as such. An actor that loads later forgets by itself.
+        A connected subscriber is stored as seen now. An actor that loads later forgets by itself.
         """
         slots = list(self._slots.values())
         for slot in slots:
@@ -210,7 +212,7 @@ class Registry(Watcher):
     # Operators
 
     async def disconnect_user(self, sub: str) -> int:
-        """End every connection of a user, and have the access trail of them stored; how many there were."""
+        """End every connection of a user, and store their rows of the access trail; how many there were."""
         ended = await self.end_everywhere(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
         if self._trail is not None:
             await self._trail.flush()

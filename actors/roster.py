@@ -22,7 +22,7 @@ DEVICES_MAX: Final = 100
 """Named devices of one user (or of all anonymous ones) per diagnosis. Beyond: the longest-unseen is forgotten."""
 
 UNSEEN_SECONDS_MAX: Final = 30 * 24 * 3600
-"""A subscriber unseen for so long is forgotten (PROTOCOL section 2)."""
+"""After so long unseen a subscriber is forgotten (PROTOCOL section 2): when its diagnosis loads, or at a daily look."""
 
 AT_RISK_LAG: Final = 80
 """A known subscriber more than so many events behind will lose some soon (PROTOCOL section 7)."""
@@ -145,16 +145,16 @@ class Known:
         self.epoch: Epoch = cursor.epoch
         self.seq: Seq = cursor.seq
         self.stored: Seq = cursor.seq
-        """What of `seq` is in the store, as far as is known here; as `seq` of `epoch`."""
+        """The highest number of this epoch that is certainly in the store."""
         self.seen_at = cursor.seen_at
         self.seen_turn = 0
-        """Who was seen later has the higher one, whatever the clocks say; 0: not seen since its cursor was loaded."""
+        """Grows with every sight of a subscriber, whatever the clocks say; 0: not seen since its cursor was loaded."""
         self.acknowledged_at = cursor.acknowledged_at
         self.acknowledged_by: AcknowledgedBy | None = cursor.acknowledged_by
         self.connections: tuple[Subscriber, ...] = ()
-        """Attached connections, oldest first: one, nearly always, for which a tuple takes a third of a dict."""
+        """Attached connections, oldest first. Almost always one: a tuple then needs a third of a dict's memory."""
         self.waiting: dict[Subscriber, None] | None = None
-        """Connections to tell once the cursor is stored; `None`: as nobody, which is most of the time."""
+        """Connections to tell once the cursor is stored; `None` (usual): nobody waits."""
 
     def left(self, subscriber: Subscriber) -> None:
         """A connection is not attached any more."""
@@ -199,7 +199,8 @@ class Roster:
         self.subscribers: dict[Subscriber, None] = {}
         """Attached connections, oldest first."""
         self.known: dict[SubscriberId, Known] | None = None
-        """All known subscribers; `None` until the first incarnation has loaded them. Changed by methods here alone."""
+        """All known subscribers; `None` until the first incarnation has loaded them. Only methods of this class add and
+        remove subscribers; the cursor keeper and the actor change the `Known` of each."""
         self._devices: Counter[str | None] = Counter()
         """Known named devices of each user (`None`: of all anonymous ones)."""
         self.erasures = 0
@@ -213,11 +214,11 @@ class Roster:
         self._lowest: Seq | None = None
         """The lowest cursor of a known subscriber when it was last looked for; `None`: that may have changed."""
         self._safe_until = Seq(0)
-        """As long as the head is not above this number, nobody else has come to be at risk."""
+        """Until the head passes this number, `_at_risk` holds."""
 
     def begin(self, ring: Ring, known: dict[SubscriberId, Known]) -> None:
         """A new incarnation has loaded its ring."""
-        # What was read before an erasure names who has been erased since; nobody was admitted meanwhile.
+        # Cursors that were read before an erasure still name the erased user. Nobody was admitted meanwhile.
         if self._left_out:
             known = {one: cursor for one, cursor in known.items() if one.sub not in self._left_out}
             self._left_out.clear()
@@ -239,7 +240,7 @@ class Roster:
         return self.known is not None and self.known.get(known.id) is known
 
     def forget(self, subscriber_id: SubscriberId) -> Known | None:
-        """Do not know a subscriber any more, who has no connection; `None`: it was not known."""
+        """Forget a known subscriber that has no connection; `None`: it was not known."""
         assert self.known is not None, "nobody is forgotten before the others are loaded"
         self._at_risk = self._lowest = None
         known = self.known.pop(subscriber_id, None)
@@ -250,7 +251,7 @@ class Roster:
         return known
 
     def forget_user(self, sub: str) -> None:
-        """Do not know a user any more, who has no connection; also if the known subscribers are being loaded."""
+        """Forget a user that has no connection, also while the known subscribers are being loaded."""
         self.erasures += 1
         if self.known is None:
             self._left_out.add(sub)
@@ -272,7 +273,7 @@ class Roster:
         """Let a connection follow from `position`; a named subscriber's older connection is replaced.
 
         Args:
-            known: whose connection it is; `None`: nobody's that is known, it peeks.
+            known: the subscriber it belongs to; `None`: it peeks.
         """
         assert self.ring is not None, "nobody is attached before the ring is loaded"
         if known is not None:
@@ -366,7 +367,8 @@ class Roster:
         return [one.id for one in known.values() if not one.connections and one.seen_at <= before]
 
     def has_room_for(self, newcomer: SubscriberId, coming: int) -> bool:
-        """Whether `newcomer` can become known beside so many devices of its user that are about to."""
+        """Whether `newcomer` fits beside the known devices of its user, and `coming` more that are about to be
+        known."""
         return newcomer.device is None or self._devices[newcomer.sub] + coming < DEVICES_MAX
 
     def device_to_forget(self, newcomer: SubscriberId) -> SubscriberId:
@@ -379,7 +381,7 @@ class Roster:
         away = [one for one in devices if not one.connections]
         if not away:
             raise DevicesExhausted(f"at most {DEVICES_MAX} devices of one user can follow a diagnosis")
-        # A matter of order, not of age: what this process has seen itself, it need not ask the clock about.
+        # The order decides, not the age: for devices that this process saw itself no clock is needed.
         return min(away, key=lambda one: (one.seen_turn, one.seen_at)).id
 
     def _devices_of(self, sub: str | None) -> Iterator[Known]:

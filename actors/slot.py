@@ -84,7 +84,7 @@ class Slot:
     state: ActorState = ActorState.PASSIVE
     request: Request = Request.NONE
     scope: trio.CancelScope | None = None
-    """Around the running incarnation, or the wait that stands in for it."""
+    """Cancels the running incarnation, or the wait in its place."""
     quarantined_until: float = 0.0
     """On the monotonic clock."""
     changed: trio.Event = field(default_factory=trio.Event)
@@ -120,10 +120,10 @@ class Slot:
         return bool(self.mailbox or self.in_hand.holding or self.in_hand.retries)
 
     def let_go_of_ring(self) -> bool:
-        """Have no events in memory any more; False: the actor has work, or an operator wants something of it."""
+        """Drop the ring; False: the actor has work, or an operator wants something of it."""
         if self.has_work or self.request is not Request.NONE:
             return False
-        # Where it rests after a crash, the ring of before is nothing that it needs, and the rest goes on.
+        # An actor that rests after a crash does not need its former ring. Its rest goes on.
         if self.state is ActorState.RUNNING:
             self.ask_for(Request.STOP)
         self.roster.ring = None

@@ -43,7 +43,7 @@ class ActorStatistics:
     lag: tuple[Lag, ...] | None
     """The subscribers furthest behind, at most `LAG_SHOWN`; `None`: not loaded."""
     damage: Damage | None
-    """What is wrong with its outbox, which is not loaded; `None`: nothing is known of."""
+    """What is wrong with its outbox, which is not loaded then; `None`: no damage is known."""
 
 
 def statistics_of(slot: Slot, damage: Damage | None) -> ActorStatistics:

@@ -58,7 +58,7 @@ class Supervisor:
 
     @property
     def escalated(self) -> bool:
-        """Whether so many diagnoses were quarantined lately that the fault is probably not theirs."""
+        """Whether so many diagnoses were quarantined lately that they probably share a cause."""
         return self._quarantines.exceeded(self._clock.monotonic())
 
     async def supervise(self, slot: Slot, rested: Callable[[Slot], None]) -> None:
@@ -95,7 +95,7 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001  # here a crash becomes a restart
                 failure = error
         if isinstance(failure, NoSuchDiagnosis | OutboxDamaged):
-            # Of a damaged one the store has told the log. It is tried again with the next message, and not before.
+            # The store has logged the damage. The outbox is read again with the next message, and not before.
             slot.refuse_all(failure)
             ending = Ending.DELETED if isinstance(failure, NoSuchDiagnosis) else Ending.QUARANTINED
             await turns.end_where(slot.roster, lambda _: True, ending)
@@ -135,7 +135,7 @@ class Supervisor:
                 return False
 
     async def _after_refusal(self, slot: Slot, refusal: StorageError) -> bool:
-        """The store did not let the outbox be read: no crash. Whoever is attached makes it worth another try."""
+        """The outbox could not be read, which is no crash. It is tried again while somebody is attached."""
         logger.warning("diagnosis %s: outbox not loaded: %s", slot.diagnosis_id, refusal)
         slot.refuse_all(refusal)
         if not slot.roster.subscribers:
@@ -161,7 +161,7 @@ class Supervisor:
         return await self._rest(slot, slot.intensity.backoff_seconds(self._jitter))
 
     async def _rest(self, slot: Slot, seconds: float) -> bool:
-        """Wait, unless an operator wants something; True: what it wants is that the actor rests."""
+        """Wait, unless an operator wants something; True: the operator wants the actor to rest."""
         with trio.CancelScope() as slot.scope:
             if slot.request is Request.NONE:
                 await trio.sleep(seconds)
@@ -170,7 +170,7 @@ class Supervisor:
     def _give_up_on_repeaters(self, in_hand: InHand) -> None:
         """A message in hand at two crashes is answered; the others are tried once more, each alone.
 
-        What has reached the store is not tried again, so it is to blame for nothing: its outcome is its answer.
+        A message that has reached the store is not tried again and counts no crash: its outcome is its answer.
         """
         for envelope in [one for one in in_hand.holding if one.pending is None]:
             envelope.crashes += 1

@@ -38,7 +38,7 @@ class Burst:
 
     @cached_property
     def made(self) -> dict[bool, bytes]:
-        """What transports write for it: made by the first one, shared by all, under keys of their own choice."""
+        """What transports write for this burst: the first makes it, all share it, under keys of their choice."""
         return {}
 
 

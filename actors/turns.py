@@ -1,6 +1,6 @@
-"""What is done to every connection of a diagnosis, some at a time: everybody else gets a turn in between.
+"""Acts on every connection of a diagnosis, some at a time, so that everybody else gets a turn in between.
 
-Who is attached meanwhile is not looked at: take the right to be admitted away first.
+A connection that is attached meanwhile is not reached: first take away the right to be admitted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOOKED_AT_ONCE_MAX: Final = 1024
 
 
 class Share:
-    """What a task does before everybody else gets a turn."""
+    """How much one task may do before everybody else gets a turn."""
 
     __slots__ = ("_left",)
 
@@ -30,7 +30,7 @@ class Share:
         self._left = 1.0
 
     async def spend(self, at_once_max: int) -> None:
-        """One of so many pieces of work is done. A checkpoint with the last of them, none else."""
+        """Count a piece of work of which so many fill a turn. A checkpoint only when the turn is full."""
         self._left -= 1 / at_once_max
         if self._left <= 0:
             self._left = 1.0
@@ -43,7 +43,7 @@ async def end_where(
     """End every attached connection that `which` picks; how many.
 
     Args:
-        share: of a task that does more than this; `None`: it does nothing else.
+        share: the turn of a task that does other work as well; `None`: this is all its work.
     """
     share = share or Share()
     ended = 0

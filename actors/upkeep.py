@@ -13,7 +13,7 @@ from actors.intensity import Intensity
 from storage.clock import Clock
 
 SERVICE_WINDOW_SECONDS: Final = 60.0
-"""Crashes of a service that lie closer together than this make it wait longer each time."""
+"""A service that crashes again within this time waits longer before each restart."""
 
 logger = logging.getLogger("avicenna.actors")
 

@@ -36,7 +36,8 @@ class Moment:
     reckoned: float
     """For the ends of what is written: never lower than any time that was believed."""
     judged: float
-    """For deciding that something is old: it is if its end is not above this. Minus infinity while held: nothing is."""
+    """For deciding that something is old: it is if its end is not above this. Minus infinity while held: nothing is old
+    then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Belief:
         if self._held_since is None:
             self._held_since = wall
         else:
-            # The same moment, as the clock that runs now would have shown it.
+            # The beginning of the hold, as the clock that runs now would have shown it.
             self._held_since += wall - monotonic - self._anchor
         self._anchor, self._anchor_monotonic = wall - monotonic, monotonic
 

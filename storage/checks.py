@@ -14,7 +14,7 @@ INTEGER_MAX: Final = 2**63 - 1
 
 
 def check(*values: object) -> None:
-    """Look at values, and into the sequences and records among them.
+    """Check values, and those within sequences and records among them.
 
     Raises:
         Unstorable: text that is not Unicode (lone surrogates), or an integer over 64 bits.

@@ -71,7 +71,7 @@ def judge(numbers: Numbers, entries: Iterable[Entry], told: int = 0) -> Damage |
     """What is wrong with an outbox; `None`: nothing.
 
     Args:
-        told: the highest number that is known to have been given, from elsewhere.
+        told: the highest number that was certainly given, known from elsewhere.
     """
     stored: dict[object, int | None] = {}
     whole: set[int] = set()
@@ -102,7 +102,7 @@ def judge(numbers: Numbers, entries: Iterable[Entry], told: int = 0) -> Damage |
 
 
 def _without_a_head(what: str, whole: set[int]) -> Damage:
-    """Of an outbox whose head says nothing: the newest whole events are left, as far as they have no hole."""
+    """What is left of an outbox whose head cannot be trusted: the newest whole events, down to the first hole."""
     head = floor = max(whole, default=0)
     while floor in whole:
         floor -= 1
@@ -111,7 +111,7 @@ def _without_a_head(what: str, whole: set[int]) -> Damage:
 
 def drop_command(diagnosis_id: str) -> str:
     """The command that drops what is damaged."""
-    separator = "=" if diagnosis_id.startswith("-") else " "  # else it would be taken for an option
+    separator = "=" if diagnosis_id.startswith("-") else " "  # otherwise it would be taken for an option
     return f"avicenna-live check --drop-damaged{separator}{diagnosis_id}"
 
 
@@ -121,7 +121,7 @@ def problem(diagnosis_id: str, damage: Damage) -> str:
 
 
 NAMED_MAX: Final = 100
-"""Damaged diagnoses that the log names at once. Beyond: the status does. Reason: they are one bad disk."""
+"""Damaged diagnoses that the log names one by one. Beyond: only the status does. Reason: one bad disk damages many."""
 
 
 class FoundDamage:
@@ -130,7 +130,7 @@ class FoundDamage:
     def __init__(self, *, is_check_pending: bool = False) -> None:
         self._found: dict[str, Damage] = {}
         self.repairs = 0
-        """How often one was repaired, deleted or registered anew: what was read before may be true no more."""
+        """Counts repairs, deletions and new registrations: what was read before one of them may be outdated."""
         self.tell: Callable[[str], None] = lambda _: None
         """Called with each diagnosis that is found. Must not raise or wait."""
         self.is_check_pending = is_check_pending

@@ -1,4 +1,4 @@
-"""The files of a store: who holds them, who may read them, whether they are still where they were. No SQLite.
+"""The files of a store: which process holds them, who may read them, whether they are still in place. No SQLite.
 
 The database file is never opened here while a connection of this process has it: closing any descriptor of
 it would drop the locks SQLite holds on it. Looking at it (`stat`) and renaming it are harmless.
@@ -27,7 +27,7 @@ PIECE_BYTES: Final = 1024 * 1024
 """Bytes of a file in memory at a time."""
 
 PROBE_BYTES: Final = 64 * 1024
-"""Written to find out whether there is room: more than a disk may still hold in blocks that are begun."""
+"""Bytes written to find out whether there is room. Reason: more than fits into blocks that are begun."""
 
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -149,7 +149,7 @@ def remove_unnamed(path: Path) -> None:
 
 
 def give_name(made_at: Path, path: Path) -> bool:
-    """Have a file be called `path`; False: something is called so already, and stays as it is."""
+    """Give a file the name `path`; False: the name is taken, and its file stays as it is."""
     try:
         # Unlike a renaming, a link never replaces a file that another process has put there meanwhile.
         path.hardlink_to(made_at)
@@ -260,7 +260,7 @@ class Presence:
         return self._lost(self._database) or self._lost(self._log)
 
     def _lost(self, file: str) -> str | None:
-        size = self._size  # before the look: another thread may look at the same time
+        size = self._size  # set before the look: another thread may look at the same time
         try:
             status = _status(file)
         except OSError as error:
@@ -355,7 +355,7 @@ def copy_private(source: Path, target: Path) -> None:
         CannotCopy: the source is no file, or cannot be read; the target exists, or cannot be written and is removed.
     """
     if source.exists() and not source.is_file():
-        raise CannotCopy(f"{source} is no file")  # a pipe would be waited for
+        raise CannotCopy(f"{source} is no file")  # opening a pipe would block
     try:
         with source.open("rb") as reading:
             make_private(target)

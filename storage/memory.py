@@ -51,10 +51,10 @@ class _Stream:
     changed: frozenset[int] = frozenset()
     """Numbers of events that are not what was stored."""
     is_suspect: bool = False
-    """A test has changed it, as a disk that fails."""
+    """A test has changed the stored events, as a failing disk does."""
 
     def judge(self) -> Damage | None:
-        """What is wrong with it."""
+        """What is wrong with the outbox."""
         if not self.is_suspect:
             return None
         entries = []
@@ -140,7 +140,7 @@ class MemoryStore(TellsDamage):
         self._damage.is_check_pending = True
 
     def restarted(self, kept: Kept) -> MemoryStore:
-        """A store of the next run, with what this one holds; this one is done with."""
+        """A store of the next run, with the contents of this one, which must not be used any more."""
         next_one = copy.copy(self)
         next_one._damage = FoundDamage(is_check_pending=self._damage.is_check_pending or bool(self._damage.all))
         next_one._time = Timekeeper(self._clock, kept)

@@ -1,4 +1,4 @@
-"""A page of a list ends where its rows take too many bytes, however many were asked for. Pure."""
+"""A page of a list ends where its rows take too many bytes, even if more rows were asked for. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage.records import AuditRow, Diagnosis, Event
 Row = TypeVar("Row", Diagnosis, AuditRow, Event)
 
 NAME_BYTES: Final = 3
-"""Of a list of names, each takes so much more than it has characters: two quotation marks and a comma."""
+"""Bytes that each name of a list takes beside its characters: two quotation marks and a comma."""
 
 
 def within(rows: Iterable[Row], bytes_max: int | None) -> Iterator[Row]:
@@ -31,7 +31,7 @@ def within(rows: Iterable[Row], bytes_max: int | None) -> Iterator[Row]:
 
 
 def least_bytes(row: Diagnosis | AuditRow | Event) -> int:
-    """What a row takes as JSON, at least: what cannot be long is not counted."""
+    """The least number of bytes of a row as JSON. Fields that cannot be long are not counted."""
     match row:
         case Event():
             return len(row.body)

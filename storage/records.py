@@ -396,7 +396,7 @@ class StoreStatistics:
     queue_limit: int
     commits: int
     operations: int
-    """Operations committed; `operations / commits` is the mean batch."""
+    """Operations that a commit settled, refused ones included; `operations / commits` is the mean batch."""
     batch_peak: int
     commit_seconds_last: float
     commit_seconds_peak: float

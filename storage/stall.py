@@ -33,7 +33,7 @@ class Stall:
         self._ran = 0.0
         """Seconds up to the last look."""
         self._began_at: float | None = None
-        """Of the stall that was told, in seconds run; `None`: there is none."""
+        """When the logged stall began, in seconds run; `None`: there is none."""
 
     def ran(self, now: float) -> float:
         """Seconds this process has run."""

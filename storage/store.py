@@ -223,7 +223,7 @@ class RevocationStore(Protocol):
     ) -> RevocationMade:
         """Revoke a subject's tokens issued until now and `leeway_seconds`, or one token (give exactly one of both).
 
-        "Now" is reckoned: where the wall clock is behind what had been believed, it is the time that was. Takes the
+        "Now" is reckoned: where the wall clock is behind the time that was believed, that time counts. Takes the
         place of an earlier revocation of the same subject or token, which it covers.
         """
 
@@ -295,7 +295,7 @@ class StoreUpkeep(StoreTime, Protocol):
     async def look_through(self) -> None:
         """Judge all outboxes, if that is pending, in steps between which others go on.
 
-        What it finds is in `damaged`. Only when all are whole need the next run not do it again.
+        `damaged` has the findings. The next run does it again unless all were whole.
 
         Cancellation: ends after the step in hand; the next run does it again.
         """

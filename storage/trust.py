@@ -1,6 +1,6 @@
-"""Whether a directory can be trusted with a database and a key: who owns it, and who else may write it.
+"""Whether a directory can be trusted with a database and a key: which user owns it, and which others may write it.
 
-Whoever can write the directory can put another database, another key or a link in the place of ours. The files
+A user who can write the directory can replace the database or the key, or put a link in its place. The files
 directly in it that are ours are looked at, too; the directories above it are not.
 """
 
@@ -20,7 +20,7 @@ ROOT: Final = 0
 """The user who can do everything anyway."""
 
 OWN_DIRECTORY: Final = "avicenna"
-"""What a directory that the server makes itself is called, where everybody can write the one that was named."""
+"""Name of the directory that the server makes below a directory that everybody can write."""
 
 
 @dataclass(frozen=True, slots=True)

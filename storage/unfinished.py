@@ -1,6 +1,7 @@
-"""Files that get their name when they are whole: until then they lie beside it, under a name nobody takes for theirs.
+"""Files that get their name when they are whole. Until then they lie beside it, under a name that only the server
+gives.
 
-Whoever writes one holds a lock on it. What has the temporary name and no lock was left by a process that was killed.
+The writer of a file holds a lock on it. A file with the temporary name and no lock was left by a killed process.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Unfinished:
 def arriving(target: Path) -> Iterator[Unfinished]:
     """An empty file that is called `target` once the context ends, and is removed if that fails.
 
-    It must be on disk by then. What a killed process has left of the same name is begun anew.
+    It must be on disk by then. A file of the same name that a killed process has left is overwritten.
 
     Raises:
         FileExistsError: there is something at `target`, or another process writes it.
@@ -83,11 +84,11 @@ def sweep(directory: Path, *names: str) -> list[Path]:
     """Remove what killed processes have left in a directory; what was removed. No directory: nothing.
 
     Args:
-        names: patterns (`*`) of what the files would be called: those that we make there, as others may lie there, too.
+        names: patterns (`*`) of the final names of files that the server makes. Other files may lie there, too.
     """
     swept: list[Path] = []
     for path in sorted({left for name in names for left in directory.glob(f".{name}{SUFFIX}")}):
-        # Missing: whoever wrote it has just finished. A link, or a file of another user: not ours.
+        # Missing: its writer has just finished. A link, or a file of another user: not ours.
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:

@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" />
 /** Follows diagnoses of an Avicenna Live server: every update once and in order, or a gap that names what is missing. */
 
 /** A value of JSON. */

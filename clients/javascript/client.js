@@ -18,8 +18,11 @@ const AHEAD_MAX = 1000;
 /** From the start of a connection until it is open. Beyond: it counts as broken. */
 const OPEN_MS_MAX = 10_000;
 
-/** From our Close until the server's. Beyond: nobody waits for it. */
+/** For the server's Close after ours, and for a function of the app that still runs when it is left. */
 const CLOSE_MS_MAX = 2_000;
+
+/** Longest wait that a timer takes: beyond, it is over at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 
 /** Silence that a socket may keep at least, whatever the heartbeat. */
 const SILENT_MS_MIN = 5_000;
@@ -52,7 +55,7 @@ const NEEDS_AUTH = new Set(["invalid token", "token expired", "revoked"]);
 /** The server has ended this for good; `code` and `reason` are those of its Close. */
 export class Ended extends Error {
   constructor(code, reason) {
-    super(`the server ended it: ${code} ${reason}`);
+    super(`the server ended it: ${[code, reason].filter((said) => said !== null).join(" ")}`);
     this.name = "Ended";
     this.code = code;
     this.reason = reason;
@@ -174,9 +177,12 @@ export class Core {
         const first = Math.max(data.from, this.#received.seq + 1);
         this.#read({ type: "gap", first, last: data.to, reason: data.reason }, data.to);
       }
-    } else if (EVENTS.has(frame.type) && this.#reads(frame.seq, frame.seq)) {
+    } else if ((EVENTS.has(frame.type) || frame.seq !== undefined) && this.#reads(frame.seq, frame.seq)) {
       const { type, diagnosis_id, seq, timestamp } = frame;
-      this.#read({ type, diagnosis_id, seq, epoch: connection.epoch, timestamp, data }, seq);
+      const { epoch } = connection;
+      if (EVENTS.has(type)) this.#read({ type, diagnosis_id, seq, epoch, timestamp, data }, seq);
+      // A kind that a later server has is passed over, and its number is no hole.
+      else this.#received = { epoch, seq };
     }
     return frame;
   }
@@ -566,6 +572,10 @@ class Following {
   /** null: it goes on. `{ error }`: what `next` throws once all items are taken. `{ isLeft }`: there is no more. */
   #over = null;
   #isAsked = false;
+  /** Ends the `next` that is under way, where a function of the app does not answer in time; null: none is. */
+  #giveUp = null;
+  /** One did not. What it answers later changes nothing: another follow may be further by then. */
+  #isGivenUp = false;
   /** The socket was dropped, as too much was read ahead. */
   #isBehind = false;
   /** Rings for the consumer, who waits for an item. */
@@ -598,14 +608,36 @@ class Following {
     if (this.#isAsked) throw new Error("next() was called again before it had answered");
     this.#isAsked = true;
     try {
-      if (this.#core === null && this.#over === null) await this.#start();
-      await this.#finishStep();
-      return await this.#nextItem();
+      return await this.#untilGivenUp(this.#step());
     } catch (error) {
       await this.#abandon();
       throw error;
     } finally {
       this.#isAsked = false;
+    }
+  }
+
+  async #step() {
+    if (this.#core === null && this.#over === null) await this.#start();
+    await this.#finishStep();
+    return await this.#nextItem();
+  }
+
+  async #untilGivenUp(step) {
+    let timer;
+    try {
+      return await new Promise((resolve, reject) => {
+        const giveUp = () => {
+          this.#isGivenUp = true;
+          this.#core?.abandon();
+          resolve({ done: true, value: undefined });
+        };
+        this.#giveUp = () => (timer ??= setTimeout(giveUp, CLOSE_MS_MAX));
+        step.then(resolve, reject);
+      });
+    } finally {
+      clearTimeout(timer);
+      this.#giveUp = null;
     }
   }
 
@@ -621,6 +653,7 @@ class Following {
     if (this.#home.followings.get(this.#name) === this) this.#home.followings.delete(this.#name);
     this.#news.ring();
     this.#turn.ring();
+    this.#giveUp?.();
     await this.#connection?.close();
   }
 
@@ -658,7 +691,7 @@ class Following {
     const device = await this.#home.device();
     const known = after === undefined ? (positions.get(this.#name) ?? null) : { epoch, seq: after };
     const carried = tab?.load(`${url} ${this.#id}`) ?? null;
-    const stored = known === null ? ((await store?.load(this.#id, device)) ?? null) : null;
+    const stored = known === null ? checkedPosition((await store?.load(this.#id, device)) ?? null) : null;
     // A tab that has lost its name to another goes on from its own position, not from that of its new name.
     const own = known ?? (store instanceof LocalStore ? (carried ?? stored) : stored);
     const hasState = getState !== undefined;
@@ -669,6 +702,7 @@ class Following {
   async #finishStep() {
     const reached = this.#core?.reaches ?? null;
     if (reached !== null) await this.#home.store?.save(this.#id, reached, await this.#home.device());
+    if (this.#isGivenUp) return;
     this.#core?.finish();
     if (reached !== null) {
       this.#keep();
@@ -679,7 +713,13 @@ class Following {
   async #nextItem() {
     while (!this.#over?.isLeft) {
       const item = this.#core.take();
-      if (item?.type === "snapshot") item.data = await this.#home.getState(this.#id);
+      if (item?.type === "snapshot") {
+        item.data = await this.#home.getState(this.#id);
+        if (this.#over?.isLeft) {
+          this.#core.abandon();
+          break;
+        }
+      }
       if (item !== null) return { done: false, value: item };
       if (this.#over !== null) throw this.#over.error;
       if (this.#isBehind) {
@@ -823,6 +863,34 @@ function checkedToken(token) {
   throw new TypeError(`token must be 1 to ${TOKEN_CHARACTERS_MAX} characters of a JWT, a function, or null`);
 }
 
+function checkedPosition(value) {
+  if (value === null || asPosition(value) !== null) return value;
+  throw new TypeError("store.load must give null or { epoch, seq }: a text or null, and an integer from 0");
+}
+
+function checkedBackoff(backoff = {}) {
+  if (typeof backoff !== "object" || backoff === null) throw new TypeError("backoff must be { firstMs, maxMs }");
+  const { firstMs = BACKOFF.firstMs, maxMs = BACKOFF.maxMs } = backoff;
+  for (const [name, ms] of Object.entries({ firstMs, maxMs })) {
+    if (typeof ms !== "number" || !(ms >= 0 && ms <= TIMER_MS_MAX)) {
+      throw new TypeError(`backoff.${name} must be a number from 0 to ${TIMER_MS_MAX}`);
+    }
+  }
+  return { firstMs, maxMs };
+}
+
+function checkedStore(store) {
+  if (store === undefined || [store?.load, store?.save].every((one) => typeof one === "function")) return store;
+  throw new TypeError("store must have the functions load and save");
+}
+
+/** Throws a `TypeError` unless each is a function or undefined. */
+function checkFunctions(functions) {
+  for (const [name, value] of Object.entries(functions)) {
+    if (value !== undefined && typeof value !== "function") throw new TypeError(`${name} must be a function`);
+  }
+}
+
 function originOf(url) {
   const rule = "url must be http://HOST[:PORT] or https://HOST[:PORT], and nothing behind it";
   if (!URL.canParse(url)) throw new TypeError(rule);
@@ -849,18 +917,22 @@ export class Follower {
     if (!(Number.isInteger(heartbeat) && heartbeat >= 5 && heartbeat <= 300)) {
       throw new TypeError("heartbeat must be an integer from 5 to 300");
     }
-    const checked = { url: originOf(url), token: checkedToken(token) };
+    checkFunctions({ getState, onState, random, WebSocket });
+    const checked = {
+      url: originOf(url),
+      token: checkedToken(token),
+      store: checkedStore(store),
+      backoff: checkedBackoff(backoff),
+    };
     const tab = device === undefined && isPage ? new Tab() : null;
     this.#home = {
       ...checked,
       /** null: there is no page, or the app has named the device. */
       tab,
       device: async () => (tab === null ? (device ?? null) : tab.name()),
-      store,
       getState,
       onState,
       heartbeat,
-      backoff,
       random,
       WebSocket,
       /** Where each diagnosis was left, by its id. */
@@ -874,9 +946,16 @@ export class Follower {
 
   /** Follow a diagnosis, when the iterator is asked for its first item. */
   follow(diagnosisId, options = {}) {
-    if (!DIAGNOSIS_ID.test(`${diagnosisId}`)) throw new TypeError("diagnosisId must be 1-64 of A-Z a-z 0-9 _ -");
-    const { after, epoch } = options;
+    const isId = typeof diagnosisId === "string" || Number.isSafeInteger(diagnosisId);
+    if (!isId || !DIAGNOSIS_ID.test(diagnosisId)) {
+      throw new TypeError("diagnosisId must be 1-64 of A-Z a-z 0-9 _ -: a text, or an integer within 2^53");
+    }
+    const { start, after, epoch } = options;
+    if (start != null && start !== "oldest" && start !== "new" && !isWhole(start)) {
+      throw new TypeError("start must be oldest, new, or an integer from 0");
+    }
     if (after !== undefined && !isWhole(after)) throw new TypeError("after must be an integer from 0");
+    if (epoch != null && typeof epoch !== "string") throw new TypeError("epoch must be a text");
     if (epoch != null && after === undefined) throw new TypeError("epoch goes together with after");
     return new Following(this.#home, diagnosisId, options);
   }

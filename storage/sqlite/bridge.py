@@ -27,7 +27,7 @@ P = ParamSpec("P")
 Args = TypeVarTuple("Args")
 
 CACHED_STATEMENTS = 64
-"""Prepared statements sqlite3 keeps. Reason: all of ours fit."""
+"""Prepared statements that sqlite3 keeps: enough for all of ours."""
 
 
 class _Loop(asyncio.AbstractEventLoop):
@@ -36,7 +36,7 @@ class _Loop(asyncio.AbstractEventLoop):
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
         self._handle = asyncio.Handle(lambda: None, (), self)
-        """The answer to a call, to cancel it with. Nobody does, and one for each call costs a switch of threads."""
+        """One shared handle: aiosqlite never cancels it, and a new one per call costs a thread switch."""
 
     def get_debug(self) -> bool:
         return False
@@ -114,11 +114,11 @@ async def _drive(loop: _Loop, work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def _nobody_is_told() -> None:
-    """It has ended, and whoever wanted to know was told."""
+    """In place of `ended` once that has been called."""
 
 
 class Call(Generic[Result]):
-    """A function on its way through the database thread, for whoever may stop waiting for it."""
+    """A function on its way through the database thread. Its caller may stop waiting for it."""
 
     __slots__ = ("_error", "_is_abandoned", "_result", "done", "ended")
 
@@ -133,7 +133,7 @@ class Call(Generic[Result]):
 
     @contextlib.contextmanager
     def wanted(self) -> Iterator[None]:
-        """Around the wait for it: whoever stops waiting wants it no more, and if it has not begun, it never does."""
+        """Around the wait for it. When the wait ends, a function that has not begun never begins."""
         try:
             yield
         finally:
@@ -158,7 +158,7 @@ class Call(Generic[Result]):
 
     def arrive(self, _: object) -> None:
         """It has run; on Trio's thread."""
-        # Whoever is told may know this call: what it returned would stay in memory until the collector looks.
+        # Break a reference cycle: `ended` may hold this call, and the result would stay in memory until a collection.
         ended, self.ended = self.ended, _nobody_is_told
         ended()
         self.done.set()
@@ -201,7 +201,7 @@ class Database:
             call.run, partial(function, connection._conn, *args, **kwargs)
         )
         _step(self._loop, work).add_done_callback(call.arrive)
-        work.close()  # it would only hand over what its future has
+        work.close()  # its only step left is to return what its future has
         return call
 
     async def run_and_tell(
@@ -228,7 +228,7 @@ class Database:
 async def open_database(path: Path) -> AsyncIterator[Database]:
     """Connect to a SQLite database without implicit transactions; close it at the end, whatever happens."""
     assert "trio_asyncio" not in sys.modules, "trio_asyncio replaces asyncio's loop and breaks this bridge"
-    loop = _Loop(trio.lowlevel.current_trio_token())  # type: ignore[abstract]  # the rest is never asked for
+    loop = _Loop(trio.lowlevel.current_trio_token())  # type: ignore[abstract]  # aiosqlite never asks for the rest
     connection = aiosqlite.connect(
         path,
         timeout=0,
@@ -237,7 +237,7 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
         # A copy in steps is made on another thread, while the database thread waits for it (`storage.sqlite.stepping`).
         check_same_thread=False,
     )
-    # A process that ends without closing loses nothing that was promised, and must not hang on this thread.
+    # Ending the process without closing loses nothing that was promised, and the process must not hang on this thread.
     connection._thread.daemon = True
 
     async def connect() -> aiosqlite.Connection:

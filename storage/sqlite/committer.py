@@ -21,6 +21,7 @@ from storage.errors import Busy, Failed, OutboxDamaged, Refused, StorageError, S
 from storage.pending import Pending
 from storage.records import StoreStatistics
 from storage.sqlite.bridge import Call, Database
+from storage.sqlite.disk_errors import WHAT_TO_DO, described, had_no_room
 from storage.sqlite.disk_log import Outage
 from storage.stall import Stall
 
@@ -40,8 +41,6 @@ KEEP_SECONDS: Final = 1.0
 
 KEEP_IDLE_SECONDS: Final = 60.0
 """The time is kept at least so often, with a commit of its own while there is no other."""
-
-WHAT_TO_DO: Final = "look at the disk, run `avicenna-live check`, and restore a backup if it finds damage"
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -101,7 +100,7 @@ class Committer:
         lost: Callable[[], str | None] = lambda: None,
         keep: Keep | None = None,
         is_full: Callable[[], bool] = lambda: False,
-        undone: Callable[[], object] = lambda: None,
+        undone: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Work on `database`.
 
@@ -109,14 +108,14 @@ class Committer:
             time: says what time it is for each transaction.
             keep: keeps that time; `None`: it is not kept.
             lost: what has happened to the files of the database, `None`: they are in place. Asked after every
-                commit, before anybody is told about it: a commit into a deleted file must not be acknowledged.
+                commit, before it is acknowledged: a commit into a deleted file must not be.
             is_full: whether nothing more can be written; asked after a failed write, on the database thread.
-            undone: called after a commit that failed, there, too.
+            undone: undoes in the files what a commit has left there that failed; as `lost`, if it cannot be undone.
         """
         self._database = database
         self._time = time
         self.wal_bytes = 0
-        """Size of the write-ahead log when it was last looked at: whoever asks must not wait for the disk."""
+        """Size of the write-ahead log at the last look. Reason: asking must not wait for the disk."""
         self._lost = lost
         self._keep = keep
         self._is_full = is_full
@@ -230,7 +229,8 @@ class Committer:
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
-        """Around a look at the files: where the disk does not answer it, nobody else need ask for that to be seen."""
+        """Around a look at the files. A look that the disk does not answer counts as waiting, so a hung disk is seen
+        without any request."""
         self._looking_since = self._stall.ran(trio.current_time())
         try:
             yield
@@ -275,7 +275,7 @@ class Committer:
             raise self._broken
 
     def _drain(self) -> list[Operation[object]]:
-        # Only this method takes from the queue: since the last time it was never longer than now.
+        # Only this method takes from the queue, so the queue is now as long as it ever was since the last time.
         self._queue_peak = max(self._queue_peak, len(self._queue))
         return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_OPERATIONS_MAX))]
 
@@ -332,12 +332,12 @@ class Committer:
         return kept if is_due else None
 
     def _committed(self, batch: Sequence[Operation[object]], began: float, outcomes: Sequence[object]) -> None:
-        """Wake everybody who waits for a batch; in the moment its answer is there, a turn before `run` goes on."""
+        """Wake the waiters of a batch at the moment its answer is there, one turn before `run` goes on."""
         self._count(len(batch), self._time.monotonic() - began)
         _settle(batch, outcomes)
 
     def _refused(self, failed: TransactionFailed) -> StorageError:
-        """What the waiters of a transaction are told that the disk refused; told to the log as well."""
+        """What the waiters are told about a transaction that the disk refused. The log is told, too."""
         refusal: StorageError
         if failed.is_full:
             refusal = Busy("the disk is full")
@@ -362,7 +362,7 @@ class Committer:
             case primary if primary in _OPERATION_CODES:
                 return Failed(f"the operation was refused by the database: {type(error).__name__}")
             case _:
-                reason = f"{error} ({getattr(error, 'sqlite_errorname', code)}); {WHAT_TO_DO}"
+                reason = described(error)
                 self.break_down(reason)
                 return Failed(reason)
 
@@ -427,14 +427,14 @@ def run_transaction(
     lost: Callable[[], str | None],
     keep: Callable[[sqlite3.Connection], None] | None = None,
     is_full: Callable[[], bool] = lambda: False,
-    undone: Callable[[], object] = lambda: None,
+    undone: Callable[[], str | None] = lambda: None,
 ) -> list[object]:
     """Carry out operations in one transaction; the outcome of each. Runs on the database thread.
 
     Raises:
         Spoiled: an operation failed unexpectedly; rolled back.
         TransactionFailed: the disk failed; rolled back, or unknown if in COMMIT.
-        StoreBroken: it cannot be rolled back, or the files it was written to are gone.
+        StoreBroken: it cannot be rolled back or undone, or the files it was written to are gone.
     """
     outcomes: list[object] = []
     try:
@@ -450,26 +450,23 @@ def run_transaction(
         _roll_back(db)
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OPERATION_CODES:
             raise Spoiled(error) from error
-        raise TransactionFailed(error, in_commit=False, is_full=_had_no_room(error, is_full)) from error
+        raise TransactionFailed(error, in_commit=False, is_full=had_no_room(error, is_full)) from error
     except Exception as error:
         _roll_back(db)
         raise Spoiled(error) from error
     try:
         db.execute("COMMIT")
     except sqlite3.Error as error:
-        undone()
+        what = undone()
         _roll_back(db)
-        # The frame that makes a transaction one is written last, and was not: what is rolled back is not stored.
-        raise TransactionFailed(error, in_commit=True, is_full=_had_no_room(error, is_full)) from error
+        if what is not None:
+            raise StoreBroken(what) from error
+        # The frame that commits a transaction is written last. It was not written, so a rolled back transaction is not
+        # stored.
+        raise TransactionFailed(error, in_commit=True, is_full=had_no_room(error, is_full)) from error
     if (what := lost()) is not None:
         raise StoreBroken(what)
     return outcomes
-
-
-def _had_no_room(error: sqlite3.Error, is_full: Callable[[], bool]) -> bool:
-    """Whether a write failed for want of room; SQLite calls a used-up quota (`EDQUOT`) an I/O error."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and is_full())
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

@@ -33,7 +33,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def set_up(copy: sqlite3.Connection) -> None:
-    """Have a copy that nobody else uses, and that is synced as a file, be without a write-ahead log."""
+    """Switch a copy to work without a write-ahead log. Nobody else uses the copy, and it is synced as a file."""
     for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = DELETE", "synchronous = OFF"):
         copy.execute(f"PRAGMA {pragma}")
 

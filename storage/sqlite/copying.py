@@ -1,7 +1,7 @@
-"""Copies of an open store, made and looked at in steps: whoever waits for the database waits for one step at most.
+"""Copies of an open store, made and checked in steps: a request that needs the database waits for one step at most.
 
-The database thread reads; what concerns the copy alone (syncing, checking, hashing) happens on other threads.
-Cancelled, all of it ends within a step or soon after, and the unfinished file is removed.
+The database thread reads. Work on the copy alone (syncing, checking, hashing) happens on other threads. When it is
+cancelled, all of it ends within a step or soon after, and the unfinished file is removed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ PROGRESS_SECONDS: Final = 5.0
 """How often the log tells how far it is."""
 
 ROOM_BYTES_KEPT: Final = 64 * 1024 * 1024
-"""Bytes of the disk that a copy leaves for commits. Where there are fewer, none is begun."""
+"""Bytes of the disk that a copy leaves for commits. With fewer, no copy is begun."""
 
 PAUSE_SECONDS_MAX: Final = 0.1
-"""Longest one: a commit that took long is no reason to wait as long."""
+"""Longest pause. Reason: a step may have waited behind a long commit."""
 
 INTERRUPT_SECONDS: Final = 0.05
-"""How often a statement that is not wanted any more is interrupted, until it has ended."""
+"""Between two interrupts of a cancelled statement, until it has ended."""
 
 logger = logging.getLogger("avicenna.storage.progress")
 
@@ -164,7 +164,7 @@ def _size_of_ours(into: Unfinished, least: int) -> int:
 
 
 def _is_of_the_source(error: sqlite3.Error) -> bool:
-    """Whether what is copied is at fault, not the place it is copied to."""
+    """Whether the copied database is at fault, not the place of the copy."""
     code = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_READ
 

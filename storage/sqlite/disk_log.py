@@ -1,4 +1,4 @@
-"""What the log says about a disk that takes nothing: one line when it begins, one when it is over.
+"""The log lines about a disk that takes nothing: one line when that begins, one when it is over.
 
 While a disk is nearly full small changes are stored and large ones refused, in turns: two lines would come for each of
 them. So a new outage is not told within `SILENT_SECONDS` of the one before, unless it lasts.
@@ -18,7 +18,7 @@ logger = logging.getLogger("avicenna.storage")
 
 
 class Outage:
-    """Tells of the times in which the disk refuses what is to be stored. One per committer."""
+    """Logs the times in which the disk refuses commits. One per committer."""
 
     def __init__(self) -> None:
         self._told_at: float | None = None

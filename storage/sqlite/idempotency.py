@@ -43,7 +43,7 @@ class Stored:
 
 
 def begin_run(db: sqlite3.Connection) -> None:
-    """Have the keys of a database counted that does not say how many it holds."""
+    """Count the keys of a database that does not hold their number yet."""
     if db.execute("SELECT 1 FROM meta WHERE key = ?", (COUNT,)).fetchone() is None:
         db.execute("INSERT INTO meta SELECT ?, count(*) FROM idem", (COUNT,))
 
@@ -88,7 +88,7 @@ def count(db: sqlite3.Connection) -> int:
 
 
 def add(db: sqlite3.Connection, keys: int) -> None:
-    """Say that there are so many keys more."""
+    """Add so many keys to the number that is kept."""
     if keys:
         db.execute("UPDATE meta SET value = value + ? WHERE key = ?", (keys, COUNT))
 

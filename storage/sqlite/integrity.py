@@ -21,7 +21,7 @@ DIAGNOSES_PER_STEP: Final = 64
 """Diagnoses looked at in one go at most. Reason: their numbers are read before the first of them is judged."""
 
 NO_NUMBERS: Final[Numbers] = (None, None, None)
-"""Of a diagnosis whose numbers are not there."""
+"""The problem of a diagnosis whose numbers are missing."""
 
 _ENTRY: Final = "slot, seq, at, kind, body, crc"
 
@@ -67,7 +67,7 @@ class Judged:
     damaged: dict[str, Damage]
     """By diagnosis id."""
     diagnoses: int
-    """Registered ones that were looked at."""
+    """Registered diagnoses that were looked at."""
     after: int | None
     """The key to go on after; `None`: that was the last."""
 
@@ -93,7 +93,7 @@ def judge_some(db: sqlite3.Connection, after: int, seconds: float = inf) -> Judg
         outboxes = groupby(rows, itemgetter(0))
         key, entries = next(outboxes, (None, iter(())))
         for dx, public_id, is_registered, *numbers in page:
-            while key is not None and key < dx:  # of no diagnosis: nobody ever reads them
+            while key is not None and key < dx:  # of no diagnosis: they are never read
                 key, entries = next(outboxes, (None, iter(())))
             found = judge(numbers, (row[1:] for row in entries) if key == dx else ()) if is_registered else None
             if found is not None:
@@ -113,7 +113,7 @@ def contents(db: sqlite3.Connection, after: int) -> tuple[list[str], int | None]
 
 @contextmanager
 def _texts_as_bytes(db: sqlite3.Connection) -> Iterator[None]:
-    """Have no text decoded meanwhile: sqlite3 raises over one that is damaged, and names nobody."""
+    """Read texts as bytes meanwhile: over a damaged text sqlite3 raises an error that names no row."""
     before, db.text_factory = db.text_factory, bytes
     try:
         yield

@@ -3,10 +3,10 @@
 SQLite writes each commit behind the last one and never looks back: into a log that somebody has cut it writes behind a
 hole, and what was in the hole is gone with the process. So the end of the last commit is read again after the next.
 
-What SQLite does to its log, and nothing else does: it writes frames behind the last one; once a checkpoint has copied
-all of them, it begins anew at the start with a new header, and then cuts the file to `journal_size_limit` or to its
-last frame, whichever is longer. Behind the last frame lie those of earlier logs. A commit that failed leaves frames
-that look like the next ones. See docs/decisions/0071.
+SQLite alone writes to its log. It writes frames behind the last one. Once a checkpoint has copied all of them, it
+begins anew at the start with a new header, and then cuts the file to `journal_size_limit` or to its last frame,
+whichever is longer. Behind the last frame lie those of earlier logs. A commit that failed leaves frames that look like
+the next ones, so they are cut off. See docs/decisions/0071 and 0092.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import contextlib
 import os
 import sqlite3
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from storage.sqlite.disk_errors import WHAT_TO_DO, described, had_no_room
 from storage.sqlite.runs import keep_log
 from storage.sqlite.schema import WAL_AUTOCHECKPOINT_PAGES, WAL_BYTES_KEPT
 from storage.sqlite.wal import CUT, FRAME, HEADER, Log, Mark, head_of
@@ -29,17 +31,19 @@ FRAMES_READ: Final = 8
 class LiveLog:
     """The log while a connection writes to it. Every method runs on the database thread, but for `close`."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path, is_full: Callable[[], bool] = lambda: False) -> None:
         """Take its checkpoints over from SQLite, which would copy a hole into the database.
 
         Args:
             path: the log, which begins with a header.
+            is_full: whether nothing more can be written; asked after a failed write.
 
         Raises:
             OSError: it cannot be opened.
         """
         self._db = db
         self._path = path
+        self._is_full = is_full
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         self._fault: str | None = None
         self._header = b""
@@ -54,38 +58,56 @@ class LiveLog:
         self._read = bytearray()
         """Room for the last frame and those behind it."""
         db.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
-        self.doubt()
-        self.look()
-
-    def doubt(self) -> None:
-        """Take no frame for one of the next commit until the log begins anew: those of a failed one may lie there."""
         self._is_known = False
-        # Then it is cut to its own end, so that nothing lies behind it.
+        """It has begun anew in this run; before that frames of another run may lie behind its end."""
+        # As it begins anew it is cut to its own end, so that nothing lies behind it.
         self._limit(0)
+        self.look()
 
     def after_commit(self) -> str | None:
-        """As `look`; and if it is time to, the log is copied into the database, but not one with a fault."""
-        self.look()
-        if self._fault is None and (not self._is_known or self._pages >= WAL_AUTOCHECKPOINT_PAGES):
-            self._copy()
+        """As `look`; and if it is time to, the log is copied into the database, but not one with a fault.
+
+        Returns:
+            What somebody has done to the log, or why it cannot be copied; want of room for it is no reason.
+        """
+        if self.look() is None and (not self._is_known or self._pages >= WAL_AUTOCHECKPOINT_PAGES):
+            return self._copy()
         return self._fault
 
-    def _copy(self) -> None:
-        """What fails, for want of room maybe, is tried again after the next commit, as SQLite does by itself."""
+    def _copy(self) -> str | None:
+        """A copy that fails for want of room is tried again after the next commit, as SQLite does by itself."""
         try:
             if self.mark is not None:
                 keep_log(self._db, self.mark)
-        except sqlite3.Error:
-            self.doubt()
-            return
-        if self.look() is None:
-            with contextlib.suppress(sqlite3.Error):
+            if self.look() is None:
                 self._db.execute("PRAGMA wal_checkpoint").fetchall()
-            self.look()
+        except sqlite3.Error as error:
+            if self.undo() is None and not had_no_room(error, self._is_full):
+                return f"{self._path} cannot be copied into the database: {described(error)}"
+        return self.look()
+
+    def undo(self) -> str | None:
+        """Cut off what a commit that failed has left behind the last known one.
+
+        The next commit is written over it; of a longer one the rest would lie behind that, and look like the end of a
+        damaged log.
+
+        Returns:
+            As `look`, or that it cannot be cut: then nothing may be written to it any more.
+        """
+        if self._fault is not None:
+            return self._fault
+        try:
+            # An unknown log was copied whole, so the commit that failed has begun one anew, or has written nothing.
+            if self._is_begun() and self._is_known and os.fstat(self._file).st_size > self._end:
+                os.ftruncate(self._file, self._end)
+        except OSError as error:
+            self._fault = f"{self._path} cannot be cut back to its last commit: {error.strerror}; {WHAT_TO_DO}"
+        return self.look()
 
     @property
     def mark(self) -> Mark | None:
-        """The last known place in the log; what a failed commit has left may lie between it and the end."""
+        """The end of the last known commit."""
         return None if self._log is None else self._log.at(self._pages)
 
     def look(self) -> str | None:
@@ -95,7 +117,7 @@ class LiveLog:
         return self._fault
 
     def close(self) -> None:
-        """Look at it no more."""
+        """Stop looking at the log."""
         os.close(self._file)
 
     @property
@@ -117,12 +139,11 @@ class LiveLog:
         return f"{self._path} was cut or overwritten while the server used it"
 
     def _is_whole(self) -> bool:
-        header = os.pread(self._file, HEADER.size, 0)
-        if header != self._header and not self._begins(header):
+        if not self._is_begun():
             return False
         if self._log is None or not self._is_known:
             return os.pread(self._file, len(self._last), self._end - len(self._last)) == self._last
-        size, salts, is_commit = self._log.frame_bytes, header[16:24], True
+        size, salts, is_commit = self._log.frame_bytes, self._header[16:24], True
         while True:
             known = len(self._last)
             read = os.preadv(self._file, [self._read], self._end - known)
@@ -142,8 +163,11 @@ class LiveLog:
             if at + size <= len(self._read):
                 return is_commit and self._may_follow(self._read[at : min(read, at + FRAME.size)], read - at)
 
-    def _begins(self, header: bytes) -> bool:
-        """Take up a log that begins anew; False: it is not one of SQLite's."""
+    def _is_begun(self) -> bool:
+        """Take up a log that begins anew; False: what is there is not one of SQLite's."""
+        header = os.pread(self._file, HEADER.size, 0)
+        if header == self._header:
+            return True
         log, before = head_of(header), self._log
         if log is None or (before is not None and log.number - before.number not in (0, 1)):
             return False

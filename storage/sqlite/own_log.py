@@ -48,7 +48,8 @@ def judge(path: Path, boot: str) -> Before:
 
 
 def belongs(path: Path) -> Before | None:
-    """What is known of a log that is to be copied with its database; `None`: it is another one's, or there is none."""
+    """What is known of a log that is to be copied with its database; `None`: it belongs to another database, or there
+    is none."""
     last = _last_run(path)
     if last is None:
         return Before()
@@ -59,7 +60,7 @@ def belongs(path: Path) -> Before | None:
 
 
 def _last_run(path: Path) -> LastRun | None:
-    """What the file alone says, without its log, as it was copied to last; `None`: nothing."""
+    """What the database file says without its log, as of the last checkpoint; `None`: nothing."""
     # Immutable: nothing is locked, nothing written.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
         try:

@@ -1,4 +1,4 @@
-"""The SQL of letting go: events and rows by age, a person by name, events that are damaged.
+"""SQL that deletes: events and rows by age, a person by name, events that are damaged.
 
 Plain functions of a connection, as in `storage.sqlite.diagnoses`. Each does a bounded piece of work.
 """
@@ -46,7 +46,7 @@ def evict_before(db: sqlite3.Connection, at: float, after: str, diagnoses: int) 
     ).fetchall()
     windows = {}
     for dx, public_id, epoch, *numbers in page:
-        # The highest number of that age goes, and with it all below: a clock that was set back keeps nothing longer.
+        # Everything up to the highest number of that age goes, so that a clock that was set back keeps nothing longer.
         (newest,) = db.execute(
             "SELECT max(seq) FROM entry WHERE dx = ? AND at < ? AND typeof(at) = 'real' AND typeof(seq) = 'integer'",
             (dx, at),
@@ -118,8 +118,8 @@ def _expire_rows(db: sqlite3.Connection, table: str, before: float, limit: int) 
     """
     dropped = 0
     while dropped < limit:
-        # Of the rows that are old enough the latest, not the highest: it is found in the index at once. What it leaves
-        # is found in the next rounds, each of which drops one row at least.
+        # Of the rows that are old enough, the latest and not the highest: the index finds it at once. The rows it
+        # leaves are found in the next rounds, each of which drops at least one.
         found = db.execute(
             f"SELECT number FROM {table} WHERE at < ? ORDER BY at DESC, number DESC LIMIT 1",  # noqa: S608 - two names
             (before,),
@@ -155,7 +155,7 @@ def forget_unseen(
 
 @dataclass(frozen=True, slots=True)
 class ErasureState:
-    """How far the erasure of a person is. What is done is stored; this only says where to look further."""
+    """How far the erasure of a person is. Finished steps are stored; this only says where to go on."""
 
     cursors: int = 0
     viewers: int = 0

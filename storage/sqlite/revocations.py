@@ -16,12 +16,12 @@ def revoke(
     db: sqlite3.Connection, sub: str | None, token_id: str | None, leeway_seconds: float, now: Moment
 ) -> RevocationMade:
     """Revoke a subject's tokens or one token."""
-    # Both columns are unique, and what is NULL equals nothing: at most one row.
+    # Both columns are unique and NULL equals nothing, so at most one row is found.
     row = db.execute(
         f"DELETE FROM revocation WHERE sub = ? OR token_id = ? RETURNING {_COLUMNS}",  # noqa: S608 - see above
         (sub, token_id),
     ).fetchone()
-    # A clock that is behind would let tokens live on that were issued, by a right one, before this moment.
+    # With a clock that is behind, tokens that a right clock issued before this moment would live on.
     covers_until = now.reckoned + leeway_seconds
     made = db.execute(
         "INSERT INTO revocation (sub, token_id, at, covers_until) VALUES (?, ?, ?, ?)",

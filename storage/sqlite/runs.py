@@ -25,13 +25,13 @@ RENEWED: Final = "epochs.renew"
 """The act of the audit row that a renewal leaves."""
 
 SELF: Final = "avicenna-live"
-"""Who has done what nobody with a token has."""
+"""In place of a `sub` where the server itself, or an offline command, has acted."""
 
 CHECK_OWED: Final = "check_owed"
-"""The row that is there until all outboxes were looked at, and found whole."""
+"""This row stands until all outboxes were looked at and found whole."""
 
 PAGES_DOUBTED: Final = "pages_doubted"
-"""The row that has the next run look at the pages before it answers anybody."""
+"""This row makes the next run check the pages before it answers anybody."""
 
 
 SEALED: Final = ("boot", "clean", "copied", "durability", "log", "run")
@@ -44,12 +44,12 @@ class LastRun:
     """How the run before this one ended."""
 
     clean: bool
-    """Everything was stored and closed; also true of a new database."""
+    """Everything was stored and closed. Also true for a new database."""
     boot: str
     """The run of the operating system it belonged to, see `storage.files.current_boot`."""
     durability: Durability
     copied: bool
-    """This file is a backup, made while its original went on: what the original did since is not in it."""
+    """This file is a backup, made while its original went on: later changes of the original are not in it."""
     pages_doubted: bool
     """Its store broke: the disk has failed it, or SQLite has met a page that makes no sense."""
     check_owed: bool
@@ -102,7 +102,7 @@ def _rows(db: sqlite3.Connection) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What was found of the last run before SQLite has taken up its log."""
+    """What was found of the last run, before SQLite takes up its log."""
 
     state: str | None = None
     """As `LastRun.state`, of the file alone."""

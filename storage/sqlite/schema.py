@@ -143,7 +143,7 @@ MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What the database is opened for, and what is known of it before it is."""
+    """How the database is to be opened, and what is known of it before that."""
 
     path: str
     durability: Durability
@@ -265,9 +265,9 @@ def _begin(connection: sqlite3.Connection, opening: Opening) -> Opened:
 
 
 def _check_pages(connection: sqlite3.Connection, opening: Opening) -> bool:
-    """Have SQLite look at all pages where they may be torn; whether that was so.
+    """Have SQLite check all pages if they may be torn; whether it did.
 
-    Not after a mere kill: what the process wrote is with the operating system, page for page.
+    Not after a mere kill: the operating system has everything that the process wrote, page for page.
 
     Raises:
         Damaged: it has found something.

@@ -47,7 +47,7 @@ class SteppedCopy:
         self._is_unwanted = self._has_ended = False
         self._error: BaseException | None = None
         self._go, self._back = Semaphore(0), Semaphore(0)
-        # The process must not hang on it.
+        # The process must not hang on this thread.
         self._thread = Thread(target=self._run, name="copy of the database", daemon=True)
         self._thread.start()
 
@@ -91,7 +91,7 @@ class SteppedCopy:
 
     def _copy(self, db: sqlite3.Connection) -> None:
         with closing(sqlite3.connect(self._target, isolation_level=None)) as copy:
-            # A copy that is not finished is worth nothing: it needs no journal, and is synced as a file.
+            # An unfinished copy is worthless, so it needs no journal; a finished one is synced as a file.
             copy.execute("PRAGMA journal_mode = OFF")
             copy.execute("PRAGMA synchronous = OFF")
             copy.execute(f"PRAGMA cache_size = {CACHE_PAGES}")

@@ -66,19 +66,20 @@ DIAGNOSES_CACHED_MAX: Final = 10_000
 """Registered diagnoses kept in memory, the ones asked for last. Reason: every request asks for one."""
 
 ERASURE_PAUSE_SECONDS: Final = 0.01
-"""Between two steps of an erasure. Reason: most commits meanwhile have no step of it within them."""
+"""Between two steps of an erasure. Reason: most commits meanwhile then contain no step."""
 
 LOOK_THROUGH_SECONDS: Final = 0.003
 """Longest step of the check of all outboxes, but for the outbox it is at. Reason: a commit waits for it."""
 
 LOOK_THROUGH_PAUSE: Final = 4
-"""Pause after such a step, in steps: it takes a fifth of the time. Reason: nobody waits for what it finds."""
+"""Pause after such a step, in lengths of the step: the check takes a fifth of the time. Reason: nobody waits for its
+result."""
 
 WATCH_SECONDS: Final = 1.0
 """How often the files are looked at while nothing is committed; every commit looks by itself."""
 
 LAST_LOOK_SECONDS: Final = 0.1
-"""A wait that has lasted too long ends so much later. Reason: this process may have been paused."""
+"""A wait that has lasted too long ends this much later. Reason: this process may have been paused."""
 
 LEAVE_SECONDS_MAX: Final = 1.0
 """Longest time a store that has broken waits for whoever uses it to leave. Beyond: cancelled."""
@@ -141,7 +142,7 @@ async def open_store(
             def lost() -> str | None:
                 return presence.lost_at_a_glance() or live_log.after_commit()
 
-            committer = Committer(database, time, lost, keep_time, partial(files.is_full, path), live_log.doubt)
+            committer = Committer(database, time, lost, keep_time, partial(files.is_full, path), live_log.undo)
             with _unwrapped(StoreBroken):
                 async with trio.open_nursery() as committer_nursery:
                     left = trio.Event()
@@ -174,7 +175,7 @@ def _empty_beside(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place_of(path: Path, arriving: Path) -> Path | None:
-    # Whole when it comes: whoever is killed meanwhile leaves one of the two, and never a database that is missing.
+    # The new database is whole when it gets its name: a kill meanwhile leaves one of the two, never a missing database.
     try:
         return files.replace_database(path, arriving, "damaged")
     except (CannotCopy, OSError) as error:
@@ -255,7 +256,7 @@ def _report(path: Path, opened: Opened) -> None:
 
 async def _live_log(database: Database, log: Path) -> LiveLog:
     try:
-        return await database.run(LiveLog, log)
+        return await database.run(LiveLog, log, partial(files.is_full, log))
     except OSError as error:
         raise CannotOpen(f"{log} cannot be opened: {error.strerror}") from error
 
@@ -268,7 +269,7 @@ async def _end_run(database: Database, time: Timekeeper, live_log: LiveLog) -> b
         try:
             await database.run(lambda db: end_run(db, kept, live_log.mark))
         except sqlite3.Error as error:
-            await database.run(lambda _: live_log.doubt())
+            await database.run(lambda _: live_log.undo())
             logger.warning("the database could not be closed in order: %s", error)
             return False
     return True
@@ -283,7 +284,7 @@ async def _doubt_pages(database: Database, live_log: LiveLog) -> None:
         try:
             doubt_pages(db)
         except sqlite3.Error:
-            live_log.doubt()
+            live_log.undo()
 
     with trio.CancelScope(shield=True):
         await database.run(doubt)
@@ -313,7 +314,7 @@ async def _keep_log(database: Database) -> None:
 async def _run_shielded(committer: Committer, left: trio.Event) -> None:
     """Finish what is queued even while the server is being cancelled: the queue is bounded, and closed at the end.
 
-    Whoever uses a store that has broken has been told so, and has a moment to tell others.
+    The users of a store that has broken have been told so, and have a moment to tell others.
     """
     with trio.CancelScope(shield=True):
         try:
@@ -352,7 +353,7 @@ async def _watch_time(committer: Committer) -> None:
 
 
 async def _in_time(seconds: float, wait: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Wait so long at most for what the disk does.
+    """Wait so long at most for the disk.
 
     Args:
         wait: may be called twice.
@@ -360,7 +361,7 @@ async def _in_time(seconds: float, wait: Callable[[], Awaitable[Answer]]) -> Ans
     Raises:
         Failed: it takes longer; what was begun goes on.
     """
-    # Once more after that: what was done while this process was paused is told in the moment it runs again.
+    # Wait once more: results that came while this process was paused arrive at the moment it runs again.
     for patience in (seconds, LAST_LOOK_SECONDS):
         with trio.move_on_after(patience):
             return await wait()
@@ -422,7 +423,7 @@ class SqliteStore(TellsDamage):
         self._size_bytes = size_bytes
         """Bytes of the database and of its log."""
         self._copying = trio.Lock()
-        """Held by who makes a copy. Reason: each takes as much of the disk as the database."""
+        """Held while a copy is made. Reason: each copy takes as much of the disk as the database."""
         self._time = time
         self._new_epoch = new_epoch
         self._damage = damage
@@ -431,7 +432,7 @@ class SqliteStore(TellsDamage):
         self._cache: OrderedDict[str, records.Diagnosis] = OrderedDict()
         self._registered_ids = _Count(registered)
         self._looks: dict[str, _Looks] = {}
-        """Look-ups under way, by diagnosis id: what was read before a change of it is not remembered after it."""
+        """Look-ups under way, by diagnosis id: a result that was read before a change is not remembered after it."""
 
     def patient(self, seconds: float) -> SqliteStore:
         other = copy.copy(self)  # what is remembered is the same for both
@@ -603,7 +604,7 @@ class SqliteStore(TellsDamage):
         while True:
             began, repairs = trio.current_time(), self._damage.repairs
             judged = await self._read(integrity.judge_some, after, LOOK_THROUGH_SECONDS)
-            if repairs == self._damage.repairs:  # else what was read may be repaired by now
+            if repairs == self._damage.repairs:  # otherwise the damage may have been repaired since it was read
                 for found in judged.damaged.items():
                     self._damage.add(*found)
                 diagnoses, damaged = diagnoses + judged.diagnoses, damaged + len(judged.damaged)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal, Self
 
 CLOSED: Final = b"avicenna-live: log closed\n"
-"""What stands in the place of a log that SQLite has removed though the run did not end in order: nothing was in it.
+"""Put in the place of a log that SQLite has removed although the run did not end in order: the log held nothing.
 Shorter than a header, so that SQLite takes it for an empty log."""
 
 CUT: Final = b"avicenna-live: log cut while in use\n"
-"""What is put behind a log that was cut or overwritten while a server used it. To SQLite it is an unfinished frame."""
+"""Put behind a log that was cut or overwritten while a server used it. To SQLite it is an unfinished frame."""
 
 HEADER: Final = struct.Struct(">8I")
 """Magic number, version, bytes of a page, checkpoints, two salts, checksum (two words)."""
@@ -74,14 +74,14 @@ class Mark:
     number: int
     """How often the log has begun anew."""
     frames: int
-    """So many of it lie before this place."""
+    """Frames that lie before this place."""
 
     def __str__(self) -> str:
         return f"{self.line} {self.number} {self.frames}"
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """The mark that is written like this."""
+        """The mark that a text spells."""
         return cls(*map(int, text.split()))
 
     def is_followed_by(self, end: Mark) -> bool:
@@ -157,7 +157,7 @@ def head_of(content: bytes) -> Log | None:
 
 
 def _look_at_frames(file: BinaryIO, log: Log, ended: Ended) -> tuple[int, str | None]:
-    """The frames that SQLite takes up, and what shows that more was written behind the frame at which it stops."""
+    """The frames that SQLite takes up, and the evidence that more was written behind the frame at which it stops."""
     sums, number, taken_up = log.sums, 0, 0
     while len(frame := file.read(log.frame_bytes)) == log.frame_bytes:
         page, pages_after, *salts, sum_, other_sum = FRAME.unpack_from(frame)
@@ -173,7 +173,7 @@ def _look_at_frames(file: BinaryIO, log: Log, ended: Ended) -> tuple[int, str | 
 
 
 def _fault_behind(file: BinaryIO, log: Log, stopped_at: int, frame: bytes, ended: Ended) -> str | None:
-    """What shows that the frame at which SQLite stops, the last that was read, was once whole."""
+    """The evidence that the frame at which SQLite stops, the last that was read, was once whole."""
     if ended == "kill" and len(frame) == log.frame_bytes and not any(frame[: FRAME.size]):
         return f"is zero from frame {stopped_at} on"
     # After a kill a commit frame shows that those before it were written whole. What was not synced arrives in any

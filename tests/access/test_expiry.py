@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 import trio
@@ -39,7 +41,7 @@ class FakeSession:
     def __init__(self, expires_at: float, *, fails: bool = False) -> None:
         self.who = Principal("amira", expires_at=expires_at)
         self.diagnosis_id = "d"
-        self.is_warned = False
+        self.warn_at = -math.inf
         self.is_live = True
         self.is_gone = False
         self.fails = fails
@@ -55,7 +57,7 @@ class FakeSession:
         self.said.append((ending.value, trio.current_time()))
 
     def renewed(self, who: Principal) -> None:
-        self.who, self.is_warned = who, False
+        self.who = who
         self.said.append(("auth_ok", trio.current_time()))
 
 
@@ -126,6 +128,25 @@ async def test_a_renewed_token_moves_both_times(autojump_clock: trio.testing.Moc
         ("auth_expiring", 190),
         ("token expired", 260),
     ]
+
+
+async def test_the_same_token_again_is_warned_about_less_and_less_soon_and_never_in_a_hurry(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    clock = TrioClock()
+    token = issue(KEY, sub="amira", scope="", ttl_seconds=60, now=clock.wall(), token_id="t")
+    async with watching() as expiry:
+        session = watched(expiry, FakeSession(clock.wall() + 60))
+        while not session.is_gone:
+            warnings = sum(kind == "auth_expiring" for kind, _ in session.said)
+            if warnings > sum(kind == "auth_ok" for kind, _ in session.said):
+                expiry.renew(session, token)  # type: ignore[arg-type]
+            await trio.sleep(LOOK_SECONDS / 10)
+    warned_at = [at for kind, at in session.said if kind == "auth_expiring"]
+    pauses = [after - before for before, after in pairwise(warned_at)]
+    assert len(warned_at) == 7
+    assert 30 <= pauses[0] <= 30 + 2 * LOOK_SECONDS
+    assert min(pauses) >= 5
 
 
 async def test_connections_that_come_and_go_leave_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:

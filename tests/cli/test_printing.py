@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.server.process import COMMAND
 from web.commands.printing import printable, say_json, table
 from web.commands.publish import receipt_line
 from web.commands.status import status_text
@@ -111,3 +114,13 @@ def test_a_status_names_the_clock_only_where_it_is_not_believed() -> None:
     assert "clock" not in status_text({"total_diagnoses": 0, "clock_held_since": None})
     shown = status_text({"total_diagnoses": 0, "clock_held_since": "2026-01-02T03:04:05.678Z"})
     assert "clock held since  2026-01-02T03:04:05.678Z" in shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_command_whose_output_cannot_be_written_says_so_in_one_line(tmp_path: Path) -> None:
+    command = [str(COMMAND), "token", "--sub", "amira", "--data", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "avicenna-live: cannot write the output: No space left on device"
+    assert "Traceback" not in ended.stderr

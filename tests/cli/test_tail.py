@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
+from tests.server.process import COMMAND
 from web.cli import main
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, Unreachable
@@ -488,3 +491,59 @@ async def test_a_server_that_was_never_there_is_not_waited_for() -> None:
 async def says_now(connection: WebSocketConnection, *frames: str) -> None:
     for frame in frames:
         await connection.send_message(frame)
+
+
+@asynccontextmanager
+async def tail_process(url: str, directory: Path, output: int | IO[str]) -> AsyncIterator[trio.Process]:
+    """A running `avicenna-live tail 42`, without a token."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AVICENNA_")}
+    process = await trio.lowlevel.open_process(
+        [str(COMMAND), "tail", "42", "--url", url],
+        cwd=directory,
+        env=environment,
+        stdout=output,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with trio.fail_after(30):
+            yield process
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def test_it_ends_when_nobody_reads_any_more_also_where_nothing_comes(tmp_path: Path) -> None:
+    async with (
+        standing_in(says(connect(), event(1), other("live", seq=1))) as stand_in,
+        tail_process(stand_in.url, tmp_path, subprocess.PIPE) as process,
+    ):
+        assert process.stdout is not None
+        said = b""
+        async with process.stdout:
+            while not said.endswith(b"\n"):
+                said += await process.stdout.receive_some()
+        assert b"#1" in said
+        assert await process.wait() == 1
+
+
+@pytest.fixture
+def full() -> Iterator[IO[str]]:
+    """Every write to it fails, as on a full disk."""
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip("no /dev/full here")
+    with device.open("w") as opened:
+        yield opened
+
+
+async def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, full: IO[str]) -> None:
+    async with (
+        standing_in(says(connect(), event(1))) as stand_in,
+        tail_process(stand_in.url, tmp_path, full) as process,
+    ):
+        assert process.stderr is not None
+        said = b"".join([bytes(chunk) async for chunk in process.stderr]).decode().splitlines()
+        assert await process.wait() == 1
+    assert said[0].startswith("connected to diagnosis 42")
+    assert said[1:] == ["avicenna-live: cannot write the output: No space left on device"]

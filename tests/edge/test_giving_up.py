@@ -154,12 +154,15 @@ async def test_a_peer_that_accepts_nothing_is_cut_off_after_ten_seconds_and_coun
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(edge.accept, ours, None)
-            theirs.send(request())
-            await trio.sleep(0.5)
-            # Room for a little, and not for so much that the kernel says so.
-            theirs.recv(reads)
-            stopped_at = trio.current_time()
+        async with trio.open_nursery() as looking_nursery:
+            looking_nursery.start_soon(edge.look_for_stalled)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(edge.accept, ours, None)
+                theirs.send(request())
+                await trio.sleep(0.5)
+                # Room for a little, and not for so much that the kernel says so.
+                theirs.recv(reads)
+                stopped_at = trio.current_time()
+            looking_nursery.cancel_scope.cancel()
         assert 9 <= trio.current_time() - stopped_at <= 12
     assert edge.terms.open.stalled == 1

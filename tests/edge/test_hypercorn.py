@@ -1,4 +1,4 @@
-"""What the edge relies on in Hypercorn, Quart and h11: if a newer release changes any of it, this says what."""
+"""What the edge relies on in Hypercorn, Quart, h11 and wsproto: if a release changes any of it, a test says what."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.metadata import version
 import h11
 import pytest
 import trio
+from h11._receivebuffer import ReceiveBuffer
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
@@ -22,9 +23,13 @@ from hypercorn.utils import parse_socket_addr
 from quart import Quart
 from quart import Response as QuartResponse
 from quart.asgi import ASGIHTTPConnection, ASGIWebsocketConnection
+from quart.wrappers.base import BaseRequestWebsocket
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
+from quart_trio.wrappers import TrioRequest
+from quart_trio.wrappers.request import TrioBody
+from wsproto.frame_protocol import FrameDecoder, MessageDecoder, Opcode
 
 STREAM = ["app", "config", "context", "task_group", "ssl", "client", "server", "send", "stream_id"]
 SIGNATURES = {
@@ -56,6 +61,7 @@ CALLED = {
     H11Protocol._send_h11_event: ["event"],
     H11Protocol._maybe_recycle: [],
     HTTPStream.handle: ["event"],
+    HTTPStream.app_send: ["message"],
     HTTPStream._send_error_response: ["status_code"],
     WSStream.handle: ["event"],
     WSStream.app_send: ["message"],
@@ -122,6 +128,20 @@ def test_the_connection_classes_of_an_application_are_attributes_of_it() -> None
     assert QuartTrio.asgi_websocket_class is TrioASGIWebsocketConnection
 
 
+def test_the_parts_of_a_request_that_are_replaced_are_attributes_of_its_class() -> None:
+    assert isinstance(vars(BaseRequestWebsocket)["blueprints"], property)
+    assert TrioRequest.body_class is TrioBody
+    assert list(inspect.signature(TrioBody.__init__).parameters)[1:] == [
+        "expected_content_length",
+        "max_content_length",
+    ]
+
+
+def test_what_a_websocket_connection_is_made_of_is_what_ours_sets() -> None:
+    made = TrioASGIWebsocketConnection(QuartTrio("test"), {"type": "websocket"})  # type: ignore[typeddict-item]
+    assert set(vars(made)) == {"app", "scope", "send_channel", "receive_channel", "_accepted", "_closed"}
+
+
 def test_an_answer_of_bytes_has_a_body_that_holds_them() -> None:
     body = QuartResponse(b"abc").response
     assert isinstance(body, DataBody)
@@ -153,6 +173,31 @@ def test_h11_refuses_an_empty_line_before_a_request_and_its_buffer_can_be_shorte
         other.next_event()
 
 
+def test_the_buffer_of_h11_can_be_replaced_by_one_that_counts_lines_first() -> None:
+    buffer = ReceiveBuffer()
+    buffer += b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert isinstance(buffer._data, bytearray)
+    assert buffer._data.count(b"\n") == 3
+    assert buffer.maybe_extract_lines() == [bytearray(b"GET / HTTP/1.1"), bytearray(b"Host: a")]
+    connection = h11.Connection(h11.SERVER)
+    assert isinstance(connection._receive_buffer, ReceiveBuffer)
+    for name in ("they_are_waiting_for_100_continue", "client_is_waiting_for_100_continue"):
+        assert getattr(connection, name) is False
+
+
+def test_wsprotos_decoders_show_what_is_missing_of_a_frame_and_a_message() -> None:
+    decoder, messages = FrameDecoder(client=False), MessageDecoder()
+    assert (len(decoder.buffer), decoder.header, messages.opcode) == (0, None, None)
+    decoder.receive_bytes(b"\x01\x8a\x00\x00\x00\x00abc")  # 3 of the 10 bytes of a frame, behind which another follows
+    frame = decoder.process_buffer()
+    assert frame is not None
+    assert decoder.header is not None
+    assert (decoder.header.payload_len, decoder.payload_consumed, len(decoder.buffer)) == (10, 3, 0)
+    assert messages.process_frame(frame).payload == "abc"
+    assert messages.opcode is Opcode.TEXT
+
+
 def test_the_releases_are_those_that_were_read() -> None:
     assert version("hypercorn").startswith("0.18.")
     assert version("h11").startswith("0.16.")
+    assert version("wsproto").startswith("1.3.")

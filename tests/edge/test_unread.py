@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.edge.peers import Peer, request, running_edge
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from web.following.streams import WRITTEN_BYTES
+from web.http.one_task import LeanRequest
 
 UNREAD = 40
 BODY = b"".join(b"%07d." % number for number in range(100_000))
@@ -70,6 +73,88 @@ async def test_an_answer_larger_than_a_write_arrives_whole() -> None:
         assert (await peers[0].answer()).body == BODY
         await peers[0].send(request())
         assert (await peers[0].answer()).body == BODY
+
+
+class Counting:
+    """Answers as `large` does, and counts."""
+
+    def __init__(self) -> None:
+        self.begun = self.over = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun += scope["type"] == "http"
+        await large(scope, receive, send)
+        self.over += scope["type"] == "http"
+
+
+async def test_a_request_is_over_though_its_answer_is_not_read() -> None:
+    app = Counting()
+    async with running_edge(app, send_buffer_bytes=4096) as edge, unread(edge.url, request(), UNREAD) as peers:
+        assert (app.begun, app.over) == (UNREAD, UNREAD)
+        assert (await peers[-1].answer()).body == BODY
+
+
+async def test_answers_that_are_not_read_hold_no_requests(server: Server) -> None:
+    async with unread(server.url, request(b"/openapi.json"), UNREAD):
+        gc.collect()  # the matcher of routes leaves a cycle
+        held = sum(isinstance(one, LeanRequest) for one in gc.get_objects())
+    assert held == 0
+
+
+async def test_what_comes_behind_a_request_is_not_begun_before_its_answer_is_written() -> None:
+    app = Counting()
+    async with running_edge(app, send_buffer_bytes=4096) as edge, unread(edge.url, request() * 3, 1) as peers:
+        assert app.begun == 1
+        await peers[0].send(request(method=b"HEAD"))
+        for _ in range(3):
+            assert (await peers[0].answer()).body == BODY
+        assert (await peers[0].answer(has_body=False)).headers["content-length"] == str(len(BODY))
+        await peers[0].send(request())
+        assert (await peers[0].answer()).body == BODY
+
+
+@pytest.mark.parametrize("head", [request(), request(Connection=b"close")], ids=["kept", "last"])
+async def test_a_peer_that_has_ended_its_side_gets_the_whole_answer_once_it_reads(head: bytes) -> None:
+    async with running_edge(large, send_buffer_bytes=4096) as edge, unread(edge.url, head, 1) as peers:
+        await peers[0].stream.send_eof()
+        assert (await peers[0].answer()).body == BODY
+        assert await peers[0].end() == b""
+
+
+async def test_a_connection_is_not_idle_while_its_answer_is_not_read(autojump_clock: MockClock) -> None:
+    patience = {"stall_seconds": math.inf}
+    running = running_edge(large, send_buffer_bytes=4096, idle_seconds=1.0, patience=patience)
+    async with running as edge, unread(edge.url, request(), 1) as peers:
+        await trio.sleep(100)
+        autojump_clock.autojump_threshold = math.inf
+        assert (await peers[0].answer()).body == BODY
+        autojump_clock.autojump_threshold = 0
+        assert await peers[0].end() == b"", "and then it is"
+
+
+async def test_a_peer_that_goes_on_reading_nothing_is_cut_off(autojump_clock: MockClock) -> None:
+    running = running_edge(large, send_buffer_bytes=4096, idle_seconds=1000.0, patience={"stall_seconds": 10.0})
+    async with running as edge, unread(edge.url, request(), UNREAD) as peers:
+        await trio.sleep(15)
+        for peer in peers:
+            assert len(await peer.end()) < len(BODY)
+
+
+async def test_an_answer_in_hand_when_the_server_stops_is_written_to_its_end() -> None:
+    async with running_edge(large, send_buffer_bytes=4096) as edge, unread(edge.url, request(), 1) as peers:
+        edge.stopping.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await peers[0].answer()).body == BODY
+        assert await peers[0].end() == b""
+        with trio.fail_after(10):
+            await edge.ended.wait()
+
+
+async def test_an_answer_that_is_not_read_is_cut_when_the_time_to_stop_is_up(autojump_clock: MockClock) -> None:
+    async with running_edge(large, send_buffer_bytes=4096) as edge, unread(edge.url, request(), UNREAD) as peers:
+        edge.stopping.set()
+        await edge.ended.wait()
+        assert len(await peers[0].end()) < len(BODY)
 
 
 async def test_a_stream_that_is_not_read_holds_a_write_and_not_its_replay(server: Server, traced: None) -> None:

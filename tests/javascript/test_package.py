@@ -74,6 +74,17 @@ def test_the_types_resolve_and_refuse_what_is_wrong(project: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_types_want_nothing_of_a_page_but_what_pages_have(project: Path) -> None:
+    """A project whose libraries are those of its target: TypeScript checks `.d.ts` files unless it is told not to."""
+    file = project / "page.ts"
+    file.write_text('import { Follower } from "avicenna-live-client";\nawait new Follower().close();\n')
+    compiler = node_package("typescript") / "bin" / "tsc"
+    options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022"]
+    command = [*node("with WebSocket"), str(compiler), *options, str(file)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_types_name_what_the_module_has(project: Path) -> None:
     script = 'console.log(Object.keys(await import("avicenna-live-client")).join(" "))'
     command = [*node("with WebSocket"), "--input-type=module", "--eval", script]

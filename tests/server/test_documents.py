@@ -18,6 +18,7 @@ from web.contract import errors
 from web.contract.errors import STATUS_OF_CODE, CloseCode, close_of
 from web.contract.exchange import Handler
 from web.contract.operations import OPERATIONS
+from web.contract.parameters import NAMES
 from web.contract.records import KINDS, Ack, Auth, Ping
 from web.identity.access import Access
 from web.server.app import Socket, create_app
@@ -45,6 +46,13 @@ def test_every_route_is_documented_and_everything_documented_is_a_route() -> Non
     assert routes == {(one.method, one.path) for one in OPERATIONS}, (
         "each needs one entry in web/contract/operations.py"
     )
+
+
+def test_every_parameter_of_a_query_that_must_be_given_once_is_documented_and_no_other_is() -> None:
+    operations = [operation for path in openapi()["paths"].values() for operation in path.values()]
+    of_http = {one["name"] for operation in operations for one in operation["parameters"] if one["in"] == "query"}
+    of_sockets = [channel["bindings"]["ws"]["query"]["properties"] for channel in asyncapi()["channels"].values()]
+    assert of_http.union(*of_sockets) == NAMES
 
 
 def test_every_problem_code_is_documented_somewhere_and_has_a_status() -> None:

@@ -58,6 +58,11 @@ def test_a_line_holds_no_token_and_no_query_and_stays_one_line(text: str, writte
     assert json.loads(Formatter(json=True).format(record("%s", text)))["message"] == redacted(text)
 
 
+def test_logging_still_has_what_is_switched_off() -> None:
+    for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile"):
+        assert hasattr(logging, name), name
+
+
 @pytest.mark.guarantee(14)
 def test_an_exception_is_shown_by_kind_and_place_without_its_text() -> None:
     def fail() -> None:

@@ -87,6 +87,21 @@ async def test_users_have_their_turns_one_after_another_whoever_came_first() -> 
         assert order.index("cyrus") <= 3
 
 
+async def test_one_turn_is_shared_by_all_who_wait_where_shares_are_smaller(nursery: trio.Nursery) -> None:
+    turns = Turns(8, share=1)
+    await turns.take("before", 8)
+    users = Users(turns)
+    for sub in ("amira", "bo", "cyrus"):
+        for _ in range(20):
+            nursery.start_soon(users.take, sub, 1)
+        await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(users.take, "dana", 1)
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    assert "dana" in users.order()[:8]
+
+
 async def test_who_has_decoded_much_waits_until_others_have_decoded_as_much() -> None:
     async with asking(("amira", 5, LARGE), ("bo", 500, TURN // 20)) as users:
         order = users.order()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sqlite3
 import sys
@@ -21,6 +22,20 @@ def test_aiosqlite_still_has_what_the_bridge_relies_on() -> None:
     connection = aiosqlite.connect(":memory:")
     assert isinstance(connection._thread, threading.Thread)
     assert hasattr(aiosqlite.Connection, "_conn")
+
+
+def test_asyncio_still_has_what_a_loop_of_our_own_needs() -> None:
+    assert asyncio._get_running_loop() is None
+    taken = inspect.signature(asyncio.AbstractEventLoop.call_soon).parameters
+    assert list(taken) == ["self", "callback", "args", "context"]
+    loop = asyncio.new_event_loop()
+    try:
+        asyncio._set_running_loop(loop)
+        assert asyncio._get_running_loop() is loop
+        asyncio._set_running_loop(None)
+        assert asyncio.Future(loop=loop)._asyncio_future_blocking is False
+    finally:
+        loop.close()
 
 
 def test_nothing_imports_trio_asyncio() -> None:

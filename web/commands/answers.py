@@ -1,7 +1,7 @@
-"""What the commands need of a server's answers; whatever else is in one is passed on unlooked at. Pure.
+"""The fields that the commands need of a server's answers; other fields are passed on unread. Pure.
 
-What answers may be no avicenna-live server, or a proxy in front of one: nothing of an answer is used before it has been
-compared with one of these.
+The other side may be a proxy, or no avicenna-live server at all. So nothing of an answer is used before the answer has
+been compared with one of these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Diagnosis(TypedDict):
 
 
 class Subscribers(TypedDict):
-    """Of a receipt: who was there."""
+    """Of a receipt: the subscribers, counted."""
 
     online: int
     known: int

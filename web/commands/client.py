@@ -1,4 +1,4 @@
-"""A client of a running server: who we are, and requests with JSON both ways.
+"""A client of a running server: the token to send, and requests with JSON both ways.
 
 HTTP is the standard library's: the commands send a handful of requests, one after the other, and a further dependency
 of the server would be too much for that. No redirect is followed and no proxy of the environment is used, so that a
@@ -59,7 +59,7 @@ class Credentials:
 
         Args:
             newer_token: reads `token` again, where it may have been replaced. Raises `UsageError`.
-            scopes: what such a token may do: no more than the command needs, for whoever listens gets it.
+            scopes: what such a token may do. Reason: whoever overhears it gets no more than the command needs.
             key_file: where the key is from.
         """
         self._token = token
@@ -91,7 +91,7 @@ class Credentials:
     def token(self) -> str | None:
         """A token that is valid now, as far as we can tell; `None`: we are anonymous."""
         if self._newer_token is not None:
-            # While it is being replaced there may be none: the last one is as good as any.
+            # While the file is being replaced it may be missing: the last token is still the best there is.
             with contextlib.suppress(UsageError):
                 self._token = self._newer_token()
         if self._token is not None or self._key is None:
@@ -118,7 +118,7 @@ class Client:
         """Talk to the server at `url`.
 
         Args:
-            remark: how the URL was found, for whoever finds nobody there.
+            remark: how the URL was found; part of the message if no server answers there.
 
         Raises:
             UsageError: it is no URL of a server.
@@ -173,7 +173,7 @@ class Client:
             Refused: the server answered with a problem document.
             Unreachable: nobody answered.
             CommandFailed: the answer is not one of this server.
-            UsageError: the body holds what is no text.
+            UsageError: the body holds text that is not Unicode.
         """
         sent = {"Accept": "application/json", "Connection": "close", **self.credentials.headers(), **(headers or {})}
         content = None if body is None else _encoded(body)

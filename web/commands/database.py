@@ -205,7 +205,7 @@ def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
 
     file = directory / LISTENING_FILE
     if not os.path.lexists(file):
-        # No server runs on this directory: a copy that is made elsewhere could not be fetched, nor taken back.
+        # No server runs on this directory: a copy that a server elsewhere made could neither be fetched nor removed.
         client.request("GET", "healthz", answer=Health)
         raise CommandFailed(
             f"there is no {file}: name the server's data directory with --data, the copy is fetched from there"
@@ -242,7 +242,7 @@ def create(arguments: argparse.Namespace) -> int:
 
 
 def _server(arguments: argparse.Namespace) -> Client:
-    """The server that is to be asked: the one that is named, else the one that uses the database, and no other."""
+    """The server to ask: the named one, else the one that uses the database, and no other."""
     if given_url(arguments) is not None:
         return client_of(arguments, "operate")
     try:

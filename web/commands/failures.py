@@ -16,7 +16,7 @@ WRONG_USAGE: Final = 2
 NOBODY_THERE: Final = 3
 
 WRONG_VALUE: Final = "invalid_field"
-"""The server's code for a value that is none: whoever gave it has asked wrongly."""
+"""The server's code for a wrong value. The command was wrongly asked then."""
 
 
 class CommandFailed(Exception):

@@ -1,8 +1,8 @@
 """Fetches the copy that a server of this machine has made of its database out of its data directory.
 
-What the server says about the copy is not trusted: it may be another one than was meant. Of the path it names only the
-name counts, and of the files with that name only the one in `backups/` of the data directory here, if it was not there
-before the server was asked. Nothing else is read or deleted, and a failure leaves neither copy.
+The server's word about the copy is not trusted: it may be another server than was meant. Only the name of the path
+counts, and only a file of this name in `backups/` of the data directory here that was not there before the server was
+asked. Nothing else is read or deleted, and a failure leaves neither copy.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _can_be_a_name(text: str) -> bool:
 
 @contextlib.contextmanager
 def _reserved(target: Path) -> Iterator[int]:
-    """A new file that is there before anything is asked of the server, gets its name at the end, and is gone else."""
+    """A new file, made before the server is asked. It gets its name at the end, and is removed on a failure."""
     try:
         with contextlib.ExitStack() as stack:
             try:
@@ -101,7 +101,7 @@ def _names(directory: Path) -> frozenset[str]:
 
 
 def _opened_directory(directory: Path) -> int:
-    """`backups/`, so that a name can be looked up in it and nowhere else. Raises `FileNotFoundError`, too."""
+    """A descriptor of `backups/`, so that a name is looked up there alone. Raises `FileNotFoundError`, too."""
     backups = directory / BACKUPS_DIRECTORY
     try:
         return os.open(backups, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -41,7 +41,7 @@ class Found:
 
     url: str
     remark: str = ""
-    """How the URL was found, for whoever finds nobody there."""
+    """How the URL was found; part of the message if no server answers there."""
     is_of_directory: bool = False
     """The server that runs on the data directory said so itself."""
 
@@ -60,7 +60,7 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
         help=f"a file with your token, {STANDARD_INPUT} for standard input; default the variable {TOKEN_VARIABLE}, "
         "else a token with the one right the command needs, made from the key in the data directory",
     )
-    # Taken and not shown: every user of a machine can see the arguments of its processes.
+    # Accepted but not shown: every user of a machine can see the arguments of its processes.
     group.add_argument("--token", help=argparse.SUPPRESS)
     add_data_options(group)
     group.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -122,7 +122,7 @@ def find_of_directory(arguments: argparse.Namespace) -> Found:
     """
     directory = data_directory(arguments)
     urls = listening_urls(directory, is_trusted=not _merely_lies_here(directory, arguments))
-    # Nobody but the server's user can take the place of a Unix socket.
+    # Only the server's user can replace a Unix socket.
     url = next((one for one in urls if socket_path_of(one) is not None), urls[0])
     try:
         return Found(checked_url(url), f" (as it says in {directory})", is_of_directory=True)
@@ -200,7 +200,7 @@ def _local_credentials(found: Found, arguments: argparse.Namespace, scopes: tupl
 
 
 def _merely_lies_here(directory: Path, arguments: argparse.Namespace) -> bool:
-    """Nobody named the directory: what is in it may concern this machine's server, and no stranger's."""
+    """Nobody named the directory, so its contents must belong to the server of this machine and not to a stranger."""
     return directory == DATA_DEFAULT and arguments.data is None
 
 

@@ -20,20 +20,20 @@ NOTHING_HEARD: Final = 1006
 
 POLICY: Final = 1008
 WRONG_PARAMETER: Final = "invalid field"
-"""The reason of a 1008 whose fault is the URL's."""
+"""The reason of a 1008 that the URL is to blame for."""
 
 COME_BACK: Final = frozenset({NORMAL, 1001, NO_CODE, NOTHING_HEARD, 1011, 1012, 1013, 1014, 1015})
 """Close codes after which a client returns with its position: broken, failed, restarting or busy, not refused."""
 
 TOKEN_REFUSED: Final = frozenset({"invalid token", "token expired", "revoked"})
-"""Reasons of a 1008 over which another token helps."""
+"""Reasons of a 1008 that another token cures."""
 
 UNAUTHENTICATED: Final = 401
 TOO_MANY_REQUESTS: Final = 429
 
 BACKOFF_SECONDS_FIRST: Final = 0.5
 TOKEN_SECONDS_FIRST: Final = 1.0
-"""Where a token was refused, and there may be another one."""
+"""First longest wait after a refused token that may be replaced."""
 
 BACKOFF_SECONDS_MAX: Final = 30.0
 """The longest wait doubles from the first up to this."""
@@ -42,7 +42,7 @@ RETRY_AFTER_SECONDS_MAX: Final = 300.0
 """Longest wait a server can ask for. Beyond: this one."""
 
 HEARTBEAT_SECONDS: Final = 20
-"""How often a server is asked to say something, if nobody chooses."""
+"""Default of the heartbeat interval."""
 
 SILENT_HEARTBEATS_MAX: Final = 1.5
 """A connection that is silent for so many heartbeats is dead."""
@@ -52,7 +52,7 @@ EVENTS: Final = frozenset({"recommendation_update", "effectiveness_update", "fee
 
 @dataclass(slots=True)
 class Position:
-    """Up to where one client has come, across connections."""
+    """The position of one client, across connections."""
 
     seq: int | None = None
     """The last number applied, `None`: none yet, the server decides where we begin."""
@@ -68,7 +68,7 @@ class Position:
     def advance(self, frame: dict[str, Any]) -> bool:
         """Take note of a server frame; whether it is news.
 
-        An event at or below the position is a repeat: applying it again is what a client must not do.
+        An event at or below the position is a repeat, which a client must not apply again.
 
         Raises:
             Hole: numbers are missing before it.
@@ -128,7 +128,7 @@ class Backoff:
         self._failures = 0
 
     def reset(self) -> None:
-        """The connection worked: the next failure is a first one."""
+        """The connection worked: the next failure counts as the first."""
         self._failures = 0
 
     def seconds(self, retry_after_ms: object = None) -> float:

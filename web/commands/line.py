@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, Final, Protocol
 
 from web.commands import actors, database, diagnoses, publish, serve, status, tail, token, trails
 from web.commands.failures import FAILED, WRONG_USAGE, CommandFailed, UsageError
-from web.commands.printing import say_at_last
+from web.commands.printing import discard_output, say_at_last
 
 NAME: Final = "avicenna-live"
 
@@ -40,8 +38,8 @@ def run(argv: Sequence[str] | None = None, *further: Command) -> int:
         say_at_last(f"{NAME}: {error}")
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read our output has gone (`tail 42 | head -1`): there is nobody left to tell, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has gone (`tail 42 | head -1`): nothing can be printed any more, not even at exit.
+        discard_output()
         return FAILED
 
 

@@ -1,6 +1,6 @@
 """The database without a server: what `check`, `backup`, `restore` and `new-database` do when none is running.
 
-Beside the composition root the only file that opens a store.
+Beside the composition root, this is the only file that opens a store.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("avicenna.storage.progress")
 
 
 def show_progress() -> None:
-    """Have what takes long say on stderr how far it is, a line every few seconds."""
+    """Have long work report its progress on stderr, a line every few seconds."""
     if not logger.handlers:
         logger.setLevel(logging.INFO)
         logger.addHandler(logging.StreamHandler())
@@ -76,7 +76,7 @@ def drop_damaged(database: Path, diagnosis_ids: Sequence[str]) -> Sequence[Dropp
 
 
 def _dropping(dropped: Dropped) -> NewAuditRow:
-    """The row of the act; whoever can open the database needs no token, and has no name."""
+    """The audit row of the act. It names nobody: opening the database file takes no token."""
     after = {
         "epoch": dropped.after.epoch,
         "head": dropped.after.head,

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
+from web.commands.failures import CommandFailed
+
 JOINERS: Final = "\u200c\u200d"
 """Invisible, harmless, and needed to write Persian and Arabic: printed as they are."""
 
 LAST_WORDS_SECONDS_MAX: Final = 1.0
-"""Longest time the end of a command waits for whoever reads its last line."""
+"""Longest time the end of a command waits for its last line to be read."""
 
 
 def printable(text: str) -> str:
@@ -32,10 +34,26 @@ def compact(value: object) -> str:
 
 
 def say(text: str) -> None:
-    """Print one line now: whoever reads through a pipe sees it without waiting for more."""
+    """Print one line now: a reader of a pipe sees it without waiting for more.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+        CommandFailed: it cannot be written (a full disk).
+    """
     # A terminal may not know every character (LC_ALL=C): an escape is better than a crash.
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise CommandFailed(f"cannot write the output: {error.strerror}") from None
+
+
+def discard_output() -> None:
+    """Send what is not written yet, and what comes, nowhere. Else the interpreter tries it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_aside(text: str) -> None:
@@ -44,11 +62,12 @@ def say_aside(text: str) -> None:
 
 
 def say_at_last(text: str) -> None:
-    """As `say_aside`, before the command ends: nobody who does not read it (a full pipe, Ctrl-S) keeps it from that."""
+    """As `say_aside`, before the command ends: a reader that does not read (a full pipe, Ctrl-S) does not keep the
+    command."""
     try:
         # Past the stream: where a thread hangs within it, the interpreter cannot end.
         descriptor = sys.stderr.fileno()
-    except io.UnsupportedOperation:  # it is no file, and lets nobody wait
+    except io.UnsupportedOperation:  # no file: writing to it never blocks
         say_aside(text)
         return
     line = f"{printable(text)}\n"

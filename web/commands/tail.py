@@ -1,6 +1,6 @@
 """`avicenna-live tail`: follows one diagnosis, prints what happens, and comes back where it stopped.
 
-Trio runs here and in no other command: a WebSocket is read while a second task listens for a server that died.
+No other command runs Trio to talk to a server: here a WebSocket is read while a second task notices a dead server.
 """
 
 from __future__ import annotations
@@ -8,7 +8,11 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
+import select
+import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -58,7 +62,7 @@ class BadFrame(Exception):
 
 
 class NotHttp(Exception):
-    """What answers the upgrade does not speak HTTP, or says nothing."""
+    """The other side does not answer the upgrade as HTTP, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,11 @@ class Ended:
     """A close code, or the HTTP status of a refused upgrade."""
     reason: str
     retry_after_ms: object = None
-    """As the server says it."""
+    """In the words of the server."""
     done: bool = False
     """We ended it ourselves: everything asked for was printed."""
     is_strange: bool = False
-    """We ended it ourselves: what the server said is none of our protocol."""
+    """We ended it ourselves: the server sent something outside the protocol."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -128,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     failure: BaseException | None = None
     try:
-        trio.run(tail.follow, not arguments.no_reconnect)
+        trio.run(_follow_while_read, tail, not arguments.no_reconnect)
     except* KeyboardInterrupt:
         failure = KeyboardInterrupt()
     except* (CommandFailed, UsageError, BrokenPipeError) as group:
@@ -136,6 +140,33 @@ def run(arguments: argparse.Namespace) -> int:
     if failure is not None:
         raise failure
     return 0
+
+
+async def _follow_while_read(tail: Tail, reconnect: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_nobody_reads)
+        await tail.follow(reconnect)
+        nursery.cancel_scope.cancel()
+
+
+async def _until_nobody_reads() -> None:
+    """Watch the output, where it is a pipe: a diagnosis may be quiet for long after its reader has gone (`| head -1`).
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+    """
+    try:
+        output = sys.stdout.fileno()
+        if not stat.S_ISFIFO(os.fstat(output).st_mode):
+            return
+        # The end that is written to is never readable: this returns when the other one is closed.
+        await trio.lowlevel.wait_readable(output)
+    except OSError:
+        return  # it is no file, or of a kind that this system does not watch
+    asked = select.poll()
+    asked.register(output, 0)
+    if any(events & select.POLLERR for _, events in asked.poll(0)):
+        raise BrokenPipeError
 
 
 class Tail:
@@ -196,7 +227,7 @@ class Tail:
             ended = await self._connect_once(reconnect)
             if ended.done:
                 return
-            # 1006 never travels and says nothing the words beside it do not.
+            # 1006 never travels, and adds nothing to the words beside it.
             code = "" if ended.code == NOTHING_HEARD else f"{ended.code} "
             reason = f"the connection ended: {code}{ended.reason}".rstrip()
             if ended.code == POLICY and ended.reason == WRONG_PARAMETER:
@@ -216,7 +247,7 @@ class Tail:
             await trio.sleep(wait_seconds)
 
     def _then(self, ended: Ended) -> Then:
-        """What to do now. Who was never let in is more likely to have asked wrongly than to be let in later."""
+        """What to do now. A client that was never admitted has more likely asked wrongly than come too early."""
         if ended.is_strange:
             return Then.COME_BACK if self._admitted else Then.ENDED
         what = then(ended.code, ended.reason)
@@ -246,7 +277,7 @@ class Tail:
             failure = self._client.unreachable(TimeoutError())
         except (OSError, trio.BrokenResourceError, NotHttp) as error:
             failure = self._client.unreachable(_innermost(error))
-        # A server that was there will be again; one that never was is more likely a wrong URL.
+        # A server that answered before will be back; one that never did is more likely a wrong URL.
         if not (self._admitted and reconnect):
             raise failure
         return Ended(NOTHING_HEARD, str(failure))
@@ -274,7 +305,7 @@ class Tail:
                             await connection.aclose(PROTOCOL_ERROR if ended.is_strange else NORMAL)
                 connection_nursery.cancel_scope.cancel()
         except* LocalProtocolError:
-            # trio-websocket answers a Ping that it reads while it closes, and may not.
+            # trio-websocket answers a Ping that it reads while it closes, which wsproto does not allow.
             pass
         except* ConnectionRejected as group:
             rejected = first_of(group)
@@ -295,7 +326,7 @@ class Tail:
         """Read frames until the connection ends or falls silent, or until everything asked for was printed."""
         try:
             while True:
-                # The time it takes to print is none of the server's.
+                # The time that printing takes does not count against the server.
                 with trio.move_on_after(self._heartbeat_seconds * SILENT_HEARTBEATS_MAX) as patience:
                     message = await connection.get_message()
                 if patience.cancelled_caught:
@@ -347,7 +378,7 @@ class Tail:
         elif kind == "auth_expiring" and self._client.credentials.renewable:
             await connection.send_message(json.dumps({"type": "auth", "token": self._client.credentials.token()}))
         if self._acknowledges and (kind in EVENTS or kind == "gap"):
-            # Printed and flushed: only now may the server forget it.
+            # Printed and flushed: only now is it acknowledged.
             reached = frame["seq"] if kind in EVENTS else data["to"]
             await connection.send_message(json.dumps({"type": "ack", "seq": reached}))
         if kind in EVENTS and self._events_left is not None:
@@ -355,7 +386,7 @@ class Tail:
         return self._events_left == 0
 
     def _say_status(self, status: str, ended: Ended | None = None) -> None:
-        """Tell a program that reads along how things stand; people read what is said on stderr."""
+        """Tell a program that reads the output how things stand; people read stderr."""
         if self._as_json:
             code, reason = (None, None) if ended is None else (ended.code, ended.reason or None)
             told = {"status": status, "code": code, "reason": reason}
@@ -419,7 +450,7 @@ def connect_line(diagnosis_id: str, data: dict[str, Any], start: str | None = No
     way = ways.get(data["resume"], data["resume"])
     line = f"connected to diagnosis {diagnosis_id}, {way}; {data['queued']} queued, head #{data['head']}"
     if data["resume"] in ("fresh", "reset") and data["floor"] > wanted:
-        # Of the other ways, a gap frame says so.
+        # For the other resumes a gap frame says so.
         gone, first = data["floor"] - wanted, data["floor"] + 1
         line += f"; {gone} {'event' if gone == 1 else 'events'} before #{first} {'is' if gone == 1 else 'are'} gone"
     return line
@@ -445,7 +476,8 @@ def _given(data: dict[str, Any], *names: str) -> str:
 
 
 class Upgrading(trio.abc.Stream):
-    """A stream on which a server answers an upgrade as HTTP does; trio-websocket would wait for one until told not to.
+    """A stream that notices an answer which is not HTTP. On such an answer trio-websocket would wait until it is
+    cancelled.
 
     Raises `NotHttp` from `send_all` and `receive_some` until an answer has begun.
     """

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _local_key(chosen: Settings) -> bytes:
     directory = chosen.data
-    # A directory that is not there is more likely a slip than a server to come: a key in it would verify nothing.
+    # A missing directory is more likely a slip than a server to come: no server would verify with a key in it.
     if not directory.is_dir():
         server = f"avicenna-live serve --data {shlex.quote(str(directory))}"
         raise CommandFailed(f"there is no {directory}: `{server}` makes it, or name another with --data")
@@ -102,7 +102,7 @@ def _local_key(chosen: Settings) -> bytes:
 
 
 def _make_database(chosen: Settings) -> None:
-    """What the first start makes before the key: a key without a database would stop the next one."""
+    """The database, which is made before the key: a key without a database would stop the next start."""
     database = chosen.data / DATABASE_FILE
     if chosen.database_must_exist:
         make = f"avicenna-live new-database --data {shlex.quote(str(chosen.data))}"
@@ -112,7 +112,7 @@ def _make_database(chosen: Settings) -> None:
     try:
         offline.create(database)
     except InUse:
-        return  # a server makes both at this moment
+        return  # a server is making both at this moment
     except StorageError as error:
         if not files.has_database(database):
             raise CommandFailed(str(error)) from None

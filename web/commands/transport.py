@@ -16,7 +16,7 @@ UNIX_HOST: Final = "localhost"
 """What a request over a Unix socket names as its host."""
 
 _TLS_RECORDS: Final = ("\x15\x03", "\x16\x03")
-"""How what speaks TLS begins: with an alert, or a handshake (RFC 8446 section 5.1)."""
+"""First bytes of a side that speaks TLS: an alert, or a handshake (RFC 8446 section 5.1)."""
 
 _NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
 """OpenSSL's reasons where the other side spoke, but not TLS."""

@@ -50,14 +50,14 @@ STATUS_OF_CODE: Final = {
 """The HTTP status each problem code comes with."""
 
 STATUSES_OF_THE_EDGE: Final = (408, 414, 426, 431, 501, 505)
-"""Statuses that come with one of these codes all the same: what is no proper HTTP has no code of its own."""
+"""Further statuses that come with one of these codes: a request that is not proper HTTP has no code of its own."""
 
 RETRY_AFTER_SECONDS: Final = 1
 """What a client that met a full mailbox or a full disk is told to wait."""
 
 
 REPAIR_RETRY_SECONDS: Final = 60
-"""As much of a damaged diagnosis. Reason: an operator must act before it is any use."""
+"""The same for a damaged diagnosis. Reason: a retry is useless before an operator has acted."""
 
 
 class WebError(Exception):
@@ -74,7 +74,7 @@ class Problem(WebError):
     """For people: names the field and the limit, never a value that was sent."""
     headers: dict[str, str] = field(default_factory=dict)
     status_instead: int | None = None
-    """A status that says more than that of the code: what the edge answers has no code of its own."""
+    """A status that says more than that of the code: answers of the edge have no code of their own."""
 
     @property
     def status(self) -> int:
@@ -149,10 +149,10 @@ def close_of(ending: Ending) -> tuple[CloseCode, str]:
 
 
 class Asked(Enum):
-    """What a request was to do: what is said about its fate depends on that."""
+    """What a request was to do. The words about its outcome depend on that."""
 
     TO_READ = 0
-    """Nothing that has a fate."""
+    """Read only: no outcome can be unknown."""
     TO_ACT = 1
     """A change that takes no `Idempotency-Key`."""
     TO_PUBLISH = 2

@@ -26,7 +26,6 @@ NAMES: Final = frozenset(
         "heartbeat",
         "lastEventId",
         "limit",
-        "owner",
         "peek",
         "seq",
         "since",
@@ -132,7 +131,7 @@ def _heartbeat_seconds(query: Mapping[str, str]) -> int | None:
 
 
 def repeated_parameter(query: Query) -> str | None:
-    """What is wrong with a query that names a parameter twice: whoever reads it would choose one of the two."""
+    """What is wrong with a query that names a parameter twice: each reader would choose one of the two."""
     for name, values in query.lists():
         if len(values) > 1 and name in NAMES:
             return f"{name} must be given once"

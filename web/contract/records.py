@@ -100,7 +100,7 @@ class Update(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Target(Struct):
-    """Which diagnosis a broadcast is for; what else it holds is not looked at."""
+    """Which diagnosis a broadcast is for; its other fields are skipped."""
 
     diagnosis_id: Reference
 
@@ -326,7 +326,7 @@ def readable_id(name: str, value: int | str) -> int | str:
 
 
 def fault_of(value: object) -> str | None:
-    """What keeps some client from reading an object that is passed on as it is; `None`: nothing.
+    """Why some client could not read an object that is passed on as it is; `None`: all can.
 
     Looked at level by level, all values of one together: one by one they would cost more than all else about a body.
     """
@@ -362,7 +362,8 @@ def _given(**optional: object) -> dict[str, object]:
 
 
 def _same(old: object, new: object) -> bool:
-    """JSON equality: unlike Python's, it tells true from 1. Found at once where both are written alike, as mostly."""
+    """JSON equality: unlike Python's, it tells true from 1. Values that are written alike, as most are, compare at
+    once."""
     return old == new and (_written(old) == _written(new) or _alike(old, new))
 
 

@@ -32,7 +32,7 @@ def demo(arguments: argparse.Namespace) -> int:
             "tcp": True,
             "allow_anonymous": True,
         }
-        # The terminal is for the updates; whoever wants requests and connections beside them says so.
+        # The terminal is for the updates; requests and connections are shown beside them only if the operator asks.
         chosen = settings_of(None, options, {variable_of("log_level"): "warning"} | os.environ)
         from web.demo.show import Demo  # noqa: PLC0415 - the other commands start without the server
 

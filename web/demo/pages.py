@@ -40,7 +40,7 @@ class Shown(Protocol):
 
     @property
     def service(self) -> Service:
-        """Who publishes. Raises `Unreachable` before the server has begun to accept connections."""
+        """The service that publishes. Raises `Unreachable` before the server accepts connections."""
 
     def crash_next(self) -> None:
         """Have the actor crash once, over the next update."""
@@ -105,7 +105,7 @@ def pages(shown: Shown) -> list[Extra]:
 
 
 async def _asked(shown: Shown, what: Callable[[Service], Told]) -> Told:
-    """Have the service do something, on a thread: it asks this server, and waits for the answer.
+    """Run a method of the service on a thread: it asks this server, and waits for the answer.
 
     Raises:
         Problem: 503, it was not done.

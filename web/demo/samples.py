@@ -56,7 +56,7 @@ def fields_of(kind: str, turn: int) -> dict[str, object]:
 
 
 class Service:
-    """Who publishes. Its methods wait for the server, and may be called from several threads."""
+    """The service that publishes. Its methods wait for the server, and may be called from several threads."""
 
     def __init__(self, url: str, data: Path) -> None:
         """Publish to the server at `url` that keeps its data, and its key, in `data`."""

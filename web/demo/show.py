@@ -33,7 +33,7 @@ RETRY_SECONDS: Final = 0.2
 
 
 class ActorCrash(Exception):
-    """What an actor crashes of when somebody wants to see it."""
+    """The exception of a crash that was asked for."""
 
 
 class Demo:
@@ -67,7 +67,7 @@ class Demo:
 
     @property
     def service(self) -> Service:
-        """Who publishes. Raises `Unreachable` before the server has begun to accept connections."""
+        """The service that publishes. Raises `Unreachable` before the server accepts connections."""
         if self._service is None:
             raise Unreachable("the server is not ready yet")
         return self._service
@@ -120,7 +120,7 @@ class Demo:
 
 
 def _print_updates(url: str) -> None:
-    """Print what comes, as `tail` does."""
+    """Print the updates, as `tail` does."""
     tail = Tail(
         Client(url, Credentials()), DIAGNOSIS_ID, Position(None, None), jitter=random.random, peek=True, start="new"
     )

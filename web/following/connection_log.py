@@ -1,4 +1,4 @@
-"""What the log says of connections that follow a diagnosis: one line when each ends, and what is frequent in sums.
+"""The log lines of connections that follow a diagnosis: one line when each ends, and sums of what happens often.
 
 Every line has its fields in the text and, in JSON, as fields of their own. It names no subject unless the operator
 wants it to (`log_subjects`), and never anything else that a client has sent but the name of its device.
@@ -26,7 +26,7 @@ from web.contract.log_fields import FIELDS, REQUEST_ID
 from web.contract.records import DEVICE, DIAGNOSIS_ID
 
 SUM_SECONDS: Final = 60.0
-"""What is frequent is one line for so long: the gaps of one connection, take-overs of one subscriber."""
+"""Gaps of one connection, and take-overs of one subscriber, are summed into one line for so long."""
 
 LOOK_SECONDS: Final = 1.0
 """How often it is looked whether such a line is due."""
@@ -70,7 +70,7 @@ class ConnectionLog:
         self._subjects = subjects
         self._gaps: dict[Subscriber, _Sum] = {}
         self._takeovers: OrderedDict[tuple[str, SubscriberId], _Sum] = OrderedDict()
-        """Subscribers of which a connection was replaced lately; what came after that is not said yet."""
+        """Subscribers of which a connection was replaced lately, with the take-overs that are not logged yet."""
 
     # Ends
 
@@ -115,7 +115,7 @@ class ConnectionLog:
         _say(f"{what} ended", who | end)
 
     def stalled(self, subscriber: Subscriber | None, why: str, request_id: str | None = None) -> None:
-        """A peer that stands still is cut off; `None`: it was refused."""
+        """A stalled peer is cut off; `None`: it was refused."""
         who = {} if subscriber is None else self._who(_diagnosis_of(subscriber), subscriber.id)
         _say("stalled peer cut off", who | {"reason": why}, request_id)
 

@@ -7,6 +7,7 @@ One task for all connections, which looks at each of them twice a second. Knows 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 WARNING_SECONDS: Final = 60
 """`auth_expiring` is sent so long before a token expires."""
+
+WARNING_AGAIN_SECONDS_MIN: Final = 5
+"""After a token that was accepted in band with little time left, the next warning comes when half of that time has
+passed, and not before so many seconds. Reason: a login service may hand out the same token until it ends; whoever is
+warned at once each time asks for it without a pause."""
 
 LOOK_SECONDS: Final = 0.5
 """How often the connections are looked at. Reason: tokens end at whole seconds, and nobody counts on tenths."""
@@ -59,9 +65,9 @@ class Expiry:
         self._may_follow = may_follow
         self._prepare = prepare
         self._sessions: list[Session] = []
-        """All that are watched, and those that have ended since the last look."""
+        """All watched connections, and those that have ended since the last look."""
         self._at_once: list[Session] = []
-        """Those for which a warning has been due for long."""
+        """Connections whose warning is overdue."""
         self._hurry = trio.Event()
         self._renewing: dict[Session, None] = {}
         self._send, self._receive = trio.open_memory_channel[tuple["Session", str]](RENEWALS_MAX)
@@ -74,7 +80,7 @@ class Expiry:
             self._sessions.append(session)
 
     def changed(self, session: Session) -> None:
-        """The replay is complete, or there is a newer token: a warning may have been due for long."""
+        """The replay is complete: a warning may have been due for long."""
         expires_at = session.who.expires_at
         if expires_at is not None and self._clock.wall() >= expires_at - WARNING_SECONDS:
             self._at_once.append(session)
@@ -91,7 +97,7 @@ class Expiry:
         if len(self._renewing) >= RENEWALS_MAX:
             raise wire.FrameError("rate_limited", "too many tokens are being verified; send it again")
         self._renewing[session] = None
-        self._send.send_nowait((session, token))  # its buffer has room for as many
+        self._send.send_nowait((session, token))  # its buffer has room for that many
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -126,13 +132,13 @@ class Expiry:
             return
         if now >= expires_at + LEEWAY_SECONDS:
             session.end(Ending.TOKEN_EXPIRED)
-        elif session.is_live and not session.is_warned:
-            session.is_warned = True
+        elif session.is_live and now >= session.warn_at:
+            session.warn_at = math.inf
             left = max(0, round(expires_at - now))
             session.say("auth_expiring", {"expires_at": wire.timestamp(expires_at), "seconds_left": left})
 
     async def _renew_all(self) -> None:
-        # Side by side: one that waits for a key to be fetched holds up nobody else's.
+        # Side by side: a token whose key is being fetched holds up no other.
         async with trio.open_nursery() as renewals_nursery:
             async for session, token in self._receive:
                 renewals_nursery.start_soon(self._renew_one, session, token)
@@ -151,10 +157,12 @@ class Expiry:
         except wire.FrameError as error:
             session.say("error", wire.error_data(error.code, error.detail))
         else:
-            # No checkpoint since the right was checked: what is taken away later ends the connection itself.
+            # No checkpoint since the right was checked: a right that is taken away later ends the connection itself.
             if not session.is_gone:
+                assert who.expires_at is not None, "every token has an end"
+                now = self._clock.wall()
+                session.warn_at = now + max((who.expires_at - now) / 2, WARNING_AGAIN_SECONDS_MIN)
                 session.renewed(who)
-                self.changed(session)
 
     async def _newer(self, session: Session, token: str) -> Principal:
         await self._prepare(token)

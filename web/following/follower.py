@@ -28,7 +28,8 @@ CATCH_UP_EVENTS: Final = 5
 """Events taken from the ring at once while catching up."""
 
 CATCH_UP_BYTES: Final = 64 * 1024
-"""After so many bytes, no more is taken for now. Reason: what is composed lies in memory until the client reads."""
+"""After so many bytes no further events are taken for now. Reason: composed bytes lie in memory until the client
+reads."""
 
 assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
 
@@ -51,7 +52,7 @@ class Follower(Channel):
         """A Ping for a receipt is due as soon as something can be written."""
         self._heartbeat: Heartbeat | None = None
         self._request_id = b""
-        """Of the upgrade, for the log; empty: there is none. In bytes it is half as large as its text."""
+        """The id of the upgrade, for the log; empty: none. As bytes it takes half the memory of its text."""
 
     def begin(
         self,
@@ -200,7 +201,8 @@ class Follower(Channel):
         self._subscriber.detach()
 
     def answered_goodbye(self, code: int) -> None:
-        # TCP order makes that a receipt, as a Pong is. Other ends are not: who comes back from them asks anew.
+        # TCP keeps the order, so this is a receipt, as a Pong is. Other Closes are none: their clients come back and
+        # ask anew.
         if code == CloseCode.RESTART and self._asks:
             self._session.received_all()
 
@@ -211,5 +213,5 @@ class Follower(Channel):
         if seconds is not None:
             request_id = self._request_id.hex()
             self._hub.log.ended("WebSocket", self._subscriber, code, reason, seconds, request_id)
-        # Session, subscriber and transport know each other: cut here, so that the collector need not look for them.
+        # Break the reference cycle of session, subscriber and transport, so that no collection is needed.
         del self._session, self._subscriber

@@ -1,6 +1,6 @@
 """When a client that asked for heartbeats is due one: after so long without a message to it (PROTOCOL section 6). Pure.
 
-Events are not noted one by one, which would cost the hot path: whoever looks sees that the position has moved.
+Events are not noted one by one, which would cost the hot path: each look sees whether the position has moved.
 """
 
 from __future__ import annotations

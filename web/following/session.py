@@ -5,6 +5,7 @@ Knows no socket: frames go out through `Speaker.say`. The transport that carries
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, Protocol, assert_never
 
@@ -23,11 +24,11 @@ from web.following.expiry import Expiry
 from web.websocket.flood import Cost
 
 RETRY_SPREAD_SECONDS: Final = 5.0
-"""Clients that are all sent away at once are told to come back at random within this time."""
+"""Clients that are sent away together are told to come back at random within this time."""
 
 
 class Speaker(Protocol):
-    """What carries frames that are no events."""
+    """Carries frames other than events."""
 
     def say(self, frame: bytes) -> None:
         """Queue a frame for this client; never waits."""
@@ -46,7 +47,7 @@ class Session:
         "ack",
         "diagnosis_id",
         "is_live",
-        "is_warned",
+        "warn_at",
         "who",
     )
 
@@ -74,8 +75,8 @@ class Session:
         self.diagnosis_id = diagnosis_id
         self.is_live = False
         """Whether the replay is complete."""
-        self.is_warned = False
-        """Whether the client was told that its token is about to expire."""
+        self.warn_at = -math.inf
+        """Wall seconds before which the client is not told that its token is about to expire; infinite: it was told."""
         self._acknowledged = Seq(0)
         """The highest number the client has acknowledged here."""
         self._subscriber = subscriber
@@ -125,7 +126,6 @@ class Session:
         """A newer token of the same subject was accepted (PROTOCOL section 9)."""
         assert who.expires_at is not None, "every token has an end"
         self.who = self._subscriber.principal = who
-        self.is_warned = False
         self.say("auth_ok", {"expires_at": wire.timestamp(who.expires_at)})
 
     @property
@@ -134,12 +134,12 @@ class Session:
         return self._subscriber.gone
 
     def end(self, ending: Ending) -> None:
-        """End the connection from this side; one that is still being admitted is judged there."""
+        """End the connection from this side. A connection that is still being admitted is judged by the admission."""
         if self._subscriber.roster is not None:
             self._subscriber.roster.end(self._subscriber, ending)
 
     def reached(self, seq: Seq) -> bool:
-        """The transport's receipt: everything up to `seq` has reached the client; False if that cannot be."""
+        """The transport's receipt: everything up to `seq` has reached the client. False: `seq` was never sent."""
         return self._registry.acknowledge(self._subscriber, seq, "transport")
 
     def received_all(self) -> None:

@@ -144,7 +144,7 @@ class Sockets:
         self._close(asked, adoption, head + text_frame(error), refusal.close_code, refusal.reason)
 
     def _break_off(self, asked: Request, adoption: Adoption, head: bytes, error: Exception) -> None:
-        """Something of ours failed: the client is told to come back."""
+        """The server failed: the client is told to come back."""
         logger.error("a connection failed: %s", describe(error))
         self._close(asked, adoption, head, CloseCode.INTERNAL_ERROR, "internal error")
 
@@ -163,7 +163,7 @@ class Sockets:
         channel.open(sock, head)
 
     def _name_of_refused(self, asked: Request) -> bytes:
-        """Whose refusals are counted together: those of one token from one address, or of all without from there."""
+        """The name under which refusals are counted together: an address and a token, or an address alone."""
         token = self._entrance.token_of(asked) or ""
         named = f"{self._access.address_of(asked)} {token}"
         return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()

@@ -22,7 +22,7 @@ from web.following.streams import last_event_id, message, stream_answer, with_re
 
 REASONS: Final = {
     "draining": "restart",
-    "internal_error": "try later",  # of a route that was begun: its actor has crashed twice, and is started again
+    "internal_error": "try later",  # after the route had begun: its actor crashed twice, and is being restarted
     "mailbox_full": "try later",
     "quarantined": "quarantined",
     "rate_limited": "rate limited",
@@ -47,13 +47,13 @@ def goodbye_instead(asked: Request, problem: Problem, log: ConnectionLog, clock:
 
 
 def _wants_a_stream(asked: Request) -> bool:
-    """Whether `Accept` names the type: what takes anything at all is no `EventSource`, and wants the status."""
+    """Whether `Accept` names the type. A client that accepts anything is no `EventSource`, and gets the status."""
     accepted = parse_accept_header(",".join(asked.headers.getlist("Accept")))
     return any(value.partition(";")[0].strip().lower() == EVENT_STREAM for value, quality in accepted if quality > 0)
 
 
 def _checked_event_id(asked: Request) -> str | None:
-    """Where the browser was, to be said again when it comes back; `None`: it has not said, or nothing that can be."""
+    """The position of the browser, which it repeats when it comes back; `None`: it gave none, or none that is valid."""
     if repeated_parameter(asked.query) is not None:
         return None
     try:

@@ -39,7 +39,8 @@ EVENTS_AT_ONCE: Final = 50
 """Events taken from the ring at once. They are the frames that all who follow share."""
 
 WRITTEN_BYTES: Final = 16 * 1024
-"""A write ends with the message that reaches so many. Reason: until the client reads, what was written is held."""
+"""A write ends with the message that reaches so many bytes. Reason: written bytes stay in memory until the client
+reads."""
 
 REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and its stream ends."""
@@ -192,7 +193,7 @@ class Streams:
                 subscriber.detach()
                 yield with_retry(reached(bye), retry_ms)
                 if transport.ending is Ending.REPLACED:
-                    # As behind a WebSocket: clients that take a device from each other for ever slow each other down.
+                    # As with WebSockets: clients that keep taking a device from each other slow each other down.
                     await self._hold((parameters.diagnosis_id, subscriber.id))
                 return
             if due := subscriber.take(EVENTS_AT_ONCE):

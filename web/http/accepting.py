@@ -20,8 +20,8 @@ ACCEPTED_AT_ONCE_MAX: Final = 32
 """Connections taken from one listener before others get their turn. Beyond: the next time."""
 
 TURN_SECONDS_MAX: Final = 0.001
-"""Where a turn of everybody takes longer, fewer connections are taken at once. Reason: a publish takes some ten turns,
-and stands behind what newcomers ask for in each."""
+"""If a turn of the event loop takes longer, fewer connections are taken at once. Reason: a publish takes some ten
+turns, and in each it waits behind the requests of newcomers."""
 
 PAUSE_SECONDS: Final = 0.1
 """Wait after the kernel had no room for a connection before the next try."""
@@ -43,7 +43,7 @@ class Batch:
         self.size = ACCEPTED_AT_ONCE_MAX
 
     def turned(self, seconds: float) -> None:
-        """Everybody has had a turn since the last ones were taken, which took so long."""
+        """Note how long the turn of the event loop took since the last connections were taken."""
         if seconds > TURN_SECONDS_MAX:
             self.size = max(1, self.size // 2)
         else:

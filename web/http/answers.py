@@ -21,7 +21,7 @@ PARAMETERS_MAX: Final = 64
 _PROBLEM_MEDIA_TYPE: Final = b"application/problem+json"
 
 _FULL_RETRY_SECONDS: Final = 5
-"""What a client is told to wait that met a server with all its connections taken."""
+"""How long a client is told to wait if all connections of the server are taken."""
 
 
 def malformed(detail: str = "the request is malformed", status: int = 400) -> Problem:
@@ -63,7 +63,7 @@ def wrong_websocket_version() -> Problem:
 
 
 def websocket_wanted() -> Problem:
-    """426 for a request that should have been a handshake (RFC 9110 section 15.5.22)."""
+    """426 for a request that should be a handshake (RFC 9110 section 15.5.22)."""
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
     return Problem("bad_json", "this path is a WebSocket", headers, status_instead=426)
 

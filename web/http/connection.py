@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -21,7 +21,7 @@ from web.http import answers
 from web.http.accepting import Address
 from web.http.adoption import Adoption
 from web.http.handshake import Headers
-from web.http.http1 import Http1, Pause
+from web.http.http1 import Http1, Pause, Written
 from web.http.kernel_queues import unsent_bytes
 from web.http.nonblocking import Gone, close, receive, send_some
 from web.http.tasks import Tasks
@@ -36,9 +36,6 @@ HEAD_BYTES_USUAL: Final = 2 * 1024
 LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
 """Read and thrown away after a last answer, so that closing does not reset it away. Beyond: closed all the same.
 Reason: a bulk request that is somewhat too large (4 MiB) is still read to its end."""
-
-STALL_LOOKS: Final = 10
-"""How often it is looked whether a peer has accepted anything, within the longest time that it may not."""
 
 logger = logging.getLogger("avicenna.http")
 
@@ -81,6 +78,8 @@ class Place(Protocol):
     context: WorkerContext
     state: LifespanState
     patience: Patience
+    writing: dict[Connection, None]
+    """Those that wait for their peers to accept something."""
 
     @property
     def terms(self) -> Rules:
@@ -95,10 +94,10 @@ class Place(Protocol):
         """Whether no connection does anything any more."""
 
     def left(self, connection: Connection) -> None:
-        """The connection is no longer ours to count."""
+        """Stop counting the connection: it is over, or its socket was given away."""
 
     def stalled(self) -> None:
-        """Count a connection that is cut since its peer accepted nothing."""
+        """Count a connection that is cut because its peer accepts nothing."""
 
     def counted(self, problem: Problem, client: Address | None) -> Problem:
         """Count a malformed request of this peer; the answer to it."""
@@ -113,8 +112,8 @@ class Connection:
         """Serve `client` on a socket that does not block.
 
         Args:
-            extra_seconds: it is one beyond the limit: has so long for the head of its one request, which is served only
-                if such a request is when all is full.
+            extra_seconds: the connection is one beyond the limit. It has so long for the head of its one request, which
+                is served only if it is of a kind that a full server serves.
 
         Ownership: the socket is the connection's, closed when `run` returns, unless it is adopted.
         """
@@ -129,10 +128,18 @@ class Connection:
         self._reading = trio.CancelScope()
         """Cancelled to end the connection; whatever its reader is at."""
         self._deadline = inf
-        """Of our patience with a peer that is to send something."""
+        """When a peer that is to send something must have sent it."""
         self._waiting: trio.CancelScope | None = None
         """While the reader waits for the peer."""
         self._writing = trio.Lock()
+        self._unsent: list[memoryview] = []
+        """What the kernel has not taken yet."""
+        self._is_handed_over = False
+        """What is unsent is the end of an answer, and the reader's to write: its request does not wait for it."""
+        self._queued = 0
+        """Bytes in the kernel's queue when it was last looked."""
+        self._moved_at = inf
+        """When the peer was last seen to accept something of what is written."""
         self._is_idle = True
         self._is_within_head = False
         self._is_kept_alive = False
@@ -180,6 +187,7 @@ class Connection:
         Connections that are new and those that are kept alive take turns, too: a crowd that comes back does not stand
         before whoever has stayed, though both come through one proxy.
         """
+        await self._finish_answer()
         host = None if self._client is None else self._client[0]
         await self._place.turns.take((host, self._is_kept_alive), 1)
 
@@ -204,16 +212,17 @@ class Connection:
             try:
                 await self._read()
                 if not self._is_broken:
-                    with trio.move_on_after(place.patience.answer_seconds):
+                    with trio.move_on_after(inf if self._was_answered else place.patience.answer_seconds):
                         await self._protocol.finish()
+                        await self._finish_answer()
                 await self._protocol.handle(Closed())
                 await self._linger()
-                # Now, whatever its requests still do: nothing they say can be heard any more.
+                # At once, whatever its requests still do: nobody reads their answers any more.
                 self._close()
             finally:
                 if self.adoption is not None:
                     self.adoption.expire()
-        del self._protocol, tasks.ask  # they know each other: nothing but the collector would free them
+        del self._protocol, tasks.ask  # breaks the reference cycle, so that no collection is needed
 
     async def _read(self) -> None:
         """Hand over what the peer sends, as long as there is patience."""
@@ -240,15 +249,25 @@ class Connection:
     async def _receive(self) -> bytes | None:
         """What came; empty: the peer has ended, or is gone, or the socket has been given away; `None`: out of patience.
 
-        What lies in the socket when our patience ends has come in time, however late it is looked at: this process may
-        have been paused. So the socket is read once more, without waiting.
+        Bytes that lie in the socket at the deadline came in time, however late this process looks: it may have been
+        paused. So the socket is read once more, without waiting.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while (data := self._arrived()) is None and trio.current_time() < self._deadline:
+        while True:
+            await self._finish_answer()
+            if (data := self._arrived()) is not None or trio.current_time() >= self._deadline:
+                return data
             with trio.CancelScope(deadline=self._deadline) as self._waiting, suppress(trio.ClosedResourceError):
                 await trio.lowlevel.wait_readable(self._sock)
             self._waiting = None
-        return data
+
+    async def _finish_answer(self) -> None:
+        """Write what is left of an answer whose request is over. Nothing is read before that."""
+        if self._is_handed_over:
+            await self._write_unsent()
+            self._is_handed_over = False
+            self._was_answered = self._was_answered or self._place.context.terminated.is_set()
+            self._await_request(self._place.patience.idle_seconds)
 
     def _arrived(self) -> bytes | None:
         """What lies in the socket; `None`: nothing yet."""
@@ -281,67 +300,91 @@ class Connection:
     async def _protocol_send(self, event: Event) -> None:
         match event:
             case RawData():
-                if not await self._write(event.data):
-                    await self._end()
+                await self._write_or_end((event.data,))
+            case Written():
+                await self._write_or_end(event.parts, is_end=event.is_end)
             case Closed():
                 self._was_answered = True
                 await self._end()
             case Updated(idle=True):
                 self._is_kept_alive = True
-                self._await_request(self._place.patience.idle_seconds)
+                if not self._is_handed_over:
+                    self._await_request(self._place.patience.idle_seconds)
             case Updated():
                 self._is_idle = self._is_within_head = False
                 self._be_patient_until(inf)
 
     async def _end(self) -> None:
         await self._protocol.handle(Closed())
-        # The reader may be parked where nobody would ever wake it.
+        # The reader may be parked where nothing else wakes it.
         self._reading.cancel()
 
-    async def _write(self, data: bytes) -> bool:
-        """Write all of it; False: the peer is gone, or has accepted no byte for too long. No checkpoint if it fits."""
+    async def _write_or_end(self, parts: Sequence[bytes], *, is_end: bool = False) -> None:
+        if not await self._write(parts, is_end=is_end):
+            await self._end()
+
+    async def _write(self, parts: Sequence[bytes], *, is_end: bool) -> bool:
+        """Write all of it; False: the peer is gone, or has accepted no byte for too long.
+
+        No checkpoint if the peer accepts it at once, nor at the end of an answer: what the peer does not accept of that
+        is handed over to the reader, and the task of the request and all it holds can go.
+        """
         if self._is_broken:
             return False
-        rest = memoryview(data)  # of which nothing is copied
-        if not self._writing.locked():
+        is_first = not self._unsent
+        self._unsent.extend(memoryview(part) for part in parts if part)
+        if is_first:
             with suppress(OSError):  # if more is wrong than that it is full, that is found again
-                rest = rest[self._sock.send(rest) :]
-        if rest:
+                self._sent(self._sock.sendmsg(self._unsent))
+        if self._unsent and is_end:
+            self._is_handed_over = True
+            if self._waiting is not None:
+                self._waiting.cancel()
+        elif self._unsent:
             # Shielded, as part of a message may be out already. `cut` ends it all the same.
             with trio.CancelScope(shield=True):
-                return await self._write_patiently(rest)
-        return True
-
-    async def _write_patiently(self, rest: memoryview) -> bool:
-        async with self._writing:
-            while rest and not self._is_broken:
-                rest = rest[await self._send_some(rest) :]
+                await self._write_unsent()
         return not self._is_broken
 
-    async def _send_some(self, data: memoryview) -> int:
-        """Have the peer accept some of it, at least a byte; 0: it never will.
+    async def _write_unsent(self) -> None:
+        """Cancellation: what was not written is still unsent."""
+        async with self._writing:
+            while self._unsent and not self._is_broken:
+                self._sent(await self._send_some(self._unsent[0]))
 
-        What shows that it accepts something is the kernel's queue: that may have room for a little more while the peer
-        reads nothing, and no room by its own measure while the peer reads slowly.
-        """
-        seconds = self._place.patience.stall_seconds
-        queued, moved_at = unsent_bytes(self._sock), trio.current_time()
+    def _sent(self, length: int) -> None:
+        """So many bytes of what is unsent are with the kernel."""
+        while length and length >= len(self._unsent[0]):
+            length -= len(self._unsent.pop(0))
+        if length:
+            self._unsent[0] = self._unsent[0][length:]
+
+    async def _send_some(self, data: memoryview) -> int:
+        """Have the peer accept some of it, at least a byte; 0: it never will."""
+        self._queued, self._moved_at = unsent_bytes(self._sock), trio.current_time()
+        self._place.writing[self] = None
         try:
-            while True:
-                with trio.move_on_after(seconds / STALL_LOOKS):
-                    return await send_some(self._sock, data)
-                was_queued, queued = queued, unsent_bytes(self._sock)
-                if queued != was_queued:
-                    moved_at = trio.current_time()
-                elif trio.current_time() - moved_at >= seconds:
-                    break
+            return await send_some(self._sock, data)
         except (Gone, OSError):
             self._is_broken = True
             return 0
-        logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
-        self._place.stalled()
-        self.cut()
-        return 0
+        finally:
+            del self._place.writing[self]
+
+    def look_whether_stalled(self) -> None:
+        """End the connection if its peer has accepted nothing for too long, while it is written to.
+
+        The length of the kernel's queue shows whether the peer accepts bytes. Whether the socket is writable does not:
+        it may be while the peer reads nothing, and may not be while the peer reads slowly.
+        """
+        seconds, now = self._place.patience.stall_seconds, trio.current_time()
+        was_queued, self._queued = self._queued, unsent_bytes(self._sock)
+        if self._queued != was_queued:
+            self._moved_at = now
+        elif now - self._moved_at >= seconds:
+            logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
+            self._place.stalled()
+            self.cut()
 
     async def _linger(self) -> None:
         """Have the peer read our last answer before the connection goes: what is unread at the end resets it away."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import h11
 import trio
 from h11._receivebuffer import ReceiveBuffer
 from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as ToConnection
 from hypercorn.protocol.events import Body, Data, Event, Request, Response, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
@@ -26,13 +28,18 @@ from web.http.targets import BadTarget, origin_form
 
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
 
-COPIED_BYTES_MAX: Final = 16 * 1024
-"""Of a body, put behind its head so that both are one write. What is beyond is never copied: where a peer does not
-read, it waits as a view of the body, which thousands of others may share."""
-
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 
 logger = logging.getLogger("avicenna.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Written(ToConnection):
+    """Bytes of an answer, one behind the other, none of which is copied: thousands may share a body."""
+
+    parts: Sequence[bytes]
+    is_end: bool
+    """Nothing of the answer is left: its request does not wait until this is written."""
 
 
 class Parent(Owner, Protocol):
@@ -99,10 +106,10 @@ async def _answer(send: Callable[[Event], Awaitable[None]], problem: Problem, *,
 
 
 class _Received(ReceiveBuffer):
-    """h11's, which finds lines and parses each at a price: there are only so many, and they are counted first."""
+    """h11's, which parses each line at a price. So the lines are counted first, and too many are refused unparsed."""
 
     lines_max = 0
-    """Of what comes next: a head has one line more than a trailer."""
+    """Lines that may come next: a head has one more than a trailer."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
         """The lines of a head, or of a trailer; `None`: they are not whole."""
@@ -122,7 +129,7 @@ class Requests(h11.Connection):
         self._received = self._receive_buffer = _Received()
 
     they_are_waiting_for_100_continue = False
-    """Hypercorn would ask for every body; here the route does, which has looked at the token by then."""
+    """Hypercorn would ask for every body. Here the route asks, once it has looked at the token."""
 
     _has_skipped = False
 
@@ -144,7 +151,8 @@ class Requests(h11.Connection):
 
 
 class Pause(EventWrapper):
-    """Of the reader, until an answer is out: then a request that had come behind the answered one is begun in turn."""
+    """Holds the reader until an answer is out. Then a request that came behind the answered one is begun in its
+    turn."""
 
     def __init__(self, turn: Callable[[], Awaitable[None]]) -> None:
         super().__init__()
@@ -160,7 +168,7 @@ class Http1(H11Protocol):
     """The requests of one connection, one after another."""
 
     parent: Parent
-    """Set by the connection, which the base class's constructor does not know; and so is `can_read`."""
+    """Set by the connection, as is `can_read`: the base class's constructor does not take them."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -168,9 +176,11 @@ class Http1(H11Protocol):
 
     _received = 0
     _head_begins = 0
-    """Counts of bytes since the connection began."""
+    """Both are counts of bytes since the connection began."""
     _is_head = False
     _unsent_head = b""
+    _body_length = 0
+    """What the head says that waits for its body."""
     _last_is_over: trio.Event | None = None
     """Set once the request is over, however it ends, after which nothing more can come; `None`: more may come."""
 
@@ -185,7 +195,7 @@ class Http1(H11Protocol):
             self._received += len(event.data)
         await super().handle(event)
         if isinstance(event, Closed):
-            # The peer is gone: its stream has been told, and ends without a further word to this protocol.
+            # The peer is gone: its stream has been told, and ends without telling this protocol.
             self._say_last_is_over()
 
     async def ask_for_body(self) -> None:
@@ -253,7 +263,7 @@ class Http1(H11Protocol):
         if self._received - behind - self._head_begins > answers.HEAD_BYTES_MAX:
             await self.refuse(answers.head_too_large())
         elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
-            # What a proxy in front takes for the body may be another one (RFC 9112 section 6.3).
+            # A proxy in front may take another part of the bytes for the body (RFC 9112 section 6.3).
             await self.refuse(answers.malformed("a request has Content-Length or Transfer-Encoding, not both"))
         elif request.http_version not in HTTP_VERSIONS:
             await self.refuse(answers.wrong_http_version())
@@ -292,7 +302,8 @@ class Http1(H11Protocol):
         adoption = self.parent.adoption = Adoption(self.parent, key)
         state = ConnectionState({**self.connection_state, HANDLE: adoption})
         self.connection = H11WSConnection(cast("h11.Connection", self.connection))
-        # permessage-deflate is never negotiated: one frame is shared by all, and cannot be for one zlib context each.
+        # permessage-deflate is never negotiated: all clients share one frame, which one zlib context for each would
+        # rule out.
         headers = [header for header in headers if header[0] != b"sec-websocket-extensions"]
         await self._begin(Upgrade, request, target, headers, state)
 
@@ -339,19 +350,17 @@ class Http1(H11Protocol):
             if self.connection.their_state != h11.ERROR:
                 raise
             return
-        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
-            self._unsent_head += data
+        if isinstance(event, h11.Response) and (length := _length_of(event)) is not None:
+            self._unsent_head, self._body_length = self._unsent_head + data, length
             return
         head, self._unsent_head = self._unsent_head, b""
-        if head and len(data) > COPIED_BYTES_MAX:
-            await self.send(RawData(data=head + data[:COPIED_BYTES_MAX]))
-            await self.send(RawData(data=cast("bytes", memoryview(data)[COPIED_BYTES_MAX:])))
-        elif head or data:
-            await self.send(RawData(data=head + data))
+        is_whole = bool(head) and len(data) == self._body_length
+        if head or data:
+            await self.send(Written((head, data), is_end=is_whole or isinstance(event, h11.EndOfMessage)))
 
     async def _maybe_recycle(self) -> None:
-        # Hypercorn tells the application first; Quart-Trio answers by cancelling the task that is in here, and the
-        # connection is never used again nor closed. So: shielded, and the application is told last.
+        # Tell the application last: on http.disconnect Quart-Trio cancels the task that is recycling the connection,
+        # which would then be neither used again nor closed. The shield is for the same reason.
         stream, self.stream = self.stream, None
         with trio.CancelScope(shield=True):
             await super()._maybe_recycle()
@@ -364,3 +373,8 @@ class Http1(H11Protocol):
     def _say_last_is_over(self) -> None:
         if self._last_is_over is not None:
             self._last_is_over.set()
+
+
+def _length_of(response: h11.Response) -> int | None:
+    """Bytes of its body; `None`: it does not say."""
+    return next((int(value) for name, value in response.headers if name == b"content-length"), None)

@@ -18,8 +18,8 @@ TCP_USER_TIMEOUT_MS: Final = 20_000
 """Unacknowledged for so long, a connection is dead (RFC 5482); where the platform has it."""
 
 TCP_NOTSENT_BYTES: Final = 16 * 1024
-"""A socket is said to take bytes once so few wait to be sent (`TCP_NOTSENT_LOWAT`); where the platform has it. Reason:
-what is composed late is composed from what is newest."""
+"""A socket counts as writable once so few bytes wait to be sent (`TCP_NOTSENT_LOWAT`); where the platform has it.
+Reason: bytes that are composed late hold the newest events."""
 
 UNIX_MODE: Final = 0o660
 """Who may connect: the server's user and group. The directory decides about everybody else."""

@@ -23,7 +23,7 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from web.contract.exchange import Request
 
 LATE_SECONDS_MAX: Final = 1.0
-"""Longest time it may take to look at what had arrived of a body when its time was up."""
+"""Longest time for reading the part of a body that had arrived when its time was up."""
 
 
 class _Routed(BaseRequestWebsocket):
@@ -34,15 +34,15 @@ class _Routed(BaseRequestWebsocket):
 
     @cached_property
     def blueprints(self) -> list[str]:
-        """As Quart has it, found once: it asks again and again, always after the route has been found."""
+        """As Quart's, but looked up once: Quart asks again and again, always after the route has been found."""
         return super().blueprints
 
 
 class _NoBody:
-    """In place of the body that Quart would collect: `LeanRequest.receive_body` is how it is had here."""
+    """In place of the body that Quart would collect: here `LeanRequest.receive_body` reads it."""
 
     def __init__(self, *_: object) -> None:
-        """Quart says how long it will be, and may be."""
+        """Quart passes the announced and the largest length."""
 
 
 class LeanRequest(_Routed, TrioRequest):
@@ -65,7 +65,7 @@ class LeanRequest(_Routed, TrioRequest):
     ) -> bytes:
         """The body, whole. Once.
 
-        What has arrived when the time is up has come in time, however late it is looked at.
+        Bytes that have arrived when the time is up came in time, however late they are looked at.
 
         Args:
             arrived: is told of each piece, how long it is, before it is kept; what it raises ends the reception.

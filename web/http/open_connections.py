@@ -1,4 +1,5 @@
-"""The connections that are open, whoever has their sockets: they are counted from accept until the socket is closed."""
+"""The open connections, whichever part of the server has their sockets: counted from accept until the socket is
+closed."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ class OpenConnections:
     def __init__(self) -> None:
         self.count = 0
         self.stalled = 0
-        """Those that were cut since their peers accepted nothing of an answer, since the start."""
+        """Connections that were cut because their peers accepted nothing of an answer, since the start."""
         self.of_address: Counter[str] = Counter()
-        """Those that were admitted, of each address that counts."""
+        """Admitted connections of each address that counts."""
 
     def counted(self, sock: socket.socket) -> CountedSocket:
         """The same connection, counted until it is closed.

@@ -26,15 +26,21 @@ from web.http.open_connections import OpenConnections
 from web.http.turns import Turns
 
 EXTRA_MAX: Final = 16
-"""Connections beyond the limit whose request is read all the same, as it may ask how the server is, or be an
-operator's. Beyond: refused unread."""
+"""Connections beyond the limit whose request is read all the same: it may ask for the health, or be an operator's.
+Beyond: refused unread."""
 
 EXTRA_SECONDS_MAX: Final = 2.0
 """Longest time the head of such a request may take. Beyond: 503."""
 
 BEGUN_AT_ONCE_MAX: Final = 8
-"""Requests begun in one turn of everybody. Reason: some milliseconds; a publish takes ten turns. Beyond: the next turn,
-addresses one after another."""
+"""Requests begun in one turn of the event loop. Reason: they take some milliseconds, and a publish takes ten turns.
+Beyond: the next turn, addresses one after another."""
+
+STALL_LOOKS: Final = 10
+"""How often it is looked whether a peer has accepted anything, within the longest time that it may not."""
+
+LOOKED_AT_ONCE_MAX: Final = 32
+"""Connections that are looked at, and cut, in one turn of everybody."""
 
 SHARE_LOG_SECONDS: Final = 60.0
 """Between two lines about addresses that want more than their share."""
@@ -88,7 +94,7 @@ class Terms:
     open: OpenConnections = field(default_factory=OpenConnections)
     """Counts everything that was accepted and is not closed."""
     address_connections_max: int = 0
-    """Of them of one address, as `address_of` names it. Beyond: 503."""
+    """Of these, connections of one address, as `address_of` names it. Beyond: 503."""
     address_of: Callable[[str], str | None] = _shared
     """The address a peer counts for, from its host; `None`: it may have as many as it likes."""
     is_served: Callable[[bytes], bool] = _everywhere
@@ -98,7 +104,8 @@ class Terms:
     excess: Callable[[Address | None], Problem | None] = _unlimited
     """Counts a malformed request of this peer; what it is answered if it is one too many."""
     drain: Callable[[], Awaitable[None]] = _nothing
-    """Ends what this file does not know of, once nothing new is accepted; cancelled when time is up."""
+    """Closes connections that were handed over (WebSockets), once nothing new is accepted; cancelled when time is
+    up."""
 
 
 class Edge:
@@ -111,8 +118,9 @@ class Edge:
         self.state: LifespanState = {}
         self.patience = terms.patience
         self.connections: dict[Connection, None] = {}
+        self.writing: dict[Connection, None] = {}
         self.terms = terms
-        self.turns = Turns(BEGUN_AT_ONCE_MAX)
+        self.turns = Turns(BEGUN_AT_ONCE_MAX, share=1)
         self._extra = 0
         self._share_logged_at = -inf
         self.cut_at = inf
@@ -186,6 +194,16 @@ class Edge:
         """Count a malformed request of this peer; the answer to it."""
         return self.terms.excess(client) or problem
 
+    async def look_for_stalled(self) -> None:
+        """Cut connections whose peers accept nothing of what is written; until cancelled."""
+        while True:
+            await trio.sleep(self.patience.stall_seconds / STALL_LOOKS)
+            for count, connection in enumerate(list(self.writing), start=1):
+                if connection in self.writing:
+                    connection.look_whether_stalled()
+                if count % LOOKED_AT_ONCE_MAX == 0:
+                    await trio.lowlevel.checkpoint()
+
     async def retire(self) -> None:
         """Have idle connections end now, and the others after their answers."""
         await self.context.terminated.set()
@@ -245,6 +263,7 @@ async def serve(
         await lifespan.wait_for_startup()
         for one in (edge, *(other for _, other in others)):
             lifespan_nursery.start_soon(one.turns.run)
+            lifespan_nursery.start_soon(one.look_for_stalled)
         async with trio.open_nursery() as connections_nursery:
             async with trio.open_nursery() as accepting_nursery:
                 for listener in listeners:
@@ -255,7 +274,8 @@ async def serve(
                 task_status.started()
                 await stop()
                 accepting_nursery.cancel_scope.cancel()
-            # Every task is cancelled as the time is up: where many are runnable, the one that cuts has its turn late.
+            # Cancel every task when the time is up: where many are runnable, the task that cuts would get its turn
+            # late.
             cut_at = connections_nursery.cancel_scope.deadline = trio.current_time() + terms.drain_seconds_max
             await _drain([edge, *(other for _, other in others)], terms, cut_at)
             connections_nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The task of each request, and what it is still to be told. One task, no channel: a request costs little."""
+"""The task of each request, and the messages for it. One task and no channel, so that a request costs little."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Inbox:
         return self._messages.popleft()
 
     def _tell(self) -> None:
-        if self._changed:  # nobody waits, nearly always, and to find that out here costs a quarter
+        if self._changed:  # almost always nobody waits, and this check costs a quarter of the call
             self._changed.unpark_all()
 
 

@@ -1,7 +1,7 @@
-"""Whoever has work that costs takes turns: so much in one, and everybody else is served in between.
+"""Turns for expensive work: so much of it in one turn of the event loop, and everybody else is served in between.
 
-Those who have it take turns, too, by what it costs: whose work has cost much waits until that of the others that wait
-has cost as much.
+The owners of the work take turns, too, by cost: an owner whose work has cost much waits until the work of the other
+waiting owners has cost as much.
 """
 
 from __future__ import annotations
@@ -36,21 +36,23 @@ class _Owner:
     def __init__(self) -> None:
         self.waiting: deque[_Waiting] = deque()
         self.credit = 0
-        """What it may cost before it is another's turn; below zero: it has cost so much too much."""
+        """What its work may still cost before it is another's turn; below zero: so much it has cost too much."""
 
 
 class Turns:
     """The turns of one kind of work."""
 
-    def __init__(self, cost_max: int) -> None:
+    def __init__(self, cost_max: int, share: int | None = None) -> None:
         """No work yet.
 
         Args:
             cost_max: of the work in one turn; one piece may cost more, and is not divided.
+            share: what the work of one of those that wait may cost until it is another's turn; `None`: `cost_max`.
         """
         self._cost_max = cost_max
+        self._share = cost_max if share is None else share
         self._owners: dict[Hashable, _Owner] = {}
-        """Whose work waits; the next one first."""
+        """The owners whose work waits, the next one first."""
         self._left = cost_max
         """What this turn has room for."""
         self._worked_seconds = 0.0
@@ -79,7 +81,7 @@ class Turns:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Around what costs time, without a checkpoint."""
+        """Measures work that has no checkpoint."""
         began = trio.current_time()
         try:
             yield
@@ -92,7 +94,7 @@ class Turns:
         while True:
             await self._wanted.wait()
             while self._owners:
-                # Those whose turn it was are woken in one turn of the loop, and have worked in the next.
+                # Work that got its turn is woken in one turn of the loop and done in the next.
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
                 pause = self._worked_seconds if self._worked_seconds > LONG_SECONDS else 0.0
@@ -105,7 +107,7 @@ class Turns:
         while self._owners and self._left > 0:
             whose = next(iter(self._owners))
             owner = self._owners.pop(whose)
-            owner.credit = min(owner.credit, 0) + self._cost_max
+            owner.credit = min(owner.credit, 0) + self._share
             while owner.waiting and owner.credit > 0 and self._left > 0:
                 one = owner.waiting.popleft()
                 owner.credit -= one.cost

@@ -3,7 +3,7 @@
 The one place where a missing right is told apart from a missing diagnosis, and to whom.
 
 Tokens end and rights are taken away while a request travels. The act is the hand-over to the store, which commits in
-order: what is judged here is true until the next checkpoint, and so of what is handed over before it.
+order. A judgement here holds until the next checkpoint, so it holds for everything handed over before that.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Access:
     # Who sent it
 
     def verified(self, token: str) -> Principal:
-        """Whose token this is; of one that is not accepted the log has the reason. Raises as `Verifier.verify`."""
+        """Whose token this is. If it is not accepted, the log has the reason. Raises as `Verifier.verify`."""
         try:
             return self.verifier.verify(token, self._clock.wall())
         except TokenError as error:
@@ -142,7 +142,7 @@ class Access:
         return who
 
     def problem_of_token(self, error: TokenError) -> Problem:
-        """How a request is answered whose token is not accepted."""
+        """The answer to a request whose token is not accepted."""
         return problem_of_token(error, self._keys_retry_seconds())
 
     # What somebody may do, at the head of a request

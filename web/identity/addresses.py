@@ -56,7 +56,7 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Proxy]) -> s
 def sharing_address(peer: str, trusted: tuple[Proxy, ...]) -> str | None:
     """The address whose share of all connections a peer takes up.
 
-    `None`: nobody's. This machine and trusted proxies have as many as they like: they stand for others.
+    `None`: no share counts. This machine and trusted proxies have no limit: they stand for others.
     """
     found = _parsed(peer)
     return None if found is None or found in _THIS_MACHINE or _is_trusted(found, trusted) else _named(found)

@@ -26,7 +26,7 @@ ASKED_AGAIN_SECONDS: Final = 10.0
 """Least time between two fetches that tokens cause. Reason: made-up names of keys cost the source no more."""
 
 FIRST_AGAIN_SECONDS: Final = 5.0
-"""Time between two fetches nobody asks for while none has succeeded yet."""
+"""Time between two scheduled fetches while none has succeeded yet."""
 
 FETCHES_AT_ONCE_MAX: Final = 4
 """Threads that may fetch. Reason: one that was given up after `FETCH_SECONDS_MAX` may still hang in a look-up of the
@@ -59,7 +59,7 @@ class RemoteKeys:
 
         Args:
             unknown: which keys tokens have named in vain; the verifier reads it.
-            refresh_seconds: time between two fetches nobody asks for.
+            refresh_seconds: time between two scheduled fetches.
             fetch: gets the document.
         """
         self._url = url
@@ -72,7 +72,7 @@ class RemoteKeys:
         self._digest = b""
         """Of the last good document; empty: there was none."""
         self._due_at = 0.0
-        """When a fetch begins that nobody asks for."""
+        """When the next scheduled fetch begins."""
         self._may_be_asked_at = 0.0
         """When a token may cause the next fetch; at once after a start, whatever was fetched before."""
         self._asked = trio.Event()
@@ -88,7 +88,7 @@ class RemoteKeys:
             await self.fetch()
 
     async def fetch(self) -> None:
-        """Try once, and have those go on who wait for it."""
+        """Fetch once, and wake everybody who waits for it."""
         self._asked = trio.Event()
         self._is_fetching = True
         try:
@@ -118,7 +118,7 @@ class RemoteKeys:
         return max(0.0, next_at - self._clock.monotonic())
 
     def _fetches(self) -> bool:
-        """Whether a fetch is under way, or begins now because this is asked."""
+        """Whether a fetch is under way; begins one now if it may."""
         if self._is_fetching or self._asked.is_set():
             return True
         now = self._clock.monotonic()

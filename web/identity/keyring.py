@@ -62,10 +62,10 @@ def _needs_local_key(sources: Sources) -> bool:
 def load_keys(sources: Sources) -> list[Key]:
     """The keys that are there at start: files, and the local key, which is made if no other is configured.
 
-    What may be wrong with them, and works, is one warning line each.
+    Keys that work but look wrong are one warning line each.
 
     Raises:
-        KeyUnusable: one of them cannot be used; the message names it.
+        KeyUnusable: one of them cannot be used, and the message names it; or two have the same algorithm and `KID`.
     """
     keys = [load_key_file(spec) for spec in sources.token_keys]
     secrets_of_files = [
@@ -105,7 +105,7 @@ def _forbidden(error: PermissionError, directory: Path) -> KeyUnusable:
 
 
 def _warn_unless_private(path: Path) -> None:
-    """Whoever can read a secret, or write it, can make tokens for anybody."""
+    """Anybody who can read or write a secret can make tokens for anybody."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
         done = "written" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"

@@ -26,7 +26,7 @@ def say_not_accepted(why: object) -> None:
 
 
 def detail_of_revoked(error: TokenRevoked) -> str:
-    """What somebody is told whose token is revoked; a login service, also when the next one will do."""
+    """What the holder of a revoked token is told; for a login service also from when on a new token will do."""
     if error.covers_until is None:
         return "the token has been revoked"
     until = wire.timestamp(error.covers_until)
@@ -53,7 +53,7 @@ def problem_of_token(error: TokenError, keys_retry_seconds: float) -> Problem:
 
 
 def refusal_of_token(error: TokenError) -> Refusal:
-    """How a WebSocket is refused whose token is not accepted."""
+    """The refusal of a WebSocket whose token is not accepted."""
     match error:
         case TokenExpired():
             return TOKEN_EXPIRED

@@ -1,7 +1,7 @@
 """Tokens: verifying JWTs and making them (RFC 7519, PROTOCOL section 9).
 
 No Trio; the time is an argument. The JSON inside a token is read here and not in `web.contract.wire`: it is
-judged more strictly (a repeated name is refused, RFC 8725 section 2.4), and nobody else may look at it.
+judged more strictly (a repeated name is refused, RFC 7519 section 4), and nobody else may look at it.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Verifier:
 
     @property
     def keys_never_tried(self) -> int:
-        """Keys that too many others of the same algorithm and name stand before."""
+        """Keys that are never tried: too many others of the same algorithm and name come first."""
         return self._keys.never_tried
 
     def _may_come(self, key: KeyName) -> bool:

@@ -1,4 +1,4 @@
-"""Keys that tokens name and nobody here has, and whether their source was asked for them since. Pure.
+"""Keys that tokens name and this server lacks, and whether their source was asked for them since. Pure.
 
 A token that names an unknown key may be genuine: its issuer may have made the key a moment ago. It is refused for
 good only after its source was asked for the key, and did not have it. Fetches are counted, so that no clock decides

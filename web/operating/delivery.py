@@ -26,7 +26,7 @@ def delivery(access: Access, acts: Acts, registry: Registry, store: EventStore) 
         diagnosis = await access.diagnosis_to_follow(asked.who, diagnosis_id_of(asked.parameters["diagnosis_id"]))
         window = registry.window(diagnosis.diagnosis_id)
         if window is None:
-            # No event is read: who only asks where it stands has no outbox of megabytes loaded.
+            # No event is read: asking for a position must not load an outbox of megabytes.
             try:
                 window = (await store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
             except NoSuchDiagnosis:

@@ -1,4 +1,4 @@
-"""What takes long and is interrupted when the server stops: it is answered 503, and can be repeated."""
+"""Long work that the end of the server interrupts: it is answered 503, and can be repeated."""
 
 from __future__ import annotations
 

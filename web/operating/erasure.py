@@ -28,7 +28,7 @@ ERASED: Final = "[erased]"
 """Stands where the name stood."""
 
 ROUNDS_MAX: Final = 10
-"""Times that what a person's connections have left is erased. More are needed only if it comes back all the time."""
+"""How often traces of a person's connections are erased. More are needed only if the person keeps coming back."""
 
 NAMELESS_TARGETS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.", "database.", "revocation.lift")
 """Acts whose target is a diagnosis, a file or a number, even where a person has the same name."""
@@ -110,7 +110,7 @@ def spellings_of(sub: str) -> list[str]:
 
 
 def without_name(row: AuditRow, sub: str) -> AuditRow:
-    """The row with the stand-in wherever the whole name stands."""
+    """The row with the stand-in in place of the name, wherever a whole text is the name."""
     return replace(
         row,
         who=ERASED if row.who == sub else row.who,

@@ -1,6 +1,6 @@
-"""The task that lets go of what is old: events, rows of both trails, keys, and subscribers who never came back.
+"""The task that drops old data: events, rows of both trails, keys, and subscribers that never came back.
 
-How long events and rows stay is for the operator to say; what time it is, is for the store.
+The operator decides how long events and rows stay; the store decides what time it is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Kept(Protocol):
 
 
 class Housekeeper:
-    """Lets go, a bounded step of a round at a time. One per server."""
+    """Drops old data in rounds of bounded steps. One per server."""
 
     def __init__(self, kept: Kept, store: StoreUpkeep, registry: Registry, clock: Clock) -> None:
         self._store = store
@@ -47,7 +47,7 @@ class Housekeeper:
         self._audit_days = kept.audit_kept_days
         self._accesses_days = kept.access_trail_kept_days
         self._unseen_forgotten_at: float | None = None
-        """When a day ago or less, on the monotonic clock; `None`: it is due."""
+        """When unseen subscribers were last forgotten, on the monotonic clock; `None`: it is due."""
 
     async def run(self) -> None:
         """Tidy up every `INTERVAL_SECONDS` until cancelled."""
@@ -81,7 +81,7 @@ class Housekeeper:
             after = evicted.next
 
     async def _forget_unseen(self) -> None:
-        """Once a day, and first after the clock is believed again: who is connected counts as seen until then."""
+        """Once a day, and first after the clock is believed again: a connected subscriber counts as seen until then."""
         if self._store.clock_held_since is not None:
             self._unseen_forgotten_at = None
             return

@@ -96,7 +96,7 @@ async def expire_revocations(store: RevocationStore, revoked: Revoked, lifetime_
         try:
             expired = await store.expire_revocations(lifetime_seconds_max + LEEWAY_SECONDS)
         except StorageError:
-            pass  # It keeps: the next look finds it.
+            pass  # Nothing is lost: the next look finds it.
         else:
             for one in expired:
                 revoked.lift(one)

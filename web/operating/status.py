@@ -29,7 +29,7 @@ DIAGNOSES_AT_ONCE: Final = 1000
 """Diagnoses looked at between two checkpoints."""
 
 KEPT_SECONDS: Final = 1.0
-"""So old may be what is said of diagnoses whose outbox is not in memory."""
+"""How old the figures of diagnoses may be whose outbox is not in memory."""
 
 
 class Figures:
@@ -80,7 +80,7 @@ class Figures:
         return figures or self._in_memory()
 
     async def _all_outboxes(self) -> Sequence[Outbox]:
-        """All of them, by id, as they were `KEPT_SECONDS` ago at most; how many there are is looked at anew."""
+        """All outboxes, by id, at most `KEPT_SECONDS` old; read anew also when their number has changed."""
         async with self._reading:
             is_old = self._clock.monotonic() - self._read_at >= KEPT_SECONDS
             if is_old or self._store.statistics().diagnoses != len(self._outboxes):

@@ -20,8 +20,8 @@ from web.identity.access import require
 TIME_RULE: Final = "must be a time of RFC 3339, such as 2026-01-31T12:00:00Z"
 
 SHOWN_EARLIER_SECONDS: Final = 0.000_000_5
-"""A time is shown rounded to microseconds and cut to milliseconds: what is less than this before it is shown as it.
-Reason: a row is among those since its own `at`, and not among those before it."""
+"""Times are shown rounded to microseconds and cut to milliseconds, so a row up to this much earlier is shown with the
+same time. Reason: a row is among the rows since its own `at`, and not among those before it."""
 
 _TIME: Final = re.compile(
     r"([0-9]{4})(-[0-9]{2}-[0-9]{2})[Tt ]((?:[01][0-9]|2[0-3]):[0-5][0-9]:)([0-9]{2})([.][0-9]{1,20})?"

@@ -14,7 +14,7 @@ from typing import Final
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
 
 SHARES: Final = 4
-"""One user may hold an nth of all room. Reason: whoever takes all of it leaves room for others."""
+"""One user may hold this fraction of the room (1/n). Reason: others get the rest."""
 
 
 class Room:
@@ -75,6 +75,6 @@ class Allowance:
 
 
 def _no_room(why: str) -> Problem:
-    # The rest of the body would be in the way of a next request.
+    # The rest of the body would stand before the next request.
     headers = retry_after(RETRY_AFTER_SECONDS) | {"Connection": "close"}
     return Problem("rate_limited", f"{why}; nothing was stored", headers)

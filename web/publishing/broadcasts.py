@@ -29,7 +29,7 @@ BODIES_BYTES_MAX: Final = 1024 * BODY_BYTES_MAX
 429."""
 
 FINDING_SHARE: Final = 16
-"""To find the diagnosis of a body costs an nth of decoding it, at most."""
+"""Finding the diagnosis of a body costs at most this fraction (1/n) of decoding it."""
 
 
 class Publisher:

@@ -1,7 +1,7 @@
 """`POST /ws/broadcast`: many updates in one request, one a line, each with a result of its own (PROTOCOL section 7).
 
 All lines are put into the mailboxes of their actors before the first answer is awaited, so that they share commits.
-Where a mailbox is full this request waits, it alone: lines keep their order, and nobody is refused a place.
+Where a mailbox is full, only this request waits: its lines keep their order, and other publishers are not held up.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PAUSE_STEP_SECONDS: Final = 0.01
 """Between two looks at a full mailbox."""
 
 LATE_SECONDS: Final = 0.001
-"""For each further result, once the disk has not answered in time: those that are there are taken."""
+"""Wait for each further result once the disk has not answered in time: only results that are there are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,5 +185,5 @@ def _as_problem(error: Problem | ActorError | StorageError) -> Problem:
     problem = error if isinstance(error, Problem) else problem_of(error, Asked.TO_PUBLISH)
     if problem is None:
         return Problem("internal_error", "this line failed unexpectedly")
-    # Made anew: the one that was raised holds its traceback, and that the line with all it was decoded into.
+    # Made anew: the raised one holds its traceback, which holds the line and the record decoded from it.
     return Problem(problem.code, problem.detail)

@@ -107,7 +107,7 @@ class Application(QuartTrio):
     # What Quart asks of an application
 
     def ensure_async(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-        """What Quart calls is a coroutine function here, all of it; Quart finds that out at each call."""
+        """Everything that Quart calls is a coroutine function here. Quart itself would check that at each call."""
         return func
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:

@@ -1,4 +1,4 @@
-"""What works and is risky in the settings of a server, one line each for its log at start. Pure."""
+"""Settings that work but are risky, one line each for the log at start. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def caution_about_origins(settings: Settings) -> str | None:
 
 
 def caution_about_listening(settings: Settings, address: str) -> str | None:
-    """Whoever reaches an address may follow every diagnosis, where nobody needs a token."""
+    """Without tokens, everybody who reaches the address may follow every diagnosis."""
     if not settings.allow_anonymous or _is_loopback(address):
         return None
     return (

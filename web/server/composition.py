@@ -1,7 +1,7 @@
 """The composition root: builds every part, wires them, runs them, and takes them down in the reverse order.
 
 Reading the nested blocks of `serve` top-down gives the order of start-up, bottom-up that of shutdown.
-Only here is a store opened.
+Beside `web.commands.offline`, which works on a database without a server, this is the only file that opens a store.
 """
 
 from __future__ import annotations
@@ -95,32 +95,31 @@ DRAIN_SECONDS_MAX: Final = 8.0
 """Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
 
 CONNECTIONS_SECONDS_MAX: Final = 5.0
-"""Of it, for connections to end. Beyond: cut, so that there is time to store what they have acknowledged."""
+"""The part of it in which connections may end. Beyond: cut, so that time is left to store their acknowledgements."""
 
 assert CONNECTIONS_SECONDS_MAX < DRAIN_SECONDS_MAX, "the registry drains after the connections"
 
 ANNOUNCED_SECONDS_MAX: Final = 1.0
-"""Longest time the removal of the file is waited for that says where the server listens. Beyond: it stays, and nobody
-holds it any more."""
+"""Longest wait for the removal of `listening.json`. Beyond: the file stays, and its lock is released."""
 
 EXIT_SECONDS_MAX: Final = 9.0
-"""Time from the first signal until the process ends, whatever it still waits for: a disk that does not answer. All
-sockets are closed by then; what is not stored by then was not acknowledged."""
+"""Time from the first signal until the process ends, even if it still waits for a disk that does not answer. All
+sockets are closed by then, and an event that is not stored by then was not acknowledged."""
 
 assert DRAIN_SECONDS_MAX < EXIT_SECONDS_MAX, "what the drain is cut off at is still told to the store"
 
 CHECK_RETRY_SECONDS: Final = 60.0
-"""Until outboxes are looked at again which the disk did not give out. Reason: as often as old rows are dropped."""
+"""Wait before outboxes that the disk did not give out are looked at again. Reason: as often as old rows are dropped."""
 
 GIL_SWITCH_SECONDS: Final = 0.0002
 """Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
 
 COLLECT_AFTER_OBJECTS: Final = 10_000
-"""New objects between two looks at them by the collector. Reason: every request leaves a cycle of eight in Werkzeug's
-matcher; with Python's 700 or 2,000 connecting is slower, with more there is garbage of megabytes."""
+"""New objects between two runs of the garbage collector. Reason: Werkzeug leaves a reference cycle of eight objects
+for each request. Python's default of 700 to 2,000 slows connecting; more than this leaves megabytes of garbage."""
 
 REQUEST_IDS_DRAWN: Final = 256
-"""Ids of requests that one system call is for. Reason: they lie in memory until they are given out."""
+"""Ids of requests that one system call draws. They lie in memory until they are given out."""
 
 logger = logging.getLogger("avicenna.server")
 

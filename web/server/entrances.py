@@ -29,7 +29,8 @@ def served_to_operators(path: bytes) -> bool:
 
 
 def served_when_full(verifier: Verifier, wall: Callable[[], float]) -> Callable[[bytes, Headers], bool]:
-    """What tells whether a request is served beyond the connections there may be: health, or an operator's token."""
+    """A function that tells whether a request is served beyond the limit of connections: health, or an operator's
+    token."""
 
     def is_served(path: bytes, headers: Headers) -> bool:
         if path in HEALTH:

@@ -1,4 +1,4 @@
-"""Writing log lines without ever waiting for whoever reads them: a bounded queue, and a thread that writes.
+"""Writing log lines without ever waiting for their reader: a bounded queue, and a thread that writes.
 
 A pipe that nobody reads, or a terminal that is stopped (Ctrl-S), blocks the thread and nothing else. Lines that do not
 fit are dropped and counted, and the count is a line of its own once the log flows again.
@@ -19,8 +19,8 @@ HELD_BYTES_MAX: Final = 4 * 1024 * 1024
 """Lines that are not written yet. Reason: some twenty thousand of them. Beyond: dropped, and counted."""
 
 LINGER_SECONDS: Final = 0.02
-"""Lines are written together, so long after the first of them. Reason: waking a thread for each costs a request more
-than writing it."""
+"""Lines are collected for so long and written together. Reason: waking a thread for each line costs a request more than
+writing it."""
 
 FLUSH_SECONDS_MAX: Final = 1.0
 """Longest time the end of the process waits for what is not written yet."""
@@ -43,7 +43,7 @@ class LogWriter(logging.Handler):
         self._dropped_line = dropped
         self._waiting: deque[bytes] = deque()
         self._held_bytes = 0
-        """Of lines that wait, and of those that are being written."""
+        """Bytes of lines that wait, and of lines that are being written."""
         self._dropped = 0
         self._changed = threading.Condition()
         self._is_hurried = False

@@ -43,11 +43,11 @@ _SECRETS: Final = (
 )
 
 _SUSPECT: Final = re.compile(r"\.[A-Za-z0-9_-]{40}|eyJ|\?|[Bb][Ee][Aa][Rr][Ee][Rr]")
-"""Found in every text in which one of those is. Reason: most lines have none, and one look tells."""
+"""A text with a secret contains one of these. Reason: most lines contain none, and one search tells."""
 
 
 def redacted(text: str) -> str:
-    """The text without tokens and query strings, on one line, and what it shows is what it says."""
+    """The text without tokens and query strings, on one line, without characters that hide or reorder text."""
     if _SUSPECT.search(text):
         for pattern, stand_in in _SECRETS:
             text = pattern.sub(stand_in, text)
@@ -134,9 +134,9 @@ def set_up_logging(settings: Settings) -> None:
 
     The end of the process writes what still waits (`logging.shutdown`).
     """
-    # Nothing of this is in a line: it need not be found out (Python's logging HOWTO, "Optimization").
+    # We never print these, so do not collect them (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # where a line was logged, says the same page
+    logging._srcfile = None  # the place of the call, see the same page
     formatter = Formatter(json=settings.log_format == "json")
     handler = LogWriter(sys.stderr.fileno(), lambda dropped: formatter.format(_dropped(dropped)))
     handler.setFormatter(formatter)

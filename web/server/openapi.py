@@ -42,10 +42,10 @@ _HEADERS: Final[dict[str, Schema]] = {
     "Allow": {"required": True, "schema": TEXT, "description": "The methods this path takes."},
     "Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."},
 }
-"""Headers of answers that mean something."""
+"""Headers of answers."""
 
 _OF_STATUS: Final = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: ("Retry-After",), 503: ("Retry-After",)}
-"""Those of problems."""
+"""Headers of problems, by status."""
 
 _IF_NONE_MATCH: Final = Parameter("If-None-Match", "header", TEXT, "The `ETag` of the content that is there already.")
 

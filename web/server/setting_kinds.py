@@ -25,7 +25,7 @@ UNIX_PREFIX: Final = "unix:"
 """Before the path of a Unix socket, where an address may stand, too."""
 
 WILDCARD: Final = "*"
-"""Taken by no list: whoever writes one means many names, and would get none."""
+"""Refused in every list: a wildcard is meant for many names, and would match none."""
 
 
 class Kind(ABC):

@@ -210,7 +210,7 @@ class Settings:
         75.0,
         Number(0.05, 3600, "seconds"),
         "An HTTP connection is closed after so much silence between requests (before its first byte: after 10 s); "
-        "give it more than a proxy's own time has.",
+        "it must exceed the proxy's idle timeout.",
     )
 
     user_connections_max: int | None = _setting(

@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: the first one begins the drain, a second one ends the process at once, until the process is gone.
 
-The handlers are ours, not Trio's, which gives the former ones back when its run is over: a process that then still
-waits for its log would take SIGINT for an exception, print it, and wait for whoever does not read that.
+The handlers are ours. Trio restores the former ones when its run is over; a process that then still waits for its log
+would turn SIGINT into an exception, print that, and wait for the reader that does not read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nobody is left whom a signal could tell: from now on the first one ends the process, too."""
+        """Nothing is left to drain: from now on the first signal, too, ends the process."""
         self._is_over = True
 
     def give_back(self) -> None:

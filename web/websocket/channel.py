@@ -1,4 +1,5 @@
-"""One adopted WebSocket: frames in and out, liveness, and an end that is a real one. No task, and nothing waits.
+"""One adopted WebSocket: frames in and out, liveness, and a close that always closes the socket. No task; nothing
+waits.
 
 What is unsent is a tail of bytes; it is finished before anything else is composed, so frames never interleave.
 What is said is decided by subclasses (`web.following.follower`); the hub calls `flush`, `on_readable` and `on_time`.
@@ -37,7 +38,7 @@ REPLIES_MAX: Final = 100
 """Frames other than events that wait for one client. Beyond: it does not read, and is cut off."""
 
 HELD_BYTES_MAX: Final = 64 * 1024
-"""What a client may send while its Close is held back. Beyond: it is not."""
+"""Bytes a client may send while its Close is held back. Beyond: the Close is sent at once."""
 
 NO_CODE: Final = 1005
 """In place of a code where the Close had none (RFC 6455 section 7.1.5)."""
@@ -78,7 +79,7 @@ class State(IntEnum):
     """No socket yet."""
     OPEN = 1
     HELD = 2
-    """What there is to say is on its way, or written; the Close behind it is held back for a while."""
+    """The last frames are on their way, or written; the Close behind them is held back for a while."""
     ENDING = 3
     """A Close is on its way, or written; the client's own is awaited."""
     FAILED = 4
@@ -97,11 +98,11 @@ class Closing:
         """Of the first Close, whoever sends it; `None`: it has none."""
         self.reason = reason
         self.goodbye: bytes | None = goodbye
-        """What is still to be composed."""
+        """The last frames, until they are composed."""
         self.held = b""
         """The Close that is held back."""
         self.heard_bytes = 0
-        """What has come while it is."""
+        """Bytes that have come while the Close is held back."""
         self.is_answered = False
         """The client's own Close has come."""
         self.deadline = inf
@@ -141,20 +142,21 @@ class Channel:
         self.blocked = True
         """Something is unsent, or nothing may be sent any more: do not write."""
         self.heard_at = 0.0
-        """When something last came from the client. Most share it with the others that were heard in the same turn."""
+        """When something last came from the client. Quantised to turns of the hub, so that many channels share one
+        float."""
         self._tail: bytes | memoryview = b""
         self._replies: list[bytes] | None = None
         self._pong: bytes | None = None
         self._inbound: Inbound | None = None
         """Kept only while a message is incomplete."""
         self._allowance: Allowance | None = None
-        """What the client may still send; `None`: all of it, it has sent nothing that costs."""
+        """What the client may still send; `None`: a full allowance, as it has sent no frame that costs."""
         self._pinged = False
         """A ping of ours has not been answered."""
         self._queued = -1
         """Bytes in the kernel's send queue when they were last looked at; -1: not since it took any from us."""
         self._stuck_since = 0.0
-        """Since when what is unsent makes no progress, or the ping that has left is unanswered."""
+        """Since when the unsent bytes make no progress, or a Ping that has left our socket is unanswered."""
         self._closing: Closing | None = None
         """`None`: it does not end yet."""
         self._opened_at = 0.0
@@ -174,7 +176,7 @@ class Channel:
         return b""
 
     def ask_receipt(self) -> None:
-        """Ask the client how far it has received, if that is of use."""
+        """Ask the client for a receipt, if there is something to confirm."""
 
     def beat(self, now: float) -> None:
         """Send a heartbeat if one is due. Called for those the hub was told of (`Hub.add_beating`)."""
@@ -190,7 +192,7 @@ class Channel:
         """The client has answered our Close with this code, ours; nothing that was written is on its way any more."""
 
     def stalled(self, why: str) -> None:
-        """The client is cut off for what it does not do."""
+        """The client is cut off: it takes no bytes, or answers no Ping."""
         self._hub.log.stalled(None, why)
 
     def over(self, code: int, reason: str, seconds: float | None) -> None:
@@ -398,7 +400,7 @@ class Channel:
 
     @property
     def _bytes_wanted(self) -> int:
-        """What to read at once: no more frames than others can wait for, whatever their size."""
+        """How many bytes to read at once: no more frames than others can wait for, whatever their size."""
         if self._closing is not None and (self.state is State.FAILED or self._closing.is_answered):
             return READ_BYTES_MAX  # it is thrown away
         missing = 0 if self._inbound is None else self._inbound.missing_bytes
@@ -467,7 +469,7 @@ class Channel:
             self._watch()
 
     def look_at_allowance(self, now: float) -> bool:
-        """Read on if the client may send again, or close if it floods; False: it need not be looked at any more."""
+        """Read on if the client may send again, or close if it floods; False: its allowance needs no further look."""
         if self.state is not State.OPEN or self._allowance is None:
             return False
         was_empty = self._allowance.is_empty
@@ -489,7 +491,7 @@ class Channel:
         if self.state is State.HELD:
             self.release()
         elif not self._tail and closing.goodbye is None:
-            # Our Close is not in the kernel's queue either: theirs has not crossed it on the way.
+            # Our Close has left the kernel's queue, too: the two Closes have not crossed on the way.
             if one.code is not None and one.code == closing.code and not self._hub.unsent(self._sock):
                 self.answered_goodbye(one.code)
             self._let_go()
@@ -517,7 +519,7 @@ class Channel:
             self._let_go()
 
     def _watch_progress(self, now: float) -> None:
-        """The client must keep taking bytes; the time for its Pong runs only once the Ping has left."""
+        """The client must keep taking bytes; the time for its Pong runs only once the Ping has left our socket."""
         queued = self._hub.unsent(self._sock)
         if queued != self._queued:
             self._queued, self._stuck_since = queued, now
@@ -526,7 +528,7 @@ class Channel:
         if now - max(self._stuck_since, self._hub.resumed_at) < patience:
             return
         if has_left:
-            # What has come in time may lie unread, behind others.
+            # Bytes that came in time may still lie unread: other sockets were served first.
             self.on_readable()
             if self.state is not State.OPEN or not self._pinged:
                 return

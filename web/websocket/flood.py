@@ -1,7 +1,7 @@
 """How much a client may send (PROTOCOL section 4): token buckets. Pure; the time is an argument.
 
-Whoever has used up its allowance is not read from until some of it is back: TCP then slows it down. Whoever goes on
-all the same for `FLOOD_SECONDS` floods.
+A client that has used up its allowance is not read from until some of it is back, so TCP slows it down. A client that
+goes on all the same for `FLOOD_SECONDS` floods.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ FRAMES_BURST_MAX: Final = 100
 """Frames a client may send at once. Reason: a page that wakes up says a lot. Beyond: it is not read for a while."""
 
 REPEATS_PER_SECOND_MAX: Final = 100
-"""Acknowledgements and Pongs of nothing new that are free each second. Reason: others come only as often as events do,
-these might never end. Beyond: they take from the allowance of frames."""
+"""Acknowledgements and Pongs that confirm nothing new and are free, each second. Reason: those that confirm something
+come only as often as events do, these might never end. Beyond: they take from the allowance of frames."""
 
 REFILL: Final = 1.05
-"""Allowances come back a little faster than they may be used. Reason: what is sent steadily does not arrive steadily,
-and what was late must not stay behind for ever."""
+"""Allowances come back a little faster than they may be used. Reason: frames that are sent steadily do not arrive
+steadily, and a client that was late once must catch up."""
 
 FLOOD_SECONDS: Final = 5.0
-"""So long may a client use up its allowance again and again. Beyond: it floods."""
+"""How long a client may use up its allowance again and again. Beyond: it floods."""
 
 
 class Cost(Enum):
-    """What a frame of a client takes."""
+    """What a frame of a client costs."""
 
     NOTHING = auto()
     """It confirms something new: that comes only as often as events do."""

@@ -25,7 +25,7 @@ NAMES_MAX: Final = 10_000
 
 
 class Holds:
-    """Who was refused lately."""
+    """The names that were refused lately."""
 
     def __init__(self, *, names_max: int = NAMES_MAX) -> None:
         self._names_max = names_max
@@ -42,6 +42,6 @@ class Holds:
         return seconds
 
     def forget_quiet(self, now: float) -> None:
-        """Let go of whoever has been quiet for long enough."""
+        """Forget names that have been quiet for long enough."""
         while self._lately and now - next(iter(self._lately.values()))[1] >= QUIET_SECONDS:
             self._lately.popitem(last=False)

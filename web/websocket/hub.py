@@ -1,4 +1,4 @@
-"""All adopted sockets in one Trio task: who can be read or written, whose time has come, who is asked for a receipt.
+"""All adopted sockets in one Trio task: which can be read or written, which deadline has come, who owes a receipt.
 
 No task per connection: an idle one costs its few objects. An exception of one connection ends that connection alone.
 """
@@ -36,14 +36,15 @@ TURN_SECONDS_MAX: Final = 0.001
 """Time spent on sockets that are ready before everybody else gets a turn. Reason: a publish takes some ten turns."""
 
 GAP_SECONDS: Final = 2.0
-"""Between two looks at deadlines: beyond, the process stood still (a pause of the machine), and clients could not be
-heard. Deadlines then begin anew."""
+"""Longest time between two looks at deadlines. Beyond: the process stood still (a pause of the machine) and could not
+hear its clients, so deadlines begin anew."""
 
 LOOK_CHUNK: Final = 1024
 """Connections looked after between two checkpoints."""
 
 HELD_MAX: Final = 1000
-"""Connections whose Close, or whose stream's end, is held back. Beyond: it is not. Reason: each is an open socket."""
+"""Connections whose Close, or whose stream's end, is held back. Beyond: it is sent at once. Reason: each is an open
+socket."""
 
 DRAIN_SECONDS: Final = 3.0
 """Time a drain gives clients to take their goodbye. Beyond: cut off."""
@@ -84,7 +85,7 @@ class Hub:
         self.now = clock.monotonic()
         """When this turn began: a tenth of a second ago at most, while there is time for turns."""
         self.tick = self.now
-        """As `now`, but moved on ten times a second only: those that begin in between share the object."""
+        """As `now`, but moved on only ten times a second: channels that begin in between share the float."""
         self.log = log or ConnectionLog(clock)
         self.holds = Holds()
         self._held_max = held_max
@@ -95,13 +96,13 @@ class Hub:
         self._draining = trio.Event()
         self._channels: dict[int, Channel] = {}
         self._beating: dict[Channel, None] = {}
-        """Those whose clients asked for heartbeats."""
+        """Channels whose clients asked for heartbeats."""
         self._throttled: dict[Channel, None] = {}
-        """Those that have used up their allowance lately."""
+        """Channels that have used up their allowance lately."""
         self.resumed_at = -inf
-        """When the process went on after it had stood still."""
+        """When the process last went on after it had stood still."""
         self.aborted = 0
-        """Connections cut off for what their clients did not do, since the start."""
+        """Connections cut off because their clients took no bytes or answered no Ping, since the start."""
         self._receipts = Receipts()
         self._spare: Inbound | None = None
         self._emptied = trio.Event()
@@ -202,7 +203,8 @@ class Hub:
     async def _look_after_all(self) -> None:
         receipts_at = deadlines_at = self.clock.monotonic()
         while True:
-            # Sockets are served in every turn, however late it is; and the next look is due some time after this one.
+            # Sockets are served in every turn, however late the looks are. The next look is due some time after this
+            # one ended.
             await self._serve_ready(await self._ready_by(min(receipts_at, deadlines_at)))
             now = self.now = self.clock.monotonic()
             if now >= receipts_at:
@@ -227,7 +229,8 @@ class Hub:
     async def _serve_ready(self, ready: Sequence[tuple[int, int]]) -> None:
         self.now = turn_began = self.clock.monotonic()
         for fd, events in ready:
-            # Closed since it was found ready, or its number given to a newer one: no harm is done.
+            # The socket may have been closed meanwhile, or its number given to a newer one: a look at that does no
+            # harm.
             channel = self._channels.get(fd)
             if channel is None:
                 continue

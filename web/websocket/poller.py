@@ -22,7 +22,8 @@ EVENTS_MAX: Final = 256
 """Sockets reported at once. Reason: actors and HTTP get their turn. Beyond: the next time."""
 
 LOOK_SECONDS: Final = 0.01
-"""How often sockets are looked at where nothing can wait for them. Reason: what clients send is never urgent."""
+"""Between two looks at sockets on platforms where nothing waits for them. Reason: frames of clients are never
+urgent."""
 
 
 class Poller(Protocol):

@@ -133,6 +133,13 @@ test("frames and fields that are not known are ignored", () => {
   assert.deepEqual(taken(core), []);
 });
 
+test("an event of a kind that is not known is passed over, and its number is no hole", () => {
+  const later = frame("later_update", { more: 1 }, { seq: 2 });
+  const core = connected(new Core({}), connect({ head: 3, queued: 3 }), event(1), later, event(3));
+  assert.deepEqual(taken(core), [1, 3]);
+  assert.equal(core.acknowledgement(), 3);
+});
+
 test("what was read and not taken is kept over a new connection, and comes once", () => {
   const core = connected(new Core({}), connect({ head: 3, queued: 3 }), event(1), event(2), event(3));
   core.take();

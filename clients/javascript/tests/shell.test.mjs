@@ -378,7 +378,7 @@ test("leaving closes in order, and waits 2 s at most", async () => {
 
 test("leaving ends every wait", async () => {
   const never = new Promise(() => {});
-  const cases = [{ token: () => never }, { store: { load: () => null, save: () => never } }, {}];
+  const cases = [{ token: () => never }, {}];
   for (const options of cases) {
     const live = follower(options);
     const { first, socket } = await following(live);
@@ -390,7 +390,95 @@ test("leaving ends every wait", async () => {
     if (socket === undefined) assert.equal((await first).done, true);
     await pass(600_000);
   }
-  assert.equal(sockets.length, 2);
+  assert.equal(sockets.length, 1);
+});
+
+test("leaving ends the loop within 2 s, also where a function of the app never answers", async () => {
+  const never = () => new Promise(() => {});
+  const cases = [{ store: { load: never, save: () => {} } }, { store: { load: () => null, save: never } }];
+  for (const options of [...cases, { getState: never }]) {
+    const live = follower(options);
+    const { items, first, socket } = await following(live);
+    socket?.open(connect({ head: 1, queued: 1 }), event(1));
+    await settled();
+    const waiting = options.store?.save === never ? items.next() : first;
+    let answer = null;
+    waiting.then((given) => (answer = given));
+    await settled();
+    await live.close();
+    await pass(1_999);
+    assert.equal(answer, null);
+    await pass(1);
+    assert.deepEqual(answer, { done: true, value: undefined });
+    assert.equal((await items.next()).done, true);
+  }
+});
+
+test("a function of the app that answers after `close` has its answer kept, and no item comes", async () => {
+  let answer;
+  const later = () => new Promise((resolve) => (answer = resolve));
+  const saving = follower({ store: { load: () => null, save: later } });
+  const { items, first, socket } = await following(saving);
+  socket.open(connect({ head: 2, queued: 2 }), event(1), event(2));
+  await first;
+  const second = items.next();
+  await settled();
+  await saving.close();
+  answer();
+  assert.deepEqual([(await second).done, items.position.seq], [true, 1]);
+
+  const loading = follower({ getState: later });
+  const { items: states, first: state, socket: other } = await following(loading);
+  other.open(connect());
+  await settled();
+  await loading.close();
+  answer({});
+  answer = null;
+  assert.equal((await state).done, true);
+  await states.next();
+  const { socket: third } = await following(loading);
+  third.open(connect());
+  await settled();
+  assert.equal(typeof answer, "function", "a state that nobody saw is loaded again");
+  await loading.close();
+});
+
+test("a position that is saved late does not take back what a later `follow` has reached", async () => {
+  const answers = [];
+  const live = follower({ store: { load: () => null, save: () => new Promise((resolve) => answers.push(resolve)) } });
+  const { items, first, socket } = await following(live);
+  socket.open(connect({ head: 1, queued: 1 }), event(1));
+  await first;
+  items.next();
+  await settled();
+  await live.close();
+  await pass(2_000);
+  const { items: again, first: repeated, socket: second } = await following(live);
+  second.open(connect({ head: 2, queued: 2 }), event(1), event(2));
+  await repeated;
+  const next = again.next();
+  await settled();
+  answers[1]();
+  await next;
+  const last = again.next();
+  await settled();
+  answers[2]();
+  await settled();
+  await live.close();
+  await last;
+  answers[0]();
+  await settled();
+  const { socket: third } = await following(live);
+  assert.equal(third.query.after, "2");
+  await live.close();
+});
+
+test("a store that gives no position is named, and where it begins is not guessed", async () => {
+  for (const given of [{}, "x", ["e", 1], { epoch: 5, seq: 1 }, { epoch: "e", seq: "1" }, { epoch: "e", seq: -1 }]) {
+    const { first } = await following(follower({ store: { load: () => given, save: () => {} } }));
+    await assert.rejects(first, /store\.load must give/);
+  }
+  assert.equal(sockets.length, 0);
 });
 
 test("a consumer that is done after `close` has its position saved, and no more comes", async () => {
@@ -461,6 +549,17 @@ test("wrong options are refused by name, and no token is shown", () => {
     [{ device: "ü" }, /device must be/],
     [{ heartbeat: 4 }, /heartbeat must be/],
     [{ heartbeat: 7.5 }, /heartbeat must be/],
+    [{ getState: {} }, /getState must be/],
+    [{ onState: "say" }, /onState must be/],
+    [{ random: 0.5 }, /random must be/],
+    [{ WebSocket: "ws" }, /WebSocket must be/],
+    [{ store: { load: () => null } }, /store must have/],
+    [{ store: 5 }, /store must have/],
+    [{ backoff: { firstMs: NaN } }, /backoff\.firstMs must be/],
+    [{ backoff: { firstMs: -1 } }, /backoff\.firstMs must be/],
+    [{ backoff: { maxMs: Infinity } }, /backoff\.maxMs must be/],
+    [{ backoff: { maxMs: "30" } }, /backoff\.maxMs must be/],
+    [{ backoff: 500 }, /backoff must be/],
   ]) {
     assert.throws(() => make(options), named);
   }
@@ -471,10 +570,30 @@ test("wrong options are refused by name, and no token is shown", () => {
   for (const url of ["ws://h", "http://h/path", "http://h?a=1", "http://u:p@h", "ftp://h", "nonsense", ""]) {
     assert.throws(() => make({}, url), /url must be/);
   }
-  for (const id of ["", "a/b", "ü", "x".repeat(65), 1.5])
+  for (const id of ["", "a/b", "ü", "x".repeat(65), 1.5, 2 ** 60, NaN, null, undefined, true, [42], {}])
     assert.throws(() => make({}).follow(id), /diagnosisId must be/);
   assert.throws(() => make({}).follow(42, { after: -1 }), /after must be/);
   assert.throws(() => make({}).follow(42, { epoch: "e" }), /epoch goes together/);
+  assert.throws(() => make({}).follow(42, { after: 1, epoch: 5 }), /epoch must be/);
+  for (const start of ["later", "5", -1, 1.5, NaN]) assert.throws(() => make({}).follow(42, { start }), /start must be/);
+  make({ backoff: { firstMs: undefined } }).follow(42, { start: 5 });
+});
+
+test("a wait that was not chosen is the default, also where it is named", async () => {
+  const live = follower({ backoff: { firstMs: undefined, maxMs: undefined } });
+  const { socket } = await following(live);
+  socket.end(1006);
+  await settled();
+  await pass(499);
+  assert.equal(sockets.length, 1);
+  await pass(1);
+  assert.equal(sockets.length, 2);
+  await live.close();
+});
+
+test("the error of an end without a reason has none", () => {
+  assert.equal(new Ended(4001, null).message, "the server ended it: 4001");
+  assert.equal(new Ended(4000, "replaced").message, "the server ended it: 4000 replaced");
 });
 
 test("where there is no WebSocket, the error says what to do", () => {

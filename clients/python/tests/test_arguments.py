@@ -34,6 +34,10 @@ def test_another_url_is_refused_and_not_repeated(url: str) -> None:
     assert "pa55" not in str(caught.value)
 
 
+async def waits(*_: object) -> None:
+    """What `on_state` must not do."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -46,6 +50,12 @@ def test_another_url_is_refused_and_not_repeated(url: str) -> None:
         ({"token": ""}, "token must be"),
         ({"token": "t" * 7169}, "token must be"),
         ({"token": 5}, "token must be a text, not int"),
+        ({"device": 5}, "device must be 1-64 characters"),
+        ({"store": "positions.json"}, "store must have the functions load and save"),
+        ({"get_state": {}}, "get_state must be a function"),
+        ({"on_state": 5}, "on_state must be a function that is not async"),
+        ({"on_state": waits}, "on_state must be a function that is not async"),
+        ({"backoff": 3}, "backoff must be a Backoff"),
     ],
 )
 def test_an_argument_that_is_none_is_refused(arguments: dict[str, Any], told: str) -> None:

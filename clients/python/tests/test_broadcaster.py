@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 
 import avicenna_live
@@ -36,7 +37,7 @@ from tests.served import Server
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("served") / "data") as running:
-        for diagnosis_id in range(1, 12):
+        for diagnosis_id in range(1, 13):
             running.register(diagnosis_id)
         yield running
 
@@ -134,6 +135,84 @@ def test_a_queue_that_cannot_send_is_full_and_tells_of_each_update_when_it_is_cl
                 queue.put_nowait(feedback_update(1, number, 5))
         assert not queue.close(0.1)
     assert len(failed) == 3
+
+
+def test_an_answer_that_cannot_be_read_is_none(server: Server) -> None:
+    def squeezed(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+
+    with (
+        Broadcaster(server.url, token="t", patience_seconds=0, transport=httpx.MockTransport(squeezed)) as made,
+        pytest.raises(NoAnswer),
+    ):
+        made.broadcast_feedback_update(1, 1, 5)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # on Trio, httpx leaves generators behind that warn
+async def test_an_answer_that_cannot_be_read_is_none_for_an_async_broadcaster_too(server: Server) -> None:
+    def squeezed(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+
+    transport = httpx.MockTransport(squeezed)
+    async with AsyncBroadcaster(server.url, token="t", patience_seconds=0, transport=transport) as made:
+        with pytest.raises(NoAnswer):
+            await made.broadcast_feedback_update(1, 1, 5)
+
+
+def test_what_is_no_update_does_not_come_into_a_queue(broadcaster: Broadcaster) -> None:
+    with BroadcastQueue(broadcaster) as queue:
+        with pytest.raises(TypeError, match="an Update is published, not int"):
+            queue.put_nowait(5)  # type: ignore[arg-type]
+        assert len(queue) == 0
+
+
+def test_an_on_failure_that_raises_is_logged_and_the_queue_goes_on(
+    broadcaster: Broadcaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Update] = []
+
+    def on_failure(update: Update, _: BroadcastError) -> None:
+        told.append(update)
+        raise ZeroDivisionError
+
+    wrong = [feedback_update(12, number, 9) for number in range(3)]
+    with BroadcastQueue(broadcaster, on_failure=on_failure) as queue:
+        head = broadcaster.broadcast_feedback_update(12, 0, 5).seq
+        for update in wrong:
+            queue.put_nowait(update)
+        assert queue.flush(20)
+        queue.put_nowait(feedback_update(12, 1, 5))
+        assert queue.flush(20)
+        assert broadcaster.broadcast_feedback_update(12, 2, 5).seq == head + 2
+    assert told == wrong
+    assert caplog.text.count("on_failure has failed") == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_queue_that_came_with_a_fork_says_that_it_sends_nothing(broadcaster: Broadcaster) -> None:
+    with BroadcastQueue(broadcaster) as queue:
+        child = os.fork()
+        if child == 0:
+            try:
+                queue.put_nowait(feedback_update(12, 1, 5))
+            except RuntimeError as error:
+                os._exit(0 if "fork" in str(error) else 2)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.anyio
+async def test_what_the_body_of_an_async_queue_raises_leaves_it_as_it_is(server: Server) -> None:
+    async with AsyncBroadcaster(server.url, token=server.token("analytics", "broadcast")) as made:
+        head = (await made.broadcast_feedback_update(12, 0, 5)).seq
+        with pytest.raises(ZeroDivisionError):
+            async with AsyncBroadcastQueue(made) as queue:
+                queue.put_nowait(feedback_update(12, 1, 5))
+                raise ZeroDivisionError
+        assert (await made.broadcast_feedback_update(12, 2, 5)).seq == head + 2
 
 
 @pytest.mark.anyio

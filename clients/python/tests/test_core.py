@@ -278,6 +278,41 @@ def test_what_is_none_of_the_protocol_is_a_fault_and_is_not_repeated(text: str) 
     assert "2026" not in str(caught.value)
 
 
+def test_an_event_that_was_none_comes_again_on_the_next_connection() -> None:
+    world = World()
+    world.connect(connect(head=1, queued=1))
+    with pytest.raises(ProtocolFault):
+        world.receive('{"type": "feedback_update", "seq": 1, "timestamp": "yesterday", "data": {}}')
+    world.core.given_up("", 1002)
+
+    world.connect(connect(resume="exact", head=1, queued=1), feedback(1))
+
+    assert world.seqs() == [1]
+
+
+def test_an_event_of_a_kind_that_is_not_known_is_passed_over() -> None:
+    world = World()
+    world.connect(connect(head=3, queued=3), feedback(1), frame("later_update", {"x": 1}, seq=2), feedback(3))
+
+    assert world.seqs() == [1, 3]
+    world.core.finish()
+    assert world.acked() == 3
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, RecursionError])
+def test_what_the_report_raises_is_no_fault_of_the_protocol(kind: type[Exception]) -> None:
+    def report(status: Status) -> None:
+        if status.state == "live":
+            raise kind("of the app")
+
+    core = Core(Wishes(42), lambda: 1.0, report)
+    core.connecting()
+    core.opened()
+    core.receive(connect())
+    with pytest.raises(kind, match="of the app"):
+        core.receive(live(0))
+
+
 def test_an_event_before_the_connect_is_a_fault() -> None:
     world = World()
     world.core.connecting()

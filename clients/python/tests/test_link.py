@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import socket
@@ -158,6 +159,28 @@ async def test_what_on_state_raises_leaves_the_iterator(scripted: Scripted, stat
         with pytest.raises(ZeroDivisionError):
             await anext(items)
         assert items.status.state == state
+
+
+async def test_the_code_of_a_status_is_a_plain_number(scripted: Scripted) -> None:
+    scripted.play(close(4000, "replaced", connect(head=0)), close(1008, "access denied"))
+    async with Follower(scripted.url, token=TOKEN) as live_:
+        for diagnosis_id in (1, 2):
+            items = live_.follow(diagnosis_id)
+            with pytest.raises(Ended) as caught:
+                await anext(items)
+            assert type(items.status.code) is int
+            assert type(caught.value.code) is int
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_that_nobody_asked_for_ends_the_iterator_and_not_in_silence(scripted: Scripted) -> None:
+    async def token() -> str:
+        # As an app does which waits for a task that somebody else has cancelled.
+        raise asyncio.CancelledError
+
+    async with Follower(scripted.url, token=token) as live_:
+        with anyio.fail_after(5), pytest.raises(RuntimeError, match="cancelled"):
+            await anext(live_.follow(42))
 
 
 async def test_a_slow_consumer_is_no_silence_and_reading_ahead_is_bounded(

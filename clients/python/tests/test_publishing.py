@@ -207,6 +207,15 @@ def test_requests_of_a_batch_keep_the_limits_and_the_order(sizes: list[int]) -> 
     assert [type(one) for one in found] == [Receipt] * len(updates)
 
 
+def test_a_body_of_several_lines_is_one_line_of_a_batch() -> None:
+    update = Update("feedback", ' {\n  "diagnosis_id": 1,\r\n  "feedback_id": 2,\n  "rating": 3\n}\n', "k")
+    request = next(publish_all([update, update], Patience(0, lambda: 0.0, lambda: 0.0)))
+    assert isinstance(request, Send)
+    fields = {"diagnosis_id": 1, "feedback_id": 2, "rating": 3}
+    line = {"type": "feedback_update", "idempotency_key": "k", **fields}
+    assert [json.loads(one) for one in request.content.splitlines()] == [line, line]
+
+
 def test_two_thousand_updates_take_two_requests() -> None:
     clock = Clock()
     answers: list[Answer | NoAnswer] = [lines(*({**good(), "status": 200} for _ in range(LINES_MAX)))] * 2
@@ -222,6 +231,25 @@ def test_effectiveness_has_two_names() -> None:
         effectiveness_update(1, 2)
     with pytest.raises(TypeError):
         effectiveness_update(1, 2, 0.5, effectiveness=0.5)
+
+
+@pytest.mark.parametrize("key", ["", "k" * 129, "k é", "k\r\nX: y", "k\x7f", " k", "k ", 5])
+def test_a_key_that_is_none_is_refused_when_the_update_is_made(key: object) -> None:
+    with pytest.raises(ValueError, match="idempotency_key must be 1-128 printable ASCII characters"):
+        feedback_update(1, 2, 3, idempotency_key=key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["k", "k" * 128, 'a key "of" our own~'])
+def test_a_key_of_ones_own_is_used(key: str) -> None:
+    assert feedback_update(1, 2, 3, idempotency_key=key).idempotency_key == key
+
+
+def test_what_is_no_update_is_refused_before_anything_is_sent() -> None:
+    patience = Patience(0, lambda: 0.0, lambda: 0.0)
+    with pytest.raises(TypeError, match="an Update is published, not int"):
+        next(publish(5, patience))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="an Update is published, not str"):
+        next(publish_all([feedback_update(1, 2, 3), "x"], patience))  # type: ignore[list-item]
 
 
 def test_updates_show_nothing_and_have_keys_of_their_own() -> None:

@@ -267,6 +267,28 @@ def test_a_row_that_is_refused_for_good_is_set_aside_with_the_error_and_others_g
     assert arrived(server, unknown) == [1]
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("body", "X'FF'"),
+        ("kind", "X'FF'"),
+        ("idempotency_key", "X'FF'"),
+        ("diagnosis_id", "X'FF'"),
+        ("first_tried_at", "'yesterday'"),
+    ],
+)
+def test_a_row_that_somebody_else_has_written_is_set_aside_and_others_go_on(
+    server: Server, broadcaster: Broadcaster, diagnosis: int, service: Service, column: str, value: str
+) -> None:
+    service.commit(feedback_update(diagnosis, 1, 5))
+    service.ask(f"UPDATE avicenna_outbox SET {column} = {value}")
+    service.commit(feedback_update(diagnosis, 2, 5))
+    assert Relay(service.outbox, broadcaster).run_once() == 1
+    [(_, why)] = service.rows()
+    assert why == "no row as `add` stores it"
+    assert arrived(server, diagnosis) == [2]
+
+
 def not_ours(_: httpx.Request) -> httpx.Response:
     return httpx.Response(404, text="<h1>no such page</h1>")
 
@@ -455,6 +477,18 @@ def test_waking_a_relay_spares_the_wait_and_it_can_begin_again(
     service.commit(feedback_update(diagnosis, 2, 5))
     assert made.run_once() == 1
     assert arrived(server, diagnosis) == [0, 1, 2]
+
+
+def test_a_relay_that_runs_is_not_begun_again(
+    server: Server, broadcaster: Broadcaster, diagnosis: int, service: Service
+) -> None:
+    with Relay(service.outbox, broadcaster, poll_seconds=3600) as made:
+        with pytest.raises(RuntimeError, match="runs already"):
+            made.__enter__()
+        service.commit(feedback_update(diagnosis, 1, 5))
+        made.wake()
+        until(lambda: not service.rows())
+    assert arrived(server, diagnosis) == [1]
 
 
 def test_without_a_transaction_of_the_service_nothing_is_stored(service: Service) -> None:

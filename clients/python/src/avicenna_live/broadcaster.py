@@ -248,7 +248,7 @@ class Broadcaster(_Broadcasting[Receipt]):
             self._renewed()
         try:
             return _answer(self._http.post(request.path, content=request.content, headers=self._headers(request)))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT))
 
     def _renewed(self) -> bool:
@@ -320,7 +320,7 @@ class AsyncBroadcaster(_Broadcasting[Awaitable[Receipt]]):
             await self._renewed()
         try:
             return _answer(await self._http.post(request.path, content=request.content, headers=self._headers(request)))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT))
 
     async def _renewed(self) -> bool:

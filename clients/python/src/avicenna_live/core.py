@@ -174,19 +174,27 @@ class Core:
         return len(self._steps) >= STEPS_MAX
 
     def receive(self, message: str | bytes) -> None:
-        """Take a frame in. Raises `ProtocolFault`."""
+        """Take a frame in. Raises `ProtocolFault`, and what `report` raises."""
         if isinstance(message, bytes):
             raise ProtocolFault("a binary frame")
+        status: Status | None = None
         try:
             frame = json.loads(message)
             kind = _text(frame["type"])
             if kind in EVENT_OF:
                 self._on_event(kind, frame)
             elif (take := self._takers.get(kind)) is not None:
-                take(self, frame.get("data") or {})
+                status = take(self, frame.get("data") or {})
+            elif "seq" in frame:
+                # An event of a kind that a later server has: it is passed over, and its number is no hole.
+                self._continues(_number(frame["seq"]), _number(frame["seq"]))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             # Neither the frame nor what was wrong in it is told: it may be a payload.
             raise ProtocolFault(f"a frame that is none of this protocol ({type(error).__name__})") from None
+        if status is not None:
+            self._tell(status)
+
+    # Each returns the status to tell, if it is a new one: what the app's function raises is no fault of the frame.
 
     def _on_connect(self, data: dict[str, Any]) -> None:
         self.admitted, self._refusals = True, 0
@@ -218,10 +226,10 @@ class Core:
 
     def _on_event(self, kind: str, frame: dict[str, Any]) -> None:
         seq, data = _number(frame["seq"]), _object(frame["data"])
+        at = datetime.fromisoformat(_text(frame["timestamp"]))
+        # A frame that is none has raised by now: its number has not come, and the next connection is told it again.
         if self._continues(seq, seq):
-            event = EVENT_OF[kind](
-                self._wishes.diagnosis_id, seq, self._epoch, datetime.fromisoformat(_text(frame["timestamp"])), data
-            )
+            event = EVENT_OF[kind](self._wishes.diagnosis_id, seq, self._epoch, at, data)
             self._steps.append(Step(event, self._received))
 
     def _on_gap(self, data: dict[str, Any]) -> None:
@@ -250,31 +258,31 @@ class Core:
         else:
             self._steps.append(Step(item, position))
 
-    def _on_live(self, _: dict[str, Any]) -> None:
+    def _on_live(self, _: dict[str, Any]) -> Status:
         self._failures = 0
-        self._tell(Status("live"))
+        return Status("live")
 
     def _on_bye(self, data: dict[str, Any]) -> None:
         _number(data["code"]), _text(data["reason"])
         self._bye = data
 
-    def _on_error(self, data: dict[str, Any]) -> None:
+    def _on_error(self, data: dict[str, Any]) -> Status | None:
         detail = _text(data["detail"])
         if self._auth_pending and data["code"] in ANSWERS_TO_AUTH:
             self._auth_pending = False
-            self._tell(Status(self.status.state, detail))
-        elif not self.admitted:
+            return Status(self.status.state, detail)
+        if not self.admitted:
             self._detail = detail
+        return None
 
     def _on_auth_expiring(self, _: dict[str, Any]) -> None:
         self.auth_due = self._wishes.renewable
 
-    def _on_auth_ok(self, _: dict[str, Any]) -> None:
+    def _on_auth_ok(self, _: dict[str, Any]) -> Status | None:
         self._auth_pending = False
-        if self.status.reason is not None:
-            self._tell(Status(self.status.state))
+        return None if self.status.reason is None else Status(self.status.state)
 
-    _takers: Final[dict[object, Callable[[Core, dict[str, Any]], None]]] = {
+    _takers: Final[dict[object, Callable[[Core, dict[str, Any]], Status | None]]] = {
         "connect": _on_connect,
         "gap": _on_gap,
         "live": _on_live,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 from collections.abc import Callable
@@ -77,12 +78,18 @@ class Follower:
             ValueError: an argument is not as described.
         """
         self._url = checked_url(url)
-        if device is not None and not DEVICE.fullmatch(device):
-            raise ValueError("device must be 1-64 characters of A-Z a-z 0-9 _ . -")
         if type(heartbeat) is not int or heartbeat not in HEARTBEAT_SECONDS:
             raise ValueError(f"heartbeat must be a whole number of seconds from 5 to 300, not {heartbeat!r}")
+        if store is not None and not (hasattr(store, "load") and hasattr(store, "save")):
+            raise ValueError("store must have the functions load and save")
+        if get_state is not None and not callable(get_state):
+            raise ValueError("get_state must be a function")
+        if on_state is not None and (inspect.iscoroutinefunction(on_state) or not callable(on_state)):
+            raise ValueError("on_state must be a function that is not async")
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise ValueError("backoff must be a Backoff")
         self._credentials = Credentials(token)
-        self._device = device
+        self._device = _checked_device(device)
         self._store = MemoryStore() if store is None else store
         self._get_state = get_state
         self._on_state = on_state
@@ -230,6 +237,14 @@ def _checked_id(diagnosis_id: object) -> DiagnosisId:
     if type(diagnosis_id) not in (int, str) or not DIAGNOSIS_ID.fullmatch(text):
         raise ValueError("diagnosis_id must be 1-64 characters of A-Z a-z 0-9 _ -, or a whole number")
     return int(text) if NUMBER.fullmatch(text) else text
+
+
+def _checked_device(device: object) -> str | None:
+    if device is None:
+        return None
+    if not isinstance(device, str) or not DEVICE.fullmatch(device):
+        raise ValueError("device must be 1-64 characters of A-Z a-z 0-9 _ . -")
+    return device
 
 
 def _checked_after(after: int | None, epoch: str | None) -> int | None:

@@ -116,6 +116,9 @@ class Link:
         except Exception as error:  # noqa: BLE001 - whatever a function of the app raises is the consumer's
             self.core.fail(error)
         finally:
+            if not self.over:
+                # On asyncio: a function of the app has waited for a task that somebody else cancelled.
+                self.core.fail(RuntimeError("the task of this connection was cancelled"))
             self._forget(self)
             self.note()
 

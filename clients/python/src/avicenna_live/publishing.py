@@ -24,7 +24,7 @@ from avicenna_live.errors import (
     Unauthenticated,
     Unavailable,
 )
-from avicenna_live.updates import Update
+from avicenna_live.updates import Update, checked
 
 LINES_MAX: Final = 1000
 BULK_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -138,7 +138,8 @@ class Patience:
 
 
 def publish(update: Update, patience: Patience) -> Steps[Receipt]:
-    """Publish one update. Raises `BroadcastError`."""
+    """Publish one update. Raises `BroadcastError`, and `TypeError` for what is no update."""
+    checked(update)
     request = Send(
         f"/ws/broadcast-{update.kind}-update",
         "application/json",
@@ -152,8 +153,10 @@ def publish(update: Update, patience: Patience) -> Steps[Receipt]:
 def publish_all(updates: Sequence[Update], patience: Patience) -> Steps[list[Receipt | BroadcastError]]:
     """Publish many; the outcome of each, in their order.
 
-    A line that fails in passing is sent again, after those that did not.
+    A line that fails in passing is sent again, after those that did not. Raises `TypeError` for what is no update.
     """
+    for update in updates:
+        checked(update)
     outcomes: list[Receipt | BroadcastError] = [NoAnswer()] * len(updates)
     waiting = list(range(len(updates)))
     while waiting:
@@ -261,7 +264,9 @@ def _object(content: bytes) -> Mapping[str, Any]:
 def _line(update: Update) -> bytes:
     """An update as a line of a bulk request."""
     added = {"type": f"{update.kind}_update", "idempotency_key": update.idempotency_key}
-    return f"{json.dumps(added)[:-1]},{update.body[1:]}\n".encode()
+    # Between the values of an `Update` that an app has made itself there may be newlines; within one, JSON has none.
+    body = update.body.replace("\r", " ").replace("\n", " ").strip()
+    return f"{json.dumps(added)[:-1]},{body[1:]}\n".encode()
 
 
 def _chunks(updates: Sequence[Update], waiting: Sequence[int]) -> Iterator[list[int]]:

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from avicenna_live.broadcaster import AsyncBroadcaster, Broadcaster
 from avicenna_live.errors import BroadcastError, NoAnswer, QueueFull
 from avicenna_live.publishing import LINES_MAX, Receipt
-from avicenna_live.updates import Update
+from avicenna_live.updates import Update, checked
 
 SIZE: Final = 1000
 CLOSE_SECONDS: Final = 10.0
@@ -49,6 +49,7 @@ class _Waiting:
         return len(self._updates) + len(self._sending)
 
     def put(self, update: Update) -> None:
+        checked(update)
         if self.is_closed:
             raise ValueError("the queue is closed")
         if len(self) >= self.size:
@@ -77,7 +78,10 @@ class _Waiting:
         failed = [(update, one) for update, one in zip(updates, outcomes, strict=True) if not isinstance(one, Receipt)]
         if self._on_failure is not None:
             for update, error in failed:
-                self._on_failure(update, error)
+                try:
+                    self._on_failure(update, error)
+                except Exception:  # whatever the app's function raises, the others are still to be told and sent
+                    logger.exception("on_failure has failed")
         elif failed:
             kinds = ", ".join(sorted({type(error).__name__ for _, error in failed}))
             logger.warning("%d of %d updates were not published: %s", len(failed), len(updates), kinds)
@@ -112,7 +116,15 @@ class BroadcastQueue:
             return len(self._waiting)
 
     def put_nowait(self, update: Update) -> None:
-        """Take an update. Raises `QueueFull`: it was not taken."""
+        """Take an update.
+
+        Raises:
+            QueueFull: it was not taken.
+            ValueError: the queue is closed.
+            RuntimeError: the process has forked, and this thread stayed in the parent.
+        """
+        if not self._waiting.is_closed and not self._thread.is_alive():
+            raise RuntimeError("the thread of a queue does not survive a fork: make one in each process")
         with self._changed:
             self._waiting.put(update)
             self._changed.notify_all()
@@ -201,7 +213,7 @@ class AsyncBroadcastQueue:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         """Send what is left for 10 s at most; `on_failure` is told of the rest."""
         self._waiting.is_closed = True
         self._wake()
@@ -209,7 +221,8 @@ class AsyncBroadcastQueue:
             await self.flush()
         self._waiting.give_up()
         self._sending.cancel()
-        return await self._tasks.__aexit__(kind, error, trace)
+        # No task is left to wait for. The group is not told what the app raised: it would wrap it in a group.
+        await self._tasks.__aexit__(None, None, None)
 
     def _wake(self) -> None:
         self._changed.set()

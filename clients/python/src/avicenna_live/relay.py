@@ -64,6 +64,12 @@ class Row:
     first_tried_at: float | None
     """Seconds since 1970, `None`: never."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every column holds what it should: SQLite takes any type in any column."""
+        texts = (self.diagnosis_id, self.kind, self.body, self.idempotency_key)
+        return all(isinstance(one, str) for one in texts) and isinstance(self.first_tried_at, float | int | None)
+
 
 class Outbox(Protocol):
     """The table, as a relay sees it. Each function is a transaction of its own, and may be called from any thread."""
@@ -286,7 +292,12 @@ class Relay:
         self._awake.set()
 
     def __enter__(self) -> Self:
-        """Make the table where it is missing, and run in a thread. Raises what the database raises."""
+        """Make the table where it is missing, and run in a thread.
+
+        Raises `RuntimeError` if it runs already, and what the database raises.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            raise RuntimeError("this relay runs already")
         self._prepare()
         self._stopping.clear()
         self._thread = threading.Thread(target=self.run, name="avicenna-live-relay", daemon=True)
@@ -352,10 +363,12 @@ class Relay:
             self._outbox.untried(unsent, then)
 
     def _timely(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """Those the server still knows the keys of."""
+        """Those that can be sent, and that the server still knows the keys of."""
         oldest = self._now() - KEY_SECONDS
         for row in rows:
-            if row.first_tried_at is not None and row.first_tried_at < oldest:
+            if not row.is_whole:
+                self._set_aside(row, "no row as `add` stores it")
+            elif row.first_tried_at is not None and row.first_tried_at < oldest:
                 self._set_aside(row, "first sent 23 h ago, and no answer since: it is not known whether it was stored")
             else:
                 yield row

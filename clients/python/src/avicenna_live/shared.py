@@ -9,13 +9,14 @@ import os
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 from avicenna_live.broadcaster import Broadcaster
 from avicenna_live.publishing import Receipt
 from avicenna_live.updates import Update, effectiveness_update, feedback_update, recommendation_update
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Shared:
@@ -31,27 +32,43 @@ class _Shared:
                 self._made = Broadcaster()
         return self._made.broadcast(update)
 
-    def forget(self) -> None:
-        """In a child process: the sockets are the parent's, and so may be the lock."""
-        self.__init__()  # type: ignore[misc]
-
 
 _shared = _Shared()
-os.register_at_fork(after_in_child=_shared.forget)
 
 
-def _broadcasting(make: Callable[P, Update], what: str) -> Callable[P, Receipt]:
+def _begin_anew() -> None:
+    """In a child process: the sockets are the parent's, and so may be the lock."""
+    global _shared  # noqa: PLW0603 - one for a process
+    _shared = _Shared()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _broadcast(update: Update) -> Receipt:
+    return _shared.broadcast(update)
+
+
+def broadcasting(make: Callable[P, Update], what: str, broadcast: Callable[[Update], R]) -> Callable[P, R]:
+    """A function that makes an update and broadcasts it.
+
+    Args:
+        what: the first sentence of its docstring.
+    """
+
     @wraps(make)
-    def broadcast(*args: P.args, **kwargs: P.kwargs) -> Receipt:
-        return _shared.broadcast(make(*args, **kwargs))
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return broadcast(make(*args, **kwargs))
 
-    broadcast.__name__ = broadcast.__qualname__ = f"broadcast_{make.__name__}"
-    broadcast.__doc__ = f"{what} Arguments as for `{make.__name__}`. Raises `BroadcastError`, `ValueError`."
-    return broadcast
+    call.__name__ = call.__qualname__ = f"broadcast_{make.__name__}"
+    call.__doc__ = f"{what} Arguments as for `{make.__name__}`. Raises `BroadcastError`, `ValueError`."
+    return call
 
 
-broadcast_recommendation_update = _broadcasting(
-    recommendation_update, "The recommendations of a diagnosis have changed."
-)
-broadcast_effectiveness_update = _broadcasting(effectiveness_update, "The measured effectiveness has changed.")
-broadcast_feedback_update = _broadcasting(feedback_update, "Feedback has arrived.")
+RECOMMENDATION = recommendation_update, "The recommendations of a diagnosis have changed."
+EFFECTIVENESS = effectiveness_update, "The measured effectiveness has changed."
+FEEDBACK = feedback_update, "Feedback has arrived."
+
+broadcast_recommendation_update = broadcasting(*RECOMMENDATION, _broadcast)
+broadcast_effectiveness_update = broadcasting(*EFFECTIVENESS, _broadcast)
+broadcast_feedback_update = broadcasting(*FEEDBACK, _broadcast)

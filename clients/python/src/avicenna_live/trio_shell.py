@@ -196,7 +196,7 @@ class TrioSocket:
 def _closed(closed: ConnectionClosed) -> Closed:
     if closed.reason is None:
         return Closed(NOTHING_HEARD, "")
-    return Closed(closed.reason.code, closed.reason.reason or "")
+    return Closed(int(closed.reason.code), closed.reason.reason or "")
 
 
 class Watched(trio.abc.Stream):

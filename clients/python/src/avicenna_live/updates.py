@@ -6,12 +6,16 @@ What a field may hold is the server's to judge (PROTOCOL section 7): it answers 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Kind = Literal["recommendation", "effectiveness", "feedback"]
+
+KEY: Final = re.compile(r"(?! )[\x20-\x7e]{1,128}(?<! )")
+"""An idempotency key: it travels in a header (PROTOCOL section 7), where a space around it would be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,13 @@ class Update:
 
     def __repr__(self) -> str:
         return f"<{self.kind} update>"  # what it holds belongs into no log
+
+
+def checked(update: object) -> Update:
+    """An update. Raises `TypeError` for anything else."""
+    if not isinstance(update, Update):
+        raise TypeError(f"an Update is published, not {type(update).__name__}")
+    return update
 
 
 def recommendation_update(
@@ -42,7 +53,7 @@ def recommendation_update(
         idempotency_key: 1-128 printable ASCII characters; `None`: a new one.
 
     Raises:
-        TypeError, ValueError: the data cannot be written as JSON.
+        TypeError, ValueError: the data cannot be written as JSON, or `idempotency_key` is not as described.
     """
     fields = {"diagnosis_id": diagnosis_id, "old_data": old_data, "new_data": new_data, "reason": reason}
     return _update("recommendation", fields, idempotency_key)
@@ -71,6 +82,7 @@ def effectiveness_update(
 
     Raises:
         TypeError: both or none of `new_effectiveness` and `effectiveness` are given.
+        ValueError: `idempotency_key` is not as described.
     """
     if (new_effectiveness is None) == (effectiveness is None):
         raise TypeError("give new_effectiveness, or effectiveness in its place")
@@ -102,6 +114,9 @@ def feedback_update(
         rating: from 1 to 5.
         effectiveness: from 0 to 1.
         idempotency_key: 1-128 printable ASCII characters; `None`: a new one.
+
+    Raises:
+        ValueError: `idempotency_key` is not as described.
     """
     fields = {
         "diagnosis_id": diagnosis_id,
@@ -119,4 +134,10 @@ def _update(kind: Kind, fields: Mapping[str, Any], key: str | None) -> Update:
     body = json.dumps(given, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if not body.isascii() and any("\ud800" <= character <= "\udfff" for character in body):
         raise ValueError("a text holds a lone surrogate, which is no character")  # it would fail when it is sent
-    return Update(kind, body, secrets.token_hex(16) if key is None else key)
+    return Update(kind, body, secrets.token_hex(16) if key is None else _checked_key(key))
+
+
+def _checked_key(key: object) -> str:
+    if not isinstance(key, str) or not KEY.fullmatch(key):
+        raise ValueError("idempotency_key must be 1-128 printable ASCII characters, with no space around them")
+    return key
