@@ -11,7 +11,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from storage import files, wal
+from storage import files, texts, wal
 from storage.errors import CannotOpen
 from storage.history import Before, LastRun, last_run
 from storage.schema import damaged_log, foreign_log, identify
@@ -62,6 +62,7 @@ def _last_run(path: Path) -> LastRun | None:
     """What the database file says without its log, as of the last checkpoint; `None`: nothing."""
     # Immutable: nothing is locked, nothing written.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+        texts.read_damaged(db)
         try:
             identify(db, str(path))
             return last_run(db)

@@ -15,7 +15,7 @@ from actors.messages import Forget, Forgotten, Inspect, Purge
 from actors.registry import LAG_SHOWN, ActorStatistics, Lag
 from actors.subscriber import Ending, Subscriber
 from actors.supervisor import ActorState
-from storage.errors import OutboxDamaged
+from storage.errors import NoSuchDiagnosis, OutboxDamaged
 from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, SubscriberId, Window
 from web import rights, wire
 from web.access import ask_for, authenticate_for
@@ -198,7 +198,10 @@ async def _actor(services: Services, diagnosis_id: str, outbox: Window) -> dict[
     window = statistics.window or stored
     lag = statistics.lag
     if lag is None:
-        lag = _lag_of(await services.store.cursors(diagnosis_id), window)
+        try:
+            lag = _lag_of(await services.store.cursors(diagnosis_id), window)
+        except NoSuchDiagnosis:  # deleted since it was listed
+            lag = ()
     crash = statistics.last_crash
     return {
         **_window(diagnosis_id, window),
