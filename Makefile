@@ -60,7 +60,9 @@ $(RUN_STAMP): pyproject.toml requirements/run.lock
 		exit 1; fi
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "installing what the server needs into $(VENV), this once: $$(grep -c == requirements/run.lock) packages ..."
-	@$(PIP) install --require-hashes -r requirements/run.lock
+	@$(PIP) install --require-hashes -r requirements/run.lock || { \
+		echo "make: pip could not get the packages: is there a network, and does pip reach an index? ($(BIN)/pip config list)" >&2; \
+		exit 1; }
 	@grep -o '^[^ #]*==[^ ]*' requirements/dev.lock > $(VERSIONS)
 	@$(AS_LOCKED) $(PIP) install --no-deps -e .
 	@touch $@

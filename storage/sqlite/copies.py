@@ -9,7 +9,7 @@ from pathlib import Path
 
 from storage import files
 from storage.errors import CannotOpen, NotADatabase, NotOurs
-from storage.sqlite import integrity, own_log, runs
+from storage.sqlite import integrity, own_log, runs, texts
 from storage.sqlite.runs import Before
 from storage.sqlite.schema import damaged, identify, recognise
 from storage.unfinished import temporary_name
@@ -29,7 +29,9 @@ def finish(copy: sqlite3.Connection) -> list[str]:
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection to a copy; threads may use it one after another."""
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    copy = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    texts.read_damaged(copy)
+    return copy
 
 
 def set_up(copy: sqlite3.Connection) -> None:
@@ -44,7 +46,7 @@ def look_through(copy: sqlite3.Connection) -> list[str]:
         set_up(copy)
     except sqlite3.DatabaseError as error:
         return [str(error)]
-    return integrity.structure(copy, quick=False)
+    return integrity.all_but_events(copy)
 
 
 def events_after(copy: sqlite3.Connection, after: int) -> tuple[list[str], int | None]:
@@ -86,7 +88,7 @@ def restore(path: Path, backup: Path) -> Path | None:
 
 def _drop_foreign_log(arriving: Path, before: Before) -> None:
     """Remove the log of a copy if it turns out, once SQLite has taken it up, to be another one's."""
-    with closing(sqlite3.connect(arriving, isolation_level=None)) as copy:
+    with closing(connect(arriving)) as copy:
         copy.execute("PRAGMA locking_mode = EXCLUSIVE")
         try:
             recognise(copy, before)
@@ -97,13 +99,15 @@ def _drop_foreign_log(arriving: Path, before: Before) -> None:
 
 
 def _check(arriving: Path, backup: Path) -> None:
-    with closing(sqlite3.connect(arriving, isolation_level=None)) as copy:
+    with closing(connect(arriving)) as copy:
         try:
             identify(copy, str(backup))
             if copy.execute("PRAGMA user_version").fetchone() == (0,):
                 raise NotOurs(f"{backup} is not a backup of avicenna-live")
             if problems := integrity.structure(copy, quick=False):
                 raise damaged(str(backup), problems)
+            for problem in integrity.registry(copy):
+                logger.warning("%s: %s", backup, problem)
             after: int | None = 0
             while after is not None:
                 problems, after = integrity.contents(copy, after)

@@ -23,6 +23,18 @@ DIAGNOSES_PER_STEP: Final = 64
 NO_NUMBERS: Final[Numbers] = (None, None, None)
 """The problem of a diagnosis whose numbers are missing."""
 
+_RESTORE: Final = "restore a backup: avicenna-live restore FILE"
+
+_REGISTER: Final = "register it again: avicenna-live diagnoses add ID --owner OWNER --viewer VIEWER"
+
+_INSTEAD: Final = {
+    "id": _RESTORE,
+    "owner": _REGISTER,
+    "epoch": _RESTORE,
+    "viewers": _REGISTER,
+}
+"""What helps where a text of a registration is damaged."""
+
 _ENTRY: Final = "slot, seq, at, kind, body, crc"
 
 
@@ -36,6 +48,45 @@ def structure(db: sqlite3.Connection, *, quick: bool) -> list[str]:
     except sqlite3.DatabaseError as error:
         found.append(str(error))
     return found[:PROBLEMS_MAX]
+
+
+def registry(db: sqlite3.Connection) -> list[str]:
+    """The diagnoses whose registration has a text that is no UTF-8. No checksum tells of damage that leaves it one."""
+    found: list[str] = []
+    with _texts_as_bytes(db):
+        rows = db.execute(
+            "SELECT public_id, public_id, owner, epoch, NULL FROM diagnosis WHERE deleted_at IS NULL UNION ALL"
+            " SELECT public_id, NULL, NULL, NULL, sub FROM viewer JOIN diagnosis USING (dx) WHERE deleted_at IS NULL"
+        )
+        for public_id, *stored in rows:
+            for name, text in zip(("id", "owner", "epoch", "viewers"), stored, strict=True):
+                if text is not None and not _is_utf8(text):
+                    shown = public_id.decode(errors="backslashreplace")
+                    found.append(f"diagnosis {shown}: its {name} cannot be read as text; {_INSTEAD[name]}")
+            if len(found) >= PROBLEMS_MAX:
+                break
+        rows.close()
+    return found[:PROBLEMS_MAX]
+
+
+def all_but_events(db: sqlite3.Connection) -> list[str]:
+    """What is wrong with the structure, and with the registry."""
+    found = structure(db, quick=False)
+    if found:
+        found.insert(0, f"the structure of the database is damaged; {_RESTORE}")
+    try:
+        found += registry(db)
+    except sqlite3.DatabaseError as error:
+        found.append(str(error))
+    return found[:PROBLEMS_MAX]
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def outbox_of(db: sqlite3.Connection, dx: int) -> tuple[Numbers, list[Entry]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from storage import files
 from storage.errors import CannotOpen
-from storage.sqlite import wal
+from storage.sqlite import texts, wal
 from storage.sqlite.runs import Before, LastRun, last_run
 from storage.sqlite.schema import damaged_log, foreign_log, identify
 
@@ -63,6 +63,7 @@ def _last_run(path: Path) -> LastRun | None:
     """What the database file says without its log, as of the last checkpoint; `None`: nothing."""
     # Immutable: nothing is locked, nothing written.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+        texts.read_damaged(db)
         try:
             identify(db, str(path))
             return last_run(db)

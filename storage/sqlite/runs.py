@@ -84,7 +84,7 @@ def last_run(db: sqlite3.Connection) -> LastRun:
         kept=_kept(rows),
         state=rows["seal"] if is_sealed else None,
         over=rows.get("over"),
-        log=Mark.read(rows["log"]) if is_sealed and "log" in rows else None,
+        log=_mark(rows) if is_sealed else None,
     )
 
 
@@ -118,6 +118,13 @@ def _kept(rows: dict[str, str]) -> Kept | None:
     except (KeyError, ValueError):
         return None
     return Kept(time, held=rows.get("clock_held") == "1") if math.isfinite(time) else None
+
+
+def _mark(rows: dict[str, str]) -> Mark | None:
+    try:
+        return Mark.read(rows["log"])
+    except (KeyError, ValueError, TypeError):  # damaged before it was sealed
+        return None
 
 
 def begin_run(

@@ -18,7 +18,7 @@ from storage.belief import Kept
 from storage.errors import CannotOpen, Damaged, ForeignLog, InUse, NewerVersion, NotADatabase, NotOurs
 from storage.files import wal_of
 from storage.records import OUTBOX_EVENTS_MAX, Durability
-from storage.sqlite import idempotency, integrity, runs
+from storage.sqlite import idempotency, integrity, runs, texts
 from storage.sqlite.wal import Mark, mark_in
 
 APPLICATION_ID: Final = 0x41564C31
@@ -185,6 +185,7 @@ def prepare(connection: sqlite3.Connection, opening: Opening) -> Opened:
 
 
 def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
+    texts.read_damaged(connection)
     # Exclusive before WAL: the wal-index then lives in memory, and nobody else can attach.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     recognise(connection, opening.before)
@@ -327,7 +328,12 @@ def identify(connection: sqlite3.Connection, path: str) -> None:
     """
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     version = _version(connection)
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    try:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except UnicodeDecodeError as error:  # SQLite's words quote what is damaged in the schema
+        unreadable = sqlite3.DatabaseError("malformed database schema")
+        unreadable.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise unreadable from error
     if application_id != APPLICATION_ID and (application_id or tables):
         raise NotOurs(f"{path} is not a database of avicenna-live; name another directory with --data")
     if version > len(MIGRATIONS):

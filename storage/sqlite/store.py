@@ -714,7 +714,7 @@ class SqliteStore(TellsDamage):
             async with self._copying:
                 return await copying.check_copy(self._database, self._size_bytes(), scratch)
         progress = copying.Progress("check")
-        found = await self._committer.read(integrity.structure, quick=False)
+        found = await self._committer.read(integrity.all_but_events)
         after: int | None = 0
         while after is not None and len(found) < integrity.PROBLEMS_MAX:
             progress.is_at("the events of diagnoses up to key %d are checked", after)

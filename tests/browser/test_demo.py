@@ -21,7 +21,7 @@ async def press(tab: Tab, label: str, group: str) -> None:
         f".find((one) => one.querySelector('h3').textContent === '{group}').querySelectorAll('button');"
         f"window.pressed = [...window.pressed].find((one) => one.textContent === '{label}'); window.pressed.click()"
     )
-    await tab.until("!window.pressed.disabled")
+    await tab.until("window.pressed.ariaBusy !== 'true'")
 
 
 async def until_status(tab: Tab, name: str) -> None:
@@ -60,3 +60,15 @@ async def test_the_numbers_go_on_without_a_hole_whatever_is_pressed(tmp_path: Pa
         assert await tab.run("document.querySelectorAll('#strip li.gone').length") == 1
         assert await tab.run("document.querySelectorAll('#strip li.late').length") >= 100
         await tab.close()
+
+
+async def test_a_button_has_a_name_of_its_own_and_keeps_the_focus_while_it_is_answered(tmp_path: Path) -> None:
+    async with chromium(tmp_path / "profile") as browser, demo() as (shown, _):
+        tab = await browser.open(f"{shown.http.base_url}/demo".replace("//demo", "/demo"))
+        await until_status(tab, "live")
+        names = await tab.run("[...document.querySelectorAll('[data-post]')].map((one) => one.ariaLabel).join()")
+        assert len(set(names.split(","))) == 7
+        await tab.run("window.button = document.querySelector('[data-post]'); button.focus(); button.click()")
+        assert await tab.run("document.activeElement === button")
+        await tab.until("button.ariaBusy === 'false'")
+        assert await tab.run("document.activeElement === button")

@@ -14,6 +14,7 @@ from tests.edge.peers import connect, living_tasks, request, running_edge
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from web.http.connection import Patience
+from web.http.kernel_queues import unread_bytes, unsent_bytes
 from web.http.serving import Edge, Terms
 
 CLIENTS = 60
@@ -139,6 +140,13 @@ async def test_no_task_stays_behind_a_stream_whose_client_left_before_its_first_
 def reset_after_end(stream: trio.SocketStream) -> None:
     stream.socket.shutdown(socket.SHUT_WR)
     reset(stream)
+
+
+def test_a_closed_socket_has_nothing_in_its_queues() -> None:
+    # One that was cut is still looked at until its task has noticed.
+    sock = socket.socket()
+    sock.close()
+    assert (unsent_bytes(sock), unread_bytes(sock)) == (0, 0)
 
 
 @pytest.mark.parametrize("reads", [1, 20_000])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage.sqlite import integrity
+from storage.sqlite import integrity, wal
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.logbook import PAYLOAD_MARKER, Logbook
@@ -318,3 +318,21 @@ async def test_damage_that_the_check_finds_under_load_ends_the_followers_of_its_
         assert [frame["seq"] for frame in await other.events(len(answers))][-1] == 2 + len(answers)
     told = [one.getMessage() for one in caplog.records if one.name == "avicenna.storage"]
     assert sum("diagnosis 42: event 5 fails its checksum" in one for one in told) == 1
+
+
+@pytest.mark.guarantee(6)
+async def test_what_a_disk_has_made_of_one_row_keeps_no_list_from_being_read(killed: Path) -> None:
+    with closing(sqlite3.connect(killed / DATABASE, isolation_level=None)) as db:
+        db.execute(
+            "UPDATE diagnosis SET public_id = CAST(x'343fff' AS TEXT), created_at = 1e300 WHERE public_id = '42'"
+        )
+        db.execute("UPDATE audit SET target = CAST(x'ff' AS TEXT), after = '{', at = -1e300 WHERE number = 1")
+    (killed / f"{DATABASE}-wal").write_bytes(wal.CLOSED)
+    async with served(killed) as (process, server):
+        server.http.event_hooks = {}  # an id that a disk has damaged is none of the contract's
+        for path in ("/actors", "/diagnoses", "/audit"):
+            items = (await get(server, path))["items"]
+            assert len(items) >= 2, path
+        assert items[-1]["after"] == {"damaged": "{"}
+        assert (await server.publish(3, 43)).json()["seq"] == 3
+        assert await process.stop() == 0

@@ -603,3 +603,82 @@ async def test_transactions_that_fail_are_not_commits_in_the_statistics(
                 await store._change(refusing(sqlite3.SQLITE_FULL, "SQLITE_FULL"))
         after = store.statistics()
         assert (after.commits, after.operations) == (before.commits, before.operations)
+
+
+@pytest.mark.guarantee(6)
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE diagnosis SET public_id = CAST(x'64ff' AS TEXT) WHERE public_id = 'd'", ": its id cannot be read"),
+        ("UPDATE diagnosis SET owner = CAST(x'ff' AS TEXT) WHERE public_id = 'd'", " d: its owner cannot be read"),
+        ("UPDATE diagnosis SET epoch = CAST(x'ff' AS TEXT) WHERE public_id = 'd'", " d: its epoch cannot be read"),
+        ("UPDATE viewer SET sub = CAST(x'ff' AS TEXT)", " d: its viewers cannot be read"),
+    ],
+)
+async def test_a_registration_with_a_text_that_is_none_hides_no_other_and_a_check_names_it(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], statement: str, said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        await store.register("d", "amira", ["vera"])
+        await store.register("e", "amira", [])
+    change(path, statement)
+    async with opened(path, new_epoch) as store:
+        assert len(await store.diagnoses()) == 2
+        assert (await store.get("e")).owner == "amira"
+        (outcome,) = await store.append_nowait("e", [NewEvent("k", b"")]).wait()
+        assert isinstance(outcome, Appended)
+        (problem,) = await store.check()
+        assert said in problem
+        assert "avicenna-live" in problem
+        assert await store.check(tmp_path / "scratch") == [problem]
+        await store.backup(tmp_path / "copy.db")
+        if "add ID" in problem:
+            await store.register("d", "amira", ["vera"])
+            assert await store.check() == []
+    copies.restore(path, tmp_path / "copy.db")
+    assert [one.getMessage() for one in caplog.records] == [f"{tmp_path / 'copy.db'}: {problem}"]
+
+
+@pytest.mark.parametrize("key", ["runs", "boot", "kept_time", "log"])
+async def test_a_note_of_the_last_run_that_is_no_text_keeps_nothing_from_being_opened(
+    path: Path, new_epoch: Callable[[], str], key: str
+) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+    change(path, f"UPDATE meta SET value = CAST(x'ff' AS TEXT) WHERE key = '{key}'")
+    async with opened(path, new_epoch) as store:
+        assert (await store.read_after("d", Seq(0))).window.head == 5
+        assert await store.check() == []
+
+
+async def test_a_check_of_a_damaged_structure_names_what_helps(path: Path, new_epoch: Callable[[], str]) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+    with closing(sqlite3.connect(path)) as db:
+        ((root,),) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'access'")
+    content = bytearray(path.read_bytes())
+    content[(root - 1) * 4096 : root * 4096] = bytes(4096)
+    path.write_bytes(content)
+    async with opened(path, new_epoch) as store:
+        what, *more = await store.check()
+    assert what == "the structure of the database is damaged; restore a backup: avicenna-live restore FILE"
+    assert more
+
+
+async def test_a_schema_that_is_no_text_is_refused_as_damage(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str]
+) -> None:
+    async with opened(path, new_epoch) as store:
+        await fill(store)
+        await store.backup(tmp_path / "copy.db")
+    for file in (path, tmp_path / "copy.db"):
+        content = file.read_bytes()
+        place = content.index(b"CREATE INDEX viewer_by_sub") + len(b"CREATE INDEX v")
+        file.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    with pytest.raises(Damaged, match=r"malformed database schema.*avicenna-live restore"):
+        async with opened(path, new_epoch):
+            pass
+    with pytest.raises(NotADatabase, match="malformed database schema"):
+        copies.restore(path, tmp_path / "copy.db")

@@ -272,9 +272,14 @@ def _frame_error(wrong: WrongField) -> FrameError:
 # Server frames
 
 
+_FIRST: Final = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+
+
 def timestamp(at: float) -> str:
     """RFC 3339, UTC with Z, milliseconds."""
-    seconds, microseconds = divmod(round(at * 1_000_000), 1_000_000)
+    # A time that a damaged disk made up is shown as the first or last one there is, and its list goes on.
+    seconds, microseconds = divmod(round(min(max(at, _FIRST), _LAST) * 1_000_000), 1_000_000)
     return f"{_second(seconds)}.{microseconds // 1000:03d}Z"
 
 

@@ -23,5 +23,5 @@ def unread_bytes(sock: socket.socket) -> int:
 def _asked(sock: socket.socket, what: int) -> int:
     try:
         return int.from_bytes(fcntl.ioctl(sock.fileno(), what, b"\0\0\0\0"), sys.byteorder)
-    except OSError:
+    except (OSError, ValueError):  # a closed socket has no number
         return 0

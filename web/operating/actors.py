@@ -16,7 +16,7 @@ from actors.roster import Subscriber
 from actors.slot import ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
-from storage.errors import OutboxDamaged
+from storage.errors import NoSuchDiagnosis, OutboxDamaged
 from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, SubscriberId, Window
 from storage.store import Store
 from web.contract import wire
@@ -186,7 +186,10 @@ async def _actor(registry: Registry, store: Store, diagnosis_id: str, outbox: Wi
     window = statistics.window or stored
     lag = statistics.lag
     if lag is None:
-        lag = _lag_of(await store.cursors(diagnosis_id), window)
+        try:
+            lag = _lag_of(await store.cursors(diagnosis_id), window)
+        except NoSuchDiagnosis:  # deleted since it was listed
+            lag = ()
     crash = statistics.last_crash
     return {
         **_window(diagnosis_id, window),

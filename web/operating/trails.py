@@ -120,4 +120,7 @@ def _shown_access(row: AccessRow) -> dict[str, object]:
 
 def _state(text: str | None) -> object:
     """What an act found or left; stored as JSON, and shown as what it is. `None`: there was nothing."""
-    return None if text is None else wire.decode_json(text.encode())
+    try:
+        return None if text is None else wire.decode_json(text.encode())
+    except ValueError:
+        return {"damaged": text}  # by the disk

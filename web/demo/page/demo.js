@@ -160,9 +160,12 @@ of("away").addEventListener("click", async () => {
 /* ---- buttons, and the actor ---- */
 
 for (const button of document.querySelectorAll("[data-post]")) {
+  const group = button.parentElement.querySelector("h3").textContent;
+  button.setAttribute("aria-label", `${group}: ${button.textContent}`);
   button.addEventListener("click", async () => {
-    button.disabled = true;
-    const group = button.parentElement.querySelector("h3").textContent;
+    if (button.ariaBusy === "true") return;
+    // Not `disabled`: a button that is loses the focus, and who uses the keyboard begins at the top again.
+    button.ariaBusy = "true";
     try {
       const answer = await fetch(button.dataset.post, { method: "POST" });
       const { numbers = [], detail } = await answer.json();
@@ -171,7 +174,7 @@ for (const button of document.querySelectorAll("[data-post]")) {
     } catch {
       say(`${group}, ${button.textContent}: the server does not answer.`);
     }
-    button.disabled = false;
+    button.ariaBusy = "false";
   });
 }
 
