@@ -1,5 +1,5 @@
 """Diagnosis actors and their supervision: who follows what, from which number on, and what happens when one crashes.
 
-Knows neither HTTP, JSON, SQL nor sockets: it is handed a store and a `render(event) -> bytes`.
+Knows neither HTTP, JSON, SQL nor sockets: it is handed a store, and a function that renders an event as a text.
 The door is `actors.registry.Registry`.
 """

@@ -50,7 +50,7 @@ class RingBudget:
 
     def count(self, roster: Roster) -> None:
         """Know what the ring of this diagnosis takes now, and whether anybody follows it."""
-        held = 0 if roster.ring is None else roster.ring.frame_bytes
+        held = 0 if roster.ring is None else roster.ring.text_bytes
         self.bytes += held - self._held.get(roster, 0)
         if not held:
             self._held.pop(roster, None)

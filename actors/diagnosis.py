@@ -81,7 +81,7 @@ FLUSH_SECONDS_MAX: Final = 2.0
 assert BATCH_EVENTS_MAX <= OUTBOX_EVENTS_MAX, "a batch must fit the ring, or events would be evicted unsent"
 
 Render = Callable[[str, Event], bytes]
-"""Turns a diagnosis id and one of its events into the frame everybody gets."""
+"""Turns a diagnosis id and one of its events into the text everybody gets, whatever carries it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class DiagnosisActor:
             known = self._roster.known
         async with self._budget.loading:
             ring = await self._read_ring()
-            await self._budget.make_room_for(self._roster, ring.frame_bytes)
+            await self._budget.make_room_for(self._roster, ring.text_bytes)
             self._roster.begin(ring, known)
             self._budget.count(self._roster)
         if unseen := self._roster.unseen(self._store.moment().judged):
@@ -336,11 +336,11 @@ class DiagnosisActor:
 
     async def _fan_out(self, before: Seq) -> None:
         """Give everyone the events above `before`, in chunks."""
-        numbered = tuple(self._ring.frames_after(before, OUTBOX_EVENTS_MAX))
+        numbered = tuple(self._ring.texts_after(before, OUTBOX_EVENTS_MAX))
         if not numbered:  # they were dropped for their age between their commit and a look at the store
             await turns.wake_all(self._roster)
             return
-        burst = Burst(numbered[0][0], numbered[-1][0], tuple(frame for _, frame in numbered))
+        burst = Burst(numbered[0][0], numbered[-1][0], tuple(text for _, text in numbered))
         for index, subscriber in enumerate(list(self._roster.subscribers), start=1):
             if not subscriber.gone:
                 subscriber.transport.feed(burst)

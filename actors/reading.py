@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from actors.ring import Gap, Ring
 from storage.records import Seq
@@ -15,19 +16,29 @@ class Live:
     seq: Seq
 
 
-@dataclass(frozen=True, slots=True)
-class EventFrame:
-    """One rendered event."""
+class RenderedEvent(NamedTuple):
+    """One event as the ring holds it. A named tuple: catching up makes one of these for each event and connection."""
 
     seq: Seq
-    frame: bytes
+    text: bytes
 
 
-Due = EventFrame | Gap | Live
+Due = RenderedEvent | Gap | Live
 
 
-def due_after(position: Seq, live_at: Seq | None, ring: Ring, events_max: int) -> list[Due]:
-    """What comes next for a connection; empty: it is in step with the ring.
+class Taken(NamedTuple):
+    """What a connection takes from the ring, and where it stands afterwards."""
+
+    due: list[Due]
+    """Empty: it is in step with the ring."""
+    position: Seq
+    lost: int
+    """Numbers in the gap, if there is one."""
+    live_at: Seq | None
+
+
+def take(ring: Ring, position: Seq, live_at: Seq | None, events_max: int) -> Taken:
+    """Take what comes next for a connection.
 
     Args:
         position: the last number it was given.
@@ -35,15 +46,17 @@ def due_after(position: Seq, live_at: Seq | None, ring: Ring, events_max: int) -
         events_max: most events to take at once.
     """
     due: list[Due] = []
+    lost = 0
     if (gap := ring.gap_after(position)) is not None:
         due.append(gap)
-        position = gap.last
-    for seq, frame in ring.frames_after(position, events_max):
+        position, lost = gap.last, gap.count
+    for seq, text in ring.texts_after(position, events_max):
         if live_at is not None and live_at < seq:
             due.append(Live(live_at))
             live_at = None
-        due.append(EventFrame(seq, frame))
+        due.append(RenderedEvent(seq, text))
         position = seq
     if live_at is not None and live_at <= position:
         due.append(Live(live_at))
-    return due
+        live_at = None
+    return Taken(due, position, lost, live_at)

@@ -1,4 +1,4 @@
-"""The newest events of one diagnosis, rendered, by number. Pure arithmetic: no Trio, no store.
+"""The newest events of one diagnosis, each as its text that everybody gets, by number. Pure: no Trio, no store.
 
 A ring is filled by its actor alone, in number order; everybody else reads it from a position.
 """
@@ -28,7 +28,7 @@ class Gap:
 class Ring:
     """At most `OUTBOX_EVENTS_MAX` rendered events: `floor < seq <= head`."""
 
-    __slots__ = ("_frames", "epoch", "floor", "frame_bytes", "head", "purged")
+    __slots__ = ("_texts", "epoch", "floor", "head", "purged", "text_bytes")
 
     def __init__(self, window: Window) -> None:
         """Start empty at the floor of `window`; its events follow through `append`."""
@@ -36,12 +36,12 @@ class Ring:
         self.floor: Seq = window.floor
         self.head: Seq = window.floor
         self.purged: Seq = window.purged
-        self._frames: list[bytes] = []
+        self._texts: list[bytes] = []
         """Those of `floor + 1` to `head`."""
-        self.frame_bytes = 0
+        self.text_bytes = 0
         """What they take together."""
 
-    def append(self, seq: Seq, frame: bytes) -> None:
+    def append(self, seq: Seq, text: bytes) -> None:
         """Add the next event; at the cap the oldest goes.
 
         Raises:
@@ -49,17 +49,17 @@ class Ring:
         """
         if seq != self.head + 1:
             raise ValueError(f"event {seq} cannot follow {self.head}")
-        self._frames.append(frame)
-        self.frame_bytes += len(frame)
+        self._texts.append(text)
+        self.text_bytes += len(text)
         self.head = seq
-        if len(self._frames) > OUTBOX_EVENTS_MAX:
+        if len(self._texts) > OUTBOX_EVENTS_MAX:
             self._let_go(1)
             self.floor = Seq(self.floor + 1)
 
     def _let_go(self, count: int) -> None:
-        """Drop the oldest frames."""
-        self.frame_bytes -= sum(map(len, self._frames[:count]))
-        del self._frames[:count]
+        """Drop the oldest events."""
+        self.text_bytes -= sum(map(len, self._texts[:count]))
+        del self._texts[:count]
 
     def raise_floor(self, window: Window) -> None:
         """Let go of what `window` no longer retains (a purge, events that were too old, or lost in the store)."""
@@ -75,15 +75,14 @@ class Ring:
             return None
         return Gap(Seq(position + 1), self.floor, purged=self.floor == self.purged)
 
-    def frames_after(self, position: Seq, limit: int) -> Iterator[tuple[Seq, bytes]]:
+    def texts_after(self, position: Seq, limit: int) -> Iterator[tuple[Seq, bytes]]:
         """The retained events above `position`, lowest first, at most `limit`.
 
         Ownership: read it out before the next checkpoint; the ring moves on.
         """
-        first = max(position, self.floor) + 1
-        begin = first - self.floor - 1
-        for seq, frame in enumerate(self._frames[begin : begin + limit], start=first):
-            yield Seq(seq), frame
+        begin = max(position - self.floor, 0)
+        texts = self._texts[begin : begin + limit]
+        return enumerate(texts, start=Seq(self.floor + begin + 1))  # type: ignore[return-value]  # numbers are Seq
 
     @property
     def window(self) -> Window:

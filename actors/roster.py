@@ -10,11 +10,11 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final, assert_never
+from typing import Final
 
 from actors.errors import DevicesExhausted
-from actors.reading import Due, EventFrame, Live, due_after
-from actors.ring import Gap, Ring
+from actors.reading import Due, take
+from actors.ring import Ring
 from actors.transport import Ending, Transport
 from storage.records import AcknowledgedBy, Cursor, Epoch, Seq, SubscriberId
 
@@ -98,18 +98,8 @@ class Subscriber:
         ring = None if self.roster is None else self.roster.ring
         if ring is None:
             return []
-        due = due_after(self.position, self._live_due, ring, events_max)
-        for one in due:
-            match one:
-                case EventFrame():
-                    self.position = one.seq
-                case Gap():
-                    self._skipped += one.count
-                    self.position = one.last
-                case Live():
-                    self._live_due = None
-                case _:
-                    assert_never(one)
+        due, self.position, lost, self._live_due = take(ring, self.position, self._live_due, events_max)
+        self._skipped += lost
         return due
 
     def detach(self) -> None:

@@ -29,12 +29,7 @@ class Burst:
 
     first: Seq
     last: Seq
-    frames: tuple[bytes, ...]
-
-    @cached_property
-    def data(self) -> bytes:
-        """All frames in one piece, made at most once however many sockets it goes to."""
-        return b"".join(self.frames)
+    texts: tuple[bytes, ...]
 
     @cached_property
     def made(self) -> dict[bool, bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.files import Presence
+from storage.disk.database_files import Presence
 from storage.sqlite.bridge import Database
 
 HUNG_SECONDS_MAX = 60.0

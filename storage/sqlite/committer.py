@@ -1,7 +1,41 @@
 """Group commit: one task turns everything that waits into one transaction, and wakes each waiter after COMMIT.
 
-Batches form by themselves: while one transaction is on the disk, the next operations queue up. There is
-no timer. An operation that fails alone never poisons its batch.
+Order
+    `submit` puts an operation at the end of one queue. `run` takes up to `BATCH_OPERATIONS_MAX` from its front and
+    carries them out in that order, in one transaction on the database thread. Meanwhile the next operations queue up:
+    batches form by themselves, without a timer, and are the larger the slower the disk is. All operations are settled
+    in the order in which they were submitted, so waiting for the last one is waiting for all (`settled`).
+
+    A read needs no transaction. It goes to the database thread behind the transaction in hand, and before the
+    operations that wait.
+
+Who is told what
+    An operation is settled once: with its answer, after COMMIT has returned and nobody else has changed the files
+    (`lost`); or with an error that says what is known.
+
+    | what fails | the operation | the others of its batch | the store |
+    |---|---|---|---|
+    | the operation refuses (`Refused`, `OutboxDamaged`) | that refusal | are committed | goes on |
+    | the operation raises, or breaks a rule of a table | `Failed`, not stored | again, one by one | goes on |
+    | there is no room, the file is locked | `Busy`, not stored | the same | goes on |
+    | COMMIT is refused by a lock | `Failed` | the same | goes on |
+    | I/O error, a page that makes no sense, ROLLBACK fails | `Failed` | the same | breaks |
+    | the files or the log were changed by others | `Failed` | the same | breaks |
+
+    A refusal must come before an operation has changed anything: only a whole transaction is rolled back. A store that
+    breaks answers `Failed` to all who wait and to all who come, and `run` raises `StoreBroken`: the process ends.
+
+When the process stops
+    Between two transactions the file and its log hold committed work only. Within one, the next start finds the last
+    frame of the batch in the log and takes all of it, or takes none of it. Nobody was told of it yet. So the next run
+    may have stored operations that nobody heard of, and never lacks one that somebody did: a publisher that repeats its
+    key gets the number of the first try.
+
+    A COMMIT that raises has not written its last frame, so what is rolled back then is not stored. What it leaves in
+    the log is for `undone` to know.
+
+    The time is kept in the database with commits (`keep`), so that the next run can tell a clock that has jumped
+    (`storage.belief`). A kill loses a second of it.
 """
 
 from __future__ import annotations

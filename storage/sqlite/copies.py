@@ -7,12 +7,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from storage import files
+from storage.disk import database_files, files
+from storage.disk.unfinished import temporary_name
 from storage.errors import CannotOpen, NotADatabase, NotOurs
 from storage.sqlite import integrity, own_log, runs, texts
 from storage.sqlite.runs import Before
 from storage.sqlite.schema import damaged, identify, recognise
-from storage.unfinished import temporary_name
 
 logger = logging.getLogger("avicenna.storage")
 
@@ -68,10 +68,10 @@ def restore(path: Path, backup: Path) -> Path | None:
         Damaged, NotOurs, NewerVersion: the backup cannot be used.
         CannotCopy: it cannot be read, or there is no room.
     """
-    with files.locked(path):
+    with database_files.locked(path):
         arriving = temporary_name(path.with_name(f"{path.name}.restoring"))
-        log, arriving_log = files.wal_of(backup), files.wal_of(arriving)
-        files.remove_database(arriving)
+        log, arriving_log = database_files.wal_of(backup), database_files.wal_of(arriving)
+        database_files.remove_database(arriving)
         try:
             files.copy_private(backup, arriving)
             before = own_log.belongs(backup) if log.exists() else None
@@ -80,9 +80,9 @@ def restore(path: Path, backup: Path) -> Path | None:
                 _drop_foreign_log(arriving, before)
             _check(arriving, backup)
             files.settle_copy(arriving)
-            aside = files.replace_database(path, arriving, "replaced")
+            aside = database_files.replace_database(path, arriving, "replaced")
         finally:
-            files.remove_database(arriving)
+            database_files.remove_database(arriving)
         return aside
 
 
@@ -95,7 +95,7 @@ def _drop_foreign_log(arriving: Path, before: Before) -> None:
             return
         except CannotOpen:
             copy.interrupt()  # so that it is not copied into the database by the closing
-    files.wal_of(arriving).unlink()
+    database_files.wal_of(arriving).unlink()
 
 
 def _check(arriving: Path, backup: Path) -> None:

@@ -16,13 +16,13 @@ from typing import Final, TypeVar
 
 import trio
 
-from storage import files
+from storage.disk import files
+from storage.disk.unfinished import Unfinished, arriving, passing
 from storage.errors import CannotCopy
 from storage.records import Backup
 from storage.sqlite import copies, integrity
 from storage.sqlite.bridge import Database
 from storage.sqlite.stepping import SteppedCopy
-from storage.unfinished import Unfinished, arriving, passing
 
 Answer = TypeVar("Answer")
 

@@ -11,7 +11,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from storage import files
+from storage.disk import database_files
 from storage.errors import CannotOpen
 from storage.sqlite import texts, wal
 from storage.sqlite.runs import Before, LastRun, last_run
@@ -38,7 +38,7 @@ def judge(path: Path, boot: str) -> Before:
         return Before(last.state)  # a word of ours in its place
     if found.end is None or _goes_on(last, found.end):
         if found.fault is not None:
-            kept = None if files.wal_of(path).exists() else files.kept_log_of(path)
+            kept = None if database_files.wal_of(path).exists() else database_files.kept_log_of(path)
             raise damaged_log(str(path), found.fault, kept)
         return Before(last.state, found.end)
     refusal = foreign_log(str(path)) if needs_none else damaged_log(str(path), "is one of another time or database")
@@ -75,7 +75,7 @@ def _found(path: Path, last: LastRun, boot: str) -> wal.Found:
     ended: wal.Ended = "stop" if last.durability == "full" else "unsynced stop"
     if last.was_killed(boot):
         ended = "kill"
-    log = files.wal_of(path)
+    log = database_files.wal_of(path)
     try:
         return wal.look_at(log, ended=ended)
     except FileNotFoundError:

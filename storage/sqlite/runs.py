@@ -46,7 +46,7 @@ class LastRun:
     clean: bool
     """Everything was stored and closed. Also true for a new database."""
     boot: str
-    """The run of the operating system it belonged to, see `storage.files.current_boot`."""
+    """The run of the operating system it belonged to, see `storage.disk.files.current_boot`."""
     durability: Durability
     copied: bool
     """This file is a backup, made while its original went on: later changes of the original are not in it."""

@@ -1,8 +1,52 @@
-"""The database: its tables, how they are opened, and how older ones are brought up to date.
+"""The database: what its tables hold, how it is opened, and how an older one is brought up to date.
 
-The ring is structural: an entry's slot is its number modulo 100 and the primary key, so that a hundred
-and first event replaces the first. Numbers live in `head`, apart from anything that is trimmed, and
-triggers refuse to take one back.
+Format
+    A file of SQLite in WAL mode with `application_id` 0x41564C31. `user_version` counts the steps of `MIGRATIONS` that
+    made its tables.
+
+    diagnosis   One row for each registration, under the key `dx`. A deleted one stays as a tombstone (`deleted_at`):
+                its id can be registered again, with another key. `epoch` names its numbering history.
+    viewer      Who may follow it besides its owner, in the order given (`place`).
+    head        Its numbers: `last_seq` (the head), `floor` and `purged`, as in `storage.records.Window`.
+    entry       Its events. `slot` is `seq` modulo 100, and (`dx`, `slot`) the primary key, so the table
+                itself is the ring: event 101 takes the row of event 1. `crc` is over number, time, kind and body
+                (`storage.damage.checksum`), because SQLite has none.
+    cursor      How far each known subscriber has acknowledged, and in which epoch. No name is an empty text.
+    idem        The idempotency keys of events, until `expires_at`; they outlive their events.
+    revocation  Of a subject's tokens up to `covers_until`, or of one token.
+    audit       Who did what, in the order of `number`. A row stays as it is until it is too old, but for the name of an
+                erased person.
+    access      Who began or ceased to follow what, and when.
+    meta        What runs tell each other (`storage.sqlite.runs`), and how many keys there are
+                (`storage.sqlite.idempotency`).
+
+Invariants
+    1. `0 <= purged <= floor <= last_seq <= floor + 100`, and `entry` holds exactly the numbers above `floor` up to
+       `last_seq`. A CHECK keeps the first, the transactions in `storage.sqlite.events` keep the second.
+    2. Numbers live in `head`, apart from everything that is trimmed. Triggers refuse to lower `last_seq` or `floor`
+       and to delete a row, deleted diagnoses included. Only the repair of a damaged outbox replaces a row, with a new
+       epoch in the same transaction.
+    3. So no (`epoch`, `seq`) ever names two events, and no number is given before its event is in the transaction.
+    4. `meta` counts the rows of `idem` in the transactions that change them.
+    5. SQLite does not notice a flipped byte, and a damaged row need not keep these rules: numbers and events are judged
+       whenever they are read (`storage.damage`).
+
+When a process or a machine stops
+    A transaction is in the log whole or not at all. With `synchronous = FULL` it is on disk when COMMIT returns, so an
+    answered event survives a loss of power. With durability `normal` it survives a kill; after a loss of power the
+    last ones may be missing, their numbers would be given again, and the next run begins new epochs instead (3).
+
+    The first transaction of a run sets `clean` to 0 and the last one sets it to 1, both synced. A run that finds 0
+    knows that the one before it did not end in order. It has the pages checked unless only the process was killed
+    (`_check_pages`), and leaves word that all outboxes are to be judged (`check_owed`).
+
+    The newest commits may be in the log alone, and SQLite takes up any log with a valid header. So the log is judged
+    before SQLite sees it (`storage.sqlite.own_log`), by what this file does right after the opening transaction: it
+    writes into the database which log goes on from there (`runs.keep_log`), and copies everything into it.
+    `cache_spill` is off from then on, so that a page is in the log only as part of a commit: any other page looks like
+    damage to `storage.sqlite.wal`.
+
+    All migrations, the mark of the run and new epochs are one transaction: an opening that is killed has done nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +59,8 @@ from pathlib import Path
 from typing import Final
 
 from storage.belief import Kept
+from storage.disk.database_files import wal_of
 from storage.errors import CannotOpen, Damaged, ForeignLog, InUse, NewerVersion, NotADatabase, NotOurs
-from storage.files import wal_of
 from storage.records import OUTBOX_EVENTS_MAX, Durability
 from storage.sqlite import idempotency, integrity, runs, texts
 from storage.sqlite.wal import Mark, mark_in
@@ -148,7 +192,7 @@ class Opening:
     path: str
     durability: Durability
     boot: str
-    """See `storage.files.current_boot`."""
+    """See `storage.disk.files.current_boot`."""
     new_epoch: Callable[[], str]
     now: float
     before: runs.Before = field(default_factory=runs.Before)

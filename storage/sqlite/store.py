@@ -20,10 +20,12 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import checks, files, records
+from storage import checks, records
 from storage.belief import Moment
 from storage.clock import Clock, Timekeeper
 from storage.damage import FoundDamage, TellsDamage
+from storage.disk import database_files, files
+from storage.disk.unfinished import temporary_name
 from storage.errors import (
     CannotCopy,
     CannotOpen,
@@ -57,7 +59,6 @@ from storage.sqlite.runs import doubt_pages, end_run, keep_time, settle_check
 from storage.sqlite.schema import Opened, Opening, prepare
 from storage.stall import LOOK_SECONDS
 from storage.store import PendingAppend
-from storage.unfinished import temporary_name
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -120,7 +121,7 @@ async def open_store(
     def open_it(at: Path) -> AbstractAsyncContextManager[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
         return _open_connection(at, clock, new_epoch, durability, this_boot)
 
-    with files.locked(path):
+    with database_files.locked(path):
         async with AsyncExitStack() as stack:
             try:
                 database, time, live_log, found = await stack.enter_async_context(open_it(path))
@@ -133,8 +134,8 @@ async def open_store(
                     aside = _put_in_place_of(path, arriving)
                 logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
                 database, time, live_log, found = await stack.enter_async_context(open_it(path))
-            presence = files.Presence(path)
-            log = files.wal_of(path)
+            presence = database_files.Presence(path)
+            log = database_files.wal_of(path)
 
             def size_bytes() -> int:
                 return files.size_of(path) + files.size_of(log)
@@ -167,17 +168,17 @@ async def open_store(
 def _empty_beside(path: Path) -> Iterator[Path]:
     """Where another database can be made that is to take the place of this one; what is left there is removed."""
     arriving = temporary_name(path.with_name(f"{path.name}.beginning"))
-    files.remove_database(arriving)
+    database_files.remove_database(arriving)
     try:
         yield arriving
     finally:
-        files.remove_database(arriving)
+        database_files.remove_database(arriving)
 
 
 def _put_in_place_of(path: Path, arriving: Path) -> Path | None:
     # The new database is whole when it gets its name: a kill meanwhile leaves one of the two, never a missing database.
     try:
-        return files.replace_database(path, arriving, "damaged")
+        return database_files.replace_database(path, arriving, "damaged")
     except (CannotCopy, OSError) as error:
         raise CannotOpen(f"{path} cannot be set aside: {error}") from error
 
@@ -193,7 +194,7 @@ async def _open_connection(
     Raises:
         StoreBroken: the log was cut, which is seen at the end.
     """
-    log = files.wal_of(path)
+    log = database_files.wal_of(path)
     if files.is_directory(path):
         raise CannotOpen(f"{path} is a directory, not a database; move it away, or name another directory with --data")
     if files.is_dangling(path):
@@ -209,7 +210,7 @@ async def _open_connection(
     if not files.is_writable(path):
         # SQLite would fail to lock it, and call that an I/O error.
         raise CannotOpen(f"{path} is read-only; the server must be able to write it")
-    presence = files.Presence(path)
+    presence = database_files.Presence(path)
     before = own_log.judge(path, boot)
     is_clean = is_broken = was_lost = False
     try:
@@ -222,7 +223,7 @@ async def _open_connection(
                 raise
             _report(path, opened)
             time = Timekeeper(clock, opened.kept)
-            presence = files.Presence(path)
+            presence = database_files.Presence(path)
             live_log = await _live_log(database, log)
             try:
                 yield database, time, live_log, FoundDamage(is_check_pending=opened.check_owed)
@@ -246,7 +247,7 @@ async def _open_connection(
 def _report(path: Path, opened: Opened) -> None:
     if not opened.clean:
         pages = "its pages were checked, and are whole" if opened.pages_checked else "its process was killed"
-        size = files.size_of(path) + files.size_of(files.wal_of(path))
+        size = files.size_of(path) + files.size_of(database_files.wal_of(path))
         logger.warning(
             "%s (%d bytes) was not closed in order: %s; its events are still to be checked", path, size, pages
         )
@@ -325,7 +326,7 @@ async def _run_shielded(committer: Committer, left: trio.Event) -> None:
             raise
 
 
-async def _watch_files(committer: Committer, presence: files.Presence, log: Path) -> None:
+async def _watch_files(committer: Committer, presence: database_files.Presence, log: Path) -> None:
     """Break the store down when its files are gone, or cannot be looked at."""
 
     def look() -> tuple[str | None, int]:
@@ -381,6 +382,20 @@ def _unwrapped(kind: type[StorageError]) -> Iterator[None]:
                 raise
             found = matching.exceptions[0]  # type: ignore[assignment]
         raise found from group
+
+
+def _recording(work: Work[Answer], audit: records.Audit[Answer]) -> Work[Answer]:
+    """An operation that leaves an audit row made of its answer.
+
+    A row that cannot be made or stored is no refusal: it spoils the operation, which is rolled back with it.
+    """
+
+    def recorded(db: sqlite3.Connection, now: Moment) -> Answer:
+        answer = work(db, now)
+        trails.record(db, audit(answer), now.wall)
+        return answer
+
+    return recorded
 
 
 class _Count:
@@ -746,7 +761,7 @@ class SqliteStore(TellsDamage):
     ) -> Answer:
         await trio.lowlevel.checkpoint_if_cancelled()
         if audit is not None:
-            work = trails.recording(work, audit)
+            work = _recording(work, audit)
         pending = self._committer.submit(work, after)
         return await _in_time(self._patience_seconds, pending.wait)
 

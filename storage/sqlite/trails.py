@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import TypeVar
 
-from storage.belief import Moment
 from storage.pages import within
-from storage.records import AccessRow, Audit, AuditRow, NewAccessRow, NewAuditRow, SubscriberId, TrailFilter
-from storage.sqlite.committer import Work
-
-Answer = TypeVar("Answer")
+from storage.records import AccessRow, AuditRow, NewAccessRow, NewAuditRow, SubscriberId, TrailFilter
 
 
 def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> int:
@@ -25,20 +20,6 @@ def record(db: sqlite3.Connection, row: NewAuditRow, now: float) -> int:
     ).lastrowid
     assert number is not None
     return number
-
-
-def recording(work: Work[Answer], audit: Audit[Answer]) -> Work[Answer]:
-    """An operation that leaves an audit row made of its answer.
-
-    A row that cannot be made or stored is no refusal: it spoils the operation, which is rolled back with it.
-    """
-
-    def recorded(db: sqlite3.Connection, now: Moment) -> Answer:
-        answer = work(db, now)
-        record(db, audit(answer), now.wall)
-        return answer
-
-    return recorded
 
 
 def audit(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from storage import files
+from storage.disk import files
 from tests.server.harness import begin
 from tests.server.process import run, served
 from web import cli

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from storage.disk.database_files import locked, names_of
+from storage.disk.trust import Found, check_directory, judge_directory, judge_files
 from storage.errors import Untrusted
-from storage.files import locked, names_of
-from storage.trust import Found, check_directory, judge_directory, judge_files
 from tests.server.harness import begin
 from tests.server.process import run, served
 from web.identity.keyring import load_or_create_key

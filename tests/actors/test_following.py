@@ -20,7 +20,7 @@ async def test_live_comes_once_after_the_replay(autojump_clock: MockClock, small
     await small.connect(reader)
     await small.publish()
     kinds = [type(one).__name__ for one in reader.got]
-    assert kinds == ["EventFrame"] * 3 + ["Live", "EventFrame"]
+    assert kinds == ["RenderedEvent"] * 3 + ["Live", "RenderedEvent"]
     assert reader.got[3] == Live(Seq(3))
 
 
@@ -33,7 +33,7 @@ async def test_live_stands_where_the_head_was_even_if_more_has_come_meanwhile(
     await small.connect(reader)
     await small.publish()
     reader.take()
-    assert [type(one).__name__ for one in reader.got] == ["EventFrame", "Live", "EventFrame"]
+    assert [type(one).__name__ for one in reader.got] == ["RenderedEvent", "Live", "RenderedEvent"]
 
 
 @pytest.mark.guarantee(3)

@@ -20,7 +20,7 @@ def filled(count: int) -> Ring:
 
 
 def numbers_after(ring: Ring, position: int, limit: int = 1000) -> list[int]:
-    return [seq for seq, _ in ring.frames_after(Seq(position), limit)]
+    return [seq for seq, _ in ring.texts_after(Seq(position), limit)]
 
 
 def test_a_new_ring_holds_nothing() -> None:
@@ -63,4 +63,4 @@ def test_gap_and_events_together_are_every_number_above_a_position(count: int, p
     wanted = list(range(position + 1, count + 1))
     got = numbers_after(ring, position, limit)
     assert (missing + got) == wanted[: len(missing) + limit]
-    assert all(frame == b"%d" % seq for seq, frame in ring.frames_after(Seq(position), limit))
+    assert all(text == b"%d" % seq for seq, text in ring.texts_after(Seq(position), limit))

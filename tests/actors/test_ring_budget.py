@@ -14,7 +14,7 @@ from storage.records import Event, NewEvent, Window
 from tests.actors.world import Bug, Reader, World, render, world
 
 BODY = b"x" * 10_000
-FRAME_BYTES = 10_010
+TEXT_BYTES = 10_010
 """At most what an event with this body takes."""
 NAMES = [f"d{number}" for number in range(10)]
 
@@ -61,14 +61,14 @@ async def test_what_a_ring_lets_go_of_counts_no_more(autojump_clock: MockClock) 
             await there.publish(b"y" * (number + 1))
         held = there.registry._slots["d"].roster.ring
         assert held is not None
-        frames = [frame for _, frame in held.frames_after(held.floor, 1000)]
-        assert there.registry.ring_bytes == sum(map(len, frames))
+        texts = [text for _, text in held.texts_after(held.floor, 1000)]
+        assert there.registry.ring_bytes == sum(map(len, texts))
 
 
 async def test_who_opens_diagnoses_and_leaves_at_once_never_has_more_in_memory_than_may_be(
     autojump_clock: MockClock,
 ) -> None:
-    limits = ActorLimits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
+    limits = ActorLimits(ring_bytes_max=3 * TEXT_BYTES, passivate_after_seconds=1e6)
     async with world(limits, diagnoses=NAMES) as there:
         for name in NAMES:
             await there.store.inner.append_nowait(name, [NewEvent("k", BODY)]).wait()
@@ -83,7 +83,7 @@ async def test_who_opens_diagnoses_and_leaves_at_once_never_has_more_in_memory_t
 async def test_what_is_published_to_diagnoses_that_nobody_follows_stays_within_the_budget(
     autojump_clock: MockClock,
 ) -> None:
-    limits = ActorLimits(ring_bytes_max=3 * FRAME_BYTES, passivate_after_seconds=1e6)
+    limits = ActorLimits(ring_bytes_max=3 * TEXT_BYTES, passivate_after_seconds=1e6)
     async with world(limits, diagnoses=NAMES) as there:
         for number, name in enumerate(5 * NAMES):
             assert (await there.publish(BODY, name)).seq == number // len(NAMES) + 1
@@ -119,7 +119,7 @@ async def test_a_diagnosis_that_rests_after_crashes_lets_go_of_its_events_and_go
             raise Bug
         return render(diagnosis_id, event)
 
-    limits = ActorLimits(ring_bytes_max=FRAME_BYTES, restart_intensity_max=0, passivate_after_seconds=1e6)
+    limits = ActorLimits(ring_bytes_max=TEXT_BYTES, restart_intensity_max=0, passivate_after_seconds=1e6)
     async with world(limits, diagnoses=NAMES, render=broken) as there:
         await there.publish(b"x" * 5_000, "d0")
         with pytest.raises(Failed):
@@ -146,7 +146,7 @@ async def test_what_has_left_memory_counts_no_more_however_it_left(autojump_cloc
         await wait_all_tasks_blocked()
         in_memory = [name for name in NAMES if there.registry.window(name) is not None]
         assert in_memory == [NAMES[0], NAMES[2], *NAMES[5:]]
-        assert 7 * len(BODY) <= there.registry.ring_bytes <= 7 * FRAME_BYTES
+        assert 7 * len(BODY) <= there.registry.ring_bytes <= 7 * TEXT_BYTES
         for reader in readers.values():
             reader.leave()
         await trio.sleep(10)

@@ -11,7 +11,7 @@ import trio
 
 from actors.diagnosis import Render
 from actors.messages import Admission, Inspect, Publish, Receipt, Subscribe
-from actors.reading import EventFrame, Live
+from actors.reading import Live, RenderedEvent
 from actors.registry import Registry
 from actors.resume import Wanted
 from actors.ring import Gap
@@ -132,7 +132,7 @@ class Reader:
 
     def __init__(self, sub: str | None = "amira", device: str | None = None) -> None:
         self.subscriber = Subscriber(SubscriberId(sub, device), None, self)
-        self.got: list[EventFrame | Gap | Live] = []
+        self.got: list[RenderedEvent | Gap | Live] = []
         self.acked: list[Seq] = []
         self.ending: Ending | None = None
         self.slow = False
@@ -168,14 +168,14 @@ class Reader:
     @property
     def numbers(self) -> list[int]:
         """The numbers of the events it got."""
-        return [one.seq for one in self.got if isinstance(one, EventFrame)]
+        return [one.seq for one in self.got if isinstance(one, RenderedEvent)]
 
     @property
     def accounted(self) -> list[int]:
         """Every number it got or was told it cannot get, in the order it learned so."""
         found: list[int] = []
         for one in self.got:
-            if isinstance(one, EventFrame):
+            if isinstance(one, RenderedEvent):
                 found.append(one.seq)
             elif isinstance(one, Gap):
                 found.extend(range(one.first, one.last + 1))

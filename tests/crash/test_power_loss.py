@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from storage.belief import Moment
-from storage.files import wal_of
+from storage.disk.database_files import wal_of
 from storage.records import OUTBOX_EVENTS_MAX, Appended, CursorMove, Durability, Epoch, NewEvent, Seq, SubscriberId
 from storage.sqlite import cursors, diagnoses, events, live_log
 from storage.sqlite.committer import Work, run_transaction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from wsproto.frame_protocol import FrameDecoder, Opcode
 
 from tests.edge.raw import PONG, client_frame
 from web.websocket import frames
@@ -19,9 +20,13 @@ def received(data: bytes, limit: int = 100) -> list[Received]:
 
 
 @pytest.mark.parametrize("length", [0, 125, 126, 65535, 65536])
-def test_a_text_frame_gives_its_payload_back(length: int) -> None:
-    payload = b"x" * length
-    assert frames.payload_of(frames.text_frame(payload)) == payload
+def test_a_client_reads_a_text_frame_as_one_whole_message(length: int) -> None:
+    decoder = FrameDecoder(client=True)
+    decoder.receive_bytes(frames.text_frame(b"x" * length))
+    frame = decoder.process_buffer()
+    assert frame is not None
+    assert (frame.opcode, frame.message_finished, len(frame.payload)) == (Opcode.TEXT, True, length)
+    assert not decoder.buffer
 
 
 def test_the_handshake_answer_is_the_one_of_the_rfc() -> None:

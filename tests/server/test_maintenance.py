@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage import files
+from storage.disk import files
 from tests.server.harness import Server, running_server
 from tests.server.process import run, served
 from web.server.composition import CONNECTIONS_SECONDS_MAX, serve

@@ -182,7 +182,7 @@ async def test_events_that_were_stored_with_large_ids_are_delivered_with_strings
 def test_every_stored_id_is_rendered_so_that_javascript_can_hold_it(one: int, other: int) -> None:
     body = json.dumps({"feedback_id": one, "rating": 5, "recommendation_id": other}, separators=(",", ":"))
     event = Event(Seq(1), 0.0, "feedback_update", body.encode())
-    data = json.loads(wire.event_json(wire.render_event("42", event)))["data"]
+    data = json.loads(wire.render_event("42", event))["data"]
     for name, value in (("feedback_id", one), ("recommendation_id", other)):
         assert data[name] == (value if abs(value) <= SAFE else str(value))
 

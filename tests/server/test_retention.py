@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from actors.access_trail import WAITING_MAX, AccessTrail
 from actors.messages import Inspect, Publish, Subscribe
-from actors.reading import Due, EventFrame
+from actors.reading import Due, RenderedEvent
 from actors.registry import Registry
 from actors.resume import Wanted
 from actors.ring import Gap
@@ -116,10 +116,10 @@ async def test_old_events_go_and_readers_are_told_exactly_which(autojump_clock: 
         back = await there.follow("amira", after=1)
         await there.publish(1)
     assert back.due[0] == Gap(Seq(2), Seq(3), purged=False)
-    assert [one.seq for one in back.due if isinstance(one, EventFrame)] == [4, 5, 6]
+    assert [one.seq for one in back.due if isinstance(one, RenderedEvent)] == [4, 5, 6]
     for reader in (lagging, live):
         assert not any(isinstance(one, Gap) for one in reader.due)
-        assert [one.seq for one in reader.due if isinstance(one, EventFrame)] == [1, 2, 3, 4, 5, 6]
+        assert [one.seq for one in reader.due if isinstance(one, RenderedEvent)] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_an_actor_that_rests_reads_what_is_left(autojump_clock: MockClock) -> None:

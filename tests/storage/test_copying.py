@@ -16,13 +16,13 @@ import pytest
 import trio
 import trio.lowlevel
 
-from storage import files
+from storage.disk import files
+from storage.disk.unfinished import SUFFIX, arriving, sweep
 from storage.errors import CannotCopy
 from storage.records import Appended, Backup, NewEvent, Seq
 from storage.sqlite import copies, copying
 from storage.sqlite.stepping import PAGES_PER_STEP, SteppedCopy
 from storage.sqlite.store import SqliteStore, open_store
-from storage.unfinished import SUFFIX, arriving, sweep
 from tests.storage.conftest import ManualClock
 
 BODY = bytes(20_000)

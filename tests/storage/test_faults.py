@@ -16,9 +16,9 @@ from typing import Any, Self
 import pytest
 import trio
 
-from storage import files
+from storage.disk import database_files, files
+from storage.disk.database_files import wal_of
 from storage.errors import Busy, CannotCopy, CannotOpen, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
-from storage.files import wal_of
 from storage.records import Appended, Durability, NewEvent, Seq
 from storage.sqlite import copies, wal
 from storage.sqlite.store import LEAVE_SECONDS_MAX, DamagePolicy, SqliteStore, open_store
@@ -515,7 +515,7 @@ async def test_files_that_cannot_be_looked_at_end_the_store_and_whoever_waits_is
     with pytest.raises(StoreBroken, match=f"cannot be looked at: {os.strerror(number)}"):
         async with opened(path, new_epoch) as store:
             await fill(store)
-            monkeypatch.setattr(files, "_status", fail)
+            monkeypatch.setattr(database_files, "_status", fail)
             (outcome,) = await store.append_nowait("d", [NewEvent("k", b"")]).wait()
             assert isinstance(outcome, Failed)
             monkeypatch.undo()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from storage import files
+from storage.disk import database_files, files
 from storage.errors import Busy, Damaged, Failed, StoreBroken
 from storage.records import Appended, NewEvent, Seq
 from storage.sqlite import copies, live_log, wal
@@ -98,7 +98,7 @@ async def test_a_log_that_is_cut_while_it_is_used_ends_the_store_before_the_next
             for _ in range(commits):
                 await store.append_nowait("d", [NewEvent("k", b"x" * 3000)]).wait()
             crashed()
-            cut(files.wal_of(path))
+            cut(database_files.wal_of(path))
             (outcome,) = await store.append_nowait("d", [NewEvent("k", b"")]).wait()
             assert isinstance(outcome, Failed)
             await trio.sleep_forever()
@@ -115,7 +115,7 @@ async def test_a_log_that_was_cut_is_noticed_when_the_store_closes(
             await fill(store)
             epoch = (await store.get("d")).epoch
             crashed()
-            cut(files.wal_of(path))
+            cut(database_files.wal_of(path))
     assert path.read_bytes() == (tmp_path / "kept" / path.name).read_bytes(), "the hole was copied into the database"
     await judge_next_start(path, new_epoch, epoch)
 
@@ -130,7 +130,7 @@ async def test_what_is_read_from_a_log_that_was_cut_ends_the_store_and_is_never_
             for _ in range(3):
                 await store.append_nowait("d", [NewEvent("k", b"x" * 60_000)]).wait()
             await store._committer.read(lambda db: db.execute("PRAGMA shrink_memory").fetchall())
-            cut(files.wal_of(path))
+            cut(database_files.wal_of(path))
             with pytest.raises(Failed):
                 await store.read_after("d", Seq(0))
             await trio.sleep_forever()
@@ -139,7 +139,7 @@ async def test_what_is_read_from_a_log_that_was_cut_ends_the_store_and_is_never_
 async def test_a_log_that_begins_anew_many_times_is_taken_for_what_it_is(
     path: Path, new_epoch: Callable[[], str]
 ) -> None:
-    chance, sent, log = random.Random(7), list[int](), files.wal_of(path)
+    chance, sent, log = random.Random(7), list[int](), database_files.wal_of(path)
     sizes_of_log = set[int]()
     async with opened(path, new_epoch) as store:
         await store.register("d", "amira", [])
@@ -171,7 +171,7 @@ async def test_what_a_commit_leaves_in_the_log_that_failed_is_not_taken_for_a_cu
     path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "is_full", lambda _: True)
-    chance, log, failed = random.Random(8), files.wal_of(path), 0
+    chance, log, failed = random.Random(8), database_files.wal_of(path), 0
     async with opened(path, new_epoch) as store:
         await fill(store, 0)
         acknowledged = 0
@@ -202,7 +202,7 @@ def database(tmp_path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
         prepare(db, Opening(str(path), "full", "", lambda: "e", 0.0))
         db.execute("CREATE TABLE body (content)")
         db.execute("PRAGMA wal_checkpoint").fetchall()
-        yield db, files.wal_of(path)
+        yield db, database_files.wal_of(path)
 
 
 def commit(db: sqlite3.Connection, pages: int = 10) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from storage.disk.database_files import wal_of
 from storage.errors import CannotOpen, Damaged, ForeignLog
-from storage.files import wal_of
 from storage.records import NewEvent, Seq
 from storage.sqlite import copies, integrity, live_log, runs
 from storage.sqlite import store as sqlite

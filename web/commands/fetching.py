@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from storage.unfinished import arriving
+from storage.disk.unfinished import arriving
 from web.commands.failures import CommandFailed
 from web.server.settings import BACKUPS_DIRECTORY
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import trio
 
-from storage import files
 from storage.clock import SystemClock
+from storage.disk import files
 from storage.errors import CannotOpen, Damaged, StorageError
 from storage.records import Backup, Dropped, NewAuditRow
 from storage.sqlite import copies

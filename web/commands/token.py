@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import Final
 
-from storage import files
+from storage.disk import database_files
 from storage.errors import InUse, StorageError
 from web.commands.arguments import whole
 from web.commands.failures import CommandFailed, UsageError
@@ -89,7 +89,7 @@ def _local_key(chosen: Settings) -> bytes:
         server = f"avicenna-live serve --data {shlex.quote(str(directory))}"
         raise CommandFailed(f"there is no {directory}: `{server}` makes it, or name another with --data")
     try:
-        if keyring.load_key(directory) is None and not files.has_database(directory / DATABASE_FILE):
+        if keyring.load_key(directory) is None and not database_files.has_database(directory / DATABASE_FILE):
             _make_database(chosen)
         key, created = keyring.load_or_create_key(directory)
     except KeyUnusable as refusal:
@@ -114,7 +114,7 @@ def _make_database(chosen: Settings) -> None:
     except InUse:
         return  # a server is making both at this moment
     except StorageError as error:
-        if not files.has_database(database):
+        if not database_files.has_database(database):
             raise CommandFailed(str(error)) from None
 
 

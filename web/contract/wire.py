@@ -1,8 +1,8 @@
 """JSON, both ways: the only file that encodes or decodes it, with `strict_json` for what clients send. Pure.
 
 Bodies and client frames are decoded into the records of `web.contract.records`; server frames and problem
-documents are made here. An event is stored as the JSON of its `data`, and its frame is that text with
-the envelope put around it: encoded once, however often it is sent.
+documents are made here. An event is stored as the JSON of its `data`, and what subscribers get is that text
+with the envelope put around it: encoded once, however often it is sent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from web.contract.records import (
     large_integer,
 )
 from web.contract.strict_json import NAMED_TWICE, NotJson, WrongField, decoder_of, read
-from web.websocket import frames
 
 Record = TypeVar("Record")
 
@@ -289,18 +288,17 @@ def _second(at: int) -> str:
 
 
 def render_event(diagnosis_id: str, event: Event) -> bytes:
-    """The frame of a stored event, ready for every WebSocket: the same bytes on every delivery."""
+    """The JSON text of a stored event, as every subscriber gets it: the same bytes on every delivery."""
     body = event.body
     if event.kind != RecommendationUpdate.KIND and _LARGE_ID.search(body):
         body = _LARGE_ID.sub(_readable_id, body)
-    text = b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
+    return b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
         event.kind.encode(),
         encode(diagnosis_id_as_json(diagnosis_id)),
         event.seq,
         timestamp(event.at).encode(),
         body,
     )
-    return frames.text_frame(text)
 
 
 def _readable_id(found: re.Match[bytes]) -> bytes:
@@ -308,14 +306,9 @@ def _readable_id(found: re.Match[bytes]) -> bytes:
     return b'%b"%b"' % found.groups() if large_integer(int(found[2])) else found[0]
 
 
-def event_json(frame: bytes) -> bytes:
-    """The JSON text of an event that `render_event` rendered."""
-    return frames.payload_of(frame)
-
-
 def event_object(diagnosis_id: str, event: Event) -> msgspec.Raw:
-    """A stored event as it stands in a list: the text of its frame."""
-    return msgspec.Raw(event_json(render_event(diagnosis_id, event)))
+    """A stored event as it stands in a list: as every subscriber gets it."""
+    return msgspec.Raw(render_event(diagnosis_id, event))
 
 
 def frame(kind: str, diagnosis_id: str, at: float, data: object) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from actors.reading import EventFrame
+from actors.reading import RenderedEvent
 from actors.ring import Gap
 from actors.roster import Subscriber
 from actors.transport import Burst, Ending
@@ -171,13 +171,14 @@ class Follower(Channel):
             if not due:
                 break
             for item in due:
-                if isinstance(item, EventFrame):
-                    frame = item.frame
+                if isinstance(item, RenderedEvent):
+                    text = item.text
                     events += 1
                 else:
                     if isinstance(item, Gap):
                         self._hub.log.gap(subscriber, item)
-                    frame = frames.text_frame(self._session.frame_of(item))
+                    text = self._session.text_of(item)
+                frame = frames.text_frame(text)
                 parts.append(frame)
                 size += len(frame)
         if self._asks and (subscriber.position > began_at or self._owes_receipt):

@@ -47,12 +47,13 @@ class Receipts:
         """Diagnoses with events nobody was asked about yet, and when to ask."""
 
     def compose(self, burst: Burst, roster: Roster, now: float) -> None:
-        """Make the bytes of a burst: `burst.made[True]` asks for receipts where they are due, `[False]` never does."""
+        """Make the frames of a burst: `burst.made[True]` asks for receipts where they are due, `[False]` never does."""
         pace = self._paces.get(roster)
         if pace is None:
             pace = self._paces[roster] = _Pace()
+        made = [frames.text_frame(text) for text in burst.texts]
         parts = []
-        for seq, frame in enumerate(burst.frames, start=burst.first):
+        for seq, frame in enumerate(made, start=burst.first):
             parts.append(frame)
             pace.unasked += 1
             is_due = seq == burst.last and now - pace.asked_at >= ASK_AFTER_SECONDS
@@ -60,7 +61,7 @@ class Receipts:
                 parts.append(receipt_ping(Seq(seq)))
                 pace.asked_at, pace.unasked = now, 0
         burst.made[True] = b"".join(parts)
-        burst.made[False] = burst.data
+        burst.made[False] = b"".join(made)
         if not pace.unasked:
             self._waiting.pop(roster, None)
         else:

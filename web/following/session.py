@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Protocol, assert_never
 
-from actors.reading import Due, EventFrame, Live
+from actors.reading import Due, Live, RenderedEvent
 from actors.registry import Registry
 from actors.ring import Gap
 from actors.roster import Subscriber
@@ -150,11 +150,11 @@ class Session:
         """The cursor is stored."""
         self.say("acked", wire.seq_data(seq))
 
-    def frame_of(self, due: Due) -> bytes:
-        """The frame for something that is due."""
+    def text_of(self, due: Due) -> bytes:
+        """The JSON text of something that is due."""
         match due:
-            case EventFrame():
-                return due.frame
+            case RenderedEvent():
+                return due.text
             case Gap():
                 return self.frame("gap", wire.gap_data(due))
             case Live():

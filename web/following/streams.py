@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from actors.messages import Admission
-from actors.reading import Due, EventFrame
+from actors.reading import Due
 from actors.registry import Registry
 from actors.ring import Gap
 from actors.roster import Subscriber
@@ -243,8 +243,7 @@ def _in_parts(messages: Iterable[bytes]) -> Iterator[bytes]:
 
 def _due_message(session: Session, epoch: Epoch, due: Due) -> bytes:
     reached = due.last if isinstance(due, Gap) else due.seq
-    frame = session.frame_of(due)
-    return message(wire.event_json(frame) if isinstance(due, EventFrame) else frame, f"{epoch}.{reached}")
+    return message(session.text_of(due), f"{epoch}.{reached}")
 
 
 def with_retry(said: bytes, retry_ms: int | None) -> bytes:

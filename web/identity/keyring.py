@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from storage import files
+from storage.disk import files
 from web.contract import wire
 from web.identity.keys import (
     HMAC_BYTES_MIN,

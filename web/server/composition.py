@@ -34,12 +34,12 @@ from actors.diagnosis import Render
 from actors.registry import Registry
 from actors.slot import ActorLimits
 from actors.upkeep import restart_on_crash
-from storage import files, trust
 from storage.clock import Clock, SystemClock
+from storage.disk import database_files, trust
+from storage.disk.unfinished import sweep
 from storage.errors import Busy, CannotOpen, Failed, StoreBroken
 from storage.sqlite.store import SqliteStore, open_store
 from storage.store import StoreUpkeep
-from storage.unfinished import sweep
 from web.contract.errors import WebError
 from web.contract.wire import render_event
 from web.following.admission import Entrance
@@ -243,7 +243,7 @@ async def serve(
     """
     clock = clock or SystemClock()
     jitter = random.SystemRandom().random
-    _warn(*trust.check_directory(settings.data, (KEY_FILE, *files.names_of(DATABASE_FILE))))
+    _warn(*trust.check_directory(settings.data, (KEY_FILE, *database_files.names_of(DATABASE_FILE))))
     connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
     connections_max = connections_possible(settings.max_connections)
     held_max = min(HELD_MAX, connections_max // 10)  # so that those who are refused take no one's place
@@ -409,11 +409,11 @@ def _check_database(settings: Settings) -> None:
     data = settings.data
     # The key first: whoever makes both at this moment makes it last.
     has_key = (data / KEY_FILE).exists()
-    if not (has_key or settings.database_must_exist) or files.has_database(data / DATABASE_FILE):
+    if not (has_key or settings.database_must_exist) or database_files.has_database(data / DATABASE_FILE):
         return
     why = "though its key is there" if has_key else "and database_must_exist is set"
     directory = shlex.quote(str(data))
-    kept = [str(one) for one in files.kept_of(data / DATABASE_FILE)]
+    kept = [str(one) for one in database_files.kept_of(data / DATABASE_FILE)]
     raise CannotOpen(
         f"there is no database in {data}, {why}: is the volume mounted? "
         f"{'A former one is kept: ' + ', '.join(kept) + '. ' if kept else ''}Put the database back, or a backup: "

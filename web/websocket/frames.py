@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from base64 import b64encode
 from hashlib import sha1
 from typing import Final
@@ -10,6 +11,9 @@ CONTROL_BYTES_MAX: Final = 125
 """Largest payload of a control frame (RFC 6455 section 5.5)."""
 
 REASON_BYTES_MAX: Final = CONTROL_BYTES_MAX - 2
+
+_HEADER_16: Final = struct.Struct("!BBH").pack
+_HEADER_64: Final = struct.Struct("!BBQ").pack
 
 _HANDSHAKE_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -22,11 +26,6 @@ def text_frame(payload: bytes) -> bytes:
 def binary_frame(payload: bytes) -> bytes:
     """A whole binary message in one frame."""
     return _header(0x82, len(payload)) + payload
-
-
-def payload_of(frame: bytes) -> bytes:
-    """What `text_frame` put into a frame."""
-    return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
 def ping(payload: bytes) -> bytes:
@@ -49,8 +48,8 @@ def _header(first: int, length: int) -> bytes:
     if length <= CONTROL_BYTES_MAX:
         return bytes((first, length))
     if length < 1 << 16:
-        return bytes((first, 126)) + length.to_bytes(2, "big")
-    return bytes((first, 127)) + length.to_bytes(8, "big")
+        return _HEADER_16(first, 126, length)
+    return _HEADER_64(first, 127, length)
 
 
 def switching_protocols(key: bytes, subprotocol: str | None) -> bytes:

@@ -1,4 +1,4 @@
-"""The files of a store: which process holds them, who may read them, whether they are still in place. No SQLite.
+"""The files of a database: their names, who holds them, whether they are still where they were. No SQLite.
 
 The database file is never opened here while a connection of this process has it: closing any descriptor of
 it would drop the locks SQLite holds on it. Looking at it (`stat`) and renaming it are harmless.
@@ -6,35 +6,21 @@ it would drop the locks SQLite holds on it. Looking at it (`stat`) and renaming 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import glob
-import hashlib
 import os
-import secrets
 import shlex
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from storage.errors import CannotCopy, CannotOpen, InUse, Untrusted
-
-PIECE_BYTES: Final = 1024 * 1024
-"""Bytes of a file in memory at a time."""
-
-PROBE_BYTES: Final = 64 * 1024
-"""Bytes written to find out whether there is room. Reason: more than fits into blocks that are begun."""
-
-BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
-
+from storage.disk import files
+from storage.errors import CannotOpen, InUse, Untrusted
 
 BESIDE: Final = ("-wal", "-shm", "-journal")
 """How the names of files end that SQLite keeps beside a database, after the database's own."""
-
 
 KEPT: Final = ("replaced", "damaged")
 """Labels of databases that were put aside, in their names."""
@@ -45,17 +31,14 @@ def wal_of(path: Path) -> Path:
     return Path(f"{path}-wal")
 
 
+def beside(path: Path) -> list[Path]:
+    """Where SQLite keeps other files of a database, whether or not there are any."""
+    return [Path(f"{path}{suffix}") for suffix in BESIDE]
+
+
 def names_of(name: str) -> tuple[str, ...]:
     """A database's name, and those of the files that are used beside it."""
     return (name, *(f"{name}{suffix}" for suffix in (".lock", *BESIDE)))
-
-
-def current_boot() -> str:
-    """A name of this run of the operating system; empty where the system does not tell."""
-    try:
-        return BOOT_ID_FILE.read_text().strip()
-    except OSError:
-        return ""
 
 
 @contextmanager
@@ -70,7 +53,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock = f"{path}.lock"
     try:
-        make_directory(path.parent)
+        files.make_directory(path.parent)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -91,134 +74,15 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory only its owner can enter, unless it is there; those above it are made as `mkdir -p` does."""
-    if path.is_dir():
-        return
-    missing = [path, *(above for above in path.parents if not above.exists())]
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for made in missing:
-        sync_directory(made.parent)
-
-
-def make_private(path: Path) -> None:
-    """Make an empty file before SQLite does, so that nobody else can ever read it; SQLite gives -wal the same mode.
-
-    Raises:
-        FileExistsError: it is there already.
-    """
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    sync_directory(path.parent)
-
-
-def put_in_place(path: Path, content: bytes) -> bool:
-    """Make a private file that appears with all of its content, and survives power loss, or not at all.
-
-    Returns:
-        False: the file is there already, and stays as it is.
-
-    Raises:
-        OSError: it cannot be made; it names `path`.
-    """
-    made_at = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(made_at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            is_made = give_name(made_at, path)
-        finally:
-            made_at.unlink(missing_ok=True)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    return is_made
-
-
-def remove_unnamed(path: Path) -> None:
-    """Remove what a process that was killed within `put_in_place` has left beside `path`, which is there by now.
-
-    Another process that makes it just now finds `path` in its place, and does not miss its own. What cannot be
-    removed stays.
-    """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
-        with contextlib.suppress(OSError):
-            left.unlink()
-
-
-def give_name(made_at: Path, path: Path) -> bool:
-    """Give a file the name `path`; False: the name is taken, and its file stays as it is."""
-    try:
-        # Unlike a renaming, a link never replaces a file that another process has put there meanwhile.
-        path.hardlink_to(made_at)
-    except FileExistsError:
-        return False
-    except OSError:
-        if os.path.lexists(path):
-            return False
-        made_at.rename(path)  # a file system without hard links
-    return True
-
-
-def is_directory(path: Path) -> bool:
-    """Whether there is a directory in the place of a file."""
-    return path.is_dir()
-
-
-def is_dangling(path: Path) -> bool:
-    """Whether there is a link to nothing in the place of a file."""
-    return path.is_symlink() and not path.exists()
-
-
-def is_writable(path: Path) -> bool:
-    """Whether this process may write a file that is there; also false on a read-only file system."""
-    return os.access(path, os.W_OK)
-
-
-def remove(path: Path) -> None:
-    """Delete a file, if it is there."""
-    path.unlink(missing_ok=True)
+def has_database(path: Path) -> bool:
+    """Whether a database lies there, or what is left of one: SQLite makes an empty file first."""
+    return bool(files.size_of(path) or files.size_of(wal_of(path)))
 
 
 def remove_database(path: Path) -> None:
     """Delete a database that nobody uses, with what SQLite keeps beside it; what is missing is no error."""
-    for file in (path, *(Path(f"{path}{suffix}") for suffix in BESIDE)):
+    for file in (path, *beside(path)):
         file.unlink(missing_ok=True)
-
-
-def is_full(path: Path) -> bool:
-    """Whether nothing more can be written beside a file: the disk is full, or a quota is used up."""
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(b"\0" * PROBE_BYTES)
-            file.flush()
-    except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return False
-
-
-def sync_directory(path: Path) -> None:
-    """Make what was created or renamed in a directory survive power loss."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def size_of(path: Path) -> int:
-    """Bytes in a file, 0 if there is none."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def has_database(path: Path) -> bool:
-    """Whether a database lies there, or what is left of one: SQLite makes an empty file first."""
-    return bool(size_of(path) or size_of(wal_of(path)))
 
 
 class Presence:
@@ -238,7 +102,7 @@ class Presence:
         self._database, self._log = str(path), str(wal_of(path))
         try:
             self._identities = {file: _identity(_status(file)) for file in (self._database, self._log)}
-            self._size = size_of(path)
+            self._size = files.size_of(path)
         except OSError as error:
             raise CannotOpen(f"{path} cannot be looked at: {error.strerror}") from error
 
@@ -302,15 +166,15 @@ def replace_database(path: Path, arriving: Path, label: str) -> Path | None:
         for source, target in ((path, aside), (log, wal_of(aside))):
             if _keep_as(source, target):
                 kept.append(target)
-        sync_directory(path.parent)
+        files.sync_directory(path.parent)
     except BaseException:
         for target in kept:
             target.unlink()
         raise
     log.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    files.sync_directory(path.parent)
     arriving.rename(path)
-    sync_directory(path.parent)
+    files.sync_directory(path.parent)
     return aside if kept else None
 
 
@@ -323,7 +187,7 @@ def kept_of(path: Path) -> list[Path]:
 def kept_log_of(path: Path) -> Path | None:
     """The log of a database that lies beside a second name, or a copy, of it; `None`: there is none."""
     for one in kept_of(path):
-        if size_of(wal_of(one)) and size_of(one) == size_of(path):
+        if files.size_of(wal_of(one)) and files.size_of(one) == files.size_of(path):
             return wal_of(one)
     return None
 
@@ -335,7 +199,7 @@ def _keep_as(source: Path, target: Path) -> bool:
     try:
         target.hardlink_to(source)
     except OSError:
-        copy_private(source, target)  # a file system without hard links
+        files.copy_private(source, target)  # a file system without hard links
     return True
 
 
@@ -346,49 +210,3 @@ def _free_name(path: Path, label: str) -> Path:
         number += 1
         aside = path.with_name(f"{path.name}.{label}-{number}")
     return aside
-
-
-def copy_private(source: Path, target: Path) -> None:
-    """Copy a file to a new one only its owner can read, and have it on disk.
-
-    Raises:
-        CannotCopy: the source is no file, or cannot be read; the target exists, or cannot be written and is removed.
-    """
-    if source.exists() and not source.is_file():
-        raise CannotCopy(f"{source} is no file")  # opening a pipe would block
-    try:
-        with source.open("rb") as reading:
-            make_private(target)
-            try:
-                with target.open("wb") as writing:
-                    shutil.copyfileobj(reading, writing)
-                    writing.flush()
-                    os.fsync(writing.fileno())
-            except BaseException:
-                target.unlink()
-                raise
-    except OSError as error:
-        raise CannotCopy(f"cannot copy {source} to {target}: {error.strerror}") from error
-
-
-def settle_copy(path: Path, *, go_on: Callable[[], object] = lambda: None) -> tuple[int, str]:
-    """Have a finished copy on disk; its size in bytes and its SHA-256. Never call it with a database in use.
-
-    Args:
-        go_on: called now and then; what it raises ends the work.
-    """
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        while piece := file.read(PIECE_BYTES):
-            go_on()
-            digest.update(piece)
-            size += len(piece)
-    sync_directory(path.parent)
-    return size, digest.hexdigest()
-
-
-def room_beside(path: Path) -> int:
-    """Bytes that can still be written to the file system on which `path` lies."""
-    status = os.statvfs(path.parent)
-    return status.f_bavail * status.f_frsize

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from storage import files
+from storage.disk import database_files, files
 
 SUFFIX: Final = ".unfinished"
 
@@ -59,14 +59,13 @@ def passing(target: Path) -> Iterator[Unfinished]:
         if not _is_free(descriptor):
             raise FileExistsError(errno.EEXIST, "another process writes it", str(target))
         try:
-            for beside in _beside(path):
-                beside.unlink(missing_ok=True)
+            for left in database_files.beside(path):
+                left.unlink(missing_ok=True)
             os.ftruncate(descriptor, 0)
             os.fchmod(descriptor, 0o600)
             yield Unfinished(path, descriptor)
         finally:
-            for left in (path, *_beside(path)):
-                left.unlink(missing_ok=True)
+            database_files.remove_database(path)
     finally:
         os.close(descriptor)
 
@@ -93,8 +92,7 @@ def sweep(directory: Path, *names: str) -> list[Path]:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 if _is_free(descriptor):
-                    for left in (path, *_beside(path)):
-                        left.unlink(missing_ok=True)
+                    database_files.remove_database(path)
                     swept.append(path)
             finally:
                 os.close(descriptor)
@@ -108,8 +106,3 @@ def _is_free(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _beside(path: Path) -> list[Path]:
-    """What SQLite keeps beside a database."""
-    return [path.with_name(f"{path.name}{suffix}") for suffix in files.BESIDE]
