@@ -631,7 +631,7 @@ class SqliteStore(TellsDamage):
         if not damaged:
             await self._change(lambda db, now: settle_check(db))
         self._damage.is_check_pending = False
-        level, verdict = (logging.ERROR, f"{damaged} are damaged") if damaged else (logging.INFO, "all are whole")
+        level, verdict = (logging.ERROR, f"damaged: {damaged}") if damaged else (logging.INFO, "all are whole")
         logger.log(level, "the events of %d diagnoses were checked: %s", diagnoses, verdict)
 
     async def revoke(

@@ -139,7 +139,7 @@ async def test_after_a_kill_a_damaged_diagnosis_alone_is_refused_and_named(kille
     assert "its process was killed; its events are still to be checked" in opened
     (named,) = [line for line in lines if "event 3 fails its checksum" in line]
     assert named.endswith(problem)
-    assert any("the events of 2 diagnoses were checked: 1 are damaged" in line for line in lines)
+    assert any("the events of 2 diagnoses were checked: damaged: 1" in line for line in lines)
 
 
 @pytest.mark.guarantee(4)

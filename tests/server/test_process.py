@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 from contextlib import suppress
@@ -151,13 +152,31 @@ async def test_what_the_server_says_at_start_is_what_one_needs_next_and_stopped_
     assert said.splitlines()[-1].endswith("stopped")
 
 
+async def test_the_end_of_its_terminal_stops_a_server_in_order(tmp_path: Path) -> None:
+    async with served(tmp_path / "data") as (process, _):
+        process.process.send_signal(signal.SIGHUP)
+        with trio.fail_after(15):
+            assert await process.process.wait() == 0
+
+
+async def test_a_server_that_is_to_survive_its_terminal_does(tmp_path: Path) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does: a child inherits it
+    try:
+        async with served(tmp_path / "data") as (process, _):
+            process.process.send_signal(signal.SIGHUP)
+            # Signals of one process come in order of their numbers: had the first one counted, this one would be 143.
+            assert await process.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
 async def test_a_port_that_is_taken_is_said_once_with_the_cure(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, said = await run("serve", "--port", port, "--data", tmp_path / "data")
     assert code == 2
     (line,) = [one for one in said.splitlines() if str(port) in one]
-    assert f"cannot listen on 127.0.0.1:{port} (host, port): " in line
+    assert f"cannot listen on 127.0.0.1:{port} (host, port; options --host, --port): " in line
     assert "choose another port" in line
     assert "Traceback" not in said
 

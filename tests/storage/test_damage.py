@@ -356,7 +356,7 @@ async def test_a_check_that_has_found_damage_is_made_again_by_the_next_run(
     async with opened(path, new_epoch) as store:
         await damage(store, "d", 1)
         await store.look_through()
-        assert caplog.messages[-1] == "the events of 1 diagnoses were checked: 1 are damaged"
+        assert caplog.messages[-1] == "the events of 1 diagnoses were checked: damaged: 1"
         assert sum(one.startswith("diagnosis d: event 1 fails") for one in caplog.messages) == 1
     async with opened(path, new_epoch) as store:
         assert store.is_check_pending

@@ -492,7 +492,7 @@ def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[s
     listeners: list[socket.socket] = []
     urls: list[str] = []
     if settings.tcp:
-        with _naming(f"{settings.host}:{settings.port}", "host, port"):
+        with _naming(f"{settings.host}:{settings.port}", "host, port; options --host, --port"):
             listener = listen_on_tcp(settings.host, settings.port)
         listening.callback(listener.close)
         listeners.append(listener)

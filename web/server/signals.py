@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT: the first one begins the drain, a second one ends the process at once, until the process is gone.
+"""SIGTERM, SIGINT, SIGHUP: the first one begins the drain, a second one ends the process at once, until it is gone.
+
+SIGHUP is the end of the terminal: where it is ignored (`nohup`), it stays ignored.
 
 The handlers are ours. Trio restores the former ones when its run is over; a process that then still waits for its log
 would turn SIGINT into an exception, print that, and wait for the reader that does not read.
@@ -12,11 +14,11 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Final, Self
 
-TAKEN: Final = (signal.SIGTERM, signal.SIGINT)
+TAKEN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals:
-    """Takes both signals while a server runs, and until the process ends; on the main thread."""
+    """Takes the signals while a server runs, and until the process ends; on the main thread."""
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
@@ -27,6 +29,8 @@ class Signals:
 
     def __enter__(self) -> Self:
         for number in TAKEN:
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._former[number] = signal.signal(number, self._take)
         return self
 
