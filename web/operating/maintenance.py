@@ -5,8 +5,8 @@ The audit row of either is stored first: a copy holds the row of its own making.
 
 from __future__ import annotations
 
-import secrets
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,16 +31,22 @@ CHECKS: Final = "check-*.db"
 
 
 def maintenance(
-    access: Access, store: Store, clock: Clock, data: Path, backups: Path, stopping: trio.Event
+    access: Access,
+    store: Store,
+    clock: Clock,
+    new_id: Callable[[], str],
+    data: Path,
+    backups: Path,
+    stopping: trio.Event,
 ) -> Handlers:
     """Both operations.
 
     Args:
+        new_id: 16 hexadecimal digits that never repeat.
         data: the directory of the database.
         backups: that of its copies.
         stopping: interrupts either.
     """
-
     data, backups = data.absolute(), backups.absolute()
 
     async def backup(asked: Request) -> Answer:
@@ -48,7 +54,7 @@ def maintenance(
         await whole_request(asked)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall()))
         # The random part keeps two backups of one second apart.
-        name = BACKUPS.replace("*", f"{stamp}-{secrets.token_hex(4)}")
+        name = BACKUPS.replace("*", f"{stamp}-{new_id()[:8]}")
         path = backups / name
         after = wire.encode({"path": str(path)}).decode()
         access.judge_token(asked.who)
@@ -61,7 +67,7 @@ def maintenance(
         await whole_request(asked)
         access.judge_token(asked.who)
         await store.record(NewAuditRow(asked.who.sub or "", "database.check", ""))
-        scratch = data / CHECKS.replace("*", secrets.token_hex(8))
+        scratch = data / CHECKS.replace("*", new_id())
         problems = list(await unless_stopping(stopping, partial(store.check, scratch), "the check has not ended"))
         return answer({"status": "damaged" if problems else "ok", "problems": problems})
 

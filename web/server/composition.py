@@ -334,7 +334,7 @@ async def serve(
             **delivery(access, acts, registry, patient),
             **actors(access, acts, registry, patient),
             **erasure(access, acts, registry, stopping),
-            **maintenance(access, patient, clock, settings.data, settings.data / BACKUPS_DIRECTORY, stopping),
+            **maintenance(access, patient, clock, _new_id, settings.data, settings.data / BACKUPS_DIRECTORY, stopping),
             **revocations(access, acts, registry, patient, revoked),
             **trails(patient),
             **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),
