@@ -1,9 +1,9 @@
 """What a store does: the contract of SQLite, of its twin in memory, and of a replicated engine later.
 
 A store has six trades, each with a Protocol of its own: `DiagnosisStore`, `EventStore`, `CursorStore`,
-`RevocationStore`, `TrailStore` and `StoreUpkeep`. `Store` is all of them on one database. Whoever needs one trade asks
-for that one. Everything above this room is written against these Protocols, and one suite judges every engine by them
-(`tests/storage/test_contract.py`). What follows holds for every method.
+`RevocationStore`, `TrailStore` and `StoreUpkeep`. `Store` is all of them on one database. A part that needs one trade
+asks for that one. Everything above this room is written against these Protocols, and one suite judges every engine by
+them (`tests/storage/test_contract.py`). What follows holds for every method.
 
 Changes. A method that changes something hands the change over when it is called, before its first checkpoint. Changes
 are committed in the order in which they were handed over, each whole or not at all, and a method returns after the
@@ -14,14 +14,13 @@ Reads. A read sees every change that was answered before the read was asked for.
 
 Errors. Any method that waits may raise `Busy` (certainly not done: a queue or the disk is full) or `Failed` (the
 outcome of a change is unknown; a read is not answered). One that takes a text or a number may raise `Unstorable`, and
-then nothing is done. What else a method raises stands with it; it changes nothing then. After the disk or
-the file has failed, everything is `Failed`.
+then nothing is done. What else a method raises stands with it; it changes nothing then. After the disk or the file has
+failed, everything is `Failed`.
 
 Cancellation. A change whose caller is cancelled is either carried out, or was never handed over. A read is given up.
 
-Time. Whoever wants old things dropped gives an age in seconds. What time it is, and whether the clock is believed, is
-for the store to judge (`storage.belief`). While the clock is not believed, nothing is dropped for its age and no key
-expires.
+Time. A caller that wants old things dropped gives an age in seconds. The store judges what time it is, and whether the
+clock is believed (`storage.belief`). While it is not believed, nothing is dropped for its age, and no key expires.
 
 Other writers. Nothing above this room may assume that this process is the only writer of a diagnosis: numbers in
 answers may skip what another node has appended, and `read_after` fills the hole.
@@ -106,7 +105,7 @@ class DiagnosisStore(Protocol):
         """As `get`, but never waits. `None`: it is not in memory, or not registered; `get` tells which."""
 
     async def look_up(self, diagnosis_id: str) -> Diagnosis:
-        """As `get`, but always asks the database: it takes as long for what is in memory as for what is nowhere.
+        """As `get`, but always from the database: it takes as long for one in memory as for one that does not exist.
 
         Raises:
             NoSuchDiagnosis: it is not registered.
@@ -344,7 +343,7 @@ class StoreUpkeep(StoreTime, Protocol):
         Diagnoses it owns keep their owner until they are registered with another one, or deleted.
 
         It is done in steps, each a change of its own: other changes come between them. The first step is handed over
-        before the first checkpoint, has the audit row with it, and is the only one where there is little to do.
+        before the first checkpoint, and the audit row is stored with it. A small erasure has no other step.
 
         Cancellation: the steps end after the one in hand, as they do with an error. Asked again, it goes on from there.
         """
@@ -364,8 +363,8 @@ class StoreUpkeep(StoreTime, Protocol):
         """The problems an integrity check finds, in words, the first 100; empty: none.
 
         Args:
-            scratch: a copy lies beside this path meanwhile, and is checked in the place of the store, so that others
-                go on. `None`: nobody else uses the store, and it is checked itself.
+            scratch: a copy lies beside this path meanwhile and is checked instead of the store, so that others go on.
+                `None`: the store itself is checked, as nobody else uses it.
 
         Raises:
             CannotCopy: the copy cannot be made.
@@ -381,7 +380,7 @@ class Store(DiagnosisStore, EventStore, CursorStore, RevocationStore, TrailStore
     """All trades of one database, and what spans them."""
 
     def patient(self, seconds: float) -> Store:
-        """The same store for callers who wait so long at most: then `Failed`, and a change is still carried out.
+        """The same store with a deadline for its callers. Beyond it: `Failed`, and a change is still carried out.
 
         `backup`, `check` and the outcome of `append_nowait` take as long as they take all the same.
         """

@@ -1,4 +1,4 @@
-"""The files of a database: their names, who holds them, whether they are still where they were. No SQLite.
+"""The files of a database: their names, which process holds them, whether they are still in place. No SQLite.
 
 The database file is never opened here while a connection of this process has it: closing any descriptor of
 it would drop the locks SQLite holds on it. Looking at it (`stat`) and renaming it are harmless.

@@ -23,7 +23,7 @@ PIECE_BYTES: Final = 1024 * 1024
 """Bytes of a file in memory at a time."""
 
 PROBE_BYTES: Final = 64 * 1024
-"""Written to find out whether there is room: more than a disk may still hold in blocks that are begun."""
+"""Bytes written to find out whether there is room. Reason: more than fits into blocks that are begun."""
 
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -94,7 +94,7 @@ def remove_unnamed(path: Path) -> None:
 
 
 def give_name(made_at: Path, path: Path) -> bool:
-    """Have a file be called `path`; False: something is called so already, and stays as it is."""
+    """Give a file the name `path`; False: the name is taken, and its file stays as it is."""
     try:
         # Unlike a renaming, a link never replaces a file that another process has put there meanwhile.
         path.hardlink_to(made_at)
@@ -157,7 +157,7 @@ def copy_private(source: Path, target: Path) -> None:
         CannotCopy: the source is no file, or cannot be read; the target exists, or cannot be written and is removed.
     """
     if source.exists() and not source.is_file():
-        raise CannotCopy(f"{source} is no file")  # a pipe would be waited for
+        raise CannotCopy(f"{source} is no file")  # opening a pipe would block
     try:
         with source.open("rb") as reading:
             make_private(target)

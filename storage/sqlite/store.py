@@ -497,9 +497,10 @@ class SqliteStore(TellsDamage):
 
     def _appended(self, outcomes: Sequence[records.Appended | StorageError]) -> None:
         self._fullness.look_at(outcomes, self._time.monotonic())
-        damaged = next((one for one in outcomes if isinstance(one, OutboxDamaged)), None)
-        if damaged is not None:
-            self._damage.add(damaged.diagnosis_id, damaged.damage)
+        for outcome in outcomes:
+            if isinstance(outcome, OutboxDamaged):
+                self._damage.add(outcome.diagnosis_id, outcome.damage)
+                break
 
     async def read_after(
         self, diagnosis_id: str, seq: records.Seq, limit: int = 100, bytes_max: int | None = None
