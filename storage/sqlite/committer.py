@@ -19,7 +19,7 @@ Who is told what
     | the operation raises, or breaks a rule of a table | `Failed`, not stored | again, one by one | goes on |
     | there is no room, the file is locked | `Busy`, not stored | the same | goes on |
     | COMMIT is refused by a lock | `Failed` | the same | goes on |
-    | I/O error, a page that makes no sense, ROLLBACK fails | `Failed` | the same | breaks |
+    | I/O error, a page that makes no sense, ROLLBACK or `undone` fails | `Failed` | the same | breaks |
     | the files or the log were changed by others | `Failed` | the same | breaks |
 
     A refusal must come before an operation has changed anything: only a whole transaction is rolled back. A store that
@@ -31,8 +31,8 @@ When the process stops
     may have stored operations that nobody heard of, and never lacks one that somebody did: a publisher that repeats its
     key gets the number of the first try.
 
-    A COMMIT that raises has not written its last frame, so what is rolled back then is not stored. What it leaves in
-    the log is for `undone` to know.
+    A COMMIT that raises has not written its last frame, so what is rolled back then is not stored. `undone`
+    takes away what it has left in the log, so that the next start does not take that for damage.
 
     The time is kept in the database with commits (`keep`), so that the next run can tell a clock that has jumped
     (`storage.belief`). A kill loses a second of it.
