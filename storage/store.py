@@ -302,8 +302,8 @@ class StoreUpkeep(StoreTime, Protocol):
     async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
         """Drop the events up to the last damaged one; `head`, epoch, cursors and keys stay.
 
-        Where the head cannot be trusted, the whole events that are left are those of a new epoch, and the keys of
-        others are dropped.
+        If the head cannot be trusted, the newest whole events stay as those of a new epoch, and the keys of higher
+        numbers are dropped.
 
         Raises:
             NoSuchDiagnosis: it is not registered.
