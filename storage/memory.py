@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from storage import checks, records
+from storage import changes, checks, records
 from storage.belief import Kept, Moment
 from storage.clock import Clock, Timekeeper
 from storage.damage import Damage, FoundDamage, TellsDamage, checksum, judge
@@ -119,6 +119,7 @@ class MemoryStore(TellsDamage):
         self._audit_rows_made = self._access_rows_made = 0
         self._operations = 0
         self._damage = FoundDamage()
+        self._told = changes.Told()
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
 
@@ -144,7 +145,11 @@ class MemoryStore(TellsDamage):
         next_one = copy.copy(self)
         next_one._damage = FoundDamage(is_check_pending=self._damage.is_check_pending or bool(self._damage.all))
         next_one._time = Timekeeper(self._clock, kept)
+        next_one._told = changes.Told()
         return next_one
+
+    def tell(self, hears: changes.Hears) -> None:
+        self._told.begin(hears)
 
     def moment(self) -> Moment:
         return self._time.moment()
@@ -236,6 +241,7 @@ class MemoryStore(TellsDamage):
             new = replace(stream.diagnosis, owner=owner, viewers=tuple(viewers))
             registered = self._recorded(records.Registered(new, created=False, before=stream.diagnosis), audit)
             stream.diagnosis = new
+        self._told.add(changes.DiagnosisRegistered(self._told.next, registered.diagnosis))
         return registered
 
     async def get(self, diagnosis_id: str) -> records.Diagnosis:
@@ -269,6 +275,7 @@ class MemoryStore(TellsDamage):
         deleted = self._recorded(stream.diagnosis, audit)
         del self._streams[diagnosis_id]
         self._damage.is_repaired(diagnosis_id)
+        self._told.add(changes.DiagnosisDeleted(self._told.next, deleted))
         return deleted
 
     @_change
@@ -327,6 +334,7 @@ class MemoryStore(TellsDamage):
         stream.events.clear()
         stream.floor = stream.purged = head
         self._damage.is_repaired(diagnosis_id)
+        self._told.add(changes.OutboxPurged(self._told.next, diagnosis_id, purged.after))
         return purged
 
     @_change
@@ -370,6 +378,7 @@ class MemoryStore(TellsDamage):
         for one in earlier:
             del self._revocations[one.number]
         self._revocations[new.number] = new
+        self._told.add(changes.TokensRevoked(self._told.next, new))
         return made
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[records.Revocation]:
@@ -385,15 +394,19 @@ class MemoryStore(TellsDamage):
         self._changing()
         lifted = self._recorded(self._revocations[number], audit)
         del self._revocations[number]
+        self._told.add(changes.RevocationsLifted(self._told.next, (lifted,)))
         return lifted
 
     @_change
     def expire_revocations(self, seconds: float) -> Sequence[records.Revocation]:
         self._changing()
         until = self.moment().judged - seconds
-        return [
-            self._revocations.pop(one.number) for one in list(self._revocations.values()) if one.covers_until <= until
-        ]
+        expired = [one for one in self._revocations.values() if one.covers_until <= until]
+        for one in expired:
+            del self._revocations[one.number]
+        if expired:
+            self._told.add(changes.RevocationsLifted(self._told.next, tuple(expired)))
+        return expired
 
     @_change
     def record(self, row: records.NewAuditRow) -> None:
@@ -442,6 +455,8 @@ class MemoryStore(TellsDamage):
                 stream.floor = max(stream.floor, newest)
                 windows[stream.diagnosis.diagnosis_id] = stream.window
                 self._damage.evicted(stream.diagnosis.diagnosis_id, stream.window.floor)
+        if windows:
+            self._told.add(changes.EventsEvicted(self._told.next, windows))
         return records.Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
 
     @_change
@@ -511,9 +526,11 @@ class MemoryStore(TellsDamage):
         after = [*self._audit, *self._accesses]
         changed = [old != new for old, new in zip(before, after, strict=True)]
         audit_rows, named = sum(changed[: len(self._audit)]), tuple(owned[: records.OWNED_NAMED_MAX])
-        return self._recorded(
-            records.Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned)), audit
-        )
+        erased = records.Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned))
+        if audit is not None:
+            self._recorded(erased, audit)
+            self._told.add(changes.SubjectErased(self._told.next, changes.digest_of(sub), erasure.stand_in))
+        return erased
 
     async def backup(self, path: Path) -> records.Backup:
         raise CannotCopy("a store in memory has nothing to copy")

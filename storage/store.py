@@ -22,6 +22,8 @@ Cancellation. A change whose caller is cancelled is either carried out, or was n
 Time. A caller that wants old things dropped gives an age in seconds. The store judges what time it is, and whether the
 clock is believed (`storage.belief`). While it is not believed, nothing is dropped for its age, and no key expires.
 
+Changes that concern others (`storage.changes`) are told to whoever listens, after their commit and before their answer.
+
 Other writers. Nothing above this room may assume that this process is the only writer of a diagnosis: numbers in
 answers may skip what another node has appended, and `read_after` fills the hole.
 """
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Protocol
 
 from storage.belief import Moment
+from storage.changes import Hears
 from storage.damage import Damage
 from storage.errors import StorageError
 from storage.pending import Pending
@@ -378,6 +381,9 @@ class StoreUpkeep(StoreTime, Protocol):
 
 class Store(DiagnosisStore, EventStore, CursorStore, RevocationStore, TrailStore, StoreUpkeep, Protocol):
     """All trades of one database, and what spans them."""
+
+    def tell(self, hears: Hears) -> None:
+        """Tell `hears` of every change from now on. To be called once, before anything is asked."""
 
     def patient(self, seconds: float) -> Store:
         """The same store with a deadline for its callers. Beyond it: `Failed`, and a change is still carried out.

@@ -20,7 +20,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import trio
 
-from storage import checks, records
+from storage import changes, checks, records
 from storage.belief import Moment
 from storage.clock import Clock, Timekeeper
 from storage.damage import FoundDamage, TellsDamage
@@ -442,6 +442,7 @@ class SqliteStore(TellsDamage):
         self._time = time
         self._new_epoch = new_epoch
         self._damage = damage
+        self._told = changes.Told()
         self._patience_seconds = inf
         """How long callers wait."""
         self._cache: OrderedDict[str, records.Diagnosis] = OrderedDict()
@@ -453,6 +454,9 @@ class SqliteStore(TellsDamage):
         other = copy.copy(self)  # what is remembered is the same for both
         other._patience_seconds = seconds
         return other
+
+    def tell(self, hears: changes.Hears) -> None:
+        self._told.begin(hears)
 
     def moment(self) -> Moment:
         return self._time.moment()
@@ -600,7 +604,7 @@ class SqliteStore(TellsDamage):
         return await self._change(
             lambda db, now: events.purge(db, diagnosis_id),
             audit,
-            lambda _: self._damage.is_repaired(diagnosis_id),
+            partial(self._purged, diagnosis_id),
         )
 
     async def drop_damaged(
@@ -644,7 +648,9 @@ class SqliteStore(TellsDamage):
         audit: records.Audit[records.RevocationMade] | None = None,
     ) -> records.RevocationMade:
         checks.check(sub, token_id)
-        return await self._change(lambda db, now: revocations.revoke(db, sub, token_id, leeway_seconds, now), audit)
+        return await self._change(
+            lambda db, now: revocations.revoke(db, sub, token_id, leeway_seconds, now), audit, self._revoked
+        )
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[records.Revocation]:
         return await self._read(revocations.revocations, after, limit)
@@ -653,10 +659,14 @@ class SqliteStore(TellsDamage):
         self, number: int, audit: records.Audit[records.Revocation] | None = None
     ) -> records.Revocation:
         checks.check(number)
-        return await self._change(lambda db, now: revocations.lift_revocation(db, number), audit)
+        return await self._change(
+            lambda db, now: revocations.lift_revocation(db, number), audit, lambda lifted: self._lifted([lifted])
+        )
 
     async def expire_revocations(self, seconds: float) -> Sequence[records.Revocation]:
-        return await self._change(lambda db, now: revocations.expire_revocations(db, now.judged - seconds))
+        return await self._change(
+            lambda db, now: revocations.expire_revocations(db, now.judged - seconds), after=self._lifted
+        )
 
     async def record(self, row: records.NewAuditRow) -> None:
         checks.check(row)
@@ -714,9 +724,14 @@ class SqliteStore(TellsDamage):
     async def _erase_some(
         self, erasure: records.Erasure, state: retention.ErasureState, audit: records.Audit[records.Erased] | None
     ) -> retention.ErasureState:
+        def erased(state: retention.ErasureState) -> None:
+            self._forget_all_cached()
+            if state.erased is not None and audit is not None:
+                digest = changes.digest_of(erasure.sub)
+                self._told.add(changes.SubjectErased(self._told.next, digest, erasure.stand_in))
+
         return await self._change(
-            lambda db, now: retention.erase_some(db, erasure, state, audit, now.wall),
-            after=lambda _: self._forget_all_cached(),
+            lambda db, now: retention.erase_some(db, erasure, state, audit, now.wall), after=erased
         )
 
     async def backup(self, path: Path) -> records.Backup:
@@ -769,6 +784,19 @@ class SqliteStore(TellsDamage):
     def _evicted(self, evicted: records.Evicted) -> None:
         for diagnosis_id, window in evicted.windows.items():
             self._damage.evicted(diagnosis_id, window.floor)
+        if evicted.windows:
+            self._told.add(changes.EventsEvicted(self._told.next, evicted.windows))
+
+    def _purged(self, diagnosis_id: str, purged: records.Purged) -> None:
+        self._damage.is_repaired(diagnosis_id)
+        self._told.add(changes.OutboxPurged(self._told.next, diagnosis_id, purged.after))
+
+    def _revoked(self, made: records.RevocationMade) -> None:
+        self._told.add(changes.TokensRevoked(self._told.next, made.revocation))
+
+    def _lifted(self, lifted: Sequence[records.Revocation]) -> None:
+        if lifted:
+            self._told.add(changes.RevocationsLifted(self._told.next, tuple(lifted)))
 
     def _repaired(self, dropped: records.Dropped) -> None:
         self._damage.is_repaired(dropped.diagnosis_id)
@@ -781,6 +809,7 @@ class SqliteStore(TellsDamage):
             self._damage.is_repaired(registered.diagnosis.diagnosis_id)
         self._looks.pop(registered.diagnosis.diagnosis_id, None)
         self._remember(registered.diagnosis)
+        self._told.add(changes.DiagnosisRegistered(self._told.next, registered.diagnosis))
 
     def _remember(self, diagnosis: records.Diagnosis) -> None:
         self._cache[diagnosis.diagnosis_id] = diagnosis
@@ -797,3 +826,4 @@ class SqliteStore(TellsDamage):
         self._damage.is_repaired(deleted.diagnosis_id)
         self._looks.pop(deleted.diagnosis_id, None)
         self._cache.pop(deleted.diagnosis_id, None)
+        self._told.add(changes.DiagnosisDeleted(self._told.next, deleted))

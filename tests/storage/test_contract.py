@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pytest
 import trio
 
+from storage.changes import (
+    Change,
+    DiagnosisDeleted,
+    DiagnosisRegistered,
+    EventsEvicted,
+    OutboxPurged,
+    RevocationsLifted,
+    SubjectErased,
+    TokensRevoked,
+    digest_of,
+)
 from storage.errors import Failed, KeyReused, KeysExhausted, NoSuchDiagnosis, NoSuchRevocation, StorageError, Unstorable
 from storage.records import (
     AcknowledgedBy,
     Appended,
     CursorMove,
+    Diagnosis,
     Epoch,
     Erasure,
     IdempotencyKeys,
@@ -24,6 +37,8 @@ from storage.records import (
 )
 from storage.store import Store
 from tests.storage.conftest import ManualClock
+
+Told = TypeVar("Told")
 
 PHONE = SubscriberId("amira", "phone")
 UNNAMED = SubscriberId("amira", None)
@@ -430,6 +445,124 @@ async def test_an_operation_whose_audit_row_cannot_be_made_changes_nothing(store
     assert [one.subscriber for one in await store.cursors("d")] == [PHONE]
     assert await store.revocations() == [made]
     assert await store.audit() == []
+
+
+class Listener:
+    """Keeps what a store tells, and what the store knew of the diagnosis in that moment."""
+
+    def __init__(self, store: Store) -> None:
+        self.told: list[Change] = []
+        self.known: list[Diagnosis | None] = []
+        self._store = store
+        store.tell(self)
+
+    def changed(self, change: Change) -> None:
+        self.told.append(change)
+        self.known.append(self._store.known("d"))
+
+
+async def test_each_act_is_told_whole_in_order_and_before_its_answer(store: Store, clock: ManualClock) -> None:
+    listener = Listener(store)
+    seen: list[tuple[Change, ...]] = []
+
+    async def done(answer: Awaitable[Told]) -> Told:
+        """The answer of an act, and what had been told when it came."""
+        told = await answer
+        seen.append(tuple(listener.told[sum(map(len, seen)) :]))
+        return told
+
+    first = (await done(store.register("d", "amira", []))).diagnosis
+    again = (await done(store.register("d", "bo", ["amira"]))).diagnosis
+    await append_numbers(store, 3)
+    purged = await done(store.purge("d"))
+    made = (await done(store.revoke(sub="amira"))).revocation
+    lifted = await done(store.lift_revocation(made.number))
+    expiring = [(await done(store.revoke(token_id=token))).revocation for token in ("t-1", "t-2")]
+    clock.now += 10
+    assert await done(store.expire_revocations(5)) == expiring
+    await append_numbers(store, 2)
+    clock.now += 10
+    evicted = await done(store.evict(5))
+    await done(store.erase(Erasure("bo", "[erased]", ["bo"], lambda row: row), act))
+    deleted = await done(store.delete("d"))
+    assert seen == [
+        (DiagnosisRegistered(1, first),),
+        (DiagnosisRegistered(2, again),),
+        (OutboxPurged(3, "d", purged.after),),
+        (TokensRevoked(4, made),),
+        (RevocationsLifted(5, (lifted,)),),
+        (TokensRevoked(6, expiring[0]),),
+        (TokensRevoked(7, expiring[1]),),
+        (RevocationsLifted(8, tuple(expiring)),),
+        (EventsEvicted(9, evicted.windows),),
+        (SubjectErased(10, digest_of("bo"), "[erased]"),),
+        (DiagnosisDeleted(11, deleted),),
+    ]
+    assert "bo" not in repr(seen[-2])
+
+
+async def test_what_is_told_is_what_the_store_knows_in_that_moment(store: Store) -> None:
+    listener = Listener(store)
+    made = [(await store.register("d", owner, [])).diagnosis for owner in ("amira", "bo")]
+    await store.delete("d")
+    assert listener.known == [*made, None]
+
+
+async def test_nothing_is_told_of_what_changed_nothing(store: Store) -> None:
+    listener = Listener(store)
+    with pytest.raises(NoSuchDiagnosis):
+        await store.delete("d")
+    with pytest.raises(NoSuchDiagnosis):
+        await store.purge("d")
+    with pytest.raises(NoSuchRevocation):
+        await store.lift_revocation(1)
+    with pytest.raises(Unstorable):
+        await store.register("e", "\ud800", [])
+    await store.expire_revocations(0)
+    await store.evict(0)
+    await store.record(ACT)
+    assert listener.told == []
+
+
+async def test_a_repeated_erasure_that_is_no_act_of_its_own_is_told_to_nobody(store: Store) -> None:
+    listener = Listener(store)
+    await store.erase(Erasure("bo", "[erased]", ["bo"], lambda row: row))
+    assert listener.told == []
+
+
+async def test_an_act_is_told_also_if_its_caller_has_left(store: Store) -> None:
+    listener = Listener(store)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.register, "d", "amira", [])
+            for _ in range(2):  # then it has been handed over
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+    await store.barrier()
+    found = [one.diagnosis_id for one in await store.diagnoses()]
+    assert [one.diagnosis.diagnosis_id for one in listener.told if isinstance(one, DiagnosisRegistered)] == found
+    assert found == ["d"]
+
+
+async def test_acts_of_many_callers_are_told_in_the_order_of_their_commits(store: Store) -> None:
+    listener = Listener(store)
+    answered: list[str] = []
+
+    async def come_and_go(name: str) -> None:
+        for owner in ("amira", "bo"):
+            await store.register(name, owner, [], act)
+            answered.append(name)
+        await store.delete(name, act)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(come_and_go, f"d{number}")
+    assert [change.number for change in listener.told] == list(range(1, 61))
+    registered = [one.diagnosis for one in listener.told if isinstance(one, DiagnosisRegistered)]
+    assert sorted(answered) == sorted(one.diagnosis_id for one in registered)
+    for number in range(20):
+        owners = [one.owner for one in registered if one.diagnosis_id == f"d{number}"]
+        assert owners == ["amira", "bo"]
 
 
 async def test_an_append_goes_on_when_its_caller_is_cancelled(store: Store) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from storage.changes import Change, DiagnosisRegistered
 from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
 from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, Slice, SubscriberId
 from storage.sqlite import lookup
@@ -50,6 +53,31 @@ async def test_what_was_read_leaves_memory_with_its_reader(path: Path, clock: Ma
             assert not [one for one in gc.get_objects() if isinstance(one, Slice)], "only the collector would free it"
         finally:
             gc.enable()
+
+
+class Heard(list[Change]):
+    """What a store has told."""
+
+    def changed(self, change: Change) -> None:
+        self.append(change)
+
+
+async def test_an_act_is_told_also_if_whoever_asked_gave_up_waiting_for_the_disk(
+    path: Path, clock: ManualClock, new_epoch: NewEpoch
+) -> None:
+    heard, goes_on = Heard(), threading.Event()
+    async with open_store(path, clock=clock, new_epoch=new_epoch) as store, trio.open_nursery() as nursery:
+        store.tell(heard)
+        nursery.start_soon(store._committer.read, lambda _: goes_on.wait(60))
+        await trio.testing.wait_all_tasks_blocked()
+        try:
+            with pytest.raises(Failed):
+                await store.patient(0.01).register("d", "amira", [])
+            assert heard == []
+        finally:
+            goes_on.set()
+        await store.barrier()
+        assert heard == [DiagnosisRegistered(1, await store.get("d"))]
 
 
 @pytest.mark.guarantee(12)
