@@ -62,7 +62,7 @@ class FakeSession:
 
 
 def watched(expiry: Expiry, session: FakeSession) -> FakeSession:
-    expiry.watch(session)  # type: ignore[arg-type]
+    expiry.watch(session)
     return session
 
 
@@ -108,7 +108,7 @@ async def test_a_replay_that_lasts_holds_the_warning_back_and_not_the_end(
         watched(expiry, never)
         await trio.sleep(70)
         slow.is_live = True
-        expiry.changed(slow)  # type: ignore[arg-type]
+        expiry.changed(slow)
         await trio.sleep(100)
     assert [(kind, round(at)) for kind, at in slow.said] == [("auth_expiring", 70), ("token expired", 110)]
     assert [kind for kind, _ in never.said] == ["token expired"]
@@ -120,7 +120,7 @@ async def test_a_renewed_token_moves_both_times(autojump_clock: trio.testing.Moc
         session = watched(expiry, FakeSession(clock.wall() + 100))
         await trio.sleep(50)
         token = issue(KEY, sub="amira", scope="", ttl_seconds=200, now=clock.wall(), token_id="t")
-        expiry.renew(session, token)  # type: ignore[arg-type]
+        expiry.renew(session, token)
         await trio.sleep(400)
     assert [(kind, round(at)) for kind, at in session.said] == [
         ("auth_expiring", 40),
@@ -140,7 +140,7 @@ async def test_the_same_token_again_is_warned_about_less_and_less_soon_and_never
         while not session.is_gone:
             warnings = sum(kind == "auth_expiring" for kind, _ in session.said)
             if warnings > sum(kind == "auth_ok" for kind, _ in session.said):
-                expiry.renew(session, token)  # type: ignore[arg-type]
+                expiry.renew(session, token)
             await trio.sleep(LOOK_SECONDS / 10)
     warned_at = [at for kind, at in session.said if kind == "auth_expiring"]
     pauses = [after - before for before, after in pairwise(warned_at)]

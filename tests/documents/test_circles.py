@@ -13,12 +13,6 @@ from tests.programs import ROOT
 
 ROOMS = ("actors", "storage", "web")
 
-CIRCLES = {
-    frozenset({"web.websocket.channel", "web.websocket.hub"}),
-    frozenset({"web.following.expiry", "web.following.session"}),
-}
-"""Circles that still stand. One that is gone must leave this list."""
-
 
 def modules_of(root: Path) -> dict[str, Path]:
     """The files of all rooms below a directory, by module name."""
@@ -70,8 +64,8 @@ def circles_in(root: Path) -> set[frozenset[str]]:
     }
 
 
-def test_the_files_of_the_server_make_no_circle_but_those_that_are_listed() -> None:
-    assert circles_in(ROOT) == CIRCLES
+def test_the_files_of_the_server_make_no_circle() -> None:
+    assert circles_in(ROOT) == set()
 
 
 def test_a_circle_is_found_wherever_its_imports_stand(tmp_path: Path) -> None:

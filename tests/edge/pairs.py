@@ -17,8 +17,9 @@ from tests.actors.world import DIAGNOSIS, World, WorldClock, anybody, world
 from tests.edge.raw import RawClient
 from web.contract import wire
 from web.contract.principals import Principal
+from web.following.connection_log import ConnectionLog
 from web.following.expiry import Expiry
-from web.following.follower import Follower
+from web.following.follower import Follower, Followers
 from web.following.session import Session
 from web.identity.revoked import Revoked
 from web.identity.tokens import Verifier
@@ -34,6 +35,7 @@ class Edge:
 
     world: World
     hub: Hub
+    followers: Followers
     expiry: Expiry
     clients: list[RawClient] = field(default_factory=list)
 
@@ -61,7 +63,7 @@ class Edge:
         heartbeat_seconds: int | None = None,
     ) -> Follower:
         """The server's end before it has a socket."""
-        follower, who = Follower(self.hub), Principal(sub)
+        follower, who = Follower(self.hub, self.followers), Principal(sub)
         subscriber = Subscriber(SubscriberId(sub, device), who, follower)
         session = Session(
             DIAGNOSIS,
@@ -120,12 +122,20 @@ async def edge(
     async def prepare(token: str) -> None:
         await trio.lowlevel.checkpoint()
 
+    followers = Followers(ConnectionLog(clock))
     expiry = Expiry(Verifier([], Revoked()), clock, may_follow=may_follow, prepare=prepare)
     async with (
         world(render=wire.render_event) as made,
-        open_hub(poller or open_poller(), clock=clock, jitter=lambda: 0.5, limits=limits, held_max=held_max) as hub,
+        open_hub(
+            poller or open_poller(),
+            clock=clock,
+            jitter=lambda: 0.5,
+            limits=limits,
+            rounds=followers.rounds,
+            held_max=held_max,
+        ) as hub,
     ):
-        running = Edge(made, hub, expiry)
+        running = Edge(made, hub, followers, expiry)
         try:
             yield running
         finally:

@@ -51,7 +51,7 @@ async def test_who_did_not_ask_gets_none_and_nobody_is_looked_after_for_it(autoj
     async with edge() as server:
         client, _ = await server.follow()
         await client.says("live")
-        assert server.hub._beating == {}
+        assert server.followers.beating == {}
         assert await client.pinged() == b""
 
 
@@ -114,11 +114,11 @@ async def test_a_connection_that_has_ended_is_not_looked_after(autojump_clock: M
         client, follower = await server.follow(ack="app", heartbeat_seconds=5)
         await client.says("live")
         follower.abort()
-        assert server.hub._beating == {}
+        assert server.followers.beating == {}
         never_opened = server.prepare(heartbeat_seconds=5)
         await server.admit(never_opened)
         never_opened.abort()
-        assert server.hub._beating == {}
+        assert server.followers.beating == {}
 
 
 async def test_a_heartbeat_that_fails_ends_its_own_connection_alone(autojump_clock: MockClock) -> None:

@@ -13,7 +13,7 @@ from tests.edge.pairs import Edge, edge
 from tests.edge.raw import CLOSE, PING, PONG, TEXT, RawClient, client_frame
 from web.websocket.channel import FRAMES_AT_ONCE_MAX
 from web.websocket.flood import FLOOD_SECONDS
-from web.websocket.hub import DEADLINES_LOOK_SECONDS, RECEIPTS_LOOK_SECONDS
+from web.websocket.hub import DEADLINES_LOOK_SECONDS, LOOK_SECONDS
 from web.websocket.poller import EpollPoller
 
 
@@ -36,7 +36,7 @@ class SlowPoller(EpollPoller):
 
 
 async def test_sockets_are_read_however_late_every_look_is(autojump_clock: MockClock) -> None:
-    seconds = 2 * max(RECEIPTS_LOOK_SECONDS, DEADLINES_LOOK_SECONDS)
+    seconds = 2 * max(LOOK_SECONDS, DEADLINES_LOOK_SECONDS)
     async with edge(poller=SlowPoller(autojump_clock, seconds)) as server:
         client, _ = await server.follow()
         await client.says("live")

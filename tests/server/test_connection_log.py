@@ -372,7 +372,7 @@ async def test_the_gaps_of_a_connection_are_one_line_a_minute_with_their_sum(
         await server.world.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("op", "purge", "d"), anybody))
 
     async with edge() as server, trio.open_nursery() as nursery:
-        nursery.start_soon(server.hub.log.run)
+        nursery.start_soon(server.followers.log.run)
         _, stalled = await server.follow(device="phone", wanted=None)
         for _ in range(3):
             await server.fill(stalled)
@@ -403,7 +403,7 @@ async def test_take_overs_within_a_minute_are_one_line_a_minute(autojump_clock: 
         return [line.rpartition("connections=")[2].strip() for line in logbook.lines if "replace each other" in line]
 
     async with edge() as server, trio.open_nursery() as nursery:
-        nursery.start_soon(server.hub.log.run)
+        nursery.start_soon(server.followers.log.run)
         for _ in range(11):
             await server.follow(device="phone")
             await trio.sleep(8)

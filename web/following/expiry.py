@@ -1,7 +1,7 @@
 """The tokens of live connections: warned about in time, renewed in band, and ended when they expire (PROTOCOL 9).
 
-One task for all connections, which looks at each of them twice a second. Knows no transport: frames go out through
-`Session.say`, and a connection is ended through its roster, whatever carries it.
+One task for all connections, which looks at each of them twice a second. Knows no transport, and of a connection no
+more than `Watched` says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import trio
 
@@ -20,9 +20,6 @@ from web.contract import wire
 from web.contract.principals import Principal
 from web.identity.refusals import detail_of_revoked
 from web.identity.tokens import LEEWAY_SECONDS, KeysMissing, TokenError, TokenRevoked, Verifier
-
-if TYPE_CHECKING:
-    from web.following.session import Session
 
 WARNING_SECONDS: Final = 60
 """`auth_expiring` is sent so long before a token expires."""
@@ -48,6 +45,30 @@ MayFollow = Callable[[Principal, str], Awaitable[bool]]
 """Whether somebody may follow the diagnosis with this id."""
 
 
+class Watched(Protocol):
+    """A live connection, as far as its token is concerned (`web.following.session`)."""
+
+    diagnosis_id: str
+    who: Principal
+    is_live: bool
+    """Whether the replay is complete."""
+    warn_at: float
+    """When, on the wall clock, it may be told that its token is about to expire."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended."""
+
+    def renewed(self, who: Principal) -> None:
+        """A newer token of the same subject was accepted."""
+
+    def end(self, ending: Ending) -> None:
+        """End the connection, whatever carries it."""
+
+    def say(self, kind: str, data: object) -> None:
+        """Queue a server frame."""
+
+
 class Expiry:
     """Watches the tokens of all live connections. One per server."""
 
@@ -64,29 +85,29 @@ class Expiry:
         self._clock = clock
         self._may_follow = may_follow
         self._prepare = prepare
-        self._sessions: list[Session] = []
+        self._sessions: list[Watched] = []
         """All watched connections, and those that have ended since the last look."""
-        self._at_once: list[Session] = []
+        self._at_once: list[Watched] = []
         """Connections whose warning is overdue."""
         self._hurry = trio.Event()
-        self._renewing: dict[Session, None] = {}
-        self._send, self._receive = trio.open_memory_channel[tuple["Session", str]](RENEWALS_MAX)
+        self._renewing: dict[Watched, None] = {}
+        self._send, self._receive = trio.open_memory_channel[tuple[Watched, str]](RENEWALS_MAX)
 
     # Called by sessions; nothing here waits.
 
-    def watch(self, session: Session) -> None:
+    def watch(self, session: Watched) -> None:
         """Look after the token of this connection from now on, until the connection ends."""
         if session.who.expires_at is not None:
             self._sessions.append(session)
 
-    def changed(self, session: Session) -> None:
+    def changed(self, session: Watched) -> None:
         """The replay is complete: a warning may have been due for long."""
         expires_at = session.who.expires_at
         if expires_at is not None and self._clock.wall() >= expires_at - WARNING_SECONDS:
             self._at_once.append(session)
             self._hurry.set()
 
-    def renew(self, session: Session, token: str) -> None:
+    def renew(self, session: Watched, token: str) -> None:
         """Judge a newer token; the session is told (`renewed` or an `error` frame) when that is done.
 
         Raises:
@@ -114,7 +135,7 @@ class Expiry:
                 await self._look_at(watched)
                 self._sessions += [session for session in watched if not session.is_gone]
 
-    async def _look_at(self, sessions: list[Session]) -> None:
+    async def _look_at(self, sessions: list[Watched]) -> None:
         now = self._clock.wall()
         for index, session in enumerate(sessions, start=1):
             try:
@@ -124,7 +145,7 @@ class Expiry:
             if index % LOOK_CHUNK == 0:
                 await trio.lowlevel.checkpoint()
 
-    def _judge(self, session: Session, now: float) -> None:
+    def _judge(self, session: Watched, now: float) -> None:
         """Warn or end a connection whose time for it has come."""
         expires_at = session.who.expires_at
         assert expires_at is not None, "only connections with a token are watched"
@@ -143,7 +164,7 @@ class Expiry:
             async for session, token in self._receive:
                 renewals_nursery.start_soon(self._renew_one, session, token)
 
-    async def _renew_one(self, session: Session, token: str) -> None:
+    async def _renew_one(self, session: Watched, token: str) -> None:
         try:
             await self._renew(session, token)
         except Exception as error:  # noqa: BLE001  # as above
@@ -151,7 +172,7 @@ class Expiry:
         finally:
             del self._renewing[session]
 
-    async def _renew(self, session: Session, token: str) -> None:
+    async def _renew(self, session: Watched, token: str) -> None:
         try:
             who = await self._newer(session, token)
         except wire.FrameError as error:
@@ -164,7 +185,7 @@ class Expiry:
                 session.warn_at = now + max((who.expires_at - now) / 2, WARNING_AGAIN_SECONDS_MIN)
                 session.renewed(who)
 
-    async def _newer(self, session: Session, token: str) -> Principal:
+    async def _newer(self, session: Watched, token: str) -> Principal:
         await self._prepare(token)
         try:
             who = self._verifier.verify(token, self._clock.wall())

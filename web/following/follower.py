@@ -9,6 +9,8 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+import trio
+
 from actors.reading import RenderedEvent
 from actors.ring import Gap
 from actors.roster import Subscriber
@@ -16,13 +18,14 @@ from actors.transport import Burst, Ending
 from storage.records import Seq
 from web.contract import wire
 from web.contract.errors import CloseCode, close_of
+from web.following.connection_log import ConnectionLog
 from web.following.heartbeat import Heartbeat
-from web.following.receipts import RECEIPT_EVENTS_MAX, receipt_ping, receipt_seq
+from web.following.receipts import RECEIPT_EVENTS_MAX, Receipts, receipt_ping, receipt_seq
 from web.following.session import Session
 from web.websocket import frames
 from web.websocket.channel import Channel, State
 from web.websocket.flood import Cost
-from web.websocket.hub import Hub
+from web.websocket.hub import Hub, Round
 
 CATCH_UP_EVENTS: Final = 5
 """Events taken from the ring at once while catching up."""
@@ -31,19 +34,75 @@ CATCH_UP_BYTES: Final = 64 * 1024
 """After so many bytes no further events are taken for now. Reason: composed bytes lie in memory until the client
 reads."""
 
+RECEIPTS_LOOK_SECONDS: Final = 0.1
+"""How often diagnoses are looked at for receipts to ask for."""
+
+HEARTBEATS_LOOK_SECONDS: Final = 0.5
+"""How often it is looked who is due a heartbeat. Reason: they are seconds apart, and nobody counts on tenths."""
+
+LOOK_CHUNK: Final = 1024
+"""Followers looked after between two checkpoints."""
+
 assert RECEIPT_EVENTS_MAX % CATCH_UP_EVENTS == 0
+
+
+class Followers:
+    """What all followers of one server share, and what is done for them now and then: the rounds of the hub."""
+
+    def __init__(self, log: ConnectionLog) -> None:
+        """Nobody follows yet.
+
+        Args:
+            log: is told how connections end.
+        """
+        self.log = log
+        self.receipts = Receipts()
+        self.beating: dict[Follower, None] = {}
+        """Those whose clients asked for heartbeats."""
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """What the hub is to do."""
+        return (RECEIPTS_LOOK_SECONDS, self._ask_for_receipts), (HEARTBEATS_LOOK_SECONDS, self._look_after)
+
+    async def _ask_for_receipts(self, now: float) -> None:
+        for roster in self.receipts.take_due(now):
+            for index, subscriber in enumerate(list(roster.subscribers), start=1):
+                if isinstance(subscriber.transport, Follower):
+                    subscriber.transport.ask_receipt()
+                if index % LOOK_CHUNK == 0:
+                    await trio.lowlevel.checkpoint()
+
+    async def _look_after(self, now: float) -> None:
+        """Send the heartbeats that are due, and let go of diagnoses that nobody follows."""
+        self.receipts.forget_deserted()
+        for index, follower in enumerate(list(self.beating), start=1):
+            follower.beat(now)
+            if index % LOOK_CHUNK == 0:
+                await trio.lowlevel.checkpoint()
 
 
 class Follower(Channel):
     """A subscriber's transport; see `actors.transport.Transport`. What it is fed never raises into its actor."""
 
-    __slots__ = ("_asks", "_confirmed", "_heartbeat", "_owes_receipt", "_request_id", "_session", "_subscriber")
+    __slots__ = (
+        "_asks",
+        "_confirmed",
+        "_followers",
+        "_heartbeat",
+        "_owes_receipt",
+        "_request_id",
+        "_session",
+        "_subscriber",
+    )
 
+    _hub: Hub
     _session: Session
     _subscriber: Subscriber
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, followers: Followers) -> None:
         super().__init__(hub)
+        self._followers = followers
         self._asks = True
         """Whether the client is asked for receipts: its transport acknowledges."""
         self._confirmed = Seq(0)
@@ -100,7 +159,7 @@ class Follower(Channel):
     def _compose_burst(self, burst: Burst) -> bytes:
         roster = self._subscriber.roster
         assert roster is not None, "only attached subscribers are fed"
-        self._hub.compose(burst, roster)
+        self._followers.receipts.compose(burst, roster, self._hub.clock.monotonic())
         return burst.made[self._asks]
 
     def wake(self) -> None:
@@ -131,7 +190,7 @@ class Follower(Channel):
         super().open(sock, head)
         if self._heartbeat is not None and self.state is State.OPEN:
             self._heartbeat.spoke(self._hub.clock.monotonic())
-            self._hub.add_beating(self)
+            self._followers.beating[self] = None
 
     def say(self, frame: bytes) -> None:
         super().say(frame)
@@ -139,11 +198,15 @@ class Follower(Channel):
             self._heartbeat.spoke(self._hub.clock.monotonic())
 
     def beat(self, now: float) -> None:
+        """Send a heartbeat if one is due."""
         if self.blocked or self._heartbeat is None:
             return
         subscriber = self._subscriber
-        if self._heartbeat.is_due(subscriber.position, now) and subscriber.is_caught_up:
-            self._session.say("heartbeat", wire.seq_data(subscriber.position))
+        try:
+            if self._heartbeat.is_due(subscriber.position, now) and subscriber.is_caught_up:
+                self._session.say("heartbeat", wire.seq_data(subscriber.position))
+        except Exception as error:  # noqa: BLE001 - the boundary of a connection
+            self._hub.contain(self, error)
 
     def received(self, message: str | bytes) -> Cost:
         return self._session.received(message)
@@ -156,10 +219,11 @@ class Follower(Channel):
         return Cost.NOTHING
 
     def ask_receipt(self) -> None:
-        if self.state is State.OPEN and self._asks and self._confirmed < self._subscriber.position:
-            self._owes_receipt = True
-            if not self.blocked:
-                self.flush()
+        """Ask the client how far it has received, if that is of use."""
+        if self.state is not State.OPEN or not self._asks or self._confirmed >= self._subscriber.position:
+            return
+        self._owes_receipt = True
+        self.wake()
 
     def compose_due(self) -> bytes:
         subscriber = self._subscriber
@@ -176,7 +240,7 @@ class Follower(Channel):
                     events += 1
                 else:
                     if isinstance(item, Gap):
-                        self._hub.log.gap(subscriber, item)
+                        self._followers.log.gap(subscriber, item)
                     text = self._session.text_of(item)
                 frame = frames.text_frame(text)
                 parts.append(frame)
@@ -208,11 +272,12 @@ class Follower(Channel):
             self._session.received_all()
 
     def stalled(self, why: str) -> None:
-        self._hub.log.stalled(self._subscriber, why, self._request_id.hex())
+        self._followers.log.stalled(self._subscriber, why, self._request_id.hex())
 
     def over(self, code: int, reason: str, seconds: float | None) -> None:
+        self._followers.beating.pop(self, None)
         if seconds is not None:
             request_id = self._request_id.hex()
-            self._hub.log.ended("WebSocket", self._subscriber, code, reason, seconds, request_id)
+            self._followers.log.ended("WebSocket", self._subscriber, code, reason, seconds, request_id)
         # Break the reference cycle of session, subscriber and transport, so that no collection is needed.
         del self._session, self._subscriber

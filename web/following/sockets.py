@@ -28,7 +28,7 @@ from web.contract.records import DIAGNOSIS_ID
 from web.following.admission import Entrance, selected_subprotocol
 from web.following.connection_log import ConnectionLog
 from web.following.expiry import Expiry
-from web.following.follower import Follower
+from web.following.follower import Follower, Followers
 from web.following.session import Session
 from web.http.adoption import Adoption, NotAdoptable
 from web.identity.access import Access
@@ -51,7 +51,7 @@ class Sockets:
         registry: Registry,
         expiry: Expiry,
         hub: Hub,
-        log: ConnectionLog,
+        followers: Followers,
         clock: Clock,
     ) -> None:
         """Let in by `entrance`, and hand over to `hub`."""
@@ -60,7 +60,8 @@ class Sockets:
         self._registry = registry
         self._expiry = expiry
         self._hub = hub
-        self._log = log
+        self._followers = followers
+        self._log = followers.log
         self._clock = clock
 
     async def follow(self, asked: Request, adoption: Adoption) -> None:
@@ -98,7 +99,7 @@ class Sockets:
         # Interned: all who follow a diagnosis share one text. Not before it is known to be registered: Python 3.12
         # never frees what was interned, and anybody can name anything.
         parameters = replace(parameters, diagnosis_id=sys.intern(parameters.diagnosis_id))
-        follower = Follower(self._hub)
+        follower = Follower(self._hub, self._followers)
         session, subscriber = self._begin(asked, follower, parameters, who)
         try:
             self._entrance.hold(subscriber, parameters.diagnosis_id, asked)
@@ -158,7 +159,7 @@ class Sockets:
             self._log.refused("WebSocket", asked, NO_CLOSE, GONE)
             return
         self._log.refused("WebSocket", asked, code, reason)
-        channel = Channel(hub)
+        channel = RefusedChannel(hub, self._log)
         channel.close(code, reason, hold_seconds=hub.holds.seconds(self._name_of_refused(asked), hub.clock.monotonic()))
         channel.open(sock, head)
 
@@ -167,3 +168,16 @@ class Sockets:
         token = self._entrance.token_of(asked) or ""
         named = f"{self._access.address_of(asked)} {token}"
         return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()
+
+
+class RefusedChannel(Channel):
+    """The WebSocket of a client that may not follow: it is told so, and nothing else."""
+
+    __slots__ = ("_log",)
+
+    def __init__(self, hub: Hub, log: ConnectionLog) -> None:
+        super().__init__(hub)
+        self._log = log
+
+    def stalled(self, why: str) -> None:
+        self._log.stalled(None, why)

@@ -45,6 +45,7 @@ from web.contract.wire import render_event
 from web.following.admission import Entrance
 from web.following.connection_log import ConnectionLog
 from web.following.expiry import Expiry
+from web.following.follower import Followers
 from web.following.sockets import Sockets
 from web.following.stream_refusals import goodbye_instead
 from web.following.streams import Streams
@@ -143,7 +144,7 @@ def run(
     """Serve until a signal.
 
     Args:
-        render: makes the frame of an event.
+        render: makes the text of an event that subscribers get.
         extras: further routes; given what stops the server.
 
     Returns:
@@ -234,7 +235,7 @@ async def serve(
 
     Args:
         clock: the time; `None`: the machine's.
-        render: makes the frame of an event.
+        render: makes the text of an event that subscribers get.
         extras: further routes; given what stops the server.
 
     Raises:
@@ -245,6 +246,7 @@ async def serve(
     jitter = random.SystemRandom().random
     _warn(*trust.check_directory(settings.data, (KEY_FILE, *database_files.names_of(DATABASE_FILE))))
     connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
+    followers = Followers(connection_log)
     connections_max = connections_possible(settings.max_connections)
     held_max = min(HELD_MAX, connections_max // 10)  # so that those who are refused take no one's place
     makes_key = will_make_key(settings)
@@ -261,7 +263,7 @@ async def serve(
             keys_max=settings.idempotency_keys_max,
         ) as store,
         trio.open_nursery() as actors_nursery,
-        open_hub(open_poller(), clock=clock, jitter=jitter, log=connection_log, held_max=held_max) as hub,
+        open_hub(open_poller(), clock=clock, jitter=jitter, rounds=followers.rounds, held_max=held_max) as hub,
     ):
         for left in (
             *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
@@ -323,7 +325,7 @@ async def serve(
         streams = Streams(
             access, entrance, registry, expiry, connection_log, clock, jitter=jitter, hold=hub.hold_stream
         )
-        sockets = Sockets(entrance, access, registry, expiry, hub, connection_log, clock)
+        sockets = Sockets(entrance, access, registry, expiry, hub, followers, clock)
         publisher = Publisher(access, acts, turns)
         figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled)
         handlers = {

@@ -2,28 +2,29 @@
 waits.
 
 What is unsent is a tail of bytes; it is finished before anything else is composed, so frames never interleave.
-What is said is decided by subclasses (`web.following.follower`); the hub calls `flush`, `on_readable` and `on_time`.
+What is said is decided by subclasses (`web.following.follower`). Its keeper (`Keeper`, the hub) calls `flush`,
+`on_readable` and `on_time`.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from storage.clock import Clock
 from web.contract.errors import CloseCode
 from web.contract.wire import PING_INTERVAL_SECONDS
 from web.http.kernel_queues import unread_bytes
 from web.websocket import frames
 from web.websocket.flood import Allowance, Cost
 from web.websocket.inbound import Close, Control, Fragment, Inbound, Message, Violation, sole_pong
-
-if TYPE_CHECKING:
-    from web.websocket.hub import Hub
+from web.websocket.poller import Poller
 
 READ_BYTES_MAX: Final = 4 * 1024
 """Bytes read from one socket before the others get their turn, of a frame that is known to be so long."""
@@ -108,6 +109,42 @@ class Closing:
         self.deadline = inf
 
 
+class Keeper(Protocol):
+    """What a channel needs of the one that looks after it: the hub."""
+
+    clock: Clock
+    now: float
+    """When this turn began, on the monotonic clock."""
+    tick: float
+    """As `now`, but moved on now and then only: channels that begin in between share the object."""
+    resumed_at: float
+    """When the process went on after it had stood still."""
+    limits: ChannelLimits
+    poller: Poller
+    unsent: Callable[[socket.socket], int]
+    """How many bytes of a socket have not reached its peer's machine."""
+    aborted: int
+    """Connections cut off because their clients took no bytes or answered no Ping, since the start."""
+
+    def add(self, channel: Channel) -> None:
+        """Look after a channel from now on. Raises OSError: there is no room."""
+
+    def remove(self, channel: Channel) -> None:
+        """Forget a channel whose socket is about to be closed."""
+
+    def hold(self, channel: Channel, seconds: float) -> bool:
+        """Release a channel so many seconds from now; False: not that one, too many wait, or the server stops."""
+
+    def throttle(self, channel: Channel) -> None:
+        """A client has used up its allowance: look when it may send again."""
+
+    def lend_inbound(self) -> Inbound:
+        """A decoder; one that is idle again comes back through `return_inbound`."""
+
+    def return_inbound(self, inbound: Inbound) -> None:
+        """Take back an idle decoder."""
+
+
 class Channel:
     """A WebSocket on a socket that does not block.
 
@@ -135,7 +172,7 @@ class Channel:
 
     _sock: socket.socket
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Keeper) -> None:
         self._hub = hub
         self.fd = -1
         self.state = State.OPENING
@@ -175,12 +212,6 @@ class Channel:
         """What is due next beside replies; empty: nothing."""
         return b""
 
-    def ask_receipt(self) -> None:
-        """Ask the client for a receipt, if there is something to confirm."""
-
-    def beat(self, now: float) -> None:
-        """Send a heartbeat if one is due. Called for those the hub was told of (`Hub.add_beating`)."""
-
     def goodbye(self, code: CloseCode, reason: str, *, deaf: bool = False) -> None:
         """Close from this side, as `close` does."""
         self.close(code, reason, deaf=deaf)
@@ -193,7 +224,6 @@ class Channel:
 
     def stalled(self, why: str) -> None:
         """The client is cut off: it takes no bytes, or answers no Ping."""
-        self._hub.log.stalled(None, why)
 
     def over(self, code: int, reason: str, seconds: float | None) -> None:
         """The connection is gone. Called once, at last.

@@ -1,33 +1,30 @@
-"""All adopted sockets in one Trio task: which can be read or written, which deadline has come, who owes a receipt.
+"""All adopted sockets in one Trio task: which can be read or written, which deadline has come, and rounds for others.
 
 No task per connection: an idle one costs its few objects. An exception of one connection ends that connection alone.
+What the connections carry is not known here.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from math import inf
 from typing import Final
 
 import trio
 
-from actors.roster import Roster
-from actors.transport import Burst
 from actors.upkeep import describe, restart_on_crash
 from storage.clock import Clock
-from web.following.connection_log import ConnectionLog
-from web.following.receipts import Receipts
 from web.http.kernel_queues import unsent_bytes
 from web.websocket.channel import Channel, ChannelLimits, State
 from web.websocket.holds import Holds
 from web.websocket.inbound import Inbound
 from web.websocket.poller import WRITE, Poller
 
-RECEIPTS_LOOK_SECONDS: Final = 0.1
-"""How often diagnoses are looked at for receipts to ask for."""
+LOOK_SECONDS: Final = 0.1
+"""How often it is looked which Closes are no longer held back, and who may send again."""
 
 DEADLINES_LOOK_SECONDS: Final = 0.5
 """How often the connections' deadlines are looked at. Reason: they are seconds, and nobody counts on tenths."""
@@ -49,6 +46,9 @@ socket."""
 DRAIN_SECONDS: Final = 3.0
 """Time a drain gives clients to take their goodbye. Beyond: cut off."""
 
+Round = tuple[float, Callable[[float], Awaitable[None]]]
+"""What the hub has done for others, and every how many seconds; it is given the time on the monotonic clock."""
+
 logger = logging.getLogger("avicenna.edge")
 
 
@@ -63,7 +63,7 @@ class Hub:
         jitter: Callable[[], float],
         limits: ChannelLimits | None = None,
         unsent: Callable[[socket.socket], int] = unsent_bytes,
-        log: ConnectionLog | None = None,
+        rounds: Sequence[Round] = (),
         held_max: int = HELD_MAX,
     ) -> None:
         """A hub without connections.
@@ -72,7 +72,7 @@ class Hub:
             jitter: random numbers from 0 up to 1.
             limits: what one connection may take.
             unsent: how many bytes of a socket have not reached its peer's machine.
-            log: is told how connections end.
+            rounds: what else is to be done now and then, beside the sockets.
             held_max: connections whose Close, or whose stream's end, may be held back at once.
 
         Ownership: the poller stays its maker's, to be closed when `run` has ended; `open_hub` sees to both.
@@ -86,7 +86,6 @@ class Hub:
         """When this turn began: a tenth of a second ago at most, while there is time for turns."""
         self.tick = self.now
         """As `now`, but moved on only ten times a second: channels that begin in between share the float."""
-        self.log = log or ConnectionLog(clock)
         self.holds = Holds()
         self._held_max = held_max
         self._held: dict[Channel, float] = {}
@@ -95,15 +94,19 @@ class Hub:
         """Event streams whose end is held back."""
         self._draining = trio.Event()
         self._channels: dict[int, Channel] = {}
-        self._beating: dict[Channel, None] = {}
-        """Channels whose clients asked for heartbeats."""
         self._throttled: dict[Channel, None] = {}
         """Channels that have used up their allowance lately."""
         self.resumed_at = -inf
         """When the process last went on after it had stood still."""
         self.aborted = 0
         """Connections cut off because their clients took no bytes or answered no Ping, since the start."""
-        self._receipts = Receipts()
+        self._looked_at = inf
+        """When deadlines were last looked at; infinite: not yet."""
+        self._rounds: tuple[Round, ...] = (
+            (LOOK_SECONDS, self._look_often),
+            (DEADLINES_LOOK_SECONDS, self._look_at_deadlines),
+            *rounds,
+        )
         self._spare: Inbound | None = None
         self._emptied = trio.Event()
 
@@ -119,13 +122,8 @@ class Hub:
         self.poller.add(channel.fd)
         self._channels[channel.fd] = channel
 
-    def add_beating(self, channel: Channel) -> None:
-        """Have a channel that was added look for a heartbeat to send, now and then."""
-        self._beating[channel] = None
-
     def remove(self, channel: Channel) -> None:
         """Forget a channel whose socket is about to be closed."""
-        self._beating.pop(channel, None)
         self._held.pop(channel, None)
         self._throttled.pop(channel, None)
         if self._channels.get(channel.fd) is not channel:
@@ -177,10 +175,6 @@ class Hub:
         """Take back an idle decoder, for whoever sends next."""
         self._spare = inbound
 
-    def compose(self, burst: Burst, roster: Roster) -> None:
-        """Make the bytes of a burst, once for everybody in step."""
-        self._receipts.compose(burst, roster, self.clock.monotonic())
-
     def contain(self, channel: Channel, error: Exception) -> None:
         """An exception over one connection ends that connection, with 1011 if it still can be told."""
         logger.error("a connection failed: %s", describe(error))
@@ -201,24 +195,20 @@ class Hub:
             self.abort_all()
 
     async def _look_after_all(self) -> None:
-        receipts_at = deadlines_at = self.clock.monotonic()
+        due_at = [self.clock.monotonic()] * len(self._rounds)
+        next_at = due_at[0]
         while True:
             # Sockets are served in every turn, however late the looks are. The next look is due some time after this
             # one ended.
-            await self._serve_ready(await self._ready_by(min(receipts_at, deadlines_at)))
+            await self._serve_ready(await self._ready_by(next_at))
             now = self.now = self.clock.monotonic()
-            if now >= receipts_at:
-                self.tick = now
-                self._release_due(now)
-                self._look_at_allowances(now)
-                await self._ask_for_receipts(now)
-                receipts_at = self.clock.monotonic() + RECEIPTS_LOOK_SECONDS
-            if now >= deadlines_at:
-                if now > deadlines_at + GAP_SECONDS:
-                    self.resumed_at = now
-                await self._look_at_deadlines(now)
-                await self._send_heartbeats(now)
-                deadlines_at = self.clock.monotonic() + DEADLINES_LOOK_SECONDS
+            if now < next_at:
+                continue
+            for index, (seconds, look) in enumerate(self._rounds):
+                if now >= due_at[index]:
+                    await look(now)
+                    due_at[index] = self.clock.monotonic() + seconds
+            next_at = min(due_at)
 
     async def _ready_by(self, until: float) -> Sequence[tuple[int, int]]:
         """The sockets that are ready, as soon as there are some; those that are ready at this time, if it is over."""
@@ -245,17 +235,10 @@ class Hub:
                 await trio.lowlevel.checkpoint()
                 turn_began = self.clock.monotonic()
 
-    async def _ask_for_receipts(self, now: float) -> None:
-        for roster in self._receipts.take_due(now):
-            for index, subscriber in enumerate(list(roster.subscribers), start=1):
-                channel = subscriber.transport
-                if isinstance(channel, Channel):
-                    try:
-                        channel.ask_receipt()
-                    except Exception as error:  # noqa: BLE001 - the boundary of a connection
-                        self.contain(channel, error)
-                if index % LOOK_CHUNK == 0:
-                    await trio.lowlevel.checkpoint()
+    async def _look_often(self, now: float) -> None:
+        self.tick = now
+        self._release_due(now)
+        self._look_at_allowances(now)
 
     def _look_at_allowances(self, now: float) -> None:
         for channel in list(self._throttled):
@@ -277,7 +260,8 @@ class Hub:
             self.contain(channel, error)
 
     async def _look_at_deadlines(self, now: float) -> None:
-        self._receipts.forget_deserted()
+        if now > self._looked_at + DEADLINES_LOOK_SECONDS + GAP_SECONDS:
+            self.resumed_at = now
         self.holds.forget_quiet(now)
         silent = now - self.limits.silence_seconds
         for index, channel in enumerate(list(self._channels.values()), start=1):
@@ -288,15 +272,7 @@ class Hub:
                     self.contain(channel, error)
             if index % LOOK_CHUNK == 0:
                 await trio.lowlevel.checkpoint()
-
-    async def _send_heartbeats(self, now: float) -> None:
-        for index, channel in enumerate(list(self._beating), start=1):
-            try:
-                channel.beat(now)
-            except Exception as error:  # noqa: BLE001 - the boundary of a connection
-                self.contain(channel, error)
-            if index % LOOK_CHUNK == 0:
-                await trio.lowlevel.checkpoint()
+        self._looked_at = self.clock.monotonic()
 
     # Drain
 
@@ -332,14 +308,14 @@ async def open_hub(
     clock: Clock,
     jitter: Callable[[], float],
     limits: ChannelLimits | None = None,
-    log: ConnectionLog | None = None,
+    rounds: Sequence[Round] = (),
     held_max: int = HELD_MAX,
 ) -> AsyncIterator[Hub]:
     """A running hub; at the end whoever is left is cut off. Arguments as of `Hub`.
 
     Ownership: closes the poller.
     """
-    hub = Hub(poller, clock=clock, jitter=jitter, limits=limits, log=log, held_max=held_max)
+    hub = Hub(poller, clock=clock, jitter=jitter, limits=limits, rounds=rounds, held_max=held_max)
     try:
         async with trio.open_nursery() as hub_nursery:
             await hub_nursery.start(hub.run)
