@@ -1,4 +1,4 @@
-"""The mailbox of one diagnosis actor: a bounded memory channel that outlives incarnations.
+"""The mailbox of one diagnosis actor, and what was taken out of it and is not answered yet. Both outlive incarnations.
 
 The limit counts publishes; other messages have an allowance of their own, so that a flood of events
 never keeps a subscriber or an operator out.

@@ -1,6 +1,6 @@
 """The door of this room: find the actor of a diagnosis by id, waking it if need be, and talk to it.
 
-One registry per server. Callers keep ids, never a mailbox. Only `restart` and `stop` hold a cell across an await, to
+One registry per server. Callers keep ids, never a mailbox. Only `restart` and `stop` hold a slot across an await, to
 wait for it to change.
 """
 
@@ -23,7 +23,7 @@ from actors.intensity import Intensity
 from actors.mailbox import Mailbox
 from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
 from actors.roster import Roster, Subscriber, Watcher
-from actors.slot import ActorLimits, ActorState, History, Request, Slot
+from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
 from actors.statistics import ActorStatistics, statistics_of
 from actors.supervisor import Supervisor
 from actors.transport import Ending
@@ -183,7 +183,7 @@ class Registry(Watcher):
         try:
             self.tell(diagnosis_id, Evict(window))
         except MailboxFull:
-            slot.ask_for(Request.RESTART)
+            slot.interrupt(Interruption.RESTART)
         except ActorError:
             pass  # it will read its outbox again before anybody reads it
 
@@ -191,7 +191,7 @@ class Registry(Watcher):
         """An outbox was found damaged: have its actor, if it is in memory, read it anew, which ends it."""
         slot = self._slots.get(diagnosis_id)
         if slot is not None:
-            slot.ask_for(Request.RESTART)
+            slot.interrupt(Interruption.RESTART)
             if not self._draining:  # else everybody has been told goodbye
                 self._wake(slot)
 
@@ -242,9 +242,9 @@ class Registry(Watcher):
         """
         slot = self._slot(diagnosis_id)
         history, before = slot.history, slot.history.incarnation
-        slot.ask_for(Request.RESTART)
+        slot.interrupt(Interruption.RESTART)
         while history.incarnation == before:
-            if slot.request is Request.RETIRE:
+            if slot.interruption is Interruption.RETIRE:
                 raise NoSuchDiagnosis(diagnosis_id)
             # Never one that has left memory meanwhile: there would be two actors of one diagnosis.
             slot = self._slot(diagnosis_id)
@@ -256,8 +256,8 @@ class Registry(Watcher):
         slot = self._slots.get(diagnosis_id)
         if slot is None or slot.state is ActorState.PASSIVE:
             return
-        slot.ask_for(Request.STOP)
-        while slot.request is Request.STOP:
+        slot.interrupt(Interruption.STOP)
+        while slot.interruption is Interruption.STOP:
             await slot.changed.wait()
 
     async def retire(self, diagnosis_id: str) -> None:
@@ -267,7 +267,7 @@ class Registry(Watcher):
             return
         self._remember(slot)
         self._budget.forget(slot.roster)
-        slot.ask_for(Request.RETIRE)
+        slot.interrupt(Interruption.RETIRE)
         await turns.end_where(slot.roster, lambda _: True, Ending.DELETED)
 
     async def drain(self) -> None:

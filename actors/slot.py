@@ -42,8 +42,8 @@ class ActorState(StrEnum):
     PASSIVE = "passive"
 
 
-class Request(StrEnum):
-    """What an operator asked of a running actor, or what the end of its diagnosis, or damage to it, asks."""
+class Interruption(StrEnum):
+    """Why an actor is interrupted: an operator asks for it, its diagnosis is deleted, or its outbox is damaged."""
 
     NONE = "none"
     RESTART = "restart"
@@ -82,7 +82,7 @@ class Slot:
     history: History
     in_hand: InHand = field(default_factory=InHand)
     state: ActorState = ActorState.PASSIVE
-    request: Request = Request.NONE
+    interruption: Interruption = Interruption.NONE
     scope: trio.CancelScope | None = None
     """Cancels the running incarnation, or the wait in its place."""
     quarantined_until: float = 0.0
@@ -96,23 +96,23 @@ class Slot:
         self.changed.set()
         self.changed = trio.Event()
 
-    def ask_for(self, request: Request) -> None:
-        """Interrupt whatever the actor is doing, to do what an operator wants. Retirement is final."""
-        if self.request is Request.RETIRE:
+    def interrupt(self, interruption: Interruption) -> None:
+        """End the running incarnation, or the wait in its place. Retirement is final."""
+        if self.interruption is Interruption.RETIRE:
             return
-        self.request = request
+        self.interruption = interruption
         if self.scope is not None:
             self.scope.cancel()
 
     @property
     def is_to_stop(self) -> bool:
         """Whether an operator wants it to leave memory."""
-        return self.request is Request.STOP
+        return self.interruption is Interruption.STOP
 
-    def settle_request(self) -> None:
-        """What an operator wanted is done; a retirement stays."""
-        if self.request is not Request.RETIRE:
-            self.request = Request.NONE
+    def settle_interruption(self) -> None:
+        """The interruption has had its effect; a retirement stays."""
+        if self.interruption is not Interruption.RETIRE:
+            self.interruption = Interruption.NONE
 
     @property
     def has_work(self) -> bool:
@@ -121,11 +121,11 @@ class Slot:
 
     def let_go_of_ring(self) -> bool:
         """Drop the ring; False: the actor has work, or an operator wants something of it."""
-        if self.has_work or self.request is not Request.NONE:
+        if self.has_work or self.interruption is not Interruption.NONE:
             return False
         # An actor that rests after a crash does not need its former ring. Its rest goes on.
         if self.state is ActorState.RUNNING:
-            self.ask_for(Request.STOP)
+            self.interrupt(Interruption.STOP)
         self.roster.ring = None
         return True
 

@@ -20,7 +20,7 @@ from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Render
 from actors.errors import Crashed, Draining, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import InHand
-from actors.slot import ActorLimits, ActorState, Crash, Request, Slot
+from actors.slot import ActorLimits, ActorState, Crash, Interruption, Slot
 from actors.transport import Ending
 from actors.upkeep import describe
 from storage.clock import Clock
@@ -69,7 +69,7 @@ class Supervisor:
         try:
             while True:
                 if await self._run_one(slot):
-                    slot.settle_request()
+                    slot.settle_interruption()
                     rested(slot)
                     return
         except trio.Cancelled:
@@ -79,12 +79,12 @@ class Supervisor:
 
     async def _run_one(self, slot: Slot) -> bool:
         """Run one incarnation, and what follows from its end; True: the actor rests now."""
-        if slot.request is Request.RETIRE or (slot.is_to_stop and not slot.has_work):
-            return await self._after_request(slot)
-        # Who is to stop and has mail finishes it first: the request stands until there is none.
+        if slot.interruption is Interruption.RETIRE or (slot.is_to_stop and not slot.has_work):
+            return await self._after_interruption(slot)
+        # An actor that is to stop finishes its mail first: the interruption stays until there is none.
         stops = slot.is_to_stop
         if not stops:
-            slot.settle_request()
+            slot.settle_interruption()
         slot.history.incarnation += 1
         slot.become(ActorState.RUNNING)
         failure: Exception | None = None
@@ -104,7 +104,7 @@ class Supervisor:
             return await self._after_refusal(slot, failure)
         if failure is not None:
             return await self._after_crash(slot, failure)
-        return await self._after_request(slot)
+        return await self._after_interruption(slot)
 
     def _incarnate(self, slot: Slot, *, stops: bool) -> DiagnosisActor:
         return DiagnosisActor(
@@ -120,13 +120,13 @@ class Supervisor:
             stops=stops,
         )
 
-    async def _after_request(self, slot: Slot) -> bool:
+    async def _after_interruption(self, slot: Slot) -> bool:
         """An operator interrupted the incarnation: never counted as a crash, no backoff."""
-        match slot.request:
-            case Request.RETIRE:
+        match slot.interruption:
+            case Interruption.RETIRE:
                 slot.refuse_all(NoSuchDiagnosis(slot.diagnosis_id))
                 return True
-            case Request.STOP:
+            case Interruption.STOP:
                 with trio.move_on_after(FLUSH_SECONDS_MAX):
                     await self._keeper.flush(slot.diagnosis_id)
                 # Meanwhile it may have been asked for something else.
@@ -163,7 +163,7 @@ class Supervisor:
     async def _rest(self, slot: Slot, seconds: float) -> bool:
         """Wait, unless an operator wants something; True: the operator wants the actor to rest."""
         with trio.CancelScope() as slot.scope:
-            if slot.request is Request.NONE:
+            if slot.interruption is Interruption.NONE:
                 await trio.sleep(seconds)
         return slot.is_to_stop and not slot.has_work
 
@@ -196,4 +196,4 @@ class Supervisor:
         await turns.end_where(slot.roster, lambda _: True, Ending.QUARANTINED)
         wanted_to_rest = await self._rest(slot, rest)
         slot.intensity.reset()
-        return wanted_to_rest or (slot.request is Request.NONE and not slot.has_work)
+        return wanted_to_rest or (slot.interruption is Interruption.NONE and not slot.has_work)

@@ -21,7 +21,7 @@ from web.contract.errors import Problem
 from web.contract.records import diagnosis_id_of
 from web.http.bodies import BULK_BYTES_MAX
 from web.publishing import bulk
-from web.publishing.bulk import Patience, lines_of
+from web.publishing.bulk import PauseBudget, lines_of
 from web.server.settings import Settings
 
 SPELLINGS = (
@@ -340,6 +340,6 @@ def test_the_diagnosis_that_is_judged_is_the_one_that_is_decoded(fields: dict[st
         assert wire.target_of(line) == decoded
 
 
-async def test_patience_ends() -> None:
-    patience = Patience(0.03)
-    assert [await patience.paused() for _ in range(4)] == [True, True, True, False]
+async def test_a_request_pauses_no_longer_than_it_may() -> None:
+    pauses = PauseBudget(0.03)
+    assert [await pauses.paused() for _ in range(4)] == [True, True, True, False]

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from web.commands.answers import Page, Problem, is_a
-from web.commands.failures import CommandFailed, Refused, Unreachable, UsageError
+from web.commands.failures import CommandFailed, RefusedByServer, Unreachable, UsageError
 from web.commands.transport import checked_url, connection_to, unreachable
 from web.contract.number import as_written
 from web.identity import tokens
@@ -170,7 +170,7 @@ class Client:
             seconds_max: longest wait for each part of the answer.
 
         Raises:
-            Refused: the server answered with a problem document.
+            RefusedByServer: the server answered with a problem document.
             Unreachable: nobody answered.
             CommandFailed: the answer is not one of this server.
             UsageError: the body holds text that is not Unicode.
@@ -222,7 +222,7 @@ class Client:
         if not is_a(problem, Problem):
             return CommandFailed(f"{self.url} answered {status} {reason}; is it an avicenna-live server?")
         remark = self.credentials.remark if status == HTTPStatus.UNAUTHORIZED else ""
-        return Refused(problem["code"], f"{problem['detail']}{remark}", status)
+        return RefusedByServer(problem["code"], f"{problem['detail']}{remark}", status)
 
 
 def _encoded(body: object) -> bytes:

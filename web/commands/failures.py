@@ -2,7 +2,7 @@
 
 CommandFailed            exit 1: the server or the machine said no
 +-- Unreachable          exit 3: no server answers: start it, or correct --url
-`-- Refused              the server answered with a problem document: its code says what to do;
+`-- RefusedByServer      the server answered with a problem document: its code says what to do;
                          exit 2 where it judged an option to be wrong
 UsageError               exit 2: the command line or a setting is wrong
 """
@@ -31,7 +31,7 @@ class Unreachable(CommandFailed):
     exit_code = NOBODY_THERE
 
 
-class Refused(CommandFailed):
+class RefusedByServer(CommandFailed):
     """The server refused, with a code of PROTOCOL section 7."""
 
     def __init__(self, code: str, detail: str, status: int) -> None:

@@ -24,7 +24,7 @@ from wsproto.utilities import LocalProtocolError
 
 from web.commands.arguments import whole
 from web.commands.client import Client
-from web.commands.failures import CommandFailed, Refused, UsageError
+from web.commands.failures import CommandFailed, RefusedByServer, UsageError
 from web.commands.finding import add_client_options, client_of
 from web.commands.following import (
     EVENTS,
@@ -319,7 +319,7 @@ class Tail:
 
     def _why_rejected(self, rejected: ConnectionRejected) -> str:
         refusal = self._client.refusal(rejected.status_code, "", rejected.body or b"")
-        said = f": {refusal}" if isinstance(refusal, Refused) else ""
+        said = f": {refusal}" if isinstance(refusal, RefusedByServer) else ""
         return printable(f"instead of a WebSocket{said}")
 
     async def _listen(self, connection: WebSocketConnection) -> Ended:

@@ -95,8 +95,8 @@ async def _publish(publisher: Publisher, registry: Registry, who: Principal, bod
 
     Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
     """
-    patience = Patience(PAUSE_SECONDS_MAX)
-    told = [await _tell(publisher, registry, who, line, patience) for line in lines_of(body)]
+    pauses = PauseBudget(PAUSE_SECONDS_MAX)
+    told = [await _tell(publisher, registry, who, line, pauses) for line in lines_of(body)]
     results = await _results(publisher, who, told)
     if (refused := next((one for one in results if isinstance(one, Problem) and one.status == 401), None)) is not None:
         say_not_accepted(refused.detail)
@@ -104,7 +104,7 @@ async def _publish(publisher: Publisher, registry: Registry, who: Principal, bod
 
 
 async def _tell(
-    publisher: Publisher, registry: Registry, who: Principal, line: bytes, patience: Patience
+    publisher: Publisher, registry: Registry, who: Principal, line: bytes, pauses: PauseBudget
 ) -> Told | Problem:
     try:
         publisher.access.count_event(who)
@@ -115,7 +115,7 @@ async def _tell(
             try:
                 return Told(diagnosis_id, registry.tell(diagnosis_id, publish))
             except MailboxFull:
-                if not await patience.paused():
+                if not await pauses.paused():
                     raise
         return refused
     except (Problem, ActorError, StorageError) as error:
@@ -127,7 +127,7 @@ def _decoded(line: bytes) -> tuple[Line, str | None]:
     return update, update.idempotency_key
 
 
-class Patience:
+class PauseBudget:
     """How long one request may still wait for room in mailboxes."""
 
     def __init__(self, seconds: float) -> None:

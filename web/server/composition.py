@@ -62,7 +62,7 @@ from web.identity.addresses import sharing_address
 from web.identity.jwks import RemoteKeys
 from web.identity.keyring import KEY_FILE, load_keys, will_make_key
 from web.identity.keys import KeyUnusable
-from web.identity.limits import Limits as ClientLimits
+from web.identity.limits import Limits
 from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
 from web.operating.actors import actors
@@ -308,7 +308,7 @@ async def serve(
         access = Access(
             settings,
             verifier,
-            ClientLimits(settings, clock.monotonic),
+            Limits(settings, clock.monotonic),
             patient,
             clock,
             lambda: 0.0 if remote_keys is None else remote_keys.retry_after_seconds,
