@@ -6,11 +6,11 @@ else is handed one and talks to it through the Protocols in `storage.store`.
 
     store      the contract of every engine
     records    what it is told and answers; `errors`: what can go wrong
-    memory     the twin: an engine without a disk, for tests
+    memory     the twin: an engine without a disk, for tests; its handles share a `memory_engine`
     sqlite/    the engine: one file, one writer
     disk/      files, whatever is in them
 
 The other files are rules that all engines share: time (`belief`, `clock`), damage (`damage`), what can be stored
-(`checks`), how long a page is (`pages`), a disk that does not answer (`stall`), an answer that is not there yet
-(`pending`).
+(`checks`), how long a page is (`pages`), what is heard of others (`news`), a disk that does
+not answer (`stall`), an answer that is not there yet (`pending`).
 """

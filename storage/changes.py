@@ -6,11 +6,12 @@ date. A change can travel to another process, so it holds values alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Protocol
 
+from storage.news import News
 from storage.records import Diagnosis, Revocation, Window
 
 DIGEST_DIGITS: Final = 26
@@ -104,18 +105,25 @@ class Hears(Protocol):
         change already, and there is no checkpoint in between. It must not raise or wait.
         """
 
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        """Another process has stored something in the log of a followed diagnosis. It must not raise or wait.
+
+        News may be late or missing: `EventStore.read_after` is the truth. A store itself looks whether something was
+        missed, within 60 s, and says so.
+        """
+
 
 class Told:
     """The changes of one store: numbered, and told to whoever listens."""
 
     def __init__(self) -> None:
-        self._hears: Hears | None = None
+        self._tell: Callable[[Change], None] | None = None
         self._count = 0
 
-    def begin(self, hears: Hears) -> None:
-        """Tell `hears` from now on."""
-        assert self._hears is None, "a store tells one listener"
-        self._hears = hears
+    def begin(self, tell: Callable[[Change], None]) -> None:
+        """Call `tell` with every change from now on."""
+        assert self._tell is None, "a store tells one listener"
+        self._tell = tell
 
     @property
     def next(self) -> int:
@@ -126,8 +134,8 @@ class Told:
         """A change was committed."""
         assert change.number == self.next, "changes are told in order, each once"
         self._count = change.number
-        if self._hears is not None:
-            self._hears.changed(change)
+        if self._tell is not None:
+            self._tell(change)
 
 
 def digest_of(name: str) -> str:

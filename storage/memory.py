@@ -1,13 +1,13 @@
 """The in-memory twin: a store for tests and simulations, judged by the same contract suite as the real one.
 
-Deterministic, without threads, so that Trio's autojump clock can be used. Nothing survives it.
+Deterministic, without threads, so that Trio's autojump clock can be used. What it holds is in a `MemoryEngine`, which
+several stores may share, as processes share a replicated engine. Nothing survives the engine.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -16,10 +16,12 @@ import trio
 
 from storage import changes, checks, records
 from storage.belief import Kept, Moment
-from storage.clock import Clock, Timekeeper
-from storage.damage import Damage, FoundDamage, TellsDamage, checksum, judge
+from storage.clock import Timekeeper
+from storage.damage import Damage, FoundDamage, TellsDamage
 from storage.errors import (
+    Busy,
     CannotCopy,
+    Failed,
     KeyReused,
     KeysExhausted,
     NoSuchDiagnosis,
@@ -28,48 +30,13 @@ from storage.errors import (
     OutboxDamaged,
     StorageError,
 )
+from storage.memory_engine import MemoryEngine, Stream
 from storage.pages import within
 from storage.store import PendingAppend
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
 Row = TypeVar("Row", records.AuditRow, records.AccessRow)
-
-
-@dataclass(slots=True)
-class _Stream:
-    """Everything of one diagnosis."""
-
-    diagnosis: records.Diagnosis
-    events: list[records.Event] = field(default_factory=list)
-    head: int = 0
-    floor: int = 0
-    purged: int = 0
-    keys: dict[str, tuple[bytes, records.Seq, float, float]] = field(default_factory=dict)
-    """Digest, number and time of the event each key made, and when the key expires."""
-    cursors: dict[records.SubscriberId, records.Cursor] = field(default_factory=dict)
-    changed: frozenset[int] = frozenset()
-    """Numbers of events that are not what was stored."""
-    is_suspect: bool = False
-    """A test has changed the stored events, as a failing disk does."""
-
-    def judge(self) -> Damage | None:
-        """What is wrong with the outbox."""
-        if not self.is_suspect:
-            return None
-        entries = []
-        for event in self.events:
-            kind, crc = event.kind.encode(), checksum(event.seq, event.at, event.kind.encode(), event.body)
-            crc ^= event.seq in self.changed
-            entries.append((event.seq % records.OUTBOX_EVENTS_MAX, event.seq, event.at, kind, event.body, crc))
-        told = max((seq for _, seq, _, _ in self.keys.values()), default=0)
-        return judge((self.head, self.floor, self.purged), entries, told)
-
-    @property
-    def window(self) -> records.Window:
-        return records.Window(
-            self.diagnosis.epoch, records.Seq(self.head), records.Seq(self.floor), records.Seq(self.purged)
-        )
 
 
 def _answered(outcomes: Sequence[records.Appended | StorageError]) -> PendingAppend:
@@ -98,30 +65,42 @@ def _change(
 class MemoryStore(TellsDamage):
     """A `storage.store.Store`; see there for what each method does."""
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        new_epoch: Callable[[], str],
-        kept: Kept | None = None,
-        keys_max: int = records.IDEMPOTENCY_KEYS_MAX,
-    ) -> None:
-        """An empty store; `kept` is the time that a run before this one has kept, `None`: there was none."""
-        self._keys_max = keys_max
-        self._clock = clock
-        self._time = Timekeeper(clock, kept)
-        self._new_epoch = new_epoch
-        self._streams: dict[str, _Stream] = {}
-        self._audit: list[records.AuditRow] = []
-        self._revocations: dict[int, records.Revocation] = {}
-        self._revocations_made = 0
-        self._accesses: list[records.AccessRow] = []
-        self._audit_rows_made = self._access_rows_made = 0
+    def __init__(self, engine: MemoryEngine, node: str = "one", kept: Kept | None = None) -> None:
+        """A handle on what `engine` holds.
+
+        Args:
+            node: whose handle it is.
+            kept: the time that a run before this one has kept, `None`: there was none.
+        """
+        self._engine = engine
+        self._handle = engine.join(node)
+        self._time = Timekeeper(engine.clock, kept)
         self._operations = 0
         self._damage = FoundDamage()
-        self._told = changes.Told()
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
+
+    @property
+    def shared(self) -> bool:
+        return self._engine.shared
+
+    def tell(self, hears: changes.Hears) -> None:
+        self._handle.tell(hears)
+
+    def follow(self, diagnosis_id: str) -> Callable[[], None]:
+        return self._handle.follow(diagnosis_id)
+
+    def go_away(self) -> None:
+        """Have this handle not reach the engine, until `come_back`."""
+        self._handle.is_away = True
+
+    def come_back(self) -> None:
+        """Reach the engine again; what was missed meanwhile is told."""
+        self._handle.come_back()
+
+    def die(self) -> None:
+        """End as a process does that is killed: nothing is answered, and nothing told."""
+        self._engine.leave(self._handle)
 
     @property
     def kept(self) -> Kept:
@@ -134,7 +113,7 @@ class MemoryStore(TellsDamage):
 
         All is still to be looked at then, as after a run that did not end in order.
         """
-        stream = self._streams[diagnosis_id]
+        stream = self._engine.streams[diagnosis_id]
         stream.is_suspect = True
         stream.changed |= set(seqs)
         stream.head = stream.head if head is None else head
@@ -142,14 +121,9 @@ class MemoryStore(TellsDamage):
 
     def restarted(self, kept: Kept) -> MemoryStore:
         """A store of the next run, with the contents of this one, which must not be used any more."""
-        next_one = copy.copy(self)
+        next_one = MemoryStore(self._engine, self._handle.node, kept)
         next_one._damage = FoundDamage(is_check_pending=self._damage.is_check_pending or bool(self._damage.all))
-        next_one._time = Timekeeper(self._clock, kept)
-        next_one._told = changes.Told()
         return next_one
-
-    def tell(self, hears: changes.Hears) -> None:
-        self._told.begin(hears)
 
     def moment(self) -> Moment:
         return self._time.moment()
@@ -160,15 +134,15 @@ class MemoryStore(TellsDamage):
         return self._time.held_since
 
     async def look_through(self) -> None:
-        for diagnosis_id in list(self._streams) if self.is_check_pending else ():
+        for diagnosis_id in list(self._engine.streams) if self.is_check_pending else ():
             await trio.lowlevel.checkpoint()
-            if diagnosis_id in self._streams:
+            if diagnosis_id in self._engine.streams:
                 self._judge(diagnosis_id)
         self._damage.is_check_pending = False
 
     def _judge(self, diagnosis_id: str) -> Damage | None:
         """What is wrong with an outbox, remembered."""
-        damage = self._damage.all.get(diagnosis_id) or self._streams[diagnosis_id].judge()
+        damage = self._damage.all.get(diagnosis_id) or self._engine.streams[diagnosis_id].judge()
         if damage is not None:
             self._damage.add(diagnosis_id, damage)
         return damage
@@ -176,7 +150,7 @@ class MemoryStore(TellsDamage):
     def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
         checks.check_text(diagnosis_id)
         self._changing()
-        damage = self._streams[diagnosis_id].judge() if diagnosis_id in self._streams else None
+        damage = self._engine.streams[diagnosis_id].judge() if diagnosis_id in self._engine.streams else None
         if damage is not None and (diagnosis_id in self.damaged or not damage.is_head_trusted):
             self._damage.add(diagnosis_id, damage)
             return _answered([OutboxDamaged(diagnosis_id, damage) for _ in events])
@@ -186,7 +160,7 @@ class MemoryStore(TellsDamage):
     def _append(self, diagnosis_id: str, event: records.NewEvent, now: Moment) -> records.Appended | StorageError:
         if (refusal := checks.refusal_of(event)) is not None:
             return refusal
-        stream = self._streams.get(diagnosis_id)
+        stream = self._engine.streams.get(diagnosis_id)
         if stream is None:
             return NoSuchDiagnosis(diagnosis_id)
         epoch = stream.diagnosis.epoch
@@ -199,26 +173,29 @@ class MemoryStore(TellsDamage):
                     if same
                     else KeyReused("the key belongs to another event")
                 )
-        if event.key is not None and event.key not in stream.keys and self._keys() >= self._keys_max:
-            return KeysExhausted(f"{self._keys_max} idempotency keys are stored already")
+        if event.key is not None and event.key not in stream.keys and self._keys() >= self._engine.keys_max:
+            return KeysExhausted(f"{self._engine.keys_max} idempotency keys are stored already")
         stream.head += 1
         seq = records.Seq(stream.head)
-        stream.events.append(records.Event(seq, now.wall, event.kind, event.body))
+        stored = records.Event(seq, now.wall, event.kind, event.body)
+        stream.events.append(stored)
         del stream.events[: -records.OUTBOX_EVENTS_MAX]
         stream.floor = max(stream.floor, stream.head - records.OUTBOX_EVENTS_MAX)
         if event.key is not None:
             stream.keys[event.key] = (event.digest, seq, now.wall, now.reckoned + records.IDEMPOTENCY_KEY_SECONDS)
+        self._engine.wrote(self._handle, diagnosis_id, stored)
         return records.Appended(seq, now.wall, epoch, replayed=False)
 
     async def read_after(
         self, diagnosis_id: str, seq: records.Seq, limit: int = 100, bytes_max: int | None = None
     ) -> records.Slice:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
         stream = self._stream(diagnosis_id)
         if limit and (damage := self._judge(diagnosis_id)) is not None:
             raise OutboxDamaged(diagnosis_id, damage)
-        found = [event for event in stream.events if event.seq > seq]
-        return records.Slice(stream.window, tuple(within(found[:limit], bytes_max)))
+        _, window, events = self._engine.read(self._handle, stream, seq)
+        found = [event for event in events if event.seq > seq]
+        return records.Slice(window, tuple(within(found[:limit], bytes_max)))
 
     @_change
     def register(
@@ -230,41 +207,42 @@ class MemoryStore(TellsDamage):
     ) -> records.Registered:
         checks.check(diagnosis_id, owner, tuple(viewers))
         self._changing()
-        stream = self._streams.get(diagnosis_id)
+        stream = self._engine.streams.get(diagnosis_id)
         if stream is None:
             made = records.Diagnosis(
-                diagnosis_id, owner, tuple(viewers), records.Epoch(self._new_epoch()), self.moment().wall
+                diagnosis_id, owner, tuple(viewers), records.Epoch(self._engine.new_epoch()), self.moment().wall
             )
             registered = self._recorded(records.Registered(made, created=True, before=None), audit)
-            self._streams[diagnosis_id] = _Stream(made)
+            self._engine.streams[diagnosis_id] = Stream(made)
+            self._engine.wrote(self._handle, diagnosis_id)
         else:
             new = replace(stream.diagnosis, owner=owner, viewers=tuple(viewers))
             registered = self._recorded(records.Registered(new, created=False, before=stream.diagnosis), audit)
             stream.diagnosis = new
-        self._told.add(changes.DiagnosisRegistered(self._told.next, registered.diagnosis))
+        self._engine.told.add(changes.DiagnosisRegistered(self._engine.told.next, registered.diagnosis))
         return registered
 
     async def get(self, diagnosis_id: str) -> records.Diagnosis:
         return self._stream(diagnosis_id).diagnosis
 
     def known(self, diagnosis_id: str) -> records.Diagnosis | None:
-        stream = self._streams.get(diagnosis_id)
+        stream = self._engine.streams.get(diagnosis_id)
         return None if stream is None else stream.diagnosis
 
     async def look_up(self, diagnosis_id: str) -> records.Diagnosis:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
         return self._stream(diagnosis_id).diagnosis
 
     async def diagnoses(
         self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
     ) -> Sequence[records.Diagnosis]:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
         return list(within([stream.diagnosis for stream in self._page(owner, after)[:limit]], bytes_max))
 
     async def outboxes(
         self, *, owner: str | None = None, after: str = "", limit: int = 100
     ) -> Sequence[records.Outbox]:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
         page = self._page(owner, after)[:limit]
         return [records.Outbox(stream.diagnosis.diagnosis_id, stream.window, _lowest(stream)) for stream in page]
 
@@ -273,9 +251,10 @@ class MemoryStore(TellsDamage):
         stream = self._stream(diagnosis_id)
         self._changing()
         deleted = self._recorded(stream.diagnosis, audit)
-        del self._streams[diagnosis_id]
+        del self._engine.streams[diagnosis_id]
+        self._engine.ended(self._handle, diagnosis_id, stream)
         self._damage.is_repaired(diagnosis_id)
-        self._told.add(changes.DiagnosisDeleted(self._told.next, deleted))
+        self._engine.told.add(changes.DiagnosisDeleted(self._engine.told.next, deleted))
         return deleted
 
     @_change
@@ -285,7 +264,7 @@ class MemoryStore(TellsDamage):
         return [self._move_cursor(move) for move in moves]
 
     def _move_cursor(self, move: records.CursorMove) -> records.Seq | None:
-        stream = self._streams.get(move.diagnosis_id)
+        stream = self._engine.streams.get(move.diagnosis_id)
         if stream is None or stream.diagnosis.epoch != move.epoch:
             return None
         seq = records.Seq(min(move.seq, stream.head))
@@ -306,9 +285,13 @@ class MemoryStore(TellsDamage):
     async def cursors(
         self, diagnosis_id: str, *, after: records.SubscriberId | None = None, limit: int | None = None
     ) -> Sequence[records.Cursor]:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
         found = sorted(self._stream(diagnosis_id).cursors.values(), key=lambda one: one.subscriber.order)
         return [one for one in found if after is None or one.subscriber.order > after.order][:limit]
+
+    async def cursor(self, diagnosis_id: str, subscriber: records.SubscriberId) -> records.Cursor | None:
+        await self._asked()
+        return self._stream(diagnosis_id).cursors.get(subscriber)
 
     @_change
     def forget(
@@ -333,8 +316,9 @@ class MemoryStore(TellsDamage):
         purged = self._recorded(records.Purged(before, after=replace(before, floor=head, purged=head)), audit)
         stream.events.clear()
         stream.floor = stream.purged = head
+        self._engine.wrote(self._handle, diagnosis_id)
         self._damage.is_repaired(diagnosis_id)
-        self._told.add(changes.OutboxPurged(self._told.next, diagnosis_id, purged.after))
+        self._engine.told.add(changes.OutboxPurged(self._engine.told.next, diagnosis_id, purged.after))
         return purged
 
     @_change
@@ -344,7 +328,7 @@ class MemoryStore(TellsDamage):
         if (damage := stream.judge()) is None:
             raise NotDamaged(f"diagnosis {diagnosis_id} is not damaged")
         is_renewed = not damage.is_head_trusted
-        epoch = records.Epoch(self._new_epoch()) if is_renewed else stream.diagnosis.epoch
+        epoch = records.Epoch(self._engine.new_epoch()) if is_renewed else stream.diagnosis.epoch
         left = [event for event in stream.events if damage.floor < event.seq <= damage.head]
         count = len(stream.events) - len(left)
         dropped = self._recorded(
@@ -355,6 +339,7 @@ class MemoryStore(TellsDamage):
         stream.head, stream.floor, stream.purged = damage.head, damage.floor, damage.purged
         if is_renewed:
             stream.keys = {key: made for key, made in stream.keys.items() if made[1] <= damage.head}
+        self._engine.wrote(self._handle, diagnosis_id)
         self._damage.is_repaired(diagnosis_id)
         return dropped
 
@@ -371,41 +356,41 @@ class MemoryStore(TellsDamage):
         self._changing()
         now = self.moment()
         covers_until = now.reckoned + leeway_seconds
-        new = records.Revocation(self._revocations_made + 1, sub, token_id, now.wall, covers_until)
-        earlier = [one for one in self._revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
+        new = records.Revocation(self._engine.revocations_made + 1, sub, token_id, now.wall, covers_until)
+        earlier = [one for one in self._engine.revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
         made = self._recorded(records.RevocationMade(new, before=earlier[0] if earlier else None), audit)
-        self._revocations_made += 1
+        self._engine.revocations_made += 1
         for one in earlier:
-            del self._revocations[one.number]
-        self._revocations[new.number] = new
-        self._told.add(changes.TokensRevoked(self._told.next, new))
+            del self._engine.revocations[one.number]
+        self._engine.revocations[new.number] = new
+        self._engine.told.add(changes.TokensRevoked(self._engine.told.next, new))
         return made
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[records.Revocation]:
-        await trio.lowlevel.checkpoint()
-        return [one for number, one in self._revocations.items() if number > after][:limit]
+        await self._asked()
+        return [one for number, one in self._engine.revocations.items() if number > after][:limit]
 
     @_change
     def lift_revocation(
         self, number: int, audit: records.Audit[records.Revocation] | None = None
     ) -> records.Revocation:
-        if number not in self._revocations:
+        if number not in self._engine.revocations:
             raise NoSuchRevocation(str(number))
         self._changing()
-        lifted = self._recorded(self._revocations[number], audit)
-        del self._revocations[number]
-        self._told.add(changes.RevocationsLifted(self._told.next, (lifted,)))
+        lifted = self._recorded(self._engine.revocations[number], audit)
+        del self._engine.revocations[number]
+        self._engine.told.add(changes.RevocationsLifted(self._engine.told.next, (lifted,)))
         return lifted
 
     @_change
     def expire_revocations(self, seconds: float) -> Sequence[records.Revocation]:
         self._changing()
         until = self.moment().judged - seconds
-        expired = [one for one in self._revocations.values() if one.covers_until <= until]
+        expired = [one for one in self._engine.revocations.values() if one.covers_until <= until]
         for one in expired:
-            del self._revocations[one.number]
+            del self._engine.revocations[one.number]
         if expired:
-            self._told.add(changes.RevocationsLifted(self._told.next, tuple(expired)))
+            self._engine.told.add(changes.RevocationsLifted(self._engine.told.next, tuple(expired)))
         return expired
 
     @_change
@@ -422,8 +407,8 @@ class MemoryStore(TellsDamage):
         wanted: records.TrailFilter = records.EVERY_ROW,
         bytes_max: int | None = None,
     ) -> Sequence[records.AuditRow]:
-        await trio.lowlevel.checkpoint()
-        rows = [row for row in reversed(self._audit) if before is None or row.number < before]
+        await self._asked()
+        rows = [row for row in reversed(self._engine.audit) if before is None or row.number < before]
         found = [row for row in rows if _fits(wanted, row.who, row.what, row.diagnosis_id, row.at)]
         return list(within(found[:limit], bytes_max))
 
@@ -431,15 +416,15 @@ class MemoryStore(TellsDamage):
     def record_accesses(self, rows: Sequence[records.NewAccessRow]) -> None:
         self._changing()
         for row in rows:
-            self._access_rows_made += 1
-            number = self._access_rows_made
-            self._accesses.append(records.AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
+            self._engine.access_rows_made += 1
+            number = self._engine.access_rows_made
+            self._engine.accesses.append(records.AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
 
     async def accesses(
         self, *, before: int | None = None, limit: int = 100, wanted: records.TrailFilter = records.EVERY_ROW
     ) -> Sequence[records.AccessRow]:
-        await trio.lowlevel.checkpoint()
-        rows = [row for row in reversed(self._accesses) if before is None or row.number < before]
+        await self._asked()
+        rows = [row for row in reversed(self._engine.accesses) if before is None or row.number < before]
         return [row for row in rows if _fits(wanted, row.subscriber.sub, row.what, row.diagnosis_id, row.at)][:limit]
 
     @_change
@@ -454,9 +439,10 @@ class MemoryStore(TellsDamage):
                 stream.events = [event for event in stream.events if event.seq > newest]
                 stream.floor = max(stream.floor, newest)
                 windows[stream.diagnosis.diagnosis_id] = stream.window
+                self._engine.wrote(self._handle, stream.diagnosis.diagnosis_id)
                 self._damage.evicted(stream.diagnosis.diagnosis_id, stream.window.floor)
         if windows:
-            self._told.add(changes.EventsEvicted(self._told.next, windows))
+            self._engine.told.add(changes.EventsEvicted(self._engine.told.next, windows))
         return records.Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
 
     @_change
@@ -464,26 +450,28 @@ class MemoryStore(TellsDamage):
         self, *, audit_seconds: float | None = None, accesses_seconds: float | None = None, limit: int = 256
     ) -> int:
         self._changing()
-        judged, rows = self.moment().judged, len(self._audit) + len(self._accesses)
+        judged, rows = self.moment().judged, len(self._engine.audit) + len(self._engine.accesses)
         expired = [
             (stream, key)
-            for stream in self._streams.values()
+            for stream in self._engine.streams.values()
             for key, (_, _, _, expires_at) in stream.keys.items()
             if expires_at <= judged
         ][:limit]
         for stream, key in expired:
             del stream.keys[key]
-        self._audit = _without_old(self._audit, audit_seconds, judged, limit)
-        self._accesses = _without_old(self._accesses, accesses_seconds, judged, limit)
-        return len(expired) + rows - len(self._audit) - len(self._accesses)
+        self._engine.audit = _without_old(self._engine.audit, audit_seconds, judged, limit)
+        self._engine.accesses = _without_old(self._engine.accesses, accesses_seconds, judged, limit)
+        return len(expired) + rows - len(self._engine.audit) - len(self._engine.accesses)
 
     async def idempotency_keys(self) -> records.IdempotencyKeys:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
         made = [
-            end - records.IDEMPOTENCY_KEY_SECONDS for one in self._streams.values() for *_, end in one.keys.values()
+            end - records.IDEMPOTENCY_KEY_SECONDS
+            for one in self._engine.streams.values()
+            for *_, end in one.keys.values()
         ]
         oldest = max(0.0, self.moment().reckoned - min(made)) if made else None
-        return records.IdempotencyKeys(len(made), self._keys_max, oldest)
+        return records.IdempotencyKeys(len(made), self._engine.keys_max, oldest)
 
     @_change
     def forget_unseen(
@@ -507,7 +495,7 @@ class MemoryStore(TellsDamage):
     def erase(self, erasure: records.Erasure, audit: records.Audit[records.Erased] | None = None) -> records.Erased:
         self._changing()
         sub, cursors, viewers, owned = erasure.sub, 0, 0, []
-        for diagnosis_id, stream in sorted(self._streams.items()):
+        for diagnosis_id, stream in sorted(self._engine.streams.items()):
             for one in [one for one in stream.cursors if one.sub == sub]:
                 del stream.cursors[one]
                 cursors += 1
@@ -517,56 +505,66 @@ class MemoryStore(TellsDamage):
                 viewers += 1
             if stream.diagnosis.owner == sub:
                 owned.append(diagnosis_id)
-        before = [*self._audit, *self._accesses]
-        self._audit = [erasure.rewrite(row) for row in self._audit]
+        before = [*self._engine.audit, *self._engine.accesses]
+        self._engine.audit = [erasure.rewrite(row) for row in self._engine.audit]
         nobody = records.SubscriberId(erasure.stand_in, None)
-        self._accesses = [
-            replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._accesses
+        self._engine.accesses = [
+            replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._engine.accesses
         ]
-        after = [*self._audit, *self._accesses]
+        after = [*self._engine.audit, *self._engine.accesses]
         changed = [old != new for old, new in zip(before, after, strict=True)]
-        audit_rows, named = sum(changed[: len(self._audit)]), tuple(owned[: records.OWNED_NAMED_MAX])
+        audit_rows, named = sum(changed[: len(self._engine.audit)]), tuple(owned[: records.OWNED_NAMED_MAX])
         erased = records.Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned))
         if audit is not None:
             self._recorded(erased, audit)
-            self._told.add(changes.SubjectErased(self._told.next, changes.digest_of(sub), erasure.stand_in))
+            self._engine.told.add(
+                changes.SubjectErased(self._engine.told.next, changes.digest_of(sub), erasure.stand_in)
+            )
         return erased
 
     async def backup(self, path: Path) -> records.Backup:
         raise CannotCopy("a store in memory has nothing to copy")
 
     async def check(self, scratch: Path | None = None) -> Sequence[str]:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
         return []
 
     async def barrier(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._asked()
 
     def patient(self, seconds: float) -> MemoryStore:
         return self
 
     def statistics(self) -> records.StoreStatistics:
         return records.StoreStatistics(
-            0, 0, 0, self._operations, self._operations, 1, 0.0, 0.0, 0.0, 0, diagnoses=len(self._streams)
+            0, 0, 0, self._operations, self._operations, 1, 0.0, 0.0, 0.0, 0, diagnoses=len(self._engine.streams)
         )
 
-    def _stream(self, diagnosis_id: str) -> _Stream:
+    async def _asked(self) -> None:
+        """To be called before anything is read that is not in memory at every handle."""
+        await trio.lowlevel.checkpoint()
+        if self._handle.is_away:
+            raise Failed("the engine is away")
+
+    def _stream(self, diagnosis_id: str) -> Stream:
         try:
-            return self._streams[diagnosis_id]
+            return self._engine.streams[diagnosis_id]
         except KeyError:
             raise NoSuchDiagnosis(diagnosis_id) from None
 
     def _keys(self) -> int:
-        return sum(len(stream.keys) for stream in self._streams.values())
+        return sum(len(stream.keys) for stream in self._engine.streams.values())
 
-    def _page(self, owner: str | None, after: str) -> list[_Stream]:
+    def _page(self, owner: str | None, after: str) -> list[Stream]:
         return [
             stream
-            for diagnosis_id, stream in sorted(self._streams.items())
+            for diagnosis_id, stream in sorted(self._engine.streams.items())
             if diagnosis_id > after and owner in (None, stream.diagnosis.owner)
         ]
 
     def _changing(self) -> None:
+        if self._handle.is_away:
+            raise Busy("the engine is away")
         self.before_change()
         self._operations += 1
 
@@ -577,14 +575,14 @@ class MemoryStore(TellsDamage):
         return answer
 
     def _record(self, row: records.NewAuditRow) -> None:
-        self._audit_rows_made += 1
-        number, at = self._audit_rows_made, self.moment().wall
-        self._audit.append(
+        self._engine.audit_rows_made += 1
+        number, at = self._engine.audit_rows_made, self.moment().wall
+        self._engine.audit.append(
             records.AuditRow(number, at, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id)
         )
 
 
-def _lowest(stream: _Stream) -> records.Seq | None:
+def _lowest(stream: Stream) -> records.Seq | None:
     epoch = stream.diagnosis.epoch
     return min((one.seq if one.epoch == epoch else records.Seq(0) for one in stream.cursors.values()), default=None)
 

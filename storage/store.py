@@ -10,7 +10,7 @@ are committed in the order in which they were handed over, each whole or not at 
 commit of its change. The audit row that `audit` makes of the answer is stored in the same transaction: if the row
 cannot be made or stored, the change is not made either.
 
-Reads. A read sees every change that was answered before the read was asked for.
+Reads. A read sees every change that this store answered before the read was asked for.
 
 Errors. Any method that waits may raise `Busy` (certainly not done: a queue or the disk is full) or `Failed` (the
 outcome of a change is unknown; a read is not answered). One that takes a text or a number may raise `Unstorable`, and
@@ -25,7 +25,9 @@ clock is believed (`storage.belief`). While it is not believed, nothing is dropp
 Changes that concern others (`storage.changes`) are told to whoever listens, after their commit and before their answer.
 
 Other writers. Nothing above this room may assume that this process is the only writer of a diagnosis: numbers in
-answers may skip what another node has appended, and `read_after` fills the hole.
+answers may skip what another node has appended, and `read_after` fills the hole. Where a store is `shared`, a read sees
+at once what was written by this store, and what others wrote a little later. It never goes back: what this store has
+read, written or been told of a log is in whatever it reads of it afterwards.
 """
 
 from __future__ import annotations
@@ -139,7 +141,14 @@ class DiagnosisStore(Protocol):
 
 
 class EventStore(Protocol):
-    """The events of each diagnosis: appended, read, purged."""
+    """The events of each diagnosis: appended, read, followed, purged."""
+
+    def follow(self, diagnosis_id: str) -> Callable[[], None]:
+        """Have `Hears.grew` called for what others write to this log, until the function returned is called.
+
+        What was written before is found by a read that is asked for afterwards. Where the store is not `shared`,
+        nothing is called.
+        """
 
     def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
         """Queue events of one diagnosis for the next group commit.
@@ -158,6 +167,8 @@ class EventStore(Protocol):
 
     async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
         """The retained events with a higher number than `seq`, lowest first, without a hole, and their window.
+
+        Where others write, what is read may be old, but not so old that `seq` had not been given, if it was.
 
         Args:
             limit: the most events. With 0 only the numbers of the outbox are judged, else all of it is.
@@ -197,6 +208,13 @@ class CursorStore(StoreTime, Protocol):
         Args:
             after: only those of subscribers after this one; `None`: from the first.
             limit: the most cursors; `None`: all.
+
+        Raises:
+            NoSuchDiagnosis: it is not registered.
+        """
+
+    async def cursor(self, diagnosis_id: str, subscriber: SubscriberId) -> Cursor | None:
+        """The cursor of one subscriber; `None`: it is not known.
 
         Raises:
             NoSuchDiagnosis: it is not registered.
@@ -382,8 +400,15 @@ class StoreUpkeep(StoreTime, Protocol):
 class Store(DiagnosisStore, EventStore, CursorStore, RevocationStore, TrailStore, StoreUpkeep, Protocol):
     """All trades of one database, and what spans them."""
 
+    @property
+    def shared(self) -> bool:
+        """Others write, too: what was read may be old by the time it is used."""
+
     def tell(self, hears: Hears) -> None:
-        """Tell `hears` of every change from now on. To be called once, before anything is asked."""
+        """Tell `hears` of every change from now on, and of logs that are followed.
+
+        To be called once, before anything is asked.
+        """
 
     def patient(self, seconds: float) -> Store:
         """The same store with a deadline for its callers. Beyond it: `Failed`, and a change is still carried out.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from storage.records import Cursor, CursorMove, Epoch, Seq, SubscriberId
 from storage.sqlite.lookup import find
+
+_COLUMNS: Final = "sub, device, epoch, seq, seen_at, acknowledged_at, acknowledged_by"
 
 
 def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Seq | None]:
@@ -52,18 +55,31 @@ def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -
     return Seq(stored)
 
 
+def cursor(db: sqlite3.Connection, diagnosis_id: str, subscriber: SubscriberId) -> Cursor | None:
+    """The cursor of one subscriber."""
+    dx, _ = find(db, diagnosis_id)
+    row = db.execute(
+        f"SELECT {_COLUMNS} FROM cursor WHERE dx = ? AND sub = ? AND device = ?",  # noqa: S608 - a constant
+        (dx, *subscriber.order),
+    ).fetchone()
+    return None if row is None else _cursor(*row)
+
+
 def cursors(db: sqlite3.Connection, diagnosis_id: str, after: SubscriberId | None, limit: int | None) -> list[Cursor]:
     """Cursors of a diagnosis, by subscriber."""
     dx, _ = find(db, diagnosis_id)
     condition, values = ("", ()) if after is None else (" AND (sub, device) > (?, ?)", after.order)
     return [
-        Cursor(SubscriberId(sub or None, device or None), Epoch(epoch), Seq(seq), *rest)
-        for sub, device, epoch, seq, *rest in db.execute(
-            "SELECT sub, device, epoch, seq, seen_at, acknowledged_at, acknowledged_by FROM cursor"  # noqa: S608 - a constant
-            f" WHERE dx = ?{condition} ORDER BY sub, device LIMIT ?",
+        _cursor(*row)
+        for row in db.execute(
+            f"SELECT {_COLUMNS} FROM cursor WHERE dx = ?{condition} ORDER BY sub, device LIMIT ?",  # noqa: S608 - constants
             (dx, *values, -1 if limit is None else limit),
         )
     ]
+
+
+def _cursor(sub: str, device: str, epoch: Epoch, seq: Seq, *rest: Any) -> Cursor:
+    return Cursor(SubscriberId(sub or None, device or None), epoch, seq, *rest)
 
 
 def forget(db: sqlite3.Connection, diagnosis_id: str, subscribers: Sequence[SubscriberId]) -> int:

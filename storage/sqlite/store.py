@@ -412,8 +412,14 @@ class _Looks:
     """Those under way."""
 
 
+def _nothing() -> None:
+    """Undoes a `follow` that did nothing."""
+
+
 class SqliteStore(TellsDamage):
     """A `storage.store.Store`; see there for what each method does."""
+
+    shared = False
 
     def __init__(
         self,
@@ -456,7 +462,7 @@ class SqliteStore(TellsDamage):
         return other
 
     def tell(self, hears: changes.Hears) -> None:
-        self._told.begin(hears)
+        self._told.begin(hears.changed)
 
     def moment(self) -> Moment:
         return self._time.moment()
@@ -505,6 +511,9 @@ class SqliteStore(TellsDamage):
             if isinstance(outcome, OutboxDamaged):
                 self._damage.add(outcome.diagnosis_id, outcome.damage)
                 break
+
+    def follow(self, diagnosis_id: str) -> Callable[[], None]:
+        return _nothing
 
     async def read_after(
         self, diagnosis_id: str, seq: records.Seq, limit: int = 100, bytes_max: int | None = None
@@ -591,6 +600,9 @@ class SqliteStore(TellsDamage):
         self, diagnosis_id: str, *, after: records.SubscriberId | None = None, limit: int | None = None
     ) -> Sequence[records.Cursor]:
         return await self._read(cursors.cursors, diagnosis_id, after, limit)
+
+    async def cursor(self, diagnosis_id: str, subscriber: records.SubscriberId) -> records.Cursor | None:
+        return await self._read(cursors.cursor, diagnosis_id, subscriber)
 
     async def forget(
         self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], audit: records.Audit[int] | None = None

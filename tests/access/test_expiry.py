@@ -13,6 +13,7 @@ import trio.testing
 
 from actors.transport import Ending
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import Revocation
 from web.contract.principals import Principal
 from web.following.expiry import LOOK_SECONDS, Expiry
@@ -178,7 +179,7 @@ def test_a_session_has_all_the_watch_asks_for() -> None:
 
 async def test_revocations_go_once_no_token_they_refuse_can_live(autojump_clock: trio.testing.MockClock) -> None:
     clock = TrioClock()
-    store = MemoryStore(clock=clock, new_epoch=lambda: "e")
+    store = MemoryStore(MemoryEngine(clock=clock, new_epoch=lambda: "e"))
     made: Revocation = (await store.revoke(sub="amira", leeway_seconds=10)).revocation
     revoked = Revoked([made])
     async with trio.open_nursery() as nursery:

@@ -17,6 +17,7 @@ from actors.messages import Forget, Forgotten, Purge
 from actors.slot import ActorState
 from storage.errors import Failed
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import Audit, NewAuditRow, Purged, SubscriberId
 from tests.actors.world import Reader, World, WorldClock, anybody, world
 
@@ -136,7 +137,7 @@ def forgetting(forgotten: Forgotten) -> NewAuditRow:
 
 async def test_an_act_is_done_and_recorded_once_whenever_its_actor_is_restarted(autojump_clock: MockClock) -> None:
     async def scenario(step: int) -> bool:
-        late = LateStore(clock=WorldClock(), new_epoch=lambda: "e")
+        late = LateStore(MemoryEngine(clock=WorldClock(), new_epoch=lambda: "e"))
         async with world(store=late) as here, trio.open_nursery() as operators:
             reader = Reader()
             await here.connect(reader)

@@ -13,6 +13,7 @@ from actors.resume import Wanted
 from actors.transport import Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import CursorMove, Diagnosis, NewAuditRow, NewEvent, Seq, SubscriberId
 from tests.actors.world import DIAGNOSIS, Bug, Denied, Reader, Right, World, WorldClock, anybody, world
 
@@ -94,7 +95,7 @@ class ForgetfulStore(MemoryStore):
 
 
 async def test_what_is_not_in_memory_is_looked_up_before_it_is_judged(autojump_clock: MockClock) -> None:
-    store, right = ForgetfulStore(clock=WorldClock(), new_epoch=lambda: "e"), Right()
+    store, right = ForgetfulStore(MemoryEngine(clock=WorldClock(), new_epoch=lambda: "e")), Right()
     store.failures = (Busy("locked"),)
     async with world(store=store) as here:
         with pytest.raises(Busy):
@@ -152,7 +153,7 @@ class SlowStore(MemoryStore):
     """Hands the answer to `forget` over only when it is told to."""
 
     def __init__(self) -> None:
-        super().__init__(clock=WorldClock(), new_epoch=lambda: "e")
+        super().__init__(MemoryEngine(clock=WorldClock(), new_epoch=lambda: "e"))
         self.gate = trio.Event()
         self.moved: list[CursorMove] = []
 

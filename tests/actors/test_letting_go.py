@@ -16,6 +16,7 @@ from actors.ring import Gap
 from actors.roster import DEVICES_MAX, UNSEEN_SECONDS_MAX
 from storage.errors import Busy
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import Erased, Erasure, NewAuditRow, Seq, SubscriberId
 from storage.store import Store
 from tests.actors.world import DIAGNOSIS, Denied, Reader, Right, World, WorldClock, anybody, memory_store, world
@@ -261,7 +262,7 @@ async def test_the_device_that_is_forgotten_is_the_one_unseen_for_longest_whatev
 
     clock = Shifted()
     names = iter(range(1000))
-    store = MemoryStore(clock=clock, new_epoch=lambda: f"epoch-{next(names)}")
+    store = MemoryStore(MemoryEngine(clock=clock, new_epoch=lambda: f"epoch-{next(names)}"))
     async with world(store=store) as there:
         clock.wrong_by = 40 * DAY
         first = Reader("amira", "seen-first")

@@ -21,6 +21,7 @@ from actors.statistics import ActorStatistics
 from actors.transport import Burst, Ending
 from storage.errors import StorageError
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import AcknowledgedBy, Appended, Diagnosis, Event, NewEvent, Seq, SubscriberId, Window
 from storage.store import PendingAppend, Store
 
@@ -229,7 +230,7 @@ class World:
 def memory_store() -> MemoryStore:
     """An empty store in memory."""
     names = iter(range(1, 1_000_000))
-    return MemoryStore(clock=WorldClock(), new_epoch=lambda: f"epoch-{next(names)}")
+    return MemoryStore(MemoryEngine(clock=WorldClock(), new_epoch=lambda: f"epoch-{next(names)}"))
 
 
 async def settled_cursors(registry: Registry) -> None:

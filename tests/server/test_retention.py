@@ -23,6 +23,7 @@ from actors.slot import ActorLimits
 from actors.transport import Burst, Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import DAY_SECONDS, AccessRow, AuditRow, Epoch, NewEvent, Seq, SubscriberId, Window
 from storage.sqlite.store import open_store
 from tests.actors.world import anybody
@@ -86,7 +87,7 @@ class Room:
 async def room() -> AsyncIterator[Room]:
     clock = ManualClock()
     names = (f"epoch-{number}" for number in itertools.count())
-    store = MemoryStore(clock=clock, new_epoch=lambda: next(names))
+    store = MemoryStore(MemoryEngine(clock=clock, new_epoch=lambda: next(names)))
     await store.register("d", "amira", ["bo"])
     trail = AccessTrail(store, clock)
     async with trio.open_nursery() as nursery:
@@ -188,7 +189,7 @@ async def test_a_store_that_refuses_gets_the_rows_later(autojump_clock: MockCloc
 
 
 async def test_rows_that_wait_are_bounded() -> None:
-    trail = AccessTrail(MemoryStore(clock=ManualClock(), new_epoch=str), ManualClock())
+    trail = AccessTrail(MemoryStore(MemoryEngine(clock=ManualClock(), new_epoch=str)), ManualClock())
     subscriber = Subscriber(SubscriberId("amira", None), None, Reader())
     for _ in range(WAITING_MAX + 5):
         trail.note("connect", "d", subscriber)

@@ -7,11 +7,13 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from storage.memory import MemoryStore
-from storage.records import IDEMPOTENCY_KEYS_MAX
+from storage.memory_engine import Faults, MemoryEngine
+from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
 from storage.sqlite.store import SqliteStore, open_store
 from storage.store import Store
 
@@ -48,30 +50,78 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "avicenna.db"
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+class TwoHandles:
+    """A store of which one handle writes, and another reads what every handle finds alike.
+
+    What is promised to the handle that wrote alone is asked of it: that a read sees the write that was answered before.
+    The other may find the log as it was some entries ago, but never with a hole, and never older than before. Only the
+    handle itself can tell what it has found damaged, what it has in memory (`known`), and its time and figures.
+    """
+
+    READS = frozenset(
+        {"get", "look_up", "diagnoses", "outboxes", "cursors", "cursor", "revocations", "audit", "accesses"}
+    )
+
+    def __init__(self, one: MemoryStore, other: MemoryStore) -> None:
+        self.one, self.other = one, other
+        self._latest: dict[str, Slice] = {}
+
+    async def read_after(self, diagnosis_id: str, seq: Seq, limit: int = 100, bytes_max: int | None = None) -> Slice:
+        """What the handle finds that did not write, once it finds what the other has written."""
+        written = await self.one.read_after(diagnosis_id, seq, limit, bytes_max)
+        while True:
+            found = await self.other.read_after(diagnosis_id, seq, limit, bytes_max)
+            window, first = found.window, max(seq, found.window.floor) + 1
+            assert [one.seq for one in found.events] == list(range(first, first + len(found.events)))
+            before = self._latest.get(diagnosis_id, found).window
+            if before.epoch == window.epoch:
+                assert (window.head, window.floor) >= (before.head, before.floor), "it has gone back"
+            self._latest[diagnosis_id] = found
+            if window == written.window:
+                assert found == written
+                return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.other if name in self.READS else self.one, name)
+
+
+KINDS = ["sqlite", "memory", "two handles"]
+
+
+@pytest.fixture(params=KINDS)
 async def store(
     request: pytest.FixtureRequest, path: Path, clock: ManualClock, new_epoch: Callable[[], str]
 ) -> AsyncIterator[Store]:
     """An empty store of each kind."""
-    async with _opened(request.param, path, clock, new_epoch, IDEMPOTENCY_KEYS_MAX) as opened:
+    async with open_kind(request.param, path, clock, new_epoch) as opened:
         yield opened
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=KINDS)
 async def store_of_three_keys(
     request: pytest.FixtureRequest, path: Path, clock: ManualClock, new_epoch: Callable[[], str]
 ) -> AsyncIterator[Store]:
     """An empty store of each kind that holds three idempotency keys at most."""
-    async with _opened(request.param, path, clock, new_epoch, 3) as opened:
+    async with open_kind(request.param, path, clock, new_epoch, 3) as opened:
         yield opened
 
 
 @asynccontextmanager
-async def _opened(
-    kind: str, path: Path, clock: ManualClock, new_epoch: Callable[[], str], keys_max: int
+async def open_kind(
+    kind: str,
+    path: Path,
+    clock: ManualClock,
+    new_epoch: Callable[[], str],
+    keys_max: int = IDEMPOTENCY_KEYS_MAX,
 ) -> AsyncIterator[Store]:
+    """An empty store of one kind."""
     if kind == "memory":
-        yield MemoryStore(clock=clock, new_epoch=new_epoch, keys_max=keys_max)
+        yield MemoryStore(MemoryEngine(clock=clock, new_epoch=new_epoch, keys_max=keys_max))
+        return
+    if kind == "two handles":
+        faults = Faults(live_lost=0.3, reads_old=5)
+        engine = MemoryEngine(clock=clock, new_epoch=new_epoch, keys_max=keys_max, shared=True, faults=faults)
+        yield cast(Store, TwoHandles(MemoryStore(engine, "one"), MemoryStore(engine, "other")))
         return
     async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=keys_max) as opened:
         yield opened

@@ -20,6 +20,7 @@ from storage.changes import (
     digest_of,
 )
 from storage.errors import Failed, KeyReused, KeysExhausted, NoSuchDiagnosis, NoSuchRevocation, StorageError, Unstorable
+from storage.news import News
 from storage.records import (
     AcknowledgedBy,
     Appended,
@@ -333,6 +334,20 @@ async def test_a_move_of_another_epoch_is_not_stored(store: Store) -> None:
     assert await store.cursors("d") == []
 
 
+async def test_the_cursor_of_one_subscriber_is_found_by_its_name(store: Store) -> None:
+    with pytest.raises(NoSuchDiagnosis):
+        await store.cursor("d", PHONE)
+    await store.register("d", "amira", [])
+    await append_numbers(store, 3)
+    for seq, subscriber in enumerate((ANONYMOUS, UNNAMED, PHONE), start=1):
+        assert await store.cursor("d", subscriber) is None
+        await move(store, subscriber, seq)
+    cursors = await store.cursors("d")
+    assert [await store.cursor("d", one.subscriber) for one in cursors] == cursors
+    await store.forget("d", [PHONE])
+    assert await store.cursor("d", PHONE) is None
+
+
 async def test_forgotten_cursors_are_gone_and_counted(store: Store) -> None:
     await store.register("d", "amira", [])
     await move(store, PHONE, 0)
@@ -459,6 +474,9 @@ class Listener:
     def changed(self, change: Change) -> None:
         self.told.append(change)
         self.known.append(self._store.known("d"))
+
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        raise AssertionError("nobody else writes")
 
 
 async def test_each_act_is_told_whole_in_order_and_before_its_answer(store: Store, clock: ManualClock) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,20 @@ from storage.records import (
 from storage.sqlite import integrity
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
-from tests.storage.conftest import ManualClock, damage
+from tests.storage.conftest import ManualClock, damage, open_kind
 from tests.storage.test_contract import append, append_numbers, event, retained
 from tests.storage.test_faults import change, come_back, fill, opened
 
 PHONE = SubscriberId("amira", "phone")
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+async def store(
+    request: pytest.FixtureRequest, path: Path, clock: ManualClock, new_epoch: Callable[[], str]
+) -> AsyncIterator[Store]:
+    """An empty store of each kind whose disk can fail: what handles share is not on one disk."""
+    async with open_kind(request.param, path, clock, new_epoch) as opened:
+        yield opened
 
 
 def whole(seq: int) -> Entry:

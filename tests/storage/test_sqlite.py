@@ -14,6 +14,7 @@ import trio.testing
 
 from storage.changes import Change, DiagnosisRegistered
 from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
+from storage.news import News
 from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, Slice, SubscriberId
 from storage.sqlite import lookup
 from storage.sqlite.committer import Committer
@@ -60,6 +61,9 @@ class Heard(list[Change]):
 
     def changed(self, change: Change) -> None:
         self.append(change)
+
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        raise AssertionError("nobody else writes")
 
 
 async def test_an_act_is_told_also_if_whoever_asked_gave_up_waiting_for_the_disk(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from storage.belief import EVEN_SECONDS, Kept
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import (
     IDEMPOTENCY_KEY_SECONDS,
     Appended,
@@ -64,7 +65,7 @@ class Runs:
         """One run, ended in order."""
         if self._directory is None:
             if self._memory is None:
-                self._memory = MemoryStore(clock=self.machine, new_epoch=lambda: next(self._epochs))
+                self._memory = MemoryStore(MemoryEngine(clock=self.machine, new_epoch=lambda: next(self._epochs)))
             else:
                 self._memory = self._memory.restarted(self._kept)
             yield self._memory
