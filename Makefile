@@ -11,6 +11,7 @@
 #   make bench-restart                a start after kill -9, and its check beside publishers
 #   make first-hour                   what a newcomer waits for until the demo's page moves
 #   make bench-abuse                  what a client that does harm costs everybody else
+#   make bench-compare BEFORE=COMMAND   CPU of each operation as a multiple of another build's
 #   make bench-crowd                  ten thousand followers, slow ones, floods and a stop among them
 #   make fuzz [SECONDS=60]            random damage to requests, for so long
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
@@ -22,7 +23,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test relay-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-crowd first-hour load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test relay-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd first-hour load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -143,6 +144,9 @@ first-hour: setup
 
 bench-abuse: setup $(NATIVE)/load
 	$(BIN)/python -m benchmarks.abuse $(ARGS)
+
+bench-compare: setup $(NATIVE)/load
+	$(BIN)/python -m benchmarks.compare --before "$(BEFORE)" $(ARGS)
 
 bench-crowd: setup $(NATIVE)/load
 	$(BIN)/python -m benchmarks.crowd $(ARGS)

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from benchmarks import measuring
 from benchmarks.generator import GeneratorError
 from benchmarks.results import Rounds, medians, table
-from benchmarks.servers import FASTAPI, FLOOR, LOOP, OURS, QUART, WEBSOCKETS, ServerFailed
+from benchmarks.servers import FASTAPI, FLOOR, LOOP, OURS, QUART, THIS_CHECKOUT, WEBSOCKETS, ServerFailed
 
 SERVERS = (OURS, FASTAPI, WEBSOCKETS, QUART, LOOP, FLOOR)
 
@@ -60,7 +59,6 @@ def _document(rounds: Rounds, faults: list[str]) -> dict[str, object]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
-    ours = shlex.join([str(Path(sys.executable).with_name("avicenna-live")), "serve"])
     parser.add_argument("--quick", action="store_true", help="one short round, below a minute")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often everything is measured; default 3")
     parser.add_argument(
@@ -72,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--server-command",
-        default=ours,
+        default=THIS_CHECKOUT,
         metavar="COMMAND",
         help="what starts our server; `--port 0 --data DIR` is added; default: this checkout's",
     )

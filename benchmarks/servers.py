@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from benchmarks.peers.listening import POST_PATH
 from benchmarks.processes import settle_on
 from web.identity.keyring import load_key
 from web.identity.tokens import issue
+
+THIS_CHECKOUT: Final = shlex.join([str(Path(sys.executable).with_name("avicenna-live")), "serve"])
+"""What starts our server as it is here."""
 
 ROOT: Final = Path(__file__).parent.parent
 BUILT: Final = ROOT / "build" / "benchmarks"
