@@ -1,8 +1,8 @@
 """Two builds of our server in turns: what an operation costs one in CPU, as a multiple of what it costs the other.
 
-`python -m benchmarks.compare --before COMMAND` (`make bench-compare BEFORE=COMMAND`). CPU seconds of the server's process
-are compared, not times: a busy machine stretches times more than a process's own work. A pair is one measurement of
-each build, one after the other, in changing order.
+`python -m benchmarks.compare --before COMMAND` (`make bench-compare BEFORE=COMMAND`). CPU seconds of the server's
+process are compared, not times: a busy machine stretches times more than a process's own work. A pair is one measurement
+of each build, one after the other, in changing order.
 """
 
 from __future__ import annotations
