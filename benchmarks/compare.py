@@ -1,7 +1,7 @@
 """Two builds of our server in turns: what an operation costs one in CPU, as a multiple of what it costs the other.
 
 `python -m benchmarks.compare --before COMMAND` (`make bench-compare BEFORE=COMMAND`). CPU seconds of the server's
-process are compared, not times: a busy machine stretches times more than a process's own work. A pair is one measurement
+process are compared, not times: a busy machine stretches times more than the work of a process. A pair is a measurement
 of each build, one after the other, in changing order.
 """
 
