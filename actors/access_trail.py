@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Final, Literal
 
 from actors.batching import BATCH_MAX, Batching
-from actors.roster import Subscriber
+from actors.roster import Subscriber, Whose
 from storage.clock import Clock
 from storage.records import NewAccessRow, SubscriberId
 from storage.store import TrailStore
@@ -40,11 +40,11 @@ class AccessTrail:
         self._waiting.append(NewAccessRow(self._clock.wall(), what, diagnosis_id, subscriber.id))
         self._batching.mark()
 
-    def rename(self, sub: str, stand_in: str) -> None:
+    def rename(self, whose: Whose, stand_in: str) -> None:
         """A user is erased: in the rows that wait, `stand_in` takes the place of its name, as in those stored."""
         nobody = SubscriberId(stand_in, None)
         self._waiting = deque(
-            (replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._waiting),
+            (replace(row, subscriber=nobody) if whose.names(row.subscriber) else row for row in self._waiting),
             maxlen=WAITING_MAX,
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from actors.batching import BATCH_MAX, Batching
-from actors.roster import Known, Roster, Subscriber
+from actors.roster import Known, Roster, Subscriber, Whose
 from storage.belief import Moment
 from storage.records import AcknowledgedBy, CursorMove, Epoch, Seq
 from storage.store import CursorStore
@@ -103,9 +103,9 @@ class CursorKeeper:
             self._held -= held
             self._batching.mark()
 
-    def discard_user(self, sub: str) -> None:
-        """Do not store any subscriber of a user any more; what has reached the store already stays there."""
-        for known in [one for one in (*self._dirty, *self._in_flight) if one.id.sub == sub]:
+    def discard_where(self, whose: Whose) -> None:
+        """Do not store some subscribers any more; what has reached the store already stays there."""
+        for known in [one for one in (*self._dirty, *self._in_flight) if whose.names(one.id)]:
             self.discard(known)
 
     def is_dirty(self, diagnosis_id: str) -> bool:

@@ -494,22 +494,19 @@ class DiagnosisActor:
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
         """Nobody is disconnected before the row that says so is stored."""
 
-        def picked(subscriber: Subscriber) -> bool:
-            return message.which(subscriber.id)
-
         def audit(cursors: int) -> NewAuditRow:
             return message.audit(Forgotten(connections, cursors))
 
         # No checkpoint until the store has it.
         if not await self._judged([envelope]):
             return
-        meant = [one for one in self._everyone_known.values() if message.which(one.id)]
+        meant = [one for one in self._everyone_known.values() if message.which.names(one.id)]
         named = [one.id for one in meant]
-        connections = self._roster.count_where(picked)
+        connections = self._roster.count_where(message.which)
         try:
             with _carried_out(), self._keeper.holding(meant):
                 cursors = await self._store.forget(self._diagnosis_id, named, audit)
-                ended = await turns.end_where(self._roster, picked, Ending.DISCONNECTED)
+                ended = await turns.end_where(self._roster, message.which, Ending.DISCONNECTED)
                 self._forget_known(named)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
@@ -517,9 +514,11 @@ class DiagnosisActor:
         self._answer(envelope, Forgotten(ended, cursors))
 
     async def _evict(self, window: Window) -> None:
-        # A diagnosis of this name may have been deleted and registered again since its events were dropped.
-        if window.epoch == self._ring.epoch:
-            self._ring.raise_floor(window)
+        # A diagnosis of this name may have been deleted and registered again since its events were dropped. A purge of
+        # this actor's own is known to it.
+        ring = self._ring
+        if window.epoch == ring.epoch and (window.floor > ring.floor or window.purged > ring.purged):
+            ring.raise_floor(window)
             await turns.wake_all(self._roster)
 
     async def _forget_unseen(self, envelope: Envelope) -> None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from actors.resume import Plan, Wanted
-from actors.roster import Subscriber
+from actors.roster import Subscriber, Whose
 from storage.errors import StorageError
 from storage.pending import Pending
 from storage.records import (
@@ -138,7 +138,7 @@ class Purge(Asks[Window]):
 
 @dataclass(frozen=True, slots=True)
 class Evict(Asks[Window]):
-    """Let go of events the store has dropped for their age."""
+    """Let go of events the store has dropped, for their age or by a purge."""
 
     window: Window
 
@@ -156,7 +156,7 @@ class Forgotten:
 class Forget(Asks[Forgotten]):
     """End the connections of some subscribers and drop their cursors."""
 
-    which: Callable[[SubscriberId], bool]
+    which: Whose
     audit: Callable[[Forgotten], NewAuditRow]
     """Made in the transaction that drops the cursors, right before the connections end."""
     judge: Judge

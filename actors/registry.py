@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar, cast
 
 import trio
@@ -22,12 +23,13 @@ from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
 from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
-from actors.roster import Roster, Subscriber, Watcher
+from actors.roster import Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
 from actors.statistics import ActorStatistics, statistics_of
 from actors.supervisor import Supervisor
 from actors.transport import Ending
 from actors.upkeep import restart_on_crash
+from actors.which import EVERYBODY
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.records import AcknowledgedBy, Seq, SubscriberId, Window
@@ -130,7 +132,7 @@ class Registry(Watcher):
         """Move the cursor of a connection that has left up to its position; see `CursorKeeper.settle`."""
         self._keeper.settle(subscriber, by)
 
-    async def end_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+    async def end_where(self, diagnosis_id: str, which: Which, ending: Ending) -> int:
         """End the connections of one diagnosis that `which` picks, and leave others their turn; how many.
 
         A connection that is attached meanwhile is not ended: first take away the right to be admitted.
@@ -138,16 +140,16 @@ class Registry(Watcher):
         slot = self._slots.get(diagnosis_id)
         return 0 if slot is None else await turns.end_where(slot.roster, which, ending)
 
-    def count_where(self, diagnosis_id: str, which: Callable[[Subscriber], bool]) -> int:
+    def count_where(self, diagnosis_id: str, which: Which) -> int:
         """How many connections of one diagnosis `which` picks."""
         slot = self._slots.get(diagnosis_id)
         return 0 if slot is None else slot.roster.count_where(which)
 
-    def count_everywhere(self, which: Callable[[Subscriber], bool]) -> int:
+    def count_everywhere(self, which: Which) -> int:
         """How many connections of all diagnoses `which` picks."""
         return sum(slot.roster.count_where(which) for slot in self._slots.values())
 
-    async def end_everywhere(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+    async def end_everywhere(self, which: Which, ending: Ending) -> int:
         """As `end_where`, of all diagnoses."""
         ended, share = 0, turns.Share()
         for slot in list(self._slots.values()):
@@ -170,10 +172,10 @@ class Registry(Watcher):
 
     async def end_all(self) -> None:
         """The server stops: say goodbye to every connection."""
-        await self.end_everywhere(lambda _: True, Ending.STOPPING)
+        await self.end_everywhere(EVERYBODY, Ending.STOPPING)
 
     def evicted(self, diagnosis_id: str, window: Window) -> None:
-        """The store has dropped old events: have the actor let go of them, if it is in memory.
+        """The store has dropped events, old or purged ones: have the actor let go of them, if it is in memory.
 
         An actor that is just reading its outbox may have read them already: it lets go of them afterwards.
         """
@@ -211,28 +213,35 @@ class Registry(Watcher):
 
     # Operators
 
-    async def disconnect_user(self, sub: str) -> int:
-        """End every connection of a user, and store their rows of the access trail; how many there were."""
-        ended = await self.end_everywhere(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
+    async def let_go_of(self, whose: Whose, stand_in: str) -> None:
+        """A user was erased: end its connections, have their rows of the access trail stored, and forget the user.
+
+        Others get their turn in between. `erase` makes sure of what has come meanwhile.
+        """
+        await self.end_everywhere(whose, Ending.DISCONNECTED)
         if self._trail is not None:
             await self._trail.flush()
-        return ended
+        share = turns.Share()
+        for slot in list(self._slots.values()):
+            slot.roster.erase(whose)
+            await share.spend(max(1, turns.LOOKED_AT_ONCE_MAX // (1 + len(slot.roster.known or ()))))
+        self._forget_what_waits(whose, stand_in)
 
-    def erase_user(self, sub: str, stand_in: str) -> int:
+    def erase(self, whose: Whose, stand_in: str) -> int:
         """Forget a user in every actor and in all that waits to be stored; how many connections had to be ended.
 
-        Have them ended before, by `disconnect_user`: here nobody else gets a turn.
+        Have the user let go of before: here nobody else gets a turn.
         To be called in the same stretch, without a checkpoint, as the store is asked to erase it: what has reached the
         store by then is erased there, and nothing of before reaches it later.
         """
-        ended = 0
-        for slot in list(self._slots.values()):
-            ended += slot.roster.end_where(lambda subscriber: subscriber.id.sub == sub, Ending.DISCONNECTED)
-            slot.roster.forget_user(sub)
-        self._keeper.discard_user(sub)
-        if self._trail is not None:
-            self._trail.rename(sub, stand_in)
+        ended = sum(slot.roster.erase(whose) for slot in list(self._slots.values()))
+        self._forget_what_waits(whose, stand_in)
         return ended
+
+    def _forget_what_waits(self, whose: Whose, stand_in: str) -> None:
+        self._keeper.discard_where(whose)
+        if self._trail is not None:
+            self._trail.rename(whose, stand_in)
 
     async def restart(self, diagnosis_id: str) -> None:
         """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine.
@@ -260,15 +269,18 @@ class Registry(Watcher):
         while slot.interruption is Interruption.STOP:
             await slot.changed.wait()
 
-    async def retire(self, diagnosis_id: str) -> None:
-        """The diagnosis was deleted: end its connections, answer what waits, and forget its actor."""
+    def retire(self, diagnosis_id: str) -> Callable[[], Awaitable[object]] | None:
+        """The diagnosis was deleted: answer what waits, and forget its actor; what is returned ends its connections.
+
+        `None`: it has none. From now on the id stands for another diagnosis, if for any.
+        """
         slot = self._slots.pop(diagnosis_id, None)
         if slot is None:
-            return
+            return None
         self._remember(slot)
         self._budget.forget(slot.roster)
         slot.interrupt(Interruption.RETIRE)
-        await turns.end_where(slot.roster, lambda _: True, Ending.DELETED)
+        return partial(turns.end_where, slot.roster, EVERYBODY, Ending.DELETED)
 
     async def drain(self) -> None:
         """Take nothing new, finish what is in the mailboxes, store all cursors.

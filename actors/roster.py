@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from actors.errors import DevicesExhausted
 from actors.reading import Due, take
@@ -165,6 +165,20 @@ class Known:
         return self.seq if self.epoch == epoch else Seq(0)
 
 
+class Which(Protocol):
+    """Some connections: a frozen value that tells whether one is among them. See `actors.which`."""
+
+    def picks(self, subscriber: Subscriber) -> bool:
+        """Whether this connection is meant."""
+
+
+class Whose(Which, Protocol):
+    """Some subscribers, told by their names alone, so that those who are not connected can be meant, too."""
+
+    def names(self, subscriber_id: SubscriberId) -> bool:
+        """Whether this subscriber is meant."""
+
+
 class Watcher:
     """Is told who comes and goes; here, nobody is."""
 
@@ -195,8 +209,8 @@ class Roster:
         """Known named devices of each user (`None`: of all anonymous ones)."""
         self.erasures = 0
         """How often a user was forgotten here."""
-        self._left_out: set[str] = set()
-        """Users who were forgotten while the known subscribers were being loaded."""
+        self._left_out: set[Whose] = set()
+        """Who was forgotten while the known subscribers were being loaded."""
         self._online = 0
         """Known subscribers with a connection."""
         self._at_risk: int | None = None
@@ -210,7 +224,8 @@ class Roster:
         """A new incarnation has loaded its ring."""
         # Cursors that were read before an erasure still name the erased user. Nobody was admitted meanwhile.
         if self._left_out:
-            known = {one: cursor for one, cursor in known.items() if one.sub not in self._left_out}
+            left_out = self._left_out
+            known = {one: cursor for one, cursor in known.items() if not any(whose.names(one) for whose in left_out)}
             self._left_out.clear()
         if known is not self.known:
             self._devices = Counter(one.sub for one in known if one.device is not None)
@@ -240,14 +255,22 @@ class Roster:
                 del self._devices[subscriber_id.sub]
         return known
 
-    def forget_user(self, sub: str) -> None:
-        """Forget a user that has no connection, also while the known subscribers are being loaded."""
+    def erase(self, whose: Whose) -> int:
+        """End the connections of somebody who is erased, and forget all that is known of this user.
+
+        Also while the known subscribers are being loaded.
+
+        Returns:
+            How many connections were ended.
+        """
+        ended = self.end_where(whose, Ending.DISCONNECTED)
         self.erasures += 1
         if self.known is None:
-            self._left_out.add(sub)
-            return
-        for subscriber_id in [one for one in self.known if one.sub == sub]:
+            self._left_out.add(whose)
+            return ended
+        for subscriber_id in [one for one in self.known if whose.names(one)]:
             self.forget(subscriber_id)
+        return ended
 
     def advance(self, known: Known, epoch: Epoch, seq: Seq) -> None:
         """Move the cursor of a known subscriber."""
@@ -305,16 +328,16 @@ class Roster:
         subscriber.detach()
         subscriber.transport.end(ending)
 
-    def end_where(self, which: Callable[[Subscriber], bool], ending: Ending) -> int:
+    def end_where(self, which: Which, ending: Ending) -> int:
         """End every attached connection that `which` picks; how many."""
-        picked = [subscriber for subscriber in self.subscribers if which(subscriber)]
+        picked = [subscriber for subscriber in self.subscribers if which.picks(subscriber)]
         for subscriber in picked:
             self.end(subscriber, ending)
         return len(picked)
 
-    def count_where(self, which: Callable[[Subscriber], bool]) -> int:
+    def count_where(self, which: Which) -> int:
         """How many attached connections `which` picks."""
-        return sum(1 for subscriber in self.subscribers if which(subscriber))
+        return sum(1 for subscriber in self.subscribers if which.picks(subscriber))
 
     def counts(self) -> tuple[int, int, int]:
         """Known subscribers: how many are online, how many there are, how many are at risk."""

@@ -23,6 +23,7 @@ from actors.mailbox import InHand
 from actors.slot import ActorLimits, ActorState, Crash, Interruption, Slot
 from actors.transport import Ending
 from actors.upkeep import describe
+from actors.which import EVERYBODY
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, OutboxDamaged, StorageError
 from storage.store import Store
@@ -98,7 +99,7 @@ class Supervisor:
             # The store has logged the damage. The outbox is read again with the next message, and not before.
             slot.refuse_all(failure)
             ending = Ending.DELETED if isinstance(failure, NoSuchDiagnosis) else Ending.QUARANTINED
-            await turns.end_where(slot.roster, lambda _: True, ending)
+            await turns.end_where(slot.roster, EVERYBODY, ending)
             return not slot.has_work
         if isinstance(failure, StorageError):
             return await self._after_refusal(slot, failure)
@@ -193,7 +194,7 @@ class Supervisor:
                 self._limits.escalation_seconds,
             )
         slot.refuse_all(Quarantined(rest))
-        await turns.end_where(slot.roster, lambda _: True, Ending.QUARANTINED)
+        await turns.end_where(slot.roster, EVERYBODY, Ending.QUARANTINED)
         wanted_to_rest = await self._rest(slot, rest)
         slot.intensity.reset()
         return wanted_to_rest or (slot.interruption is Interruption.NONE and not slot.has_work)

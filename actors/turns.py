@@ -5,12 +5,11 @@ A connection that is attached meanwhile is not reached: first take away the righ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
-from actors.roster import Roster, Subscriber
+from actors.roster import Roster, Which
 from actors.transport import Ending
 
 ENDED_AT_ONCE_MAX: Final = 12
@@ -37,9 +36,7 @@ class Share:
             await trio.lowlevel.checkpoint()
 
 
-async def end_where(
-    roster: Roster, which: Callable[[Subscriber], bool], ending: Ending, share: Share | None = None
-) -> int:
+async def end_where(roster: Roster, which: Which, ending: Ending, share: Share | None = None) -> int:
     """End every attached connection that `which` picks; how many.
 
     Args:
@@ -48,7 +45,7 @@ async def end_where(
     share = share or Share()
     ended = 0
     for subscriber in list(roster.subscribers):
-        if not subscriber.gone and which(subscriber):
+        if not subscriber.gone and which.picks(subscriber):
             roster.end(subscriber, ending)
             ended += 1
             await share.spend(ENDED_AT_ONCE_MAX)

@@ -12,9 +12,10 @@ import trio
 import trio.testing
 
 from actors.transport import Ending
+from storage.changes import RevocationsLifted
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
-from storage.records import Revocation
+from tests.storage.conftest import Heard
 from web.contract.principals import Principal
 from web.following.expiry import LOOK_SECONDS, Expiry
 from web.following.session import Session
@@ -180,15 +181,15 @@ def test_a_session_has_all_the_watch_asks_for() -> None:
 async def test_revocations_go_once_no_token_they_refuse_can_live(autojump_clock: trio.testing.MockClock) -> None:
     clock = TrioClock()
     store = MemoryStore(MemoryEngine(clock=clock, new_epoch=lambda: "e"))
-    made: Revocation = (await store.revoke(sub="amira", leeway_seconds=10)).revocation
-    revoked = Revoked([made])
+    made = (await store.revoke(sub="amira", leeway_seconds=10)).revocation
+    heard = Heard()
+    store.tell(heard)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(expire_revocations, store, revoked, 86_400)
+        nursery.start_soon(expire_revocations, store, 86_400)
         # The last token it covers is issued 10 s after it, lives for a day, and is accepted for 10 s longer.
         await trio.sleep(86_400 + 19)
         assert list(await store.revocations()) == [made]
-        assert revoked.covering("amira", None, None) == made
         await trio.sleep(2 * EXPIRE_EVERY_SECONDS)
         assert list(await store.revocations()) == []
-        assert revoked.covering("amira", None, None) is None
+        assert heard == [RevocationsLifted(2, (made,))]
         nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from actors.errors import Draining
 from actors.messages import Forget, Forgotten, Purge
 from actors.slot import ActorState
+from actors.which import EVERYBODY
 from storage.errors import Failed
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
@@ -146,7 +147,7 @@ async def test_an_act_is_done_and_recorded_once_whenever_its_actor_is_restarted(
             interrupt = AtStep(step, is_actor, lambda: operators.start_soon(here.registry.restart, "d"))
             trio.lowlevel.add_instrument(interrupt)
             assert (await here.registry.ask("d", Purge(purging, anybody))).floor == 1
-            forget = Forget(lambda one: True, forgetting, anybody)
+            forget = Forget(EVERYBODY, forgetting, anybody)
             assert await here.registry.ask("d", forget) == Forgotten(connections=0, cursors=1)
             await here.settled()
             trio.lowlevel.remove_instrument(interrupt)

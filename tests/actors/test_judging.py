@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.messages import Forget, Forgotten, Publish, Purge, Subscribe
 from actors.resume import Wanted
 from actors.transport import Ending
+from actors.which import EVERYBODY, OfUser
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
@@ -141,7 +142,7 @@ async def test_an_operators_act_is_judged_and_leaves_no_row_if_it_is_refused(
     with pytest.raises(Denied):
         await small.registry.ask(DIAGNOSIS, Purge(lambda _: row, right.judge))
     with pytest.raises(Denied):
-        await small.registry.ask(DIAGNOSIS, Forget(lambda _: True, lambda _: row, right.judge))
+        await small.registry.ask(DIAGNOSIS, Forget(EVERYBODY, lambda _: row, right.judge))
     assert (await small.stored(), reader.ending) == ([(1, b"x")], None)
     assert list(await small.store.inner.audit()) == []
 
@@ -182,7 +183,7 @@ async def test_whoever_is_forgotten_stays_forgotten_whatever_it_acknowledges_mea
             rows.append((forgotten, reader.ending))
             return NewAuditRow("op", "forget", DIAGNOSIS)
 
-        answer = here.registry.tell(DIAGNOSIS, Forget(lambda one: one.sub == "amira", act, anybody))
+        answer = here.registry.tell(DIAGNOSIS, Forget(OfUser("amira"), act, anybody))
         await wait_all_tasks_blocked()
         assert all(here.acknowledge(one, 1, answer=True) for one in (reader, other)), "both are still connected"
         await trio.sleep(5)
@@ -203,7 +204,7 @@ async def test_a_refused_act_leaves_everybody_connected_and_their_cursors_are_st
     await small.publish()
     small.store.fail("forget", Busy("the disk is full"))
     row = NewAuditRow("op", "forget", DIAGNOSIS)
-    answer = small.registry.tell(DIAGNOSIS, Forget(lambda _: True, lambda _: row, anybody))
+    answer = small.registry.tell(DIAGNOSIS, Forget(EVERYBODY, lambda _: row, anybody))
     small.acknowledge(reader, 1)
     with pytest.raises(Busy):
         await answer()
@@ -219,7 +220,7 @@ async def test_who_waits_for_cursors_is_woken_if_the_last_of_them_is_forgotten(a
         await here.connect(reader)
         await here.publish()
         row = NewAuditRow("op", "forget", DIAGNOSIS)
-        answer = here.registry.tell(DIAGNOSIS, Forget(lambda _: True, lambda _: row, anybody))
+        answer = here.registry.tell(DIAGNOSIS, Forget(EVERYBODY, lambda _: row, anybody))
         await wait_all_tasks_blocked()
         here.acknowledge(reader, 1)
         with trio.fail_after(10):

@@ -14,12 +14,25 @@ from actors.messages import ForgetUnseen, Inspect, Subscribe, Trace
 from actors.resume import Wanted
 from actors.ring import Gap
 from actors.roster import DEVICES_MAX, UNSEEN_SECONDS_MAX
+from actors.which import OfErased, OfUser
+from storage.changes import digest_of
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
 from storage.records import Erased, Erasure, NewAuditRow, Seq, SubscriberId
 from storage.store import Store
-from tests.actors.world import DIAGNOSIS, Denied, Reader, Right, World, WorldClock, anybody, memory_store, world
+from tests.actors.world import (
+    DIAGNOSIS,
+    Denied,
+    Reader,
+    Right,
+    World,
+    WorldClock,
+    anybody,
+    memory_store,
+    retire,
+    world,
+)
 
 DAY = 86_400.0
 STAND_IN = "[erased]"
@@ -54,8 +67,8 @@ class PausingStore:
 
 async def erase(there: World, store: MemoryStore, sub: str) -> int:
     """What the route does; how many cursors there were."""
-    await there.registry.disconnect_user(sub)
-    there.registry.erase_user(sub, STAND_IN)
+    await there.registry.let_go_of(OfErased(digest_of(sub)), STAND_IN)
+    there.registry.erase(OfUser(sub), STAND_IN)
     erasure = Erasure(sub, STAND_IN, [sub], lambda row: row)
     erased: Erased = await store.erase(erasure, lambda _: NewAuditRow("op", "subject.erase", STAND_IN))
     return erased.cursors
@@ -98,7 +111,7 @@ async def test_events_of_an_earlier_registration_say_nothing_about_the_new_one(
     await small.publish()
     window = await small.settled()
     await small.store.inner.delete(DIAGNOSIS)
-    await small.registry.retire(DIAGNOSIS)
+    await retire(small.registry)
     await small.store.inner.register(DIAGNOSIS, "amira", [])
     await small.publish()
     small.registry.evicted(DIAGNOSIS, replace(window, floor=window.head))
@@ -204,7 +217,7 @@ async def test_rows_of_the_access_trail_that_wait_lose_the_name_too(autojump_clo
     trail = AccessTrail(store, WorldClock())
     for reader in (Reader("bo", "phone"), Reader("amira")):
         trail.note("connect", DIAGNOSIS, reader.subscriber)
-    trail.rename("bo", STAND_IN)
+    trail.rename(OfUser("bo"), STAND_IN)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trail.run)
         await trail.flush()

@@ -7,6 +7,7 @@ from trio.testing import MockClock
 from actors.messages import Trace
 from actors.resume import Resume, Wanted
 from actors.transport import Ending
+from actors.which import OfUser
 from storage.records import Seq
 from tests.actors.world import DIAGNOSIS, RESILIENT, Bug, Reader, world
 
@@ -79,6 +80,6 @@ async def test_a_connection_that_peeks_is_ended_by_the_name_of_its_user(autojump
     async with world() as small:
         peek = Reader()
         await small.connect(peek, peeks=True)
-        assert await small.registry.end_where(DIAGNOSIS, lambda one: one.id.sub == "amira", Ending.DISCONNECTED) == 1
+        assert await small.registry.end_where(DIAGNOSIS, OfUser("amira"), Ending.DISCONNECTED) == 1
         assert peek.ending is Ending.DISCONNECTED
         assert small.actor().connections == 0

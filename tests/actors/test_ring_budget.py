@@ -11,7 +11,7 @@ from actors.messages import Inspect
 from actors.slot import ActorLimits, ActorState
 from storage.errors import Failed
 from storage.records import Event, NewEvent, Window
-from tests.actors.world import Bug, Reader, World, render, world
+from tests.actors.world import Bug, Reader, World, render, retire, world
 
 BODY = b"x" * 10_000
 TEXT_BYTES = 10_010
@@ -141,7 +141,7 @@ async def test_what_has_left_memory_counts_no_more_however_it_left(autojump_cloc
         await there.registry.stop(NAMES[3])
         for name in (NAMES[1], NAMES[4]):
             await there.store.inner.delete(name)
-            await there.registry.retire(name)
+            await retire(there.registry, name)
         await there.registry.restart(NAMES[5])
         await wait_all_tasks_blocked()
         in_memory = [name for name in NAMES if there.registry.window(name) is not None]

@@ -17,7 +17,7 @@ from actors.slot import ActorLimits, ActorState
 from actors.transport import Ending
 from storage.errors import Busy, Failed, NoSuchDiagnosis
 from storage.records import NewEvent
-from tests.actors.world import RESILIENT, Bug, Reader, World, anybody, world
+from tests.actors.world import RESILIENT, Bug, Reader, World, anybody, retire, world
 
 
 async def test_a_publish_in_hand_at_a_crash_is_done_by_the_next_incarnation(
@@ -255,7 +255,7 @@ async def test_a_deleted_diagnosis_ends_its_connections_and_answers_who_waits(
         nursery.start_soon(publish)
         await wait_all_tasks_blocked()
         await small.store.inner.delete("d")
-        await small.registry.retire("d")
+        await retire(small.registry)
     assert reader.ending is Ending.DELETED
     assert small.registry.actors == 0
     with pytest.raises(NoSuchDiagnosis):

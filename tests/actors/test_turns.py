@@ -11,8 +11,9 @@ from trio.testing import MockClock
 from actors.messages import Purge, Trace
 from actors.transport import Ending
 from actors.turns import ENDED_AT_ONCE_MAX
+from actors.which import EVERYBODY
 from storage.records import CursorMove, NewAuditRow, Purged, Seq, SubscriberId
-from tests.actors.world import DIAGNOSIS, Reader, World, anybody, world
+from tests.actors.world import DIAGNOSIS, Reader, World, anybody, retire, world
 
 CROWD = 2000
 
@@ -59,9 +60,10 @@ async def restart(there: World) -> None:
 
 
 ACTS: dict[str, Callable[[World], Awaitable[object]]] = {
-    "a deletion": lambda there: there.registry.retire(DIAGNOSIS),
-    "a right taken away": lambda there: there.registry.end_where(DIAGNOSIS, lambda _: True, Ending.VIEWER_REMOVED),
-    "a revocation": lambda there: there.registry.end_everywhere(lambda _: True, Ending.REVOKED),
+    "a deletion": lambda there: retire(there.registry),
+    "a right taken away": lambda there: there.registry.end_where(DIAGNOSIS, EVERYBODY, Ending.VIEWER_REMOVED),
+    "a revocation": lambda there: there.registry.end_everywhere(EVERYBODY, Ending.REVOKED),
+    "an erasure": lambda there: there.registry.let_go_of(EVERYBODY, "[erased]"),
     "a drain": lambda there: there.registry.end_all(),
     "a purge": lambda there: there.registry.ask(DIAGNOSIS, Purge(purging, anybody)),
     "a restart": restart,

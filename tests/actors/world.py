@@ -233,6 +233,12 @@ def memory_store() -> MemoryStore:
     return MemoryStore(MemoryEngine(clock=WorldClock(), new_epoch=lambda: f"epoch-{next(names)}"))
 
 
+async def retire(registry: Registry, diagnosis_id: str = DIAGNOSIS) -> None:
+    """Have an actor go whose diagnosis was deleted, and its connections end."""
+    if (ending := registry.retire(diagnosis_id)) is not None:
+        await ending()
+
+
 async def settled_cursors(registry: Registry) -> None:
     """Wait until every cursor moved so far is stored."""
     await registry._keeper.flush()

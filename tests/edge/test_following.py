@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from actors.messages import Forget, Purge
 from actors.resume import Wanted
 from actors.transport import Burst, Ending
+from actors.which import EVERYBODY
 from storage.records import AcknowledgedBy, NewAuditRow, Seq
 from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, connect_frame, edge
@@ -159,7 +160,7 @@ async def test_who_is_forgotten_before_it_answers_the_goodbye_stays_forgotten(au
         await client.says("live")
         await server.publish(3)
         follower.end(Ending.STOPPING)
-        forget = Forget(lambda _: True, lambda _: NewAuditRow("op", "forget", "d"), anybody)
+        forget = Forget(EVERYBODY, lambda _: NewAuditRow("op", "forget", "d"), anybody)
         await server.world.registry.ask(DIAGNOSIS, forget)
         while (got := await client.next()) is not None and got.opcode != CLOSE:
             pass

@@ -31,6 +31,8 @@ from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.storage.conftest import ManualClock
 from web.contract.wire import render_event
+from web.identity.revoked import Revoked
+from web.operating.consequences import Consequences
 from web.operating.erasure import ERASED, spellings_of, without_name
 from web.operating.housekeeping import Housekeeper
 from web.server.settings import DATABASE_FILE, Settings
@@ -95,6 +97,7 @@ async def room() -> AsyncIterator[Room]:
             store, nursery, render=render_event, clock=clock, jitter=lambda: 0.5, limits=ActorLimits(), trail=trail
         )
         await nursery.start(registry.run)
+        store.tell(Consequences(store, registry, Revoked(), nursery, anonymous_allowed=False))
         nursery.start_soon(trail.run)
         yield Room(store, registry, trail, clock)
         nursery.cancel_scope.cancel()

@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import pytest
 
+from storage.changes import Change
 from storage.memory import MemoryStore
 from storage.memory_engine import Faults, MemoryEngine
+from storage.news import News
 from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
 from storage.sqlite.store import SqliteStore, open_store
 from storage.store import Store
@@ -31,6 +33,16 @@ class ManualClock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+class Heard(list[Change]):
+    """What a store has told."""
+
+    def changed(self, change: Change) -> None:
+        self.append(change)
+
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        raise AssertionError("no log is followed")
 
 
 @pytest.fixture

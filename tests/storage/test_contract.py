@@ -20,7 +20,6 @@ from storage.changes import (
     digest_of,
 )
 from storage.errors import Failed, KeyReused, KeysExhausted, NoSuchDiagnosis, NoSuchRevocation, StorageError, Unstorable
-from storage.news import News
 from storage.records import (
     AcknowledgedBy,
     Appended,
@@ -37,7 +36,7 @@ from storage.records import (
     TrailFilter,
 )
 from storage.store import Store
-from tests.storage.conftest import ManualClock
+from tests.storage.conftest import Heard, ManualClock
 
 Told = TypeVar("Told")
 
@@ -462,31 +461,23 @@ async def test_an_operation_whose_audit_row_cannot_be_made_changes_nothing(store
     assert await store.audit() == []
 
 
-class Listener:
-    """Keeps what a store tells, and what the store knew of the diagnosis in that moment."""
-
-    def __init__(self, store: Store) -> None:
-        self.told: list[Change] = []
-        self.known: list[Diagnosis | None] = []
-        self._store = store
-        store.tell(self)
-
-    def changed(self, change: Change) -> None:
-        self.told.append(change)
-        self.known.append(self._store.known("d"))
-
-    def grew(self, diagnosis_id: str, news: News) -> None:
-        raise AssertionError("nobody else writes")
+@pytest.fixture
+def heard(store: Store) -> Heard:
+    """What the store tells."""
+    heard = Heard()
+    store.tell(heard)
+    return heard
 
 
-async def test_each_act_is_told_whole_in_order_and_before_its_answer(store: Store, clock: ManualClock) -> None:
-    listener = Listener(store)
+async def test_each_act_is_told_whole_in_order_and_before_its_answer(
+    store: Store, heard: Heard, clock: ManualClock
+) -> None:
     seen: list[tuple[Change, ...]] = []
 
     async def done(answer: Awaitable[Told]) -> Told:
         """The answer of an act, and what had been told when it came."""
         told = await answer
-        seen.append(tuple(listener.told[sum(map(len, seen)) :]))
+        seen.append(tuple(heard[sum(map(len, seen)) :]))
         return told
 
     first = (await done(store.register("d", "amira", []))).diagnosis
@@ -520,14 +511,19 @@ async def test_each_act_is_told_whole_in_order_and_before_its_answer(store: Stor
 
 
 async def test_what_is_told_is_what_the_store_knows_in_that_moment(store: Store) -> None:
-    listener = Listener(store)
+    known: list[Diagnosis | None] = []
+
+    class Looking(Heard):
+        def changed(self, change: Change) -> None:
+            known.append(store.known("d"))
+
+    store.tell(Looking())
     made = [(await store.register("d", owner, [])).diagnosis for owner in ("amira", "bo")]
     await store.delete("d")
-    assert listener.known == [*made, None]
+    assert known == [*made, None]
 
 
-async def test_nothing_is_told_of_what_changed_nothing(store: Store) -> None:
-    listener = Listener(store)
+async def test_nothing_is_told_of_what_changed_nothing(store: Store, heard: Heard) -> None:
     with pytest.raises(NoSuchDiagnosis):
         await store.delete("d")
     with pytest.raises(NoSuchDiagnosis):
@@ -539,17 +535,15 @@ async def test_nothing_is_told_of_what_changed_nothing(store: Store) -> None:
     await store.expire_revocations(0)
     await store.evict(0)
     await store.record(ACT)
-    assert listener.told == []
+    assert heard == []
 
 
-async def test_a_repeated_erasure_that_is_no_act_of_its_own_is_told_to_nobody(store: Store) -> None:
-    listener = Listener(store)
+async def test_a_repeated_erasure_that_is_no_act_of_its_own_is_told_to_nobody(store: Store, heard: Heard) -> None:
     await store.erase(Erasure("bo", "[erased]", ["bo"], lambda row: row))
-    assert listener.told == []
+    assert heard == []
 
 
-async def test_an_act_is_told_also_if_its_caller_has_left(store: Store) -> None:
-    listener = Listener(store)
+async def test_an_act_is_told_also_if_its_caller_has_left(store: Store, heard: Heard) -> None:
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.register, "d", "amira", [])
@@ -558,12 +552,11 @@ async def test_an_act_is_told_also_if_its_caller_has_left(store: Store) -> None:
             scope.cancel()
     await store.barrier()
     found = [one.diagnosis_id for one in await store.diagnoses()]
-    assert [one.diagnosis.diagnosis_id for one in listener.told if isinstance(one, DiagnosisRegistered)] == found
+    assert [one.diagnosis.diagnosis_id for one in heard if isinstance(one, DiagnosisRegistered)] == found
     assert found == ["d"]
 
 
-async def test_acts_of_many_callers_are_told_in_the_order_of_their_commits(store: Store) -> None:
-    listener = Listener(store)
+async def test_acts_of_many_callers_are_told_in_the_order_of_their_commits(store: Store, heard: Heard) -> None:
     answered: list[str] = []
 
     async def come_and_go(name: str) -> None:
@@ -575,8 +568,8 @@ async def test_acts_of_many_callers_are_told_in_the_order_of_their_commits(store
     async with trio.open_nursery() as nursery:
         for number in range(20):
             nursery.start_soon(come_and_go, f"d{number}")
-    assert [change.number for change in listener.told] == list(range(1, 61))
-    registered = [one.diagnosis for one in listener.told if isinstance(one, DiagnosisRegistered)]
+    assert [change.number for change in heard] == list(range(1, 61))
+    registered = [one.diagnosis for one in heard if isinstance(one, DiagnosisRegistered)]
     assert sorted(answered) == sorted(one.diagnosis_id for one in registered)
     for number in range(20):
         owners = [one.owner for one in registered if one.diagnosis_id == f"d{number}"]

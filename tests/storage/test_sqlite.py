@@ -12,15 +12,14 @@ import pytest
 import trio
 import trio.testing
 
-from storage.changes import Change, DiagnosisRegistered
+from storage.changes import DiagnosisRegistered
 from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
-from storage.news import News
 from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, Slice, SubscriberId
 from storage.sqlite import lookup
 from storage.sqlite.committer import Committer
 from storage.sqlite.schema import APPLICATION_ID, MIGRATIONS
 from storage.sqlite.store import open_store
-from tests.storage.conftest import ManualClock
+from tests.storage.conftest import Heard, ManualClock
 
 NewEpoch = Callable[[], str]
 
@@ -54,16 +53,6 @@ async def test_what_was_read_leaves_memory_with_its_reader(path: Path, clock: Ma
             assert not [one for one in gc.get_objects() if isinstance(one, Slice)], "only the collector would free it"
         finally:
             gc.enable()
-
-
-class Heard(list[Change]):
-    """What a store has told."""
-
-    def changed(self, change: Change) -> None:
-        self.append(change)
-
-    def grew(self, diagnosis_id: str, news: News) -> None:
-        raise AssertionError("nobody else writes")
 
 
 async def test_an_act_is_told_also_if_whoever_asked_gave_up_waiting_for_the_disk(

@@ -110,7 +110,8 @@ class Entrance:
             refused = self._access.refusal_of_follower(who, None)
             assert refused is not None, "nobody may follow what is not registered"
             raise refused from None
-        # Rights may have been taken away while the actor was asked; from here on the roster is told.
+        # Rights may have been taken away while the actor was asked; from here on whoever loses them is ended
+        # (`web.operating.consequences` says why nobody is missed).
         await self._access.check_may_follow(who, parameters.diagnosis_id)
         if self._stopping.is_set():
             raise Draining("the server is stopping")  # its goodbye may have been said already

@@ -12,12 +12,12 @@ from functools import partial
 from actors.acts import Acts
 from actors.messages import Forget, Forgotten, Inspect, Purge
 from actors.registry import Registry
-from actors.roster import Subscriber
 from actors.slot import ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
+from actors.which import OfUser
 from storage.errors import NoSuchDiagnosis, OutboxDamaged
-from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, SubscriberId, Window
+from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, Window
 from storage.store import Store
 from web.contract import wire
 from web.contract.errors import Problem
@@ -130,11 +130,7 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
         if forget not in ("0", "1"):
             raise Problem("invalid_field", "forget must be 0 or 1")
 
-        def meant(subscriber_id: SubscriberId) -> bool:
-            return subscriber_id.sub == sub and device in (None, subscriber_id.device)
-
-        def picked(subscriber: Subscriber) -> bool:
-            return meant(subscriber.id)
+        meant = OfUser(sub, device)
 
         def act(done: Forgotten) -> NewAuditRow:
             whom, after = wire.encode({"sub": sub, "device": device}), wire.encode(_disconnected(done))
@@ -143,8 +139,8 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
 
         async def carry_out() -> int:
             access.judge_token(who)
-            await acts.store.record(act(Forgotten(registry.count_where(diagnosis_id, picked), 0)))
-            return await registry.end_where(diagnosis_id, picked, Ending.DISCONNECTED)
+            await acts.store.record(act(Forgotten(registry.count_where(diagnosis_id, meant), 0)))
+            return await registry.end_where(diagnosis_id, meant, Ending.DISCONNECTED)
 
         if forget == "1":
             message = Forget(meant, act, access.judge_of(who, rights.may_operate))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from actors.acts import Acts
-from actors.registry import Registry
-from actors.roster import Subscriber
-from actors.transport import Ending
 from storage.records import Diagnosis, NewAuditRow, Registered
 from storage.store import DiagnosisStore
 from web.contract import wire
@@ -19,9 +15,10 @@ from web.contract.records import diagnosis_id_as_json, diagnosis_id_of
 from web.http.bodies import read_json_body, whole_request
 from web.identity import rights
 from web.identity.access import Access, require
+from web.operating.consequences import Consequences
 
 
-def diagnoses(access: Access, acts: Acts, registry: Registry, store: DiagnosisStore) -> Handlers:
+def diagnoses(access: Access, acts: Acts, consequences: Consequences, store: DiagnosisStore) -> Handlers:
     """The operations of the registry of diagnoses."""
 
     async def list_diagnoses(asked: Request) -> Answer:
@@ -40,9 +37,7 @@ def diagnoses(access: Access, acts: Acts, registry: Registry, store: DiagnosisSt
         async def carry_out() -> Registered:
             access.judge_token(who)
             registered = await acts.store.register(checked_id, wanted.owner, viewers, partial(_registering, who))
-            lost = _lost_the_right(registered.diagnosis, anonymous_allowed=access.rules.allow_anonymous)
-            await registry.end_where(checked_id, lost, Ending.VIEWER_REMOVED)
-            await acts.store.barrier()
+            await consequences.settled()
             return registered
 
         registered = await acts.carry_through(carry_out)
@@ -61,8 +56,7 @@ def diagnoses(access: Access, acts: Acts, registry: Registry, store: DiagnosisSt
         async def carry_out() -> Diagnosis:
             access.judge_token(who)
             deleted = await acts.store.delete(checked_id, partial(_deleting, who))
-            await registry.retire(checked_id)
-            await acts.store.barrier()
+            await consequences.settled()
             return deleted
 
         return answer(_registration(await acts.carry_through(carry_out)))
@@ -80,17 +74,6 @@ def _registering(who: Principal, registered: Registered) -> NewAuditRow:
 def _deleting(who: Principal, deleted: Diagnosis) -> NewAuditRow:
     named = deleted.diagnosis_id
     return NewAuditRow(who.sub or "", "diagnosis.delete", named, before=_rights(deleted), diagnosis_id=named)
-
-
-def _lost_the_right(diagnosis: Diagnosis, *, anonymous_allowed: bool) -> Callable[[Subscriber], bool]:
-    """Picks the connections that may not follow `diagnosis` as it is registered now."""
-
-    def lost(subscriber: Subscriber) -> bool:
-        who = subscriber.principal
-        assert isinstance(who, Principal), "connections are admitted by web.following.sockets"
-        return not rights.may_subscribe(who, diagnosis, anonymous_allowed=anonymous_allowed)
-
-    return lost
 
 
 def _registration(diagnosis: Diagnosis) -> dict[str, object]:

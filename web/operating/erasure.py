@@ -14,6 +14,7 @@ import trio
 
 from actors.acts import Acts
 from actors.registry import Registry
+from actors.which import OfUser
 from storage.records import ERASED_ROWS_MAX, AuditRow, Erased, Erasure, NewAuditRow
 from web.contract import wire
 from web.contract.errors import Problem
@@ -22,6 +23,7 @@ from web.contract.records import diagnosis_id_as_json
 from web.http.bodies import whole_request
 from web.identity import rights
 from web.identity.access import Access, require
+from web.operating.consequences import Consequences
 from web.operating.draining import unless_stopping
 
 ERASED: Final = "[erased]"
@@ -34,7 +36,9 @@ NAMELESS_TARGETS: Final = ("diagnosis.", "actor.", "outbox.", "subscriber.", "da
 """Acts whose target is a diagnosis, a file or a number, even where a person has the same name."""
 
 
-def erasure(access: Access, acts: Acts, registry: Registry, stopping: trio.Event) -> Handlers:
+def erasure(
+    access: Access, acts: Acts, consequences: Consequences, registry: Registry, stopping: trio.Event
+) -> Handlers:
     """Both operations: a path cannot hold every name (one that begins with `/`), a query can."""
 
     async def erase_by_query(asked: Request) -> Answer:
@@ -49,7 +53,7 @@ def erasure(access: Access, acts: Acts, registry: Registry, stopping: trio.Event
         return await erase(asked, asked.parameters["sub"])
 
     async def erase(asked: Request, sub: str) -> Answer:
-        who, connections = asked.who, 0
+        who, whose, connections = asked.who, OfUser(sub), 0
         whole = Erasure(sub, ERASED, spellings_of(sub), lambda row: without_name(row, sub))
 
         def act(erased: Erased) -> NewAuditRow:
@@ -59,14 +63,14 @@ def erasure(access: Access, acts: Acts, registry: Registry, stopping: trio.Event
         async def carry_out() -> tuple[int, Erased]:
             nonlocal connections
             access.judge_token(who)
-            connections = registry.count_everywhere(lambda subscriber: subscriber.id.sub == sub)
+            connections = ended = registry.count_everywhere(whose)
             erased = await acts.store.erase(whole, act)
-            ended = await registry.disconnect_user(sub)
+            await consequences.settled()
             for _ in range(ROUNDS_MAX):
                 # What its connections have left since is erased, too: cursors they moved, rows of their end. It is the
                 # barrier as well, behind everything that was handed over while it still was a viewer.
                 # No checkpoint until the store has taken it: nothing of before may reach it after that.
-                ended += registry.erase_user(sub, ERASED)
+                ended += registry.erase(whose, ERASED)
                 left = await acts.store.erase(whole)
                 erased = _together(erased, left)
                 if left.cursors < ERASED_ROWS_MAX:

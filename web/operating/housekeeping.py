@@ -75,10 +75,7 @@ class Housekeeper:
     async def _evict(self, seconds: float) -> None:
         after: str | None = ""
         while after is not None:
-            evicted = await self._store.evict(seconds, after=after)
-            for diagnosis_id, window in evicted.windows.items():
-                self._registry.evicted(diagnosis_id, window)
-            after = evicted.next
+            after = (await self._store.evict(seconds, after=after)).next
 
     async def _forget_unseen(self) -> None:
         """Once a day, and first after the clock is believed again: a connected subscriber counts as seen until then."""

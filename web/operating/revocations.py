@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from functools import partial
 from typing import Final
 
 import trio
 
 from actors.acts import Acts
-from actors.registry import Registry
-from actors.roster import Subscriber
-from actors.transport import Ending
 from storage.errors import StorageError
 from storage.records import NewAuditRow, Revocation, RevocationMade
 from storage.store import RevocationStore
@@ -26,6 +23,7 @@ from web.identity import rights
 from web.identity.access import Access, require
 from web.identity.revoked import Revoked
 from web.identity.tokens import LEEWAY_SECONDS
+from web.operating.consequences import Consequences
 
 EXPIRE_EVERY_SECONDS: Final = 3600.0
 """Time between two looks for revocations that have outlived every token they refuse."""
@@ -34,7 +32,7 @@ PAGE_REVOCATIONS: Final = 1000
 """Revocations read from the store at once."""
 
 
-def revocations(access: Access, acts: Acts, registry: Registry, store: RevocationStore, revoked: Revoked) -> Handlers:
+def revocations(access: Access, acts: Acts, consequences: Consequences, store: RevocationStore) -> Handlers:
     """The three operations."""
 
     async def revoke(asked: Request) -> Answer:
@@ -47,9 +45,7 @@ def revocations(access: Access, acts: Acts, registry: Registry, store: Revocatio
             made = await acts.store.revoke(
                 sub=wanted.sub, token_id=wanted.jti, leeway_seconds=LEEWAY_SECONDS, audit=partial(_adding, who)
             )
-            revoked.add(made.revocation)
-            await registry.end_everywhere(_is_covered(revoked), Ending.REVOKED)
-            await acts.store.barrier()
+            await consequences.settled()
             return made
 
         made = await acts.carry_through(carry_out)
@@ -70,46 +66,28 @@ def revocations(access: Access, acts: Acts, registry: Registry, store: Revocatio
 
         async def carry_out() -> Revocation:
             access.judge_token(who)
-            lifted = await acts.store.lift_revocation(int(number), partial(_lifting, who))
-            revoked.lift(lifted)
-            return lifted
+            return await acts.store.lift_revocation(int(number), partial(_lifting, who))
 
         return answer(_shown(await acts.carry_through(carry_out)))
 
     return {"revokeTokens": revoke, "listRevocations": list_revocations, "liftRevocation": lift}
 
 
-async def load_revoked(store: RevocationStore) -> Revoked:
-    """Everything that is revoked now."""
-    revoked = Revoked()
+async def load_revoked(store: RevocationStore, revoked: Revoked) -> None:
+    """Add everything that is revoked now."""
     last = 0
     while page := await store.revocations(after=last, limit=PAGE_REVOCATIONS):
         for one in page:
             revoked.add(one)
         last = page[-1].number
-    return revoked
 
 
-async def expire_revocations(store: RevocationStore, revoked: Revoked, lifetime_seconds_max: int) -> None:
+async def expire_revocations(store: RevocationStore, lifetime_seconds_max: int) -> None:
     """Drop revocations once no token they refuse can live any more; until cancelled."""
     while True:
-        try:
-            expired = await store.expire_revocations(lifetime_seconds_max + LEEWAY_SECONDS)
-        except StorageError:
-            pass  # Nothing is lost: the next look finds it.
-        else:
-            for one in expired:
-                revoked.lift(one)
+        with contextlib.suppress(StorageError):  # nothing is lost: the next look finds it
+            await store.expire_revocations(lifetime_seconds_max + LEEWAY_SECONDS)
         await trio.sleep(EXPIRE_EVERY_SECONDS)
-
-
-def _is_covered(revoked: Revoked) -> Callable[[Subscriber], bool]:
-    def covered(subscriber: Subscriber) -> bool:
-        who = subscriber.principal
-        assert isinstance(who, Principal), "connections are admitted by web.following.sockets"
-        return revoked.covering(who.sub, who.token_id, who.issued_at) is not None
-
-    return covered
 
 
 def _adding(who: Principal, made: RevocationMade) -> NewAuditRow:

@@ -63,9 +63,11 @@ from web.identity.jwks import RemoteKeys
 from web.identity.keyring import KEY_FILE, load_keys, will_make_key
 from web.identity.keys import KeyUnusable
 from web.identity.limits import Limits
+from web.identity.revoked import Revoked
 from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
 from web.operating.actors import actors
+from web.operating.consequences import Consequences
 from web.operating.delivery import delivery
 from web.operating.diagnoses import diagnoses
 from web.operating.erasure import erasure
@@ -291,7 +293,12 @@ async def serve(
         actors_nursery.start_soon(_stop_when_broken, store, stopping)
         acts = Acts(store, registry, actors_nursery, settings.storage_seconds_max, refusals=WebError)
         patient = store.patient(settings.storage_seconds_max)
-        revoked = await load_revoked(store)
+        revoked = Revoked()
+        consequences = Consequences(
+            store, registry, revoked, actors_nursery, anonymous_allowed=settings.allow_anonymous
+        )
+        store.tell(consequences)
+        await load_revoked(store, revoked)
         unknown, url = UnknownKeys(), settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
         verifier = Verifier(
             keys,
@@ -332,12 +339,12 @@ async def serve(
             **broadcasts(publisher),
             **bulk(publisher, registry),
             "followEvents": streams.follow,
-            **diagnoses(access, acts, registry, patient),
+            **diagnoses(access, acts, consequences, patient),
             **delivery(access, acts, registry, patient),
             **actors(access, acts, registry, patient),
-            **erasure(access, acts, registry, stopping),
+            **erasure(access, acts, consequences, registry, stopping),
             **maintenance(access, patient, clock, _new_id, settings.data, settings.data / BACKUPS_DIRECTORY, stopping),
-            **revocations(access, acts, registry, patient, revoked),
+            **revocations(access, acts, consequences, patient),
             **trails(patient),
             **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),
             **openapi(),
@@ -353,7 +360,7 @@ async def serve(
             "budget of events in memory": registry.keep_rings_small,
             "watch over expiring tokens": expiry.run,
             "sums in the log": connection_log.run,
-            "expiry of revocations": partial(expire_revocations, store, revoked, settings.token_lifetime_seconds_max),
+            "expiry of revocations": partial(expire_revocations, store, settings.token_lifetime_seconds_max),
             "check of all outboxes": partial(_check_once, store),
         }
         if trail is not None:

@@ -1,0 +1,156 @@
+"""What follows from an act once it is committed, whoever asked for it and wherever.
+
+The store tells of each change, in order. Two kinds of things follow:
+
+* What later judgements rely on is done at once, in the stretch in which the store tells: the copy of the revocations,
+  and that a deleted diagnosis has no actor any more. The store's own memory of the registry is up to date by then.
+* What is done to thousands of connections takes turns, in a task of its own for each change. The tasks are started in
+  order. Whoever answers for an act waits for them (`settled`).
+
+Why nobody keeps following without the right to: a connection is judged, attached, and judged again by what the store
+knows and by the revocations (`web.following.admission`). There is no checkpoint between the moment in which these two
+change and the start of the task that ends connections. What was attached before the task looks at it is ended by the
+task. What is attached later is judged for the second time by what holds now.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
+
+import trio
+
+from actors.registry import Registry
+from actors.roster import Subscriber
+from actors.transport import Ending
+from actors.upkeep import describe
+from actors.which import OfErased
+from storage.changes import (
+    Change,
+    DiagnosisDeleted,
+    DiagnosisRegistered,
+    EventsEvicted,
+    OutboxPurged,
+    RevocationsLifted,
+    SubjectErased,
+    TokensRevoked,
+)
+from storage.news import News
+from storage.records import Diagnosis, Revocation
+from storage.store import Store
+from web.contract.principals import Principal
+from web.identity import rights
+from web.identity.revoked import Revoked, covers
+
+logger = logging.getLogger("avicenna.server")
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutRight:
+    """The connections that may not follow a diagnosis that is registered like this."""
+
+    diagnosis: Diagnosis
+    anonymous_allowed: bool
+
+    def picks(self, subscriber: Subscriber) -> bool:
+        who = _who(subscriber)
+        return not rights.may_subscribe(who, self.diagnosis, anonymous_allowed=self.anonymous_allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class CoveredBy:
+    """The connections whose token is revoked by this."""
+
+    revocation: Revocation
+
+    def picks(self, subscriber: Subscriber) -> bool:
+        who = _who(subscriber)
+        return covers(self.revocation, who.sub, who.token_id, who.issued_at)
+
+
+class Consequences:
+    """Listens to a store (`storage.changes.Hears`). One per server."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        revoked: Revoked,
+        consequences_nursery: trio.Nursery,
+        *,
+        anonymous_allowed: bool,
+    ) -> None:
+        """Carry out what follows on the connections of `registry`, in tasks of this nursery.
+
+        Args:
+            store: waits as long as it takes.
+            anonymous_allowed: whether somebody without a token may follow.
+        """
+        self._store = store
+        self._registry = registry
+        self._revoked = revoked
+        self._nursery = consequences_nursery
+        self._anonymous_allowed = anonymous_allowed
+        self._under_way: dict[trio.Event, None] = {}
+        """Set when a task has ended; the oldest first."""
+
+    def changed(self, change: Change) -> None:
+        registry = self._registry
+        match change:
+            case DiagnosisRegistered(diagnosis=diagnosis):
+                lost = WithoutRight(diagnosis, self._anonymous_allowed)
+                self._begin(partial(registry.end_where, diagnosis.diagnosis_id, lost, Ending.VIEWER_REMOVED))
+            case DiagnosisDeleted(diagnosis=diagnosis):
+                if (ending := registry.retire(diagnosis.diagnosis_id)) is not None:
+                    self._begin(ending)
+            case OutboxPurged(diagnosis_id=diagnosis_id, window=window):
+                registry.evicted(diagnosis_id, window)
+            case EventsEvicted(windows=windows):
+                for diagnosis_id, window in windows.items():
+                    registry.evicted(diagnosis_id, window)
+            case TokensRevoked(revocation=revocation):
+                self._revoked.add(revocation)
+                self._begin(partial(registry.end_everywhere, CoveredBy(revocation), Ending.REVOKED))
+            case RevocationsLifted(revocations=revocations):
+                for revocation in revocations:
+                    self._revoked.lift(revocation)
+            case SubjectErased(digest=digest, stand_in=stand_in):
+                self._begin(partial(registry.let_go_of, OfErased(digest), stand_in))
+            case _:
+                assert_never(change)
+
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        """Nobody follows a log that others write."""
+
+    async def settled(self) -> None:
+        """Wait until all that follows from changes told so far is done, and what was handed over before is stored.
+
+        Something was judged before a change, and handed over to the store while the change was on its way to the disk.
+        It is stored or refused by then, too.
+        """
+        for ended in list(self._under_way):
+            await ended.wait()
+        await self._store.barrier()
+
+    def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
+        ended = trio.Event()
+        self._under_way[ended] = None
+        self._nursery.start_soon(self._carry_out, work, ended)
+
+    async def _carry_out(self, work: Callable[[], Awaitable[object]], ended: trio.Event) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - the boundary of a consequence: the next ones are carried out
+            logger.error("what follows from an act failed unexpectedly: %s", describe(error))
+        finally:
+            del self._under_way[ended]
+            ended.set()
+
+
+def _who(subscriber: Subscriber) -> Principal:
+    who = subscriber.principal
+    assert isinstance(who, Principal), "connections are admitted by web.following.sockets"
+    return who
