@@ -8,7 +8,7 @@ A lost ack costs a repeat, never a loss.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from actors.batching import BATCH_MAX, Batching
@@ -21,8 +21,15 @@ from storage.store import CursorStore
 class CursorKeeper:
     """Stores moved cursors. One per server."""
 
-    def __init__(self, store: CursorStore) -> None:
+    def __init__(self, store: CursorStore, outrun: Callable[[Known, Seq], None]) -> None:
+        """Nothing is stored before `run`.
+
+        Args:
+            outrun: called with a subscriber whose stored cursor is higher than it is here, and with that cursor: the
+                subscriber has acknowledged elsewhere.
+        """
         self._store = store
+        self._outrun = outrun
         self._turns = itertools.count(1)
         self._dirty: dict[Known, None] = {}
         self._in_flight: dict[Known, dict[Subscriber, None]] = {}
@@ -153,6 +160,8 @@ class CursorKeeper:
             for move, known, seq in zip(moves, batch, stored, strict=True):
                 if seq is not None and known.epoch == move.epoch:
                     known.stored = max(known.stored, seq)
+                    if seq > known.seq:
+                        self._outrun(known, seq)
                 self._answer(self._in_flight.pop(known, {}), seq)
         finally:
             self._take_back()

@@ -1,6 +1,7 @@
 """The diagnosis actor: one loop, one message at a time, owner of the ring and of who reads it.
 
-Commit, then fan out, then answer: nothing is sent and no publisher is told before the event is on disk.
+Commit, then fan out, then answer: nothing is sent and no publisher is told before the event is on disk. What another
+process stores is heard of (`Heard`), or read when a number shows that it is missing.
 An unexpected exception ends this incarnation; what it had in hand is in `InHand`, and the next one,
 started by the supervisor, finishes it. Expected refusals of the store are answered.
 """
@@ -11,7 +12,8 @@ import contextlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Final, assert_never
 
 import trio
@@ -30,6 +32,7 @@ from actors.messages import (
     Forget,
     ForgetUnseen,
     Forgotten,
+    Heard,
     Inspect,
     Judged,
     Publish,
@@ -42,8 +45,10 @@ from actors.resume import Plan, plan
 from actors.ring import Ring
 from actors.roster import Known, Roster, Subscriber
 from actors.transport import Burst, Ending
+from actors.which import EVERYBODY
 from storage.belief import Moment
-from storage.errors import Busy, Failed, NoSuchDiagnosis, OutboxDamaged, StorageError
+from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
+from storage.news import News, merged
 from storage.records import (
     OUTBOX_EVENTS_MAX,
     AcknowledgedBy,
@@ -74,6 +79,15 @@ TRACED_AT_ONCE_MAX: Final = 5000
 
 FANOUT_CHUNK: Final = 256
 """Subscribers served between two checkpoints. Reason: other actors and sockets get their turn."""
+
+LOOK_SECONDS_MIN: Final = 0.01
+"""Wait before what was heard of, and could not be read yet, is read again. Each further wait is twice as long."""
+
+LOOK_SECONDS_MAX: Final = 0.5
+"""The longest of these waits."""
+
+LOOKS_MAX: Final = 7
+"""So often a registration that news is of is looked for again, while another one is found. Beyond: the news was old."""
 
 FLUSH_SECONDS_MAX: Final = 2.0
 """Longest wait for moved cursors to be stored. Reason: a publisher waits meanwhile. Beyond: not available (`Busy`)."""
@@ -134,6 +148,12 @@ class DiagnosisActor:
         self._render = render
         self._passivate_after_seconds = passivate_after_seconds
         self._stops = stops
+        self._missing: News | None = None
+        """What was heard of and could not be read yet; `None` (usual): nothing."""
+        self._looks = 0
+        """How often it was looked for."""
+        self._look_at = inf
+        """When it is looked for again, on Trio's clock."""
 
     async def run(self) -> None:
         """Work until there is nothing to do for long enough (passivation).
@@ -150,7 +170,7 @@ class DiagnosisActor:
         settled = await self._settle_appends()
         try:
             await self._load()
-        except OutboxDamaged:
+        except StorageError:
             self._answer_publishes(settled, 0)
             raise
         self._answer_publishes(settled, len(self._roster.subscribers))
@@ -175,17 +195,20 @@ class DiagnosisActor:
         return [(envelope, await envelope.outcome()) for envelope in list(holding)]
 
     async def _load(self) -> None:
-        """Read cursors and ring from the store."""
-        if self._roster.known is None:
-            await self._flush_cursors()
+        """Read cursors and ring from the store. Whoever follows an earlier registration is told that it is gone."""
+        known, is_old = self._roster.known, self._roster.known is not None
+        if known is None:
             known = await self._load_known()
-        else:
-            known = self._roster.known
         async with self._budget.loading:
             ring = await self._read_ring()
+            if self._roster.ring is not None and self._roster.ring.epoch != ring.epoch:
+                known, is_old = await self._load_known(), False
+                await turns.end_where(self._roster, EVERYBODY, Ending.DELETED)
             await self._budget.make_room_for(self._roster, ring.text_bytes)
             self._roster.begin(ring, known)
             self._budget.count(self._roster)
+        if is_old and self._store.shared:
+            await self._load_what_others_know()
         if unseen := self._roster.unseen(self._store.moment().judged):
             # On a full disk the actor starts all the same: the next incarnation can forget them.
             with contextlib.suppress(Busy, Failed):
@@ -200,6 +223,7 @@ class DiagnosisActor:
 
     async def _load_known(self) -> dict[SubscriberId, Known]:
         """All known subscribers, read page by page: a commit, and so everybody, waits for one page at most."""
+        await self._flush_cursors()
         known: dict[SubscriberId, Known] = {}
         after: SubscriberId | None = None
         while True:
@@ -209,6 +233,18 @@ class DiagnosisActor:
             if len(page) < PAGE_CURSORS:
                 return known
             after = page[-1].subscriber
+
+    async def _load_what_others_know(self) -> None:
+        """Know whoever is known to the store now, and where it is: others admit, move and forget subscribers, too."""
+        erasures = None
+        while erasures != self._roster.erasures:
+            erasures = self._roster.erasures
+            stored = await self._load_known()
+        for one in stored.values():
+            self._roster.take_over(one)
+        self._forget_known(
+            [one.id for one in self._everyone_known.values() if not one.connections and one.id not in stored]
+        )
 
     async def _flush_cursors(self) -> None:
         """Wait until cursors that an earlier incarnation moved are stored, so that reading finds them.
@@ -226,11 +262,16 @@ class DiagnosisActor:
         while True:
             if self._stops and not self._mailbox:
                 return None
+            if self._missing is not None and self._look_at <= trio.current_time():
+                await self._look()
+                continue
             # With subscribers it stays, and needs no timer: whoever leaves last sends a message (`Registry`).
-            if self._roster.subscribers:
+            if self._roster.subscribers and self._missing is None:
                 return self._take_in_hand(await self._mailbox.receive())
-            with trio.move_on_after(self._passivate_after_seconds):
+            with trio.move_on_at(min(self._look_at, trio.current_time() + self._passivate_after_seconds)):
                 return self._take_in_hand(await self._mailbox.receive())
+            if self._missing is not None:
+                continue
             # No checkpoint until the caller has taken this actor off the registry: it must be as idle as it looks now.
             if not self._mailbox and not self._roster.subscribers and not self._keeper.is_dirty(self._diagnosis_id):
                 return None
@@ -258,6 +299,9 @@ class DiagnosisActor:
                 await self._forget(envelope, envelope.message)
             case ForgetUnseen():
                 await self._forget_unseen(envelope)
+            case Heard():
+                await self._hear(envelope.message.news)
+                self._answer(envelope, None)
             case _:
                 assert_never(envelope.message)
 
@@ -311,28 +355,101 @@ class DiagnosisActor:
             envelope.pending, envelope.pending_index = pending, index
         outcomes = await pending.wait()
         connections = len(self._roster.subscribers)
-        await self._extend_ring(events, outcomes)
-        self._answer_publishes(zip(batch, outcomes, strict=True), connections)
+        try:
+            is_same = await self._take_in_own(events, outcomes)
+        except StorageError:
+            # The ring lacks something, which its followers will get later. These events are stored all the same.
+            self._answer_publishes(zip(batch, outcomes, strict=True), 0)
+            raise
+        self._answer_publishes(zip(batch, outcomes, strict=True), connections if is_same else 0)
 
-    async def _extend_ring(self, events: Sequence[NewEvent], outcomes: Sequence[Appended | StorageError]) -> None:
-        """Take stored events into the ring and send them out."""
-        ring, before = self._ring, self._ring.head
+    async def _take_in_own(self, events: Sequence[NewEvent], outcomes: Sequence[Appended | StorageError]) -> bool:
+        """Take events that were appended here into the ring; False: as `_extend_ring`."""
+        stored: list[Event] = []
+        newest = Seq(0)
         for event, outcome in zip(events, outcomes, strict=True):
-            if isinstance(outcome, Appended) and outcome.seq == ring.head + 1:
-                stored = Event(outcome.seq, outcome.at, event.kind, event.body)
-                ring.append(stored.seq, self._render(self._diagnosis_id, stored))
-        newest = max((one.seq for one in outcomes if isinstance(one, Appended)), default=Seq(0))
-        if newest > ring.head:
-            await self._catch_up()
+            if isinstance(outcome, Appended):
+                if outcome.epoch != self._ring.epoch:
+                    await self._load()
+                    return False
+                stored.append(Event(outcome.seq, outcome.at, event.kind, event.body))
+                newest = max(newest, outcome.seq)
+        return not stored or await self._extend_ring(stored, newest)
+
+    # The ring
+
+    async def _extend_ring(self, events: Iterable[Event], head: Seq | None) -> bool:
+        """Take events into the ring, with what lies between them, and send all of it out. The only way into the ring.
+
+        Args:
+            events: stored ones, the lowest first; those that do not follow the ring are read from the store.
+            head: a number that was given; `None`: the store is asked which that is.
+
+        Returns:
+            False: the ring is now that of another registration, and whoever followed the former one has been told.
+        """
+        ring, before, floor = self._ring, self._ring.head, self._ring.floor
+        for event in events:
+            if event.seq == ring.head + 1:
+                ring.append(event.seq, self._render(self._diagnosis_id, event))
+        if (head is None or head > ring.head) and not await self._catch_up():
+            return False
         if ring.head > before:
             await self._fan_out(before)
+        elif ring.floor > floor:
+            await turns.wake_all(self._roster)
+        return True
 
-    async def _catch_up(self) -> None:
-        """Read from the store what the ring lacks: another writer's events lie between its numbers and ours."""
-        found = await self._store.read_after(self._diagnosis_id, self._ring.head, OUTBOX_EVENTS_MAX)
-        self._ring.raise_floor(found.window)
+    async def _catch_up(self) -> bool:
+        """Read from the store what the ring lacks: another writer's events lie between its numbers and ours.
+
+        Returns:
+            As `_extend_ring`.
+        """
+        ring = self._ring
+        found = await self._store.read_after(self._diagnosis_id, ring.head, OUTBOX_EVENTS_MAX)
+        if found.window.epoch != ring.epoch:
+            await self._load()
+            return False
+        ring.raise_floor(found.window)
         for event in found.events:
-            self._ring.append(event.seq, self._render(self._diagnosis_id, event))
+            ring.append(event.seq, self._render(self._diagnosis_id, event))
+        return True
+
+    async def _hear(self, news: News) -> None:
+        """Take in what another process has stored, or look for it: at once, and later again if it is not found yet."""
+        ring, window = self._ring, news.window
+        follows = window is not None and window.epoch == ring.epoch and window.head - len(news.events) <= ring.head
+        if window is not None and follows and news.is_whole:
+            await self._extend_ring(news.events, window.head)
+            await self._evict(window)
+            return
+        self._missing = merged(self._missing or news, replace(news, is_whole=False))
+        if self._look_at == inf:
+            await self._look()
+
+    async def _look(self) -> None:
+        """Bring the ring to where another process has brought the log. What is read may still be too old for that."""
+        assert self._missing is not None, "it is looked for what is missing"
+        window, found = self._missing.window, False
+        try:
+            await self._extend_ring((), None)
+            if window is not None:
+                await self._evict(window)
+            found = window is None or self._has_reached(window)
+        except (Busy, Failed):
+            pass  # not now
+        # Late news of a registration that is gone look like those of one that is not seen yet. In doubt the store will
+        # tell of the change.
+        if found or (window is not None and window.epoch != self._ring.epoch and self._looks >= LOOKS_MAX):
+            self._missing, self._looks, self._look_at = None, 0, inf
+            return
+        self._look_at = trio.current_time() + min(LOOK_SECONDS_MIN * 2**self._looks, LOOK_SECONDS_MAX)
+        self._looks += 1
+
+    def _has_reached(self, window: Window) -> bool:
+        """Whether the ring is as new as this."""
+        return self._ring.epoch == window.epoch and self._ring.head >= window.head
 
     async def _fan_out(self, before: Seq) -> None:
         """Give everyone the events above `before`, in chunks."""
@@ -360,8 +477,32 @@ class DiagnosisActor:
 
     # Subscribing
 
+    async def _look_elsewhere(self, batch: Sequence[Envelope]) -> None:
+        """Learn where these subscribers got to at other processes, and bring the ring to what they have seen there."""
+        ring, seen = self._ring, self._ring.head
+        for envelope in batch:
+            assert isinstance(envelope.message, Subscribe), "a batch holds one kind"
+            subscriber_id, wanted = envelope.message.subscriber.id, envelope.message.wanted
+            if not envelope.message.peeks:
+                cursor = await self._store.cursor(self._diagnosis_id, subscriber_id)
+                if cursor is not None:
+                    self._roster.take_over(Known(self._diagnosis_id, cursor))
+                    seen = max(seen, cursor.seq)
+                elif (known := self._everyone_known.get(subscriber_id)) is not None and not known.connections:
+                    self._forget_known([subscriber_id])
+            seen = max(seen, wanted.after or Seq(0))
+            if wanted.epoch is not None and wanted.epoch != ring.epoch:
+                seen = max(seen, Seq(ring.head + 1))  # there may be another registration than the one the ring is of
+        if seen > ring.head:
+            await self._store.read_after(self._diagnosis_id, seen, 0)  # nothing older is read from now on
+            await self._extend_ring((), seen)
+
     async def _subscribe(self, batch: Sequence[Envelope]) -> None:
         """Attach connections, in order. The start of each is stored as its cursor first: it is known from then on."""
+        if self._store.shared:
+            # While the store is away, whoever is known here goes on with what is known here.
+            with contextlib.suppress(Busy, Failed):
+                await self._look_elsewhere(batch)
         waiting = batch
         while waiting:
             # Judged before anything reaches store or roster: without the right no cursor moves and no connection ends.
@@ -414,6 +555,10 @@ class DiagnosisActor:
         """Forget one device of a newcomer's user; False: none can go, and the newcomer was refused."""
         assert isinstance(envelope.message, Subscribe), "it is one that waits for room"
         try:
+            if self._store.shared:
+                await self._load_what_others_know()
+                if self._roster.has_room_for(envelope.message.subscriber.id, 0):
+                    return True
             await self._drop_known([self._roster.device_to_forget(envelope.message.subscriber.id)])
         except (StorageError, DevicesExhausted) as refusal:
             self._refuse(envelope, refusal)
@@ -497,6 +642,12 @@ class DiagnosisActor:
         def audit(cursors: int) -> NewAuditRow:
             return message.audit(Forgotten(connections, cursors))
 
+        if self._store.shared:
+            try:
+                await self._load_what_others_know()
+            except StorageError as refusal:
+                self._refuse(envelope, refusal)
+                return
         # No checkpoint until the store has it.
         if not await self._judged([envelope]):
             return
@@ -525,8 +676,10 @@ class DiagnosisActor:
         for known in self._everyone_known.values():
             if known.connections:
                 self._keeper.seen(known)
-        unseen = self._roster.unseen(self._store.moment().judged)
         try:
+            if self._store.shared:
+                await self._load_what_others_know()
+            unseen = self._roster.unseen(self._store.moment().judged)
             dropped = await self._drop_known(unseen) if unseen else 0
         except StorageError as refusal:
             self._refuse(envelope, refusal)

@@ -1,7 +1,7 @@
 """The mailbox of one diagnosis actor, and what was taken out of it and is not answered yet. Both outlive incarnations.
 
 The limit counts publishes; other messages have an allowance of their own, so that a flood of events
-never keeps a subscriber or an operator out.
+never keeps a subscriber or an operator out. News of what others write take one place, however many there are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Final
 import trio
 
 from actors.errors import Draining, MailboxFull
-from actors.messages import Envelope, Publish, Subscribe
+from actors.messages import Envelope, Heard, Publish, Subscribe
+from storage.news import News, merged
 
 CONTROLS_MAX: Final = 20_000
 """Messages other than publishes that may wait. Reason: everybody reconnects at once. Beyond: refused."""
@@ -32,11 +33,13 @@ class Mailbox:
 
     def __init__(self, publishes_max: int) -> None:
         self._publishes_max = publishes_max
-        self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX)
+        self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX + 1)
         self._held: Envelope | None = None
         """Peeked at, and kept for the next receive."""
         self._publishes = self._peak = self._controls = 0
         self._closed = False
+        self._news: Envelope | None = None
+        """The one message with news that waits."""
 
     def tell_nowait(self, envelope: Envelope) -> None:
         """Put a message in.
@@ -53,10 +56,22 @@ class Mailbox:
             self._publishes += 1
             self._peak = max(self._peak, self._publishes)
         else:
-            if self._controls >= CONTROLS_MAX:
+            if self._controls - (self._news is not None) >= CONTROLS_MAX:
                 raise MailboxFull(f"{CONTROLS_MAX} messages wait already")
             self._controls += 1
         self._send.send_nowait(envelope)
+
+    def hear_nowait(self, news: News) -> None:
+        """Put news in, or add them to those that wait. Once it is closed they are dropped: nobody will read them."""
+        if self._closed:
+            return
+        if self._news is not None:
+            assert isinstance(self._news.message, Heard), "put in here"
+            self._news.message = Heard(merged(self._news.message.news, news))
+            return
+        self._news = Envelope(Heard(news))
+        self._controls += 1
+        self._send.send_nowait(self._news)
 
     async def receive(self) -> Envelope:
         """The next message.
@@ -115,6 +130,8 @@ class Mailbox:
             self._publishes -= 1
         else:
             self._controls -= 1
+            if envelope is self._news:
+                self._news = None
         return envelope
 
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from actors.resume import Plan, Wanted
 from actors.roster import Subscriber, Whose
 from storage.errors import StorageError
+from storage.news import News
 from storage.pending import Pending
 from storage.records import (
     AcknowledgedBy,
@@ -167,10 +168,17 @@ class ForgetUnseen(Asks[int]):
     """Drop the known subscribers that were not seen for too long; how many. A connected one counts as seen now."""
 
 
+@dataclass(frozen=True, slots=True)
+class Heard(Asks[None]):
+    """Take in what another process has stored in the log. Nobody waits for the answer."""
+
+    news: News
+
+
 Judged = Publish | Subscribe | Purge | Forget
 """A message whose sender must have a right to it."""
 
-Message = Judged | Inspect | Trace | Evict | ForgetUnseen
+Message = Judged | Inspect | Trace | Evict | ForgetUnseen | Heard
 
 
 class Envelope:

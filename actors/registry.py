@@ -23,7 +23,7 @@ from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
 from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
-from actors.roster import Roster, Subscriber, Watcher, Which, Whose
+from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
 from actors.statistics import ActorStatistics, statistics_of
 from actors.supervisor import Supervisor
@@ -32,6 +32,7 @@ from actors.upkeep import restart_on_crash
 from actors.which import EVERYBODY
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, StorageError
+from storage.news import News
 from storage.records import AcknowledgedBy, Seq, SubscriberId, Window
 from storage.store import Store
 
@@ -71,7 +72,7 @@ class Registry(Watcher):
         self._clock = clock
         self._jitter = jitter
         self._limits = limits
-        self._keeper = CursorKeeper(store)
+        self._keeper = CursorKeeper(store, self._outrun)
         self._budget = RingBudget(limits.ring_bytes_max, self._let_go)
         self._supervisor = Supervisor(
             store, self._keeper, self._budget, render=render, clock=clock, jitter=jitter, limits=limits
@@ -189,6 +190,15 @@ class Registry(Watcher):
         except ActorError:
             pass  # it will read its outbox again before anybody reads it
 
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        """Another process has stored something in the log of a diagnosis in memory: have its actor take it in."""
+        slot = self._slots.get(diagnosis_id)
+        # After a quarantine the outbox is read again. During a drain everybody is told goodbye.
+        if slot is None or slot.state is ActorState.QUARANTINED or self._draining:
+            return
+        slot.mailbox.hear_nowait(news)
+        self._wake(slot)
+
     def damaged(self, diagnosis_id: str) -> None:
         """An outbox was found damaged: have its actor, if it is in memory, read it anew, which ends it."""
         slot = self._slots.get(diagnosis_id)
@@ -277,6 +287,7 @@ class Registry(Watcher):
         slot = self._slots.pop(diagnosis_id, None)
         if slot is None:
             return None
+        slot.unfollow()
         self._remember(slot)
         self._budget.forget(slot.roster)
         slot.interrupt(Interruption.RETIRE)
@@ -352,6 +363,7 @@ class Registry(Watcher):
         slot = self._slots.get(diagnosis_id)
         if slot is None:
             slot = self._slots[diagnosis_id] = self._new_slot(diagnosis_id)
+            slot.unfollow = self._store.follow(diagnosis_id)  # before its outbox is read, so that nothing is missed
         return slot
 
     # For rosters
@@ -378,6 +390,12 @@ class Registry(Watcher):
                 slot.mailbox.tell_nowait(Envelope(Inspect()))
         else:
             self._drop_if_idle(slot)
+
+    def _outrun(self, known: Known, seq: Seq) -> None:
+        """A subscriber has acknowledged up to `seq` at another process."""
+        slot = self._slots.get(known.diagnosis_id)
+        if slot is not None and slot.roster.knows(known):
+            slot.roster.advance(known, known.epoch, seq)
 
     def _new_slot(self, diagnosis_id: str) -> Slot:
         limits = self._limits
@@ -410,6 +428,7 @@ class Registry(Watcher):
         idle = slot.state is ActorState.PASSIVE and not slot.has_work and not slot.roster.subscribers
         if idle and self._slots.get(slot.diagnosis_id) is slot:
             del self._slots[slot.diagnosis_id]
+            slot.unfollow()
             self._budget.forget(slot.roster)
             self._remember(slot)
 

@@ -240,6 +240,18 @@ class Roster:
             self._devices[known.id.sub] += 1
         return self.known.setdefault(known.id, known)
 
+    def take_over(self, stored: Known) -> None:
+        """Know a subscriber as the store has it, where that is news: it was admitted, seen or moved elsewhere."""
+        known = self.learn(stored)
+        if known is stored:
+            return
+        known.seen_at = max(known.seen_at, stored.seen_at)
+        is_current = self.ring is not None and stored.epoch == self.ring.epoch
+        if stored.seq > known.seq if stored.epoch == known.epoch else is_current:
+            self.advance(known, stored.epoch, stored.seq)
+            known.stored = stored.seq
+            known.acknowledged(stored.acknowledged_at, stored.acknowledged_by)
+
     def knows(self, known: Known) -> bool:
         """Whether this subscriber is still known, and was not forgotten and then known anew."""
         return self.known is not None and self.known.get(known.id) is known

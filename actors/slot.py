@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -89,6 +90,8 @@ class Slot:
     """On the monotonic clock."""
     changed: trio.Event = field(default_factory=trio.Event)
     """Set, and replaced, whenever `state` changes or an incarnation begins."""
+    unfollow: Callable[[], None] = lambda: None
+    """Ends what the store tells of the log."""
 
     def become(self, state: ActorState) -> None:
         """Change the state and tell who waits for it."""

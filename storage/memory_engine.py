@@ -104,8 +104,8 @@ class Handle:
         self._changes: list[Change] = []
         """Committed while it was away."""
         self._followed: Counter[str] = Counter()
-        self._missed: set[str] = set()
-        """Followed logs of which a live copy was lost."""
+        self._missed: dict[str, Entry] = {}
+        """Followed logs of which a live copy was lost, and the last that was."""
         self._seen: dict[str, int] = {}
         """The position of the newest entry of each diagnosis that it knows of: no read is older."""
 
@@ -129,7 +129,7 @@ class Handle:
             self._followed[diagnosis_id] -= 1
             if not self._followed[diagnosis_id]:
                 del self._followed[diagnosis_id]
-                self._missed.discard(diagnosis_id)
+                self._missed.pop(diagnosis_id, None)
 
         return unfollow
 
@@ -148,15 +148,15 @@ class Handle:
     def hear(self, diagnosis_id: str, entry: Entry, news: News) -> None:
         """A live copy arrives."""
         if self.is_away:
-            self.miss(diagnosis_id)
+            self.miss(diagnosis_id, entry)
         elif self.follows(diagnosis_id) and self._hears is not None:
             self.saw(diagnosis_id, entry)
             self._hears.grew(diagnosis_id, news)
 
-    def miss(self, diagnosis_id: str) -> None:
+    def miss(self, diagnosis_id: str, entry: Entry) -> None:
         """A live copy is lost."""
         if self.follows(diagnosis_id):
-            self._missed.add(diagnosis_id)
+            self._missed[diagnosis_id] = entry
 
     def come_back(self) -> None:
         """Reach it again, and tell it what it has missed."""
@@ -170,8 +170,9 @@ class Handle:
         """Tell it of the logs of which something was lost."""
         if self.is_away or self._hears is None:
             return
-        missed, self._missed = sorted(self._missed), set()
-        for diagnosis_id in missed:
+        missed, self._missed = self._missed, {}
+        for diagnosis_id, entry in missed.items():
+            self.saw(diagnosis_id, entry)
             self._hears.grew(diagnosis_id, LOOK)
 
 
@@ -262,7 +263,7 @@ class MemoryEngine:
         faults = self.faults
         for handle in [one for one in self._handles.values() if one is not by and one.follows(diagnosis_id)]:
             if faults.live_lost and faults.random.random() < faults.live_lost:
-                handle.miss(diagnosis_id)
+                handle.miss(diagnosis_id, entry)
             elif faults.live_late_seconds:
                 arrives_at = trio.current_time() + faults.random.uniform(0, faults.live_late_seconds)
                 if self._late:  # the order is kept

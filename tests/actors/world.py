@@ -19,9 +19,10 @@ from actors.roster import Subscriber
 from actors.slot import ActorLimits
 from actors.statistics import ActorStatistics
 from actors.transport import Burst, Ending
+from storage.changes import Change
 from storage.errors import StorageError
 from storage.memory import MemoryStore
-from storage.memory_engine import MemoryEngine
+from storage.memory_engine import Faults, MemoryEngine
 from storage.records import AcknowledgedBy, Appended, Diagnosis, Event, NewEvent, Seq, SubscriberId, Window
 from storage.store import PendingAppend, Store
 
@@ -227,6 +228,16 @@ class World:
         return cursors.get(reader.subscriber.id)
 
 
+class Ears:
+    """Hears for a registry what a store tells; what follows from acts is no business of this room."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.grew = registry.grew
+
+    def changed(self, change: Change) -> None:
+        """Nothing follows."""
+
+
 def memory_store() -> MemoryStore:
     """An empty store in memory."""
     names = iter(range(1, 1_000_000))
@@ -270,9 +281,27 @@ async def world(
             jitter=jitter,
             limits=limits or ActorLimits(),
         )
+        faulty.inner.tell(Ears(registry))
         await actors_nursery.start(registry.run)
         yield World(registry, faulty, actors_nursery)
         actors_nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def two_worlds(faults: Faults | None = None) -> AsyncIterator[tuple[World, World]]:
+    """Two registries, as of two processes, on handles of one engine, in which `d` is registered."""
+    names = iter(range(1, 1_000_000))
+    engine = MemoryEngine(
+        clock=WorldClock(), new_epoch=lambda: f"epoch-{next(names)}", shared=True, faults=faults or Faults()
+    )
+    async with (
+        trio.open_nursery() as engine_nursery,
+        world(store=MemoryStore(engine, "one")) as one,
+        world(store=MemoryStore(engine, "other"), diagnoses=()) as other,
+    ):
+        engine_nursery.start_soon(engine.run)
+        yield one, other
+        engine_nursery.cancel_scope.cancel()
 
 
 RESILIENT = ActorLimits(restart_intensity_max=10_000)

@@ -123,7 +123,7 @@ class Consequences:
                 assert_never(change)
 
     def grew(self, diagnosis_id: str, news: News) -> None:
-        """Nobody follows a log that others write."""
+        self._registry.grew(diagnosis_id, news)
 
     async def settled(self) -> None:
         """Wait until all that follows from changes told so far is done, and what was handed over before is stored.

@@ -1,0 +1,452 @@
+"""Two processes on one store: what each makes of what the other writes, also where it hears of it late or never."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+import actors.roster
+from actors.messages import DeliveryState, Forget, Forgotten, Purge, Trace
+from actors.reading import RenderedEvent
+from actors.resume import Resume, Wanted
+from actors.ring import Gap
+from actors.transport import Ending
+from actors.which import EVERYBODY, OfUser
+from storage.errors import Failed
+from storage.memory import MemoryStore
+from storage.memory_engine import LOOK_SECONDS, Faults
+from storage.news import News
+from storage.records import Epoch, NewAuditRow, Seq, SubscriberId, Window
+from tests.actors.world import DIAGNOSIS, Reader, World, anybody, settled_cursors, two_worlds
+
+DAY = 24 * 3600.0
+DEAF = 1.0
+"""The share of live copies that are lost where nothing is to be heard."""
+
+
+def handle(there: World) -> MemoryStore:
+    assert isinstance(there.store.inner, MemoryStore)
+    return there.store.inner
+
+
+async def publish(there: World, count: int) -> None:
+    for _ in range(count):
+        await there.publish()
+
+
+async def purge(there: World) -> None:
+    await there.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("op", "outbox.purge", "d"), anybody))
+
+
+async def register_anew(there: World) -> None:
+    await there.store.inner.delete(DIAGNOSIS)
+    await there.store.inner.register(DIAGNOSIS, "amira", [])
+
+
+# Heard of
+
+
+async def test_what_is_posted_at_one_is_followed_at_both_in_order(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        readers = [Reader("amira"), Reader("bo")]
+        await one.connect(readers[0])
+        await other.connect(readers[1])
+        for number in range(5):
+            await (one, other)[number % 2].publish(b"%d" % number)
+        await wait_all_tasks_blocked()
+        bodies = [b"%d:%d" % (seq, seq - 1) for seq in range(1, 6)]
+        for reader in readers:
+            assert [got.text for got in reader.got if isinstance(got, RenderedEvent)] == bodies
+        assert (one.store.appends, other.store.appends) == (3, 2)
+
+
+async def test_a_purge_elsewhere_is_an_exact_gap_for_a_reader_that_lags(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        reader.slow = True
+        await publish(one, 5)
+        await wait_all_tasks_blocked()
+        reader.slow = False
+        await purge(one)
+        await wait_all_tasks_blocked()
+        assert [got for got in reader.got if isinstance(got, Gap)] == [Gap(Seq(1), Seq(5), purged=True)]
+        await one.publish()
+        await wait_all_tasks_blocked()
+        assert reader.accounted == list(range(1, 7))
+
+
+async def test_what_comes_while_the_actor_is_busy_takes_one_place_in_its_mailbox(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        other.store.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.publish)
+            await wait_all_tasks_blocked()
+            reads = count_reads(other)
+            await publish(one, 50)
+            assert other.registry._slots[DIAGNOSIS].mailbox._controls == 1
+            other.store.gate.set()
+        await wait_all_tasks_blocked()
+        assert reader.numbers == list(range(1, 52))
+        assert reads == [], "what was heard of without a hole is not read"
+
+
+def count_reads(there: World) -> list[float]:
+    """When the log is read from now on."""
+    reads: list[float] = []
+    inner = there.store.inner.read_after
+
+    async def read_after(*args: Any) -> Any:
+        reads.append(trio.current_time())
+        return await inner(*args)
+
+    there.store.read_after = read_after  # type: ignore[attr-defined]
+    return reads
+
+
+class Oldest(Random):
+    """Has a replica lag as far as it may."""
+
+    def choice(self, seq: Any) -> Any:
+        return seq[-1]
+
+
+async def test_what_a_replica_does_not_have_yet_is_read_again_soon_and_then_less_often(
+    autojump_clock: MockClock,
+) -> None:
+    faults = Faults(reads_old=5, random=Oldest(0))
+    async with two_worlds(faults) as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        await publish(one, 1)
+        await wait_all_tasks_blocked()
+        faults.live_lost = DEAF
+        await publish(one, 1)
+        began, reads = trio.current_time(), count_reads(other)
+        # News with a hole come of a head that no replica has yet.
+        epoch = (await one.settled()).epoch
+        other.registry.grew(DIAGNOSIS, News(Window(epoch, Seq(3), Seq(0), Seq(0))))
+        await trio.sleep(2.2)
+        waits = [round(at - began, 2) for at in reads]
+        assert waits == [0.0, 0.01, 0.03, 0.07, 0.15, 0.31, 0.63, 1.13, 1.63, 2.13]
+        assert other.actor().mailbox.depth == 0
+        await one.publish()
+        faults.reads_old = 0
+        await trio.sleep(0.5)
+        assert reader.numbers == [1, 2, 3]
+        del reads[:]
+        await trio.sleep(10)
+        assert reads == [], "nothing is missing any more"
+
+
+async def test_a_publisher_does_not_wait_for_what_is_looked_for(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        epoch = (await one.settled()).epoch
+        other.registry.grew(DIAGNOSIS, News(Window(epoch, Seq(9), Seq(0), Seq(0))))
+        await trio.sleep(1)
+        began = trio.current_time()
+        assert (await other.publish()).seq == 1
+        assert trio.current_time() == began
+        assert reader.numbers == [1]
+
+
+async def test_an_actor_that_looks_for_something_still_passivates_when_it_is_found(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        await other.settled()
+        epoch = (await one.publish()).epoch
+        other.registry.grew(DIAGNOSIS, News(Window(epoch, Seq(2), Seq(0), Seq(0))))
+        await trio.sleep(1)
+        assert other.registry.actors == 1
+        await one.publish()
+        await trio.sleep(301)
+        assert (one.registry.actors, other.registry.actors) == (0, 0)
+        assert not handle(other)._handle.follows(DIAGNOSIS), "nobody here wants to hear of it any more"
+
+
+async def test_what_was_missed_is_made_up_for_within_a_minute(autojump_clock: MockClock) -> None:
+    faults = Faults(live_lost=DEAF)
+    async with two_worlds(faults) as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        await publish(one, 3)
+        await trio.sleep(1)
+        assert reader.numbers == []
+        await trio.sleep(LOOK_SECONDS)
+        assert reader.numbers == [1, 2, 3]
+
+
+async def test_while_the_store_is_away_nobody_is_ended_and_afterwards_everything_comes(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_worlds() as (one, other):
+        reader, known = Reader(), Reader("bo", "phone")
+        await other.connect(reader)
+        await other.connect(known)
+        known.leave()
+        await settled_cursors(other.registry)
+        handle(other).go_away()
+        await publish(one, 3)
+        other.registry.grew(DIAGNOSIS, News(None, is_whole=False))
+        await trio.sleep(5)
+        assert (reader.numbers, reader.ending, other.actor().restarts) == ([], None, 0)
+        again = Reader("bo", "phone")
+        assert (await other.connect(again)).plan.resume is Resume.EXACT, "it is known here"
+        handle(other).come_back()
+        await trio.sleep(1)
+        assert reader.numbers == again.numbers == [1, 2, 3]
+
+
+async def test_a_registration_that_is_gone_ends_its_followers_and_the_next_one_is_followed(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_worlds() as (one, other):
+        old, new = Reader(), Reader()
+        await other.connect(old)
+        await publish(other, 2)
+        await register_anew(one)
+        await wait_all_tasks_blocked()
+        assert (old.numbers, old.ending) == ([1, 2], Ending.DELETED)
+        await other.connect(new)
+        await one.registry.restart(DIAGNOSIS)
+        await one.publish()
+        await wait_all_tasks_blocked()
+        assert (new.numbers, new.ending) == ([1], None)
+
+
+async def test_late_news_of_a_registration_that_is_gone_end_nobody(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        old = await one.publish()
+        await register_anew(one)
+        reader = Reader()
+        await other.connect(reader)
+        other.registry.grew(DIAGNOSIS, News(Window(old.epoch, Seq(2), Seq(0), Seq(0))))
+        await trio.sleep(0.05)
+        await other.publish()
+        reads = count_reads(other)
+        await trio.sleep(60)
+        assert (reader.numbers, reader.ending) == ([1], None)
+        assert len(reads) < 10, "it is not looked for for ever"
+
+
+# The faults of one that takes itself for the only writer
+
+
+async def test_a_hole_that_was_purged_meanwhile_crashes_nothing(autojump_clock: MockClock) -> None:
+    async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        await publish(one, 3)
+        other.store.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.publish)
+            await wait_all_tasks_blocked()
+            await purge(one)
+            other.store.gate.set()
+        assert other.actor().restarts == 0
+        assert reader.got[1:] == [Gap(Seq(1), Seq(4), purged=True)]
+
+
+@pytest.mark.parametrize("elsewhere", [0, 2])
+async def test_a_publisher_meets_another_registration_than_the_one_in_memory(
+    autojump_clock: MockClock, elsewhere: int
+) -> None:
+    async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
+        old, new = Reader(), Reader("bo")
+        await other.connect(old)
+        await publish(other, 1)
+        await register_anew(one)
+        await publish(one, elsewhere)
+        receipt = await other.publish()
+        assert (receipt.seq, receipt.clients_notified) == (elsewhere + 1, 0)
+        assert receipt.epoch == (await one.settled()).epoch
+        assert (old.numbers, old.ending) == ([1], Ending.DELETED)
+        await other.connect(new)
+        assert new.numbers == list(range(1, elsewhere + 2))
+        assert other.actor().restarts == 0
+
+
+async def test_a_restart_over_another_registration_ends_the_followers_of_the_former(autojump_clock: MockClock) -> None:
+    async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
+        old = Reader()
+        await other.connect(old)
+        await register_anew(one)
+        await other.registry.restart(DIAGNOSIS)
+        await wait_all_tasks_blocked()
+        assert old.ending is Ending.DELETED
+
+
+async def test_a_device_that_comes_from_another_process_goes_on_where_it_was_there(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        await publish(one, 5)
+        await other.settled()  # it is in memory, and knows nobody
+        for seq in (2, 4):
+            phone = Reader("amira", "phone")
+            await one.connect(phone)
+            one.acknowledge(phone, seq)
+            phone.leave()
+            await settled_cursors(one.registry)
+            back = Reader("amira", "phone")
+            plan = (await other.connect(back)).plan
+            assert (plan.resume, plan.position) == (Resume.EXACT, seq)
+            back.leave()
+            await settled_cursors(other.registry)
+
+
+async def test_a_device_that_was_forgotten_elsewhere_begins_anew(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        phone = Reader("amira", "phone")
+        await other.connect(phone)
+        phone.leave()
+        await settled_cursors(other.registry)
+        await one.registry.ask(DIAGNOSIS, Forget(EVERYBODY, lambda _: NewAuditRow("op", "x", "d"), anybody))
+        assert (await other.connect(Reader("amira", "phone"))).plan.resume is Resume.FRESH
+
+
+async def test_a_client_that_has_seen_more_elsewhere_is_not_told_to_reload(autojump_clock: MockClock) -> None:
+    async with two_worlds(Faults(live_lost=DEAF, reads_old=5, random=Oldest(0))) as (one, other):
+        await other.settled()
+        await publish(one, 9)
+        epoch = (await one.settled()).epoch
+        reader = Reader()
+        plan = (await other.connect(reader, Wanted(Seq(8), epoch))).plan
+        assert (plan.resume, plan.position) == (Resume.EXACT, 8)
+        await register_anew(one)
+        await publish(one, 1)
+        epoch = (await one.settled()).epoch
+        plan = (await other.connect(Reader("bo"), Wanted(Seq(1), epoch))).plan
+        assert (plan.resume, plan.position) == (Resume.EXACT, 1)
+
+
+async def test_devices_are_counted_as_all_processes_know_them(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors.roster, "DEVICES_MAX", 2)
+    async with two_worlds() as (one, other):
+
+        async def come_and_go(there: World, device: str) -> None:
+            reader = Reader("amira", device)
+            await there.connect(reader)
+            reader.leave()
+            await settled_cursors(there.registry)
+            await trio.sleep(1)
+
+        await come_and_go(one, "phone")
+        await come_and_go(one, "tablet")
+        await other.settled()
+        await come_and_go(one, "phone")  # now the tablet is unseen for longer
+        await come_and_go(other, "watch")
+        assert {found.subscriber.device for found in await one.store.inner.cursors(DIAGNOSIS)} == {"phone", "watch"}
+        await one.store.inner.forget(DIAGNOSIS, [SubscriberId("amira", "phone")])
+        await come_and_go(other, "laptop")
+        assert {found.subscriber.device for found in await one.store.inner.cursors(DIAGNOSIS)} == {"watch", "laptop"}
+
+
+async def test_whoever_was_admitted_elsewhere_is_forgotten_with_the_others(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        await other.settled()
+        reader = Reader("amira", "phone")
+        await one.connect(reader)
+        reader.leave()
+        forget = Forget(OfUser("amira"), lambda _: NewAuditRow("op", "x", "d"), anybody)
+        assert await other.registry.ask(DIAGNOSIS, forget) == Forgotten(connections=0, cursors=1)
+        assert await one.cursor(reader) is None
+
+
+async def test_a_device_that_is_connected_elsewhere_is_not_unseen(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        here = Reader("amira", "phone")
+        await other.connect(here)
+        here.leave()
+        await settled_cursors(other.registry)
+        stays, moved = Reader("bo"), Reader("amira", "phone")
+        await other.connect(stays)
+        await one.connect(moved)
+        for _ in range(40):
+            await trio.sleep(DAY)
+            for there in (one, other):
+                await there.registry.forget_unseen()
+                await there.settled()
+                await settled_cursors(there.registry)
+            assert await one.cursor(moved) is not None
+        assert moved.subscriber.known is not None
+        moved.leave()
+
+
+async def test_a_cursor_that_was_moved_further_elsewhere_is_taken_over(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        readers = [Reader(), Reader()]
+        for there, reader in zip((one, other), readers, strict=True):
+            await there.connect(reader)
+        await publish(one, 5)
+        await wait_all_tasks_blocked()
+        one.acknowledge(readers[0], 4)
+        await settled_cursors(one.registry)
+        other.acknowledge(readers[1], 2)
+        await settled_cursors(other.registry)
+        (delivery,) = await other.registry.ask(DIAGNOSIS, Trace(Seq(4)))
+        assert (delivery.cursor, delivery.state) == (4, DeliveryState.ACKNOWLEDGED)
+
+
+async def test_a_publisher_gets_its_receipt_even_if_what_lies_between_cannot_be_read(autojump_clock: MockClock) -> None:
+    async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        await publish(one, 2)
+        other.store.fail("read_after", Failed("the disk does not answer"))
+        assert (await other.publish()).seq == 3
+        await trio.sleep(2)
+        assert (reader.numbers, reader.ending) == ([1, 2, 3], None)
+        assert other.actor().restarts == 0
+
+
+# All together
+
+
+@pytest.mark.guarantee(3)
+@pytest.mark.parametrize("seed", range(40))
+async def test_every_number_arrives_once_and_in_order_whatever_is_lost_late_or_old(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    lots = Random(seed)
+    faults = Faults(live_lost=0.3, live_late_seconds=lots.choice((0.0, 0.2)), reads_old=5, random=Random(seed))
+    async with two_worlds(faults) as worlds:
+        readers: list[tuple[Reader, World, int]] = []
+        epoch: Epoch | None = None
+        for _ in range(150):
+            there = lots.choice(worlds)
+            match lots.choices(("publish", "connect", "leave", "restart", "purge", "wait"), (8, 2, 1, 1, 0.3, 2))[0]:
+                case "publish":
+                    epoch = (await there.publish()).epoch
+                case "connect":
+                    reader = Reader(f"user-{lots.randrange(5)}")
+                    plan = (await there.connect(reader, Wanted(epoch=epoch))).plan
+                    assert plan.resume in (Resume.FRESH, Resume.EXACT, Resume.PARTIAL)
+                    readers.append((reader, there, plan.position))
+                case "leave" if readers:
+                    reader, at, _ = lots.choice(readers)
+                    if not reader.subscriber.gone:
+                        at.acknowledge(reader, reader.subscriber.position)
+                        reader.leave()
+                case "restart":
+                    await there.registry.restart(DIAGNOSIS)
+                case "purge":
+                    await purge(there)
+                case _:
+                    await trio.sleep(lots.random())
+        await trio.sleep(LOOK_SECONDS + 2)
+        head = (await worlds[0].settled()).head
+        assert (await worlds[1].settled()).head == head
+        for reader, _, start in readers:
+            accounted = reader.accounted
+            assert accounted == list(range(start + 1, start + 1 + len(accounted)))
+            if not reader.subscriber.gone:
+                assert start + len(accounted) == head
+        assert [there.actor().restarts for there in worlds] == [0, 0]
