@@ -6,7 +6,8 @@ StorageError
 |   +-- KeyReused            the idempotency key belongs to another event
 |   +-- Unstorable           a text or number no database row can hold
 |   +-- NoSuchRevocation     never made, lifted, or expired
-|   `-- NotDamaged           there is nothing to be dropped
+|   +-- NotDamaged           there is nothing to be dropped
+|   `-- NotSupported         this engine does not do that; the message says what does
 +-- Busy                 nobody's: certainly not stored, try again later (queue or disk full, locked)
 |   `-- KeysExhausted        the database holds as many idempotency keys as it may
 +-- Failed               the outcome is unknown: retry with the same idempotency key
@@ -54,6 +55,10 @@ class NoSuchRevocation(Refused):
 
 class NotDamaged(Refused):
     """The events of the diagnosis are what was stored."""
+
+
+class NotSupported(Refused):
+    """This engine does not do that; the message says what does, if anything."""
 
 
 class Busy(StorageError):

@@ -20,13 +20,13 @@ from storage.clock import Timekeeper
 from storage.damage import Damage, FoundDamage, TellsDamage
 from storage.errors import (
     Busy,
-    CannotCopy,
     Failed,
     KeyReused,
     KeysExhausted,
     NoSuchDiagnosis,
     NoSuchRevocation,
     NotDamaged,
+    NotSupported,
     OutboxDamaged,
     StorageError,
 )
@@ -76,6 +76,7 @@ class MemoryStore(TellsDamage):
         self._handle = engine.join(node)
         self._time = Timekeeper(engine.clock, kept)
         self._operations = 0
+        self.broke = trio.Event()
         self._damage = FoundDamage()
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
@@ -92,7 +93,7 @@ class MemoryStore(TellsDamage):
 
     def go_away(self) -> None:
         """Have this handle not reach the engine, until `come_back`."""
-        self._handle.is_away = True
+        self._handle.go_away()
 
     def come_back(self) -> None:
         """Reach the engine again; what was missed meanwhile is told."""
@@ -523,7 +524,7 @@ class MemoryStore(TellsDamage):
         return erased
 
     async def backup(self, path: Path) -> records.Backup:
-        raise CannotCopy("a store in memory has nothing to copy")
+        raise NotSupported("a store in memory is not copied")
 
     async def check(self, scratch: Path | None = None) -> Sequence[str]:
         await self._asked()
@@ -537,13 +538,24 @@ class MemoryStore(TellsDamage):
 
     def statistics(self) -> records.StoreStatistics:
         return records.StoreStatistics(
-            0, 0, 0, self._operations, self._operations, 1, 0.0, 0.0, 0.0, 0, diagnoses=len(self._engine.streams)
+            0,
+            0,
+            0,
+            self._operations,
+            self._operations,
+            1,
+            0.0,
+            0.0,
+            0.0,
+            0,
+            diagnoses=len(self._engine.streams),
+            away_since=self._handle.away_since,
         )
 
     async def _asked(self) -> None:
         """To be called before anything is read that is not in memory at every handle."""
         await trio.lowlevel.checkpoint()
-        if self._handle.is_away:
+        if self._handle.away_since is not None:
             raise Failed("the engine is away")
 
     def _stream(self, diagnosis_id: str) -> Stream:
@@ -563,7 +575,7 @@ class MemoryStore(TellsDamage):
         ]
 
     def _changing(self) -> None:
-        if self._handle.is_away:
+        if self._handle.away_since is not None:
             raise Busy("the engine is away")
         self.before_change()
         self._operations += 1

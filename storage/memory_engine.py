@@ -96,10 +96,11 @@ class Stream:
 class Handle:
     """What an engine knows of one of its users: what it follows, what it has seen, and whether it is reached."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, clock: Clock) -> None:
         self.node = node
-        self.is_away = False
-        """Nothing of the engine reaches it."""
+        self.away_since: float | None = None
+        """Since when nothing of the engine reaches it, on the monotonic clock."""
+        self._clock = clock
         self._hears: Hears | None = None
         self._changes: list[Change] = []
         """Committed while it was away."""
@@ -116,7 +117,7 @@ class Handle:
 
     def changed(self, change: Change) -> None:
         """An act was committed."""
-        if self.is_away:
+        if self.away_since is not None:
             self._changes.append(change)
         elif self._hears is not None:
             self._hears.changed(change)
@@ -147,7 +148,7 @@ class Handle:
 
     def hear(self, diagnosis_id: str, entry: Entry, news: News) -> None:
         """A live copy arrives."""
-        if self.is_away:
+        if self.away_since is not None:
             self.miss(diagnosis_id, entry)
         elif self.follows(diagnosis_id) and self._hears is not None:
             self.saw(diagnosis_id, entry)
@@ -158,9 +159,14 @@ class Handle:
         if self.follows(diagnosis_id):
             self._missed[diagnosis_id] = entry
 
+    def go_away(self) -> None:
+        """Reach it no more."""
+        if self.away_since is None:
+            self.away_since = self._clock.monotonic()
+
     def come_back(self) -> None:
         """Reach it again, and tell it what it has missed."""
-        self.is_away = False
+        self.away_since = None
         changes, self._changes = self._changes, []
         for change in changes:
             self.changed(change)
@@ -168,7 +174,7 @@ class Handle:
 
     def look(self) -> None:
         """Tell it of the logs of which something was lost."""
-        if self.is_away or self._hears is None:
+        if self.away_since is not None or self._hears is None:
             return
         missed, self._missed = self._missed, {}
         for diagnosis_id, entry in missed.items():
@@ -215,20 +221,20 @@ class MemoryEngine:
 
     def join(self, node: str) -> Handle:
         """A handle for this node, in the place of an earlier one."""
-        handle = self._handles[node] = Handle(node)
+        handle = self._handles[node] = Handle(node, self.clock)
         assert self.shared or len(self._handles) == 1, "only a shared engine has several handles"
         return handle
 
     def leave(self, handle: Handle) -> None:
         """This handle is dead: nobody is told anything by it any more."""
-        handle.is_away = True
+        handle.go_away()
         if self._handles.get(handle.node) is handle:
             del self._handles[handle.node]
 
     def go_away(self) -> None:
         """Answer nobody, and tell nobody anything, until `come_back`."""
         for handle in self._handles.values():
-            handle.is_away = True
+            handle.go_away()
 
     def come_back(self) -> None:
         """Answer again; whoever has missed something meanwhile is told so."""

@@ -409,3 +409,6 @@ class StoreStatistics:
     """For how long the oldest that waits for the disk has waited; 0: nobody waits."""
     diagnoses: int = 0
     """How many are registered."""
+    away_since: float | None = None
+    """Since when the engine does not answer, on the monotonic clock; `None`: it answers, or is in this process. It may
+    come back: nothing ends."""

@@ -36,6 +36,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import trio
+
 from storage.belief import Moment
 from storage.changes import Hears
 from storage.damage import Damage
@@ -303,6 +305,10 @@ class StoreUpkeep(StoreTime, Protocol):
         """
 
     @property
+    def broke(self) -> trio.Event:
+        """Set once the store has failed for good: leave, within a second."""
+
+    @property
     def is_check_pending(self) -> bool:
         """Whether a run did not end in order, and `look_through` has not ended since."""
 
@@ -376,6 +382,7 @@ class StoreUpkeep(StoreTime, Protocol):
 
         Raises:
             CannotCopy: it cannot be written, or the store is damaged; the store is as it was.
+            NotSupported: this engine is copied by other means.
 
         Cancellation: the copy ends after the step in hand, and nothing of it is left.
         """

@@ -25,7 +25,7 @@ from web.commands import offline
 from web.contract.wire import render_event
 from web.identity.keyring import KEY_FILE, load_key
 from web.identity.tokens import issue
-from web.server.composition import serve
+from web.server.composition import Engine, open_engine, serve
 from web.server.settings import DATABASE_FILE, Settings
 
 Frame = dict[str, Any]
@@ -209,9 +209,9 @@ def begin(data: Path, key: bytes = b"k" * 32) -> None:
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings, clock: Clock | None = None, *, render: Render = render_event
+    settings: Settings, clock: Clock | None = None, *, render: Render = render_event, engine: Engine = open_engine
 ) -> AsyncIterator[Server]:
-    """A server with these settings (this time, and this renderer of events), drained at the end."""
+    """A server with these settings (this time, this renderer of events and this store), drained at the end."""
     stopping = trio.Event()
     is_ready = trio.Event()
     urls: list[str] = []
@@ -223,7 +223,7 @@ async def running_server(
     async with trio.open_nursery() as server_nursery:
 
         async def run() -> None:
-            await serve(settings, ready=ready, stopping=stopping, clock=clock, render=render)
+            await serve(settings, ready=ready, stopping=stopping, clock=clock, render=render, engine=engine)
 
         server_nursery.start_soon(run)
         with trio.fail_after(10):

@@ -22,6 +22,7 @@ from storage.errors import (
     KeysExhausted,
     NoSuchDiagnosis,
     NoSuchRevocation,
+    NotSupported,
     OutboxDamaged,
     Unstorable,
 )
@@ -43,6 +44,7 @@ STATUS_OF_CODE: Final = {
     "mailbox_full": 429,
     "rate_limited": 429,
     "internal_error": 500,
+    "not_supported": 501,
     "quarantined": 503,
     "draining": 503,
     "storage_unavailable": 503,
@@ -190,6 +192,8 @@ def problem_of(error: Exception, asked: Asked) -> Problem | None:
             return Problem("storage_unavailable", detail, retry_after(REPAIR_RETRY_SECONDS))
         case CannotCopy():
             return Problem("storage_unavailable", str(error), retry_after(RETRY_AFTER_SECONDS))
+        case NotSupported():
+            return Problem("not_supported", str(error))
         case Unstorable():
             return Problem("invalid_field", str(error))
         case KeyReused():

@@ -477,7 +477,7 @@ OPERATIONS: Final = (
         "makeBackup",
         "A consistent copy of the database in the server's data directory, made while others go on.",
         {200: ref("Backup")},
-        ("forbidden", "draining", *STORE),
+        ("forbidden", "draining", "not_supported", *STORE),
         tag="operating",
     ),
     Operation(

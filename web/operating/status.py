@@ -32,6 +32,10 @@ KEPT_SECONDS: Final = 1.0
 """How old the figures of diagnoses may be whose outbox is not in memory."""
 
 
+AWAY_SECONDS: Final = 3.0
+"""So long a store does not answer until this server is not ready. Reason: most elections are over sooner."""
+
+
 class Figures:
     """What is going on in one server, in numbers; what is said of all diagnoses is read once for all who ask."""
 
@@ -53,6 +57,12 @@ class Figures:
     def is_stalled(self) -> bool:
         """Whether the disk keeps somebody waiting."""
         return self._store.statistics().waiting_seconds >= STALLED_SECONDS
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the store has not answered for so long that new clients are better served elsewhere."""
+        since = self._store.statistics().away_since
+        return since is not None and self._clock.monotonic() - since >= AWAY_SECONDS
 
     async def for_(self, who: Principal) -> dict[str, object]:
         """Totals for anonymous, one's own diagnoses for a user, everything for an operator.
@@ -180,6 +190,8 @@ def status(
             raise Problem("draining", "the server is stopping", later)
         if store.statistics().broken is not None:
             raise Problem("storage_unavailable", "the store has failed: the server stops", later)
+        if figures.is_away:
+            raise Problem("storage_unavailable", "the store does not answer", later)
         if figures.is_stalled:
             raise Problem("storage_unavailable", "the disk does not answer", later)
         if registry.escalated:

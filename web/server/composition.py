@@ -18,7 +18,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -38,8 +39,8 @@ from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
 from storage.disk.unfinished import sweep
 from storage.errors import Busy, CannotOpen, Failed, StoreBroken
-from storage.sqlite.store import SqliteStore, open_store
-from storage.store import StoreUpkeep
+from storage.sqlite.store import open_store
+from storage.store import Store, StoreUpkeep
 from web.contract.errors import WebError
 from web.contract.wire import render_event
 from web.following.admission import Entrance
@@ -136,6 +137,9 @@ logger = logging.getLogger("avicenna.server")
 Ready = Callable[[str], None]
 """Called with the server's URL once it accepts connections."""
 
+Engine = Callable[[Settings, Clock], AbstractAsyncContextManager[Store]]
+"""Opens a store, and closes it once everything that was handed over is stored."""
+
 Extras = Callable[[trio.Event], Sequence[Extra]]
 """Makes routes that are no part of the contract; given what stops the server."""
 
@@ -224,6 +228,26 @@ async def _serve_until_signal(
         end.cancel()
 
 
+@asynccontextmanager
+async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[Store]:
+    """The store that these settings name.
+
+    Raises:
+        CannotOpen: the message says why.
+        StoreBroken: storage failed while it was used.
+    """
+    _check_database(settings)
+    async with open_store(
+        settings.data / DATABASE_FILE,
+        clock=clock,
+        new_epoch=_new_id,
+        durability=settings.durability,
+        on_damage=settings.damaged_database,
+        keys_max=settings.idempotency_keys_max,
+    ) as store:
+        yield store
+
+
 async def serve(
     settings: Settings,
     *,
@@ -232,6 +256,7 @@ async def serve(
     clock: Clock | None = None,
     render: Render = render_event,
     extras: Extras | None = None,
+    engine: Engine = open_engine,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -239,6 +264,7 @@ async def serve(
         clock: the time; `None`: the machine's.
         render: makes the text of an event that subscribers get.
         extras: further routes; given what stops the server.
+        engine: opens the store.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -253,17 +279,9 @@ async def serve(
     held_max = min(HELD_MAX, connections_max // 10)  # so that those who are refused take no one's place
     makes_key = will_make_key(settings)
     keys = [] if makes_key else load_keys(settings)
-    _check_database(settings)
     _warn(caution_about_keys(settings), caution_about_origins(settings))
     async with (
-        open_store(
-            settings.data / DATABASE_FILE,
-            clock=clock,
-            new_epoch=_new_id,
-            durability=settings.durability,
-            on_damage=settings.damaged_database,
-            keys_max=settings.idempotency_keys_max,
-        ) as store,
+        engine(settings, clock) as store,
         trio.open_nursery() as actors_nursery,
         open_hub(open_poller(), clock=clock, jitter=jitter, rounds=followers.rounds, held_max=held_max) as hub,
     ):
@@ -396,7 +414,7 @@ async def serve(
         actors_nursery.cancel_scope.cancel()
 
 
-async def _stop_when_broken(store: SqliteStore, stopping: trio.Event) -> None:
+async def _stop_when_broken(store: StoreUpkeep, stopping: trio.Event) -> None:
     """Say goodbye to everybody when storage fails: whoever waits has been told that the outcome is unknown."""
     await store.broke.wait()
     stopping.set()

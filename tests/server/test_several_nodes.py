@@ -1,0 +1,165 @@
+"""Several servers in one process that share an engine in memory: any of them takes any request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from storage.clock import Clock, SystemClock
+from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
+from storage.store import Store
+from tests.server.harness import Client, Server, begin, running_server
+from web.server.settings import Settings
+
+
+class Node:
+    """One of the servers, and its handle on what they share."""
+
+    def __init__(self, server: Server, store: MemoryStore) -> None:
+        self.server = server
+        self.store = store
+
+
+@asynccontextmanager
+async def running_nodes(data: Path, count: int = 3) -> AsyncIterator[list[Node]]:
+    """Servers with one key, on handles of one engine."""
+    epochs = iter(f"epoch-{number}" for number in range(1, 1000))
+    engine = MemoryEngine(clock=SystemClock(), new_epoch=lambda: next(epochs), shared=True)
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for number in range(count):
+            place, store = data / f"node-{number}", MemoryStore(engine, f"node-{number}")
+
+            @asynccontextmanager
+            async def opened(settings: Settings, clock: Clock, store: MemoryStore = store) -> AsyncIterator[Store]:
+                yield store
+
+            begin(place)
+            server = running_server(Settings(port=0, data=place, passivate_after_seconds=60), engine=opened)
+            nodes.append(Node(await stack.enter_async_context(server), store))
+        yield nodes
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[list[Node]]:
+    async with running_nodes(tmp_path) as running:
+        yield running
+
+
+async def seqs(client: Client, count: int) -> list[int]:
+    return [frame["seq"] for frame in await client.events(count)]
+
+
+async def test_what_is_posted_at_any_is_followed_at_all_in_order(nodes: list[Node]) -> None:
+    await nodes[0].server.register()
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(node.server.live()) for node in nodes]
+        for number in range(12):
+            answer = (await nodes[number % 3].server.publish(number)).json()
+            assert answer["seq"] == number + 1
+        for client in clients:
+            events = await client.events(12)
+            assert [(event["seq"], event["data"]["feedback_id"]) for event in events] == [
+                (number + 1, number) for number in range(12)
+            ]
+
+
+async def test_the_same_key_at_two_at_once_makes_one_event(nodes: list[Node]) -> None:
+    await nodes[0].server.register()
+    answers: list[httpx.Response] = []
+
+    async def post(server: Server) -> None:
+        body = {"diagnosis_id": 42, "feedback_id": 1, "rating": 5, "comment": "the same"}
+        answers.append(await server.post("feedback", body, **{"Idempotency-Key": "once-and-for-all-nodes"}))
+
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            nursery.start_soon(post, node.server)
+    assert [answer.json()["seq"] for answer in answers] == [1, 1, 1]
+    assert sorted(answer.json()["replayed"] for answer in answers) == [False, True, True]
+
+
+async def test_a_right_that_is_taken_away_at_one_ends_connections_at_the_others(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register(42, "amira", "bo")
+    async with other.live(sub="bo") as viewer, third.live() as owner:
+        await one.register(42, "amira")
+        assert (await viewer.close_frames())[1:] == (1008, "viewer removed")
+        headers = one.bearer("op", "operate")
+        await one.http.post("/revocations", json={"sub": "amira"}, headers=headers)
+        assert (await owner.close_frames())[1:] == (1008, "revoked")
+        for server in (one, other, third):
+            assert (await server.publish()).status_code == 401
+
+
+async def test_a_diagnosis_that_is_deleted_at_one_is_gone_at_all_and_comes_back_at_number_one(
+    nodes: list[Node],
+) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    await one.publish()
+    async with other.live() as client:
+        await third.http.delete("/diagnoses/42", headers=third.bearer("registrar", "register"))
+        assert (await client.close_frames())[1:] == (1008, "diagnosis deleted")
+    await one.register()
+    async with other.live() as client:
+        assert (await third.publish()).json()["seq"] == 1
+        assert await seqs(client, 1) == [1]
+
+
+async def test_a_purge_at_one_is_a_gap_at_the_others(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    for number in range(3):
+        await one.publish(number)
+    async with other.live():
+        await third.http.delete("/actors/42/outbox", headers=third.bearer("op", "operate"))
+    async with other.connect(after=1) as client:
+        frames = await client.until_live()
+        assert [(frame["data"]["from"], frame["data"]["to"]) for frame in frames if frame["type"] == "gap"] == [(2, 3)]
+
+
+async def test_a_device_goes_on_at_any_where_it_was_at_another(nodes: list[Node]) -> None:
+    await nodes[0].server.register()
+    for node in nodes:  # all have the diagnosis in memory
+        await node.server.publish()
+    for number, node in enumerate([*nodes, *nodes]):
+        async with node.server.connect(device="phone", ack="app") as client:
+            connect, *rest = await client.until_live()
+            got = [frame["seq"] for frame in rest if "seq" in frame]
+            assert connect["data"]["resume"] == ("exact" if number else "fresh")
+            assert got == (list(range(1, 4)) if not number else [number + 3])
+            await client.say(type="ack", seq=got[-1])
+            await client.next_of("acked")
+        await node.server.until_alone()
+        await node.server.publish()
+
+
+async def test_a_server_whose_store_is_away_is_not_ready_and_ends_nobody(nodes: list[Node]) -> None:
+    one, cut_off = nodes[0].server, nodes[1]
+    await one.register()
+    async with cut_off.server.live() as client:
+        cut_off.store.go_away()
+        refused = await cut_off.server.publish()
+        assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
+        await one.publish()
+        with trio.fail_after(10):
+            while (await cut_off.server.http.get("/readyz")).status_code == 200:
+                await trio.sleep(0.05)
+        assert (await one.http.get("/readyz")).status_code == 200
+        cut_off.store.come_back()
+        assert await seqs(client, 1) == [1]
+        assert (await cut_off.server.http.get("/readyz")).status_code == 200
+        assert (await cut_off.server.publish()).json()["seq"] == 2
+
+
+async def test_what_an_engine_does_not_do_is_not_supported(nodes: list[Node]) -> None:
+    server = nodes[0].server
+    answer = await server.http.post("/backup", headers=server.bearer("op", "operate"))
+    assert (answer.status_code, answer.json()["code"]) == (501, "not_supported")
