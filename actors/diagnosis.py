@@ -57,7 +57,6 @@ from storage.records import (
     CursorMove,
     Epoch,
     Event,
-    NewAuditRow,
     NewEvent,
     Seq,
     SubscriberId,
@@ -628,7 +627,7 @@ class DiagnosisActor:
             return
         try:
             with _carried_out():
-                purged = await self._store.purge(self._diagnosis_id, message.audit)
+                purged = await self._store.purge(self._diagnosis_id, message.act)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return
@@ -638,9 +637,6 @@ class DiagnosisActor:
 
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
         """Nobody is disconnected before the row that says so is stored."""
-
-        def audit(cursors: int) -> NewAuditRow:
-            return message.audit(Forgotten(connections, cursors))
 
         if self._store.shared:
             try:
@@ -653,10 +649,10 @@ class DiagnosisActor:
             return
         meant = [one for one in self._everyone_known.values() if message.which.names(one.id)]
         named = [one.id for one in meant]
-        connections = self._roster.count_where(message.which)
+        act = message.act.adding(connections=self._roster.count_where(message.which))
         try:
             with _carried_out(), self._keeper.holding(meant):
-                cursors = await self._store.forget(self._diagnosis_id, named, audit)
+                cursors = await self._store.forget(self._diagnosis_id, named, act)
                 ended = await turns.end_where(self._roster, message.which, Ending.DISCONNECTED)
                 self._forget_known(named)
         except StorageError as refusal:

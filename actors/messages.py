@@ -14,13 +14,11 @@ from storage.news import News
 from storage.pending import Pending
 from storage.records import (
     AcknowledgedBy,
+    Act,
     Appended,
-    Audit,
     Diagnosis,
     Epoch,
-    NewAuditRow,
     NewEvent,
-    Purged,
     Seq,
     SubscriberId,
     Window,
@@ -133,7 +131,7 @@ class Trace(Asks[tuple[Delivery, ...]]):
 class Purge(Asks[Window]):
     """Drop the retained events."""
 
-    audit: Audit[Purged]
+    act: Act
     judge: Judge
 
 
@@ -158,8 +156,9 @@ class Forget(Asks[Forgotten]):
     """End the connections of some subscribers and drop their cursors."""
 
     which: Whose
-    audit: Callable[[Forgotten], NewAuditRow]
-    """Made in the transaction that drops the cursors, right before the connections end."""
+    act: Act
+    """Its row is stored with the loss of the cursors, right before the connections end, and says how many there were
+    (parameter `connections`)."""
     judge: Judge
 
 

@@ -204,7 +204,7 @@ class MemoryStore(TellsDamage):
         diagnosis_id: str,
         owner: str,
         viewers: Sequence[str],
-        audit: records.Audit[records.Registered] | None = None,
+        act: records.Act | None = None,
     ) -> records.Registered:
         checks.check(diagnosis_id, owner, tuple(viewers))
         self._changing()
@@ -213,12 +213,12 @@ class MemoryStore(TellsDamage):
             made = records.Diagnosis(
                 diagnosis_id, owner, tuple(viewers), records.Epoch(self._engine.new_epoch()), self.moment().wall
             )
-            registered = self._recorded(records.Registered(made, created=True, before=None), audit)
+            registered = self._recorded(records.Registered(made, created=True, before=None), act)
             self._engine.streams[diagnosis_id] = Stream(made)
             self._engine.wrote(self._handle, diagnosis_id)
         else:
             new = replace(stream.diagnosis, owner=owner, viewers=tuple(viewers))
-            registered = self._recorded(records.Registered(new, created=False, before=stream.diagnosis), audit)
+            registered = self._recorded(records.Registered(new, created=False, before=stream.diagnosis), act)
             stream.diagnosis = new
         self._engine.told.add(changes.DiagnosisRegistered(self._engine.told.next, registered.diagnosis))
         return registered
@@ -248,10 +248,10 @@ class MemoryStore(TellsDamage):
         return [records.Outbox(stream.diagnosis.diagnosis_id, stream.window, _lowest(stream)) for stream in page]
 
     @_change
-    def delete(self, diagnosis_id: str, audit: records.Audit[records.Diagnosis] | None = None) -> records.Diagnosis:
+    def delete(self, diagnosis_id: str, act: records.Act | None = None) -> records.Diagnosis:
         stream = self._stream(diagnosis_id)
         self._changing()
-        deleted = self._recorded(stream.diagnosis, audit)
+        deleted = self._recorded(stream.diagnosis, act)
         del self._engine.streams[diagnosis_id]
         self._engine.ended(self._handle, diagnosis_id, stream)
         self._damage.is_repaired(diagnosis_id)
@@ -296,25 +296,25 @@ class MemoryStore(TellsDamage):
 
     @_change
     def forget(
-        self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], audit: records.Audit[int] | None = None
+        self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], act: records.Act | None = None
     ) -> int:
         stream = self._stream(diagnosis_id)
         checks.check(tuple(subscribers))
         self._changing()
         found = set(subscribers) & stream.cursors.keys()
-        dropped = self._recorded(len(found), audit)
+        dropped = self._recorded(len(found), act)
         for one in found:
             del stream.cursors[one]
         return dropped
 
     @_change
-    def purge(self, diagnosis_id: str, audit: records.Audit[records.Purged] | None = None) -> records.Purged:
+    def purge(self, diagnosis_id: str, act: records.Act | None = None) -> records.Purged:
         stream = self._stream(diagnosis_id)
         self._changing()
         if (damage := stream.judge()) is not None and not damage.is_head_trusted:
             raise OutboxDamaged(diagnosis_id, damage)
         before, head = stream.window, records.Seq(stream.head)
-        purged = self._recorded(records.Purged(before, after=replace(before, floor=head, purged=head)), audit)
+        purged = self._recorded(records.Purged(before, after=replace(before, floor=head, purged=head)), act)
         stream.events.clear()
         stream.floor = stream.purged = head
         self._engine.wrote(self._handle, diagnosis_id)
@@ -323,7 +323,7 @@ class MemoryStore(TellsDamage):
         return purged
 
     @_change
-    def drop_damaged(self, diagnosis_id: str, audit: records.Audit[records.Dropped] | None = None) -> records.Dropped:
+    def drop_damaged(self, diagnosis_id: str, act: records.Act | None = None) -> records.Dropped:
         stream = self._stream(diagnosis_id)
         self._changing()
         if (damage := stream.judge()) is None:
@@ -333,7 +333,7 @@ class MemoryStore(TellsDamage):
         left = [event for event in stream.events if damage.floor < event.seq <= damage.head]
         count = len(stream.events) - len(left)
         dropped = self._recorded(
-            records.Dropped(diagnosis_id, damage.what, count, damage.window(epoch), is_renewed), audit
+            records.Dropped(diagnosis_id, damage.what, count, damage.window(epoch), is_renewed), act
         )
         stream.diagnosis = replace(stream.diagnosis, epoch=epoch)
         stream.events, stream.changed = left, frozenset()
@@ -351,7 +351,7 @@ class MemoryStore(TellsDamage):
         sub: str | None = None,
         token_id: str | None = None,
         leeway_seconds: float = 0.0,
-        audit: records.Audit[records.RevocationMade] | None = None,
+        act: records.Act | None = None,
     ) -> records.RevocationMade:
         checks.check(sub, token_id)
         self._changing()
@@ -359,7 +359,7 @@ class MemoryStore(TellsDamage):
         covers_until = now.reckoned + leeway_seconds
         new = records.Revocation(self._engine.revocations_made + 1, sub, token_id, now.wall, covers_until)
         earlier = [one for one in self._engine.revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
-        made = self._recorded(records.RevocationMade(new, before=earlier[0] if earlier else None), audit)
+        made = self._recorded(records.RevocationMade(new, before=earlier[0] if earlier else None), act)
         self._engine.revocations_made += 1
         for one in earlier:
             del self._engine.revocations[one.number]
@@ -372,13 +372,11 @@ class MemoryStore(TellsDamage):
         return [one for number, one in self._engine.revocations.items() if number > after][:limit]
 
     @_change
-    def lift_revocation(
-        self, number: int, audit: records.Audit[records.Revocation] | None = None
-    ) -> records.Revocation:
+    def lift_revocation(self, number: int, act: records.Act | None = None) -> records.Revocation:
         if number not in self._engine.revocations:
             raise NoSuchRevocation(str(number))
         self._changing()
-        lifted = self._recorded(self._engine.revocations[number], audit)
+        lifted = self._recorded(self._engine.revocations[number], act)
         del self._engine.revocations[number]
         self._engine.told.add(changes.RevocationsLifted(self._engine.told.next, (lifted,)))
         return lifted
@@ -493,7 +491,7 @@ class MemoryStore(TellsDamage):
         return records.ForgottenUnseen(len(unseen), last)
 
     @_change
-    def erase(self, erasure: records.Erasure, audit: records.Audit[records.Erased] | None = None) -> records.Erased:
+    def erase(self, erasure: records.Erasure, act: records.Act | None = None) -> records.Erased:
         self._changing()
         sub, cursors, viewers, owned = erasure.sub, 0, 0, []
         for diagnosis_id, stream in sorted(self._engine.streams.items()):
@@ -507,7 +505,7 @@ class MemoryStore(TellsDamage):
             if stream.diagnosis.owner == sub:
                 owned.append(diagnosis_id)
         before = [*self._engine.audit, *self._engine.accesses]
-        self._engine.audit = [erasure.rewrite(row) for row in self._engine.audit]
+        self._engine.audit = [self._engine.rows.without_name(row, erasure) for row in self._engine.audit]
         nobody = records.SubscriberId(erasure.stand_in, None)
         self._engine.accesses = [
             replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._engine.accesses
@@ -516,8 +514,8 @@ class MemoryStore(TellsDamage):
         changed = [old != new for old, new in zip(before, after, strict=True)]
         audit_rows, named = sum(changed[: len(self._engine.audit)]), tuple(owned[: records.OWNED_NAMED_MAX])
         erased = records.Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned))
-        if audit is not None:
-            self._recorded(erased, audit)
+        if act is not None:
+            self._recorded(erased, act)
             self._engine.told.add(
                 changes.SubjectErased(self._engine.told.next, changes.digest_of(sub), erasure.stand_in)
             )
@@ -580,10 +578,10 @@ class MemoryStore(TellsDamage):
         self.before_change()
         self._operations += 1
 
-    def _recorded(self, answer: Answer, audit: records.Audit[Answer] | None) -> Answer:
+    def _recorded(self, answer: Answer, act: records.Act | None) -> Answer:
         """The answer of an operation, once its audit row is stored. To be called before anything is changed."""
-        if audit is not None:
-            self._record(audit(answer))
+        if act is not None:
+            self._record(self._engine.rows.row_of(act, answer))
         return answer
 
     def _record(self, row: records.NewAuditRow) -> None:

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import trio
 
 from storage import records
+from storage.audit_rows import BARE_ROWS, AuditRows
 from storage.changes import Change, Hears, Told
 from storage.clock import Clock
 from storage.damage import Damage, checksum, judge
@@ -191,6 +192,7 @@ class MemoryEngine:
         clock: Clock,
         new_epoch: Callable[[], str],
         keys_max: int = records.IDEMPOTENCY_KEYS_MAX,
+        rows: AuditRows = BARE_ROWS,
         shared: bool = False,
         faults: Faults | None = None,
     ) -> None:
@@ -203,6 +205,7 @@ class MemoryEngine:
         self.clock = clock
         self.new_epoch = new_epoch
         self.keys_max = keys_max
+        self.rows = rows
         self.shared = shared
         self.faults = faults or Faults()
         self.streams: dict[str, Stream] = {}

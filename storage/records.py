@@ -5,11 +5,9 @@ Times are seconds since the Unix epoch (float). Bodies are opaque bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, NewType, TypeVar
-
-Answer = TypeVar("Answer")
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, NewType
 
 Seq = NewType("Seq", int)
 """The number of an event: from 1, +1 for each event of its diagnosis; 0 means "before the first"."""
@@ -222,9 +220,20 @@ class NewAuditRow:
     """The diagnosis it concerns; `None`: none in particular."""
 
 
-Audit = Callable[[Answer], NewAuditRow]
-"""Makes the audit row of an act out of the operation's answer, within its transaction: only there is it known what
-was before, and only who asks knows how to say it."""
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What somebody does that leaves an audit row: the row is made of the act and of its answer."""
+
+    who: str
+    """The `sub` of the principal."""
+    what: str
+    """The act, e.g. `diagnosis.register`."""
+    parameters: Mapping[str, str | int | None] = field(default_factory=dict)
+    """What its row says besides the answer, e.g. the diagnosis of a purge."""
+
+    def adding(self, **parameters: str | int | None) -> Act:
+        """The same act with further parameters."""
+        return replace(self, parameters={**self.parameters, **parameters})
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +348,6 @@ class Erasure:
     """What takes the place of the name in rows that must stay."""
     spellings: Sequence[str]
     """How the name can appear within an audit row: a row with none of them is not looked at."""
-    rewrite: Callable[[AuditRow], AuditRow]
-    """The audit row without the name; the store does not know what its texts mean."""
 
 
 DAY_SECONDS: Final = 86_400

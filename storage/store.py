@@ -7,8 +7,8 @@ them (`tests/storage/test_contract.py`). What follows holds for every method.
 
 Changes. A method that changes something hands the change over when it is called, before its first checkpoint. Changes
 are committed in the order in which they were handed over, each whole or not at all, and a method returns after the
-commit of its change. The audit row that `audit` makes of the answer is stored in the same transaction: if the row
-cannot be made or stored, the change is not made either.
+commit of its change. If an `act` is given, an audit row is made of it and of the answer (`storage.audit_rows`), and
+is stored in the same transaction: if the row cannot be made or stored, the change is not made either.
 
 Reads. A read sees every change that this store answered before the read was asked for.
 
@@ -46,8 +46,8 @@ from storage.pending import Pending
 from storage.records import (
     EVERY_ROW,
     AccessRow,
+    Act,
     Appended,
-    Audit,
     AuditRow,
     Backup,
     Cursor,
@@ -93,7 +93,7 @@ class DiagnosisStore(Protocol):
     """Which diagnoses are registered, and for whom."""
 
     async def register(
-        self, diagnosis_id: str, owner: str, viewers: Sequence[str], audit: Audit[Registered] | None = None
+        self, diagnosis_id: str, owner: str, viewers: Sequence[str], act: Act | None = None
     ) -> Registered:
         """Register a diagnosis with a new epoch, or replace owner and viewers of a registered one, which keeps its own.
 
@@ -132,7 +132,7 @@ class DiagnosisStore(Protocol):
     async def outboxes(self, *, owner: str | None = None, after: str = "", limit: int = 100) -> Sequence[Outbox]:
         """The same diagnoses, each with its window (empty if its numbers make no sense) and its lowest cursor."""
 
-    async def delete(self, diagnosis_id: str, audit: Audit[Diagnosis] | None = None) -> Diagnosis:
+    async def delete(self, diagnosis_id: str, act: Act | None = None) -> Diagnosis:
         """Delete a diagnosis with its events, cursors and keys; what it was.
 
         Registering the id again later starts a new epoch at number 1.
@@ -182,7 +182,7 @@ class EventStore(Protocol):
             OutboxDamaged: what is read is not what was stored. None of it is returned.
         """
 
-    async def purge(self, diagnosis_id: str, audit: Audit[Purged] | None = None) -> Purged:
+    async def purge(self, diagnosis_id: str, act: Act | None = None) -> Purged:
         """Drop all retained events; numbers, keys and cursors stay. Afterwards `floor`, `head` and `purged` are equal.
 
         Raises:
@@ -222,9 +222,7 @@ class CursorStore(StoreTime, Protocol):
             NoSuchDiagnosis: it is not registered.
         """
 
-    async def forget(
-        self, diagnosis_id: str, subscribers: Sequence[SubscriberId], audit: Audit[int] | None = None
-    ) -> int:
+    async def forget(self, diagnosis_id: str, subscribers: Sequence[SubscriberId], act: Act | None = None) -> int:
         """Drop the cursors of some subscribers; how many there were.
 
         Raises:
@@ -241,7 +239,7 @@ class RevocationStore(Protocol):
         sub: str | None = None,
         token_id: str | None = None,
         leeway_seconds: float = 0.0,
-        audit: Audit[RevocationMade] | None = None,
+        act: Act | None = None,
     ) -> RevocationMade:
         """Revoke a subject's tokens issued until now and `leeway_seconds`, or one token (give exactly one of both).
 
@@ -252,7 +250,7 @@ class RevocationStore(Protocol):
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[Revocation]:
         """Revocations with a higher number than `after`, lowest first."""
 
-    async def lift_revocation(self, number: int, audit: Audit[Revocation] | None = None) -> Revocation:
+    async def lift_revocation(self, number: int, act: Act | None = None) -> Revocation:
         """Drop a revocation; what it was.
 
         Raises:
@@ -326,7 +324,7 @@ class StoreUpkeep(StoreTime, Protocol):
         Cancellation: ends after the step in hand; the next run does it again.
         """
 
-    async def drop_damaged(self, diagnosis_id: str, audit: Audit[Dropped] | None = None) -> Dropped:
+    async def drop_damaged(self, diagnosis_id: str, act: Act | None = None) -> Dropped:
         """Drop the events up to the last damaged one; `head`, epoch, cursors and keys stay.
 
         If the head cannot be trusted, the newest whole events stay as those of a new epoch, and the keys of higher
@@ -364,7 +362,7 @@ class StoreUpkeep(StoreTime, Protocol):
             spared: ids of diagnoses that keep theirs.
         """
 
-    async def erase(self, erasure: Erasure, audit: Audit[Erased] | None = None) -> Erased:
+    async def erase(self, erasure: Erasure, act: Act | None = None) -> Erased:
         """Remove a person from cursors and viewers, and its name from both trails and from deleted diagnoses.
 
         Diagnoses it owns keep their owner until they are registered with another one, or deleted.

@@ -10,13 +10,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
+from storage.audit_rows import AuditRows
 from storage.damage import Numbers, are_numbers, is_whole, judge
 from storage.errors import NotDamaged
 from storage.records import (
     ERASED_ROWS_MAX,
     OUTBOX_EVENTS_MAX,
     OWNED_NAMED_MAX,
-    Audit,
+    Act,
     AuditRow,
     Dropped,
     Epoch,
@@ -172,7 +173,7 @@ class ErasureState:
 
 
 def erase_some(
-    db: sqlite3.Connection, erasure: Erasure, state: ErasureState, audit: Audit[Erased] | None, now: float
+    db: sqlite3.Connection, erasure: Erasure, state: ErasureState, rows: AuditRows, act: Act | None, now: float
 ) -> ErasureState:
     """Go on with an erasure: cursors and viewer entries go, a stand-in takes the name's place where a row must stay.
 
@@ -197,7 +198,7 @@ def erase_some(
         "UPDATE diagnosis SET owner = ? WHERE dx > ? AND dx <= ? AND owner = ? AND deleted_at IS NOT NULL",
         (stand_in, state.diagnoses_after, diagnoses_after, sub),
     )
-    audit_rows, audit_after, is_whole_trail = _erase_from_audit(db, erasure, state.audit_after)
+    audit_rows, audit_after, is_whole_trail = _erase_from_audit(db, erasure, rows, state.audit_after)
     state = replace(
         state,
         cursors=state.cursors + cursors,
@@ -209,8 +210,8 @@ def erase_some(
     )
     is_last = is_last and are_all_named and is_whole_trail
     erased = Erased(state.cursors, state.viewers, state.audit_rows, state.access_rows, *_owned(db, sub, is_last))
-    if audit is not None:
-        state = replace(state, act=_told(db, audit(erased), state.act, now))
+    if act is not None:
+        state = replace(state, act=_told(db, rows.row_of(act, erased), state.act, now))
     return replace(state, erased=erased) if is_last else state
 
 
@@ -224,27 +225,27 @@ def _walk(db: sqlite3.Connection, table: str, key: str, after: int) -> tuple[int
     return (after if last is None else last), count < WALKED_ROWS_MAX
 
 
-def _erase_from_audit(db: sqlite3.Connection, erasure: Erasure, after: int) -> tuple[int, int, bool]:
+def _erase_from_audit(db: sqlite3.Connection, erasure: Erasure, rows: AuditRows, after: int) -> tuple[int, int, bool]:
     """How many rows were changed, up to which number they have been looked at, and whether that is all."""
     last, is_all = _walk(db, "audit", "number", after)
     names = {f"it{number}": spelling for number, spelling in enumerate(erasure.spellings)}
     is_named = " OR ".join(f"instr({column}, :{name})" for name in names for column in _AUDIT_TEXTS)
-    rows = db.execute(
+    found = db.execute(
         "SELECT number, at, who, what, target, before, after, diagnosis FROM audit"  # noqa: S608 - names of ours
         f" WHERE number > :after AND number <= :last AND ({is_named}) ORDER BY number LIMIT :limit",
         {**names, "after": after, "last": last, "limit": ERASED_ROWS_MAX},
     ).fetchall()
     changed = 0
-    for row in (AuditRow(*found) for found in rows):
-        new = erasure.rewrite(row)
+    for row in (AuditRow(*columns) for columns in found):
+        new = rows.without_name(row, erasure)
         if new != row:
             db.execute(
                 "UPDATE audit SET who = ?, target = ?, before = ?, after = ? WHERE number = ?",
                 (new.who, new.target, new.before, new.after, row.number),
             )
             changed += 1
-    if len(rows) == ERASED_ROWS_MAX:
-        return changed, rows[-1][0], False
+    if len(found) == ERASED_ROWS_MAX:
+        return changed, found[-1][0], False
     return changed, last, is_all
 
 

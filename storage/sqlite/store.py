@@ -21,6 +21,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 import trio
 
 from storage import changes, checks, records
+from storage.audit_rows import BARE_ROWS, AuditRows
 from storage.belief import Moment
 from storage.clock import Clock, Timekeeper
 from storage.damage import FoundDamage, TellsDamage
@@ -100,6 +101,7 @@ async def open_store(
     on_damage: DamagePolicy = "refuse",
     boot: str | None = None,
     keys_max: int = records.IDEMPOTENCY_KEYS_MAX,
+    rows: AuditRows = BARE_ROWS,
 ) -> AsyncIterator[SqliteStore]:
     """Open (or make) a database and serve it; everything queued is stored before it closes.
 
@@ -110,6 +112,7 @@ async def open_store(
         durability: `full`: a commit survives power loss; `normal`: it survives the end of the process.
         on_damage: `set_aside`: a damaged database is renamed and an empty one begun, instead of refusing to open.
         boot: names this run of the operating system; `None`: ask it.
+        rows: makes the audit rows of acts.
         keys_max: idempotency keys it may hold, of all diagnoses. Beyond: an event that would bring one is refused.
 
     Raises:
@@ -156,7 +159,7 @@ async def open_store(
                             with contextlib.suppress(StorageError):  # of a broken store nobody asks
                                 registered = await committer.read(diagnoses.count)
                             yield SqliteStore(
-                                committer, database, time, new_epoch, size_bytes, keys_max, registered, found
+                                committer, database, time, new_epoch, size_bytes, keys_max, registered, found, rows
                             )
                             watch_nursery.cancel_scope.cancel()
                     finally:
@@ -384,7 +387,7 @@ def _unwrapped(kind: type[StorageError]) -> Iterator[None]:
         raise found from group
 
 
-def _recording(work: Work[Answer], audit: records.Audit[Answer]) -> Work[Answer]:
+def _recording(work: Work[Answer], row_of: Callable[[Answer], records.NewAuditRow]) -> Work[Answer]:
     """An operation that leaves an audit row made of its answer.
 
     A row that cannot be made or stored is no refusal: it spoils the operation, which is rolled back with it.
@@ -392,7 +395,7 @@ def _recording(work: Work[Answer], audit: records.Audit[Answer]) -> Work[Answer]
 
     def recorded(db: sqlite3.Connection, now: Moment) -> Answer:
         answer = work(db, now)
-        trails.record(db, audit(answer), now.wall)
+        trails.record(db, row_of(answer), now.wall)
         return answer
 
     return recorded
@@ -431,6 +434,7 @@ class SqliteStore(TellsDamage):
         keys_max: int,
         registered: int,
         damage: FoundDamage,
+        rows: AuditRows,
     ) -> None:
         """A store in which `registered` diagnoses are.
 
@@ -449,6 +453,7 @@ class SqliteStore(TellsDamage):
         self._new_epoch = new_epoch
         self._damage = damage
         self._told = changes.Told()
+        self._rows = rows
         self._patience_seconds = inf
         """How long callers wait."""
         self._cache: OrderedDict[str, records.Diagnosis] = OrderedDict()
@@ -534,13 +539,13 @@ class SqliteStore(TellsDamage):
         diagnosis_id: str,
         owner: str,
         viewers: Sequence[str],
-        audit: records.Audit[records.Registered] | None = None,
+        act: records.Act | None = None,
     ) -> records.Registered:
         given, epoch = tuple(viewers), records.Epoch(self._new_epoch())
         checks.check(diagnosis_id, owner, given)
         return await self._change(
             lambda db, now: diagnoses.register(db, diagnosis_id, owner, given, epoch, now.wall),
-            audit,
+            act,
             self._registered,
         )
 
@@ -581,13 +586,11 @@ class SqliteStore(TellsDamage):
     ) -> Sequence[records.Outbox]:
         return await self._read(diagnoses.outboxes, owner, after, limit)
 
-    async def delete(
-        self, diagnosis_id: str, audit: records.Audit[records.Diagnosis] | None = None
-    ) -> records.Diagnosis:
+    async def delete(self, diagnosis_id: str, act: records.Act | None = None) -> records.Diagnosis:
         checks.check(diagnosis_id)
         return await self._change(
             lambda db, now: diagnoses.delete(db, diagnosis_id, now.wall),
-            audit,
+            act,
             self._deleted,
         )
 
@@ -605,28 +608,24 @@ class SqliteStore(TellsDamage):
         return await self._read(cursors.cursor, diagnosis_id, subscriber)
 
     async def forget(
-        self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], audit: records.Audit[int] | None = None
+        self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], act: records.Act | None = None
     ) -> int:
         given = tuple(subscribers)
         checks.check(diagnosis_id, given)
-        return await self._change(lambda db, now: cursors.forget(db, diagnosis_id, given), audit)
+        return await self._change(lambda db, now: cursors.forget(db, diagnosis_id, given), act)
 
-    async def purge(self, diagnosis_id: str, audit: records.Audit[records.Purged] | None = None) -> records.Purged:
+    async def purge(self, diagnosis_id: str, act: records.Act | None = None) -> records.Purged:
         checks.check(diagnosis_id)
         return await self._change(
             lambda db, now: events.purge(db, diagnosis_id),
-            audit,
+            act,
             partial(self._purged, diagnosis_id),
         )
 
-    async def drop_damaged(
-        self, diagnosis_id: str, audit: records.Audit[records.Dropped] | None = None
-    ) -> records.Dropped:
+    async def drop_damaged(self, diagnosis_id: str, act: records.Act | None = None) -> records.Dropped:
         checks.check(diagnosis_id)
         epoch = records.Epoch(self._new_epoch())
-        return await self._change(
-            lambda db, now: retention.drop_damaged(db, diagnosis_id, epoch), audit, self._repaired
-        )
+        return await self._change(lambda db, now: retention.drop_damaged(db, diagnosis_id, epoch), act, self._repaired)
 
     async def look_through(self) -> None:
         if not self.is_check_pending:
@@ -657,22 +656,20 @@ class SqliteStore(TellsDamage):
         sub: str | None = None,
         token_id: str | None = None,
         leeway_seconds: float = 0.0,
-        audit: records.Audit[records.RevocationMade] | None = None,
+        act: records.Act | None = None,
     ) -> records.RevocationMade:
         checks.check(sub, token_id)
         return await self._change(
-            lambda db, now: revocations.revoke(db, sub, token_id, leeway_seconds, now), audit, self._revoked
+            lambda db, now: revocations.revoke(db, sub, token_id, leeway_seconds, now), act, self._revoked
         )
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[records.Revocation]:
         return await self._read(revocations.revocations, after, limit)
 
-    async def lift_revocation(
-        self, number: int, audit: records.Audit[records.Revocation] | None = None
-    ) -> records.Revocation:
+    async def lift_revocation(self, number: int, act: records.Act | None = None) -> records.Revocation:
         checks.check(number)
         return await self._change(
-            lambda db, now: revocations.lift_revocation(db, number), audit, lambda lifted: self._lifted([lifted])
+            lambda db, now: revocations.lift_revocation(db, number), act, lambda lifted: self._lifted([lifted])
         )
 
     async def expire_revocations(self, seconds: float) -> Sequence[records.Revocation]:
@@ -724,26 +721,26 @@ class SqliteStore(TellsDamage):
             lambda db, now: retention.forget_unseen(db, now.judged - seconds, spared, after, diagnoses)
         )
 
-    async def erase(
-        self, erasure: records.Erasure, audit: records.Audit[records.Erased] | None = None
-    ) -> records.Erased:
-        state = await self._erase_some(erasure, retention.ErasureState(), audit)
+    async def erase(self, erasure: records.Erasure, act: records.Act | None = None) -> records.Erased:
+        state = await self._erase_some(erasure, retention.ErasureState(), act)
         while state.erased is None:
             await trio.sleep(ERASURE_PAUSE_SECONDS)
-            state = await self._erase_some(erasure, state, audit)
+            state = await self._erase_some(erasure, state, act)
         return state.erased
 
     async def _erase_some(
-        self, erasure: records.Erasure, state: retention.ErasureState, audit: records.Audit[records.Erased] | None
+        self, erasure: records.Erasure, state: retention.ErasureState, act: records.Act | None
     ) -> retention.ErasureState:
+        rows = self._rows
+
         def erased(state: retention.ErasureState) -> None:
             self._forget_all_cached()
-            if state.erased is not None and audit is not None:
+            if state.erased is not None and act is not None:
                 digest = changes.digest_of(erasure.sub)
                 self._told.add(changes.SubjectErased(self._told.next, digest, erasure.stand_in))
 
         return await self._change(
-            lambda db, now: retention.erase_some(db, erasure, state, audit, now.wall), after=erased
+            lambda db, now: retention.erase_some(db, erasure, state, rows, act, now.wall), after=erased
         )
 
     async def backup(self, path: Path) -> records.Backup:
@@ -784,12 +781,12 @@ class SqliteStore(TellsDamage):
     async def _change(
         self,
         work: Work[Answer],
-        audit: records.Audit[Answer] | None = None,
+        act: records.Act | None = None,
         after: Callable[[Answer], None] | None = None,
     ) -> Answer:
         await trio.lowlevel.checkpoint_if_cancelled()
-        if audit is not None:
-            work = _recording(work, audit)
+        if act is not None:
+            work = _recording(work, partial(self._rows.row_of, act))
         pending = self._committer.submit(work, after)
         return await _in_time(self._patience_seconds, pending.wait)
 

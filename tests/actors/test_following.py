@@ -9,7 +9,7 @@ from actors.messages import Purge
 from actors.reading import Live
 from actors.resume import Resume, Wanted
 from actors.ring import Gap
-from storage.records import NewAuditRow, Seq
+from storage.records import Act, Seq
 from tests.actors.world import Reader, World, anybody
 
 
@@ -108,7 +108,7 @@ async def test_a_purge_opens_an_exact_gap_for_a_reader_that_lags(autojump_clock:
     reader.slow = True
     for _ in range(5):
         await small.publish()
-    await small.registry.ask("d", Purge(lambda _: NewAuditRow("op", "outbox.purge", "d"), anybody))
+    await small.registry.ask("d", Purge(Act("op", "outbox.purge"), anybody))
     await small.publish()
     reader.take()
     assert reader.got[1:2] == [Gap(Seq(1), Seq(5), purged=True)]

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from actors.messages import Purge
 from actors.resume import OLDEST, Resume, Wanted
 from actors.slot import ActorLimits
-from storage.records import OUTBOX_EVENTS_MAX, NewAuditRow, Seq
+from storage.records import OUTBOX_EVENTS_MAX, Act, Seq
 from storage.sqlite.store import open_store
 from tests.actors.world import Bug, Reader, World, WorldClock, anybody, world
 
@@ -203,8 +203,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        row = NewAuditRow("op", "outbox.purge", "d")
-        self.thread.run(lambda: self.world.registry.ask("d", Purge(lambda _: row, anybody)))
+        self.thread.run(lambda: self.world.registry.ask("d", Purge(Act("op", "outbox.purge"), anybody)))
 
     def _forget_ended(self) -> None:
         """A named device that came again has taken over."""

@@ -15,8 +15,10 @@ from actors.which import EVERYBODY, OfUser
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
-from storage.records import CursorMove, Diagnosis, NewAuditRow, NewEvent, Seq, SubscriberId
+from storage.records import Act, CursorMove, Diagnosis, NewEvent, Seq, SubscriberId
 from tests.actors.world import DIAGNOSIS, Bug, Denied, Reader, Right, World, WorldClock, anybody, world
+
+FORGET = Act("op", "forget")
 
 
 def publish(right: Right, body: bytes = b"x") -> Publish:
@@ -138,11 +140,11 @@ async def test_an_operators_act_is_judged_and_leaves_no_row_if_it_is_refused(
     right, reader = Right(is_there=False), Reader()
     await small.connect(reader)
     await small.publish()
-    row = NewAuditRow("op", "act", DIAGNOSIS)
+    act = Act("op", "act")
     with pytest.raises(Denied):
-        await small.registry.ask(DIAGNOSIS, Purge(lambda _: row, right.judge))
+        await small.registry.ask(DIAGNOSIS, Purge(act, right.judge))
     with pytest.raises(Denied):
-        await small.registry.ask(DIAGNOSIS, Forget(EVERYBODY, lambda _: row, right.judge))
+        await small.registry.ask(DIAGNOSIS, Forget(EVERYBODY, act, right.judge))
     assert (await small.stored(), reader.ending) == ([(1, b"x")], None)
     assert list(await small.store.inner.audit()) == []
 
@@ -157,9 +159,11 @@ class SlowStore(MemoryStore):
         super().__init__(MemoryEngine(clock=WorldClock(), new_epoch=lambda: "e"))
         self.gate = trio.Event()
         self.moved: list[CursorMove] = []
+        self.acts: list[Act | None] = []
 
-    async def forget(self, *args: object) -> int:
-        dropped = await super().forget(*args)  # type: ignore[arg-type]
+    async def forget(self, diagnosis_id: str, subscribers: Sequence[SubscriberId], act: Act | None = None) -> int:
+        self.acts.append(act)
+        dropped = await super().forget(diagnosis_id, subscribers, act)
         await self.gate.wait()
         return dropped
 
@@ -171,7 +175,7 @@ class SlowStore(MemoryStore):
 async def test_whoever_is_forgotten_stays_forgotten_whatever_it_acknowledges_meanwhile(
     autojump_clock: MockClock,
 ) -> None:
-    store, rows = SlowStore(), []
+    store = SlowStore()
     async with world(store=store) as here:
         reader, other = Reader(), Reader("bo")
         for one in (reader, other):
@@ -179,21 +183,19 @@ async def test_whoever_is_forgotten_stays_forgotten_whatever_it_acknowledges_mea
         await here.publish()
         store.moved.clear()
 
-        def act(forgotten: Forgotten) -> NewAuditRow:
-            rows.append((forgotten, reader.ending))
-            return NewAuditRow("op", "forget", DIAGNOSIS)
-
-        answer = here.registry.tell(DIAGNOSIS, Forget(OfUser("amira"), act, anybody))
+        answer = here.registry.tell(DIAGNOSIS, Forget(OfUser("amira"), FORGET, anybody))
         await wait_all_tasks_blocked()
         assert all(here.acknowledge(one, 1, answer=True) for one in (reader, other)), "both are still connected"
         await trio.sleep(5)
         assert [move.subscriber.sub for move in store.moved] == ["bo"]
+        assert store.acts == [FORGET.adding(connections=1)]
+        assert [row.what for row in await store.audit()] == ["forget"]
+        before = reader.ending
         store.gate.set()
         assert await answer() == Forgotten(connections=1, cursors=1)
-        assert reader.ending is Ending.DISCONNECTED
+        assert (before, reader.ending) == (None, Ending.DISCONNECTED)
         await trio.sleep(5)
         assert [one.subscriber.sub for one in await store.cursors(DIAGNOSIS)] == ["bo"]
-    assert rows == [(Forgotten(connections=1, cursors=1), None)]
 
 
 async def test_a_refused_act_leaves_everybody_connected_and_their_cursors_are_stored(
@@ -203,8 +205,7 @@ async def test_a_refused_act_leaves_everybody_connected_and_their_cursors_are_st
     await small.connect(reader)
     await small.publish()
     small.store.fail("forget", Busy("the disk is full"))
-    row = NewAuditRow("op", "forget", DIAGNOSIS)
-    answer = small.registry.tell(DIAGNOSIS, Forget(EVERYBODY, lambda _: row, anybody))
+    answer = small.registry.tell(DIAGNOSIS, Forget(EVERYBODY, FORGET, anybody))
     small.acknowledge(reader, 1)
     with pytest.raises(Busy):
         await answer()
@@ -219,8 +220,7 @@ async def test_who_waits_for_cursors_is_woken_if_the_last_of_them_is_forgotten(a
         reader = Reader()
         await here.connect(reader)
         await here.publish()
-        row = NewAuditRow("op", "forget", DIAGNOSIS)
-        answer = here.registry.tell(DIAGNOSIS, Forget(EVERYBODY, lambda _: row, anybody))
+        answer = here.registry.tell(DIAGNOSIS, Forget(EVERYBODY, FORGET, anybody))
         await wait_all_tasks_blocked()
         here.acknowledge(reader, 1)
         with trio.fail_after(10):

@@ -19,7 +19,7 @@ from storage.changes import digest_of
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
-from storage.records import Erased, Erasure, NewAuditRow, Seq, SubscriberId
+from storage.records import Act, Erased, Erasure, Seq, SubscriberId
 from storage.store import Store
 from tests.actors.world import (
     DIAGNOSIS,
@@ -69,8 +69,8 @@ async def erase(there: World, store: MemoryStore, sub: str) -> int:
     """What the route does; how many cursors there were."""
     await there.registry.let_go_of(OfErased(digest_of(sub)), STAND_IN)
     there.registry.erase(OfUser(sub), STAND_IN)
-    erasure = Erasure(sub, STAND_IN, [sub], lambda row: row)
-    erased: Erased = await store.erase(erasure, lambda _: NewAuditRow("op", "subject.erase", STAND_IN))
+    erasure = Erasure(sub, STAND_IN, [sub])
+    erased: Erased = await store.erase(erasure, Act("op", "subject.erase"))
     return erased.cursors
 
 

@@ -20,7 +20,7 @@ from storage.errors import Failed
 from storage.memory import MemoryStore
 from storage.memory_engine import LOOK_SECONDS, Faults
 from storage.news import News
-from storage.records import Epoch, NewAuditRow, Seq, SubscriberId, Window
+from storage.records import Act, Epoch, Seq, SubscriberId, Window
 from tests.actors.world import DIAGNOSIS, Reader, World, anybody, settled_cursors, two_worlds
 
 DAY = 24 * 3600.0
@@ -39,7 +39,7 @@ async def publish(there: World, count: int) -> None:
 
 
 async def purge(there: World) -> None:
-    await there.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("op", "outbox.purge", "d"), anybody))
+    await there.registry.ask(DIAGNOSIS, Purge(Act("op", "outbox.purge"), anybody))
 
 
 async def register_anew(there: World) -> None:
@@ -306,7 +306,7 @@ async def test_a_device_that_was_forgotten_elsewhere_begins_anew(autojump_clock:
         await other.connect(phone)
         phone.leave()
         await settled_cursors(other.registry)
-        await one.registry.ask(DIAGNOSIS, Forget(EVERYBODY, lambda _: NewAuditRow("op", "x", "d"), anybody))
+        await one.registry.ask(DIAGNOSIS, Forget(EVERYBODY, Act("op", "x"), anybody))
         assert (await other.connect(Reader("amira", "phone"))).plan.resume is Resume.FRESH
 
 
@@ -355,7 +355,7 @@ async def test_whoever_was_admitted_elsewhere_is_forgotten_with_the_others(autoj
         reader = Reader("amira", "phone")
         await one.connect(reader)
         reader.leave()
-        forget = Forget(OfUser("amira"), lambda _: NewAuditRow("op", "x", "d"), anybody)
+        forget = Forget(OfUser("amira"), Act("op", "x"), anybody)
         assert await other.registry.ask(DIAGNOSIS, forget) == Forgotten(connections=0, cursors=1)
         assert await one.cursor(reader) is None
 

@@ -12,7 +12,7 @@ from actors.messages import Purge, Trace
 from actors.transport import Ending
 from actors.turns import ENDED_AT_ONCE_MAX
 from actors.which import EVERYBODY
-from storage.records import CursorMove, NewAuditRow, Purged, Seq, SubscriberId
+from storage.records import Act, CursorMove, Seq, SubscriberId
 from tests.actors.world import DIAGNOSIS, Reader, World, anybody, retire, world
 
 CROWD = 2000
@@ -50,10 +50,6 @@ class Touched(Reader):
         super().end(ending)
 
 
-def purging(_: Purged) -> NewAuditRow:
-    return NewAuditRow("op", "outbox.purge", DIAGNOSIS)
-
-
 async def restart(there: World) -> None:
     await there.registry.restart(DIAGNOSIS)
     await there.settled()
@@ -65,7 +61,7 @@ ACTS: dict[str, Callable[[World], Awaitable[object]]] = {
     "a revocation": lambda there: there.registry.end_everywhere(EVERYBODY, Ending.REVOKED),
     "an erasure": lambda there: there.registry.let_go_of(EVERYBODY, "[erased]"),
     "a drain": lambda there: there.registry.end_all(),
-    "a purge": lambda there: there.registry.ask(DIAGNOSIS, Purge(purging, anybody)),
+    "a purge": lambda there: there.registry.ask(DIAGNOSIS, Purge(Act("op", "outbox.purge"), anybody)),
     "a restart": restart,
 }
 

@@ -12,7 +12,7 @@ from actors.messages import Forget, Purge
 from actors.resume import Wanted
 from actors.transport import Burst, Ending
 from actors.which import EVERYBODY
-from storage.records import AcknowledgedBy, NewAuditRow, Seq
+from storage.records import AcknowledgedBy, Act, Seq
 from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, connect_frame, edge
 from tests.edge.raw import BINARY, CLOSE, PING, PONG, TEXT, Got, RawClient, client_frame
@@ -160,7 +160,7 @@ async def test_who_is_forgotten_before_it_answers_the_goodbye_stays_forgotten(au
         await client.says("live")
         await server.publish(3)
         follower.end(Ending.STOPPING)
-        forget = Forget(EVERYBODY, lambda _: NewAuditRow("op", "forget", "d"), anybody)
+        forget = Forget(EVERYBODY, Act("op", "forget"), anybody)
         await server.world.registry.ask(DIAGNOSIS, forget)
         while (got := await client.next()) is not None and got.opcode != CLOSE:
             pass
@@ -228,7 +228,7 @@ async def test_a_gap_with_no_event_behind_it_is_receipted_too(autojump_clock: Mo
         await client.leave()
         await trio.sleep(2)
         await server.publish(5)
-        purge = Purge(lambda _: NewAuditRow("", "outbox.purge", DIAGNOSIS), anybody)
+        purge = Purge(Act("op", "outbox.purge"), anybody)
         await server.world.registry.ask(DIAGNOSIS, purge)
         client, _ = await server.follow()
         (gap, _) = await client.says("gap", "live")

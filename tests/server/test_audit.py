@@ -16,7 +16,7 @@ from storage.clock import SystemClock
 from storage.records import AuditRow
 from storage.sqlite.store import open_store
 from tests.server.harness import Server, running_server
-from web.operating.erasure import ERASED, spellings_of
+from web.operating.audit_rows import ERASED, spellings_of
 from web.server.settings import DATABASE_FILE, Settings
 
 

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 from actors.messages import Purge
 from actors.transport import Ending
-from storage.records import NewAuditRow
+from storage.records import Act
 from tests.access.conftest import MovableClock
 from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, edge
@@ -369,7 +369,7 @@ async def test_the_gaps_of_a_connection_are_one_line_a_minute_with_their_sum(
         return [line.partition("told of gaps: ")[2].strip() for line in logbook.lines if "told of gaps" in line]
 
     async def purge(server: Edge, follower: object) -> None:
-        await server.world.registry.ask(DIAGNOSIS, Purge(lambda _: NewAuditRow("op", "purge", "d"), anybody))
+        await server.world.registry.ask(DIAGNOSIS, Purge(Act("op", "outbox.purge"), anybody))
 
     async with edge() as server, trio.open_nursery() as nursery:
         nursery.start_soon(server.followers.log.run)

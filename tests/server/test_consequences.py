@@ -20,7 +20,7 @@ from actors.transport import Ending
 from actors.which import OfUser
 from storage.changes import TokensRevoked
 from storage.memory import MemoryStore
-from storage.records import AccessRow, Erasure, NewAuditRow, NewEvent, Revocation, Seq, SubscriberId
+from storage.records import AccessRow, Act, Erasure, NewEvent, Revocation, Seq, SubscriberId
 from tests.actors.world import Reader, WorldClock, anybody, memory_store, render
 from web.contract.principals import ANONYMOUS, Principal
 from web.identity.revoked import Revoked
@@ -128,10 +128,10 @@ async def test_a_purge_by_somebody_else_reaches_an_actor_in_memory(autojump_cloc
 async def test_whoever_is_erased_is_ended_and_forgotten_and_what_it_left_can_be_erased_then(
     autojump_clock: MockClock,
 ) -> None:
-    erasure = Erasure("bo", "[erased]", ["bo"], lambda row: row)
+    erasure = Erasure("bo", "[erased]", ["bo"])
     async with there_is() as there:
         bo, amira = await there.follow("bo"), await there.follow("amira")
-        await there.store.erase(erasure, lambda _: NewAuditRow("op", "subject.erase", "[erased]"))
+        await there.store.erase(erasure, Act("op", "subject.erase"))
         await there.consequences.settled()
         assert (bo.ending, amira.ending) == (Ending.DISCONNECTED, None)
         known = [one.subscriber.sub for one in await there.registry.ask("d", Trace(Seq(1)))]
@@ -153,6 +153,18 @@ async def test_the_answer_of_an_act_comes_after_all_that_follows(autojump_clock:
         assert [one for one in readers if one.ending is None], "they take turns"
         await there.consequences.settled()
         assert {one.ending for one in readers} == {Ending.VIEWER_REMOVED}
+
+
+async def test_a_revocation_that_is_lifted_ends_nobody_more(autojump_clock: MockClock) -> None:
+    async with there_is() as there:
+        readers = [await there.follow("bo") for _ in range(300)]
+        made = (await there.store.revoke(sub="bo", leeway_seconds=10)).revocation
+        while readers[0].ending is None:
+            await trio.lowlevel.checkpoint()
+        await there.store.lift_revocation(made.number)
+        await there.consequences.settled()
+        assert readers[0].ending is Ending.REVOKED
+        assert readers[-1].ending is None
 
 
 async def test_a_consequence_that_fails_is_logged_and_holds_nothing_up(

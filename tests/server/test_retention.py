@@ -24,7 +24,7 @@ from actors.transport import Burst, Ending
 from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
-from storage.records import DAY_SECONDS, AccessRow, AuditRow, Epoch, NewEvent, Seq, SubscriberId, Window
+from storage.records import DAY_SECONDS, AccessRow, AuditRow, Epoch, Erasure, NewEvent, Seq, SubscriberId, Window
 from storage.sqlite.store import open_store
 from tests.actors.world import anybody
 from tests.server.harness import Server, running_server
@@ -32,8 +32,8 @@ from tests.server.test_broadcasts import assert_problem
 from tests.storage.conftest import ManualClock
 from web.contract.wire import render_event
 from web.identity.revoked import Revoked
+from web.operating.audit_rows import ERASED, spellings_of, without_name
 from web.operating.consequences import Consequences
-from web.operating.erasure import ERASED, spellings_of, without_name
 from web.operating.housekeeping import Housekeeper
 from web.server.settings import DATABASE_FILE, Settings
 
@@ -287,12 +287,15 @@ def test_an_audit_row_loses_a_name_only_where_it_is_the_name() -> None:
     def row(what: str, target: str, before: str | None) -> AuditRow:
         return AuditRow(1, 1.0, "bo", what, target, before, None)
 
-    acted = without_name(row("actor.restart", "bo", '{"state":"bo","bo":"bob"}'), "bo")
+    def without(sub: str, row: AuditRow) -> AuditRow:
+        return without_name(row, Erasure(sub, ERASED, spellings_of(sub)))
+
+    acted = without("bo", row("actor.restart", "bo", '{"state":"bo","bo":"bob"}'))
     assert (acted.who, acted.target, acted.before) == (ERASED, "bo", f'{{"state":"{ERASED}","bo":"bob"}}')
-    assert without_name(row("revocation.add", '{"sub":"bo"}', None), "bo").target == f'{{"sub":"{ERASED}"}}'
-    assert without_name(row("revocation.lift", "7", None), "7").target == "7"
-    assert without_name(row("database.backup", "bo.db", None), "bo").target == "bo.db"
+    assert without("bo", row("revocation.add", '{"sub":"bo"}', None)).target == f'{{"sub":"{ERASED}"}}'
+    assert without("7", row("revocation.lift", "7", None)).target == "7"
+    assert without("bo", row("database.backup", "bo.db", None)).target == "bo.db"
     words = row("epochs.renew", "", "the database was restored from a backup")
-    assert without_name(words, "database") == words
+    assert without("database", words) == words
     assert spellings_of("bo") == ["bo"]
     assert spellings_of('b"o') == ['b"o', 'b\\"o']

@@ -15,6 +15,7 @@ from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
 from storage.store import Store
 from tests.server.harness import Client, Server, begin, running_server
+from web.operating.audit_rows import AUDIT_ROWS
 from web.server.settings import Settings
 
 
@@ -30,7 +31,7 @@ class Node:
 async def running_nodes(data: Path, count: int = 3) -> AsyncIterator[list[Node]]:
     """Servers with one key, on handles of one engine."""
     epochs = iter(f"epoch-{number}" for number in range(1, 1000))
-    engine = MemoryEngine(clock=SystemClock(), new_epoch=lambda: next(epochs), shared=True)
+    engine = MemoryEngine(clock=SystemClock(), new_epoch=lambda: next(epochs), rows=AUDIT_ROWS, shared=True)
     async with AsyncExitStack() as stack:
         nodes = []
         for number in range(count):

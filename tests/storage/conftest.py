@@ -18,6 +18,7 @@ from storage.news import News
 from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
 from storage.sqlite.store import SqliteStore, open_store
 from storage.store import Store
+from tests.storage.rows import ROWS
 
 
 class ManualClock:
@@ -128,14 +129,16 @@ async def open_kind(
 ) -> AsyncIterator[Store]:
     """An empty store of one kind."""
     if kind == "memory":
-        yield MemoryStore(MemoryEngine(clock=clock, new_epoch=new_epoch, keys_max=keys_max))
+        yield MemoryStore(MemoryEngine(clock=clock, new_epoch=new_epoch, keys_max=keys_max, rows=ROWS))
         return
     if kind == "two handles":
         faults = Faults(live_lost=0.3, reads_old=5)
-        engine = MemoryEngine(clock=clock, new_epoch=new_epoch, keys_max=keys_max, shared=True, faults=faults)
+        engine = MemoryEngine(
+            clock=clock, new_epoch=new_epoch, keys_max=keys_max, rows=ROWS, shared=True, faults=faults
+        )
         yield cast(Store, TwoHandles(MemoryStore(engine, "one"), MemoryStore(engine, "other")))
         return
-    async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=keys_max) as opened:
+    async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=keys_max, rows=ROWS) as opened:
         yield opened
 
 

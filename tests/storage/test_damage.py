@@ -15,10 +15,8 @@ from storage.errors import NotDamaged, OutboxDamaged
 from storage.records import (
     Appended,
     CursorMove,
-    Dropped,
     Epoch,
     Erasure,
-    NewAuditRow,
     NewEvent,
     Seq,
     SubscriberId,
@@ -27,6 +25,7 @@ from storage.sqlite import integrity
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.storage.conftest import ManualClock, damage, open_kind
+from tests.storage.rows import TELLING
 from tests.storage.test_contract import append, append_numbers, event, retained
 from tests.storage.test_faults import change, come_back, fill, opened
 
@@ -153,7 +152,7 @@ async def test_damage_is_found_when_it_is_read_and_concerns_its_diagnosis_alone(
     assert await store.move_cursors([CursorMove("d", PHONE, epoch, Seq(2), 5.0)]) == [2]
     assert await store.forget("d", [PHONE]) == 1
     assert (await store.forget_unseen(0.0)).next is None
-    erased = await store.erase(Erasure("amira", "erased-1", ("amira",), lambda row: row))
+    erased = await store.erase(Erasure("amira", "erased-1", ("amira",)))
     assert erased.owned == ("d", "other")
     assert not (await store.register("d", "basim", [])).created
     assert (await store.delete("d")).owner == "basim"
@@ -212,15 +211,12 @@ async def test_what_is_damaged_is_dropped_and_numbers_epoch_cursors_and_keys_sta
     await store.move_cursors([CursorMove("d", PHONE, epoch, Seq(2), 5.0)])
     await damage(store, "d", 2, 4)
 
-    def act(dropped: Dropped) -> NewAuditRow:
-        return NewAuditRow("self", "drop", dropped.diagnosis_id, dropped.damage, str(dropped.events))
-
-    dropped = await store.drop_damaged("d", act)
+    dropped = await store.drop_damaged("d", TELLING)
     assert (dropped.damage, dropped.events) == ("event 2 fails its checksum (and 1 more)", 4)
     assert (dropped.after.epoch, dropped.after.head, dropped.after.floor) == (epoch, 6, 4)
     assert not dropped.is_renewed
     (row,) = await store.audit()
-    assert (row.what, row.before, row.after) == ("drop", dropped.damage, "4")
+    assert (row.what, row.after) == (TELLING.what, repr(dropped))
     assert await retained(store) == [5, 6]
     assert (await store.get("d")).epoch == epoch
     assert [one.seq for one in await store.cursors("d")] == [2]

@@ -11,8 +11,8 @@ import trio
 import trio.lowlevel
 
 from storage.records import (
+    Act,
     Appended,
-    AuditRow,
     CursorMove,
     Erased,
     Erasure,
@@ -27,6 +27,7 @@ from storage.sqlite import retention
 from storage.sqlite.store import open_store
 from storage.store import Store
 from tests.storage.conftest import ManualClock
+from tests.storage.rows import ROWS
 from tests.storage.test_contract import ANONYMOUS, PHONE, UNNAMED, append, append_numbers, event, move, retained
 
 BO = SubscriberId("bo", None)
@@ -127,20 +128,11 @@ async def test_rows_and_keys_expire_a_bounded_number_at_a_time(store: Store, clo
     assert [row.number for row in await store.audit()] > numbers
 
 
-def without_bo(row: AuditRow) -> AuditRow:
-    return replace(
-        row,
-        who=row.who.replace("bo", "[erased]"),
-        before=row.before and row.before.replace("bo", "[erased]"),
-        after=row.after and row.after.replace("bo", "[erased]"),
-    )
-
-
 async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> None:
-    await store.register("a", "bo", [], lambda _: NewAuditRow("registrar", "diagnosis.register", "a", after="owner bo"))
+    await store.register("a", "bo", [], Act("registrar", "diagnosis.register", {"after": "owner bo"}))
     await store.register("b", "amira", ["cyrus", "bo", "dora"])
     await store.register("c", "bo", [])
-    await store.delete("c", lambda _: NewAuditRow("bo", "diagnosis.delete", "c", before="owner bo"))
+    await store.delete("c", Act("bo", "diagnosis.delete", {"before": "owner bo", "after": None}))
     await store.register("d", "amira", ["bo"])
     await append_numbers(store, 3)
     for subscriber in (BO, SubscriberId("bo", "phone"), PHONE, UNNAMED):
@@ -150,10 +142,7 @@ async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> No
     )
     assert (await store.get("d")).viewers == ("bo",)
 
-    def act(erased: Erased) -> NewAuditRow:
-        return NewAuditRow("op", "subject.erase", "[erased]", after=str(erased.cursors))
-
-    erased = await store.erase(Erasure("bo", "[erased]", ["bo"], without_bo), act)
+    erased = await store.erase(Erasure("bo", "[erased]", ["bo"]), Act("op", "subject.erase"))
     assert (erased.cursors, erased.viewers, erased.audit_rows, erased.access_rows) == (2, 2, 2, 1)
     assert (erased.owned, erased.owned_total) == (("a",), 1)
     assert [one.subscriber for one in await store.cursors("d")] == [UNNAMED, PHONE]
@@ -161,7 +150,7 @@ async def test_an_erased_person_is_nowhere_but_where_it_owns(store: Store) -> No
     assert (await store.get("d")).viewers == ()
     rows = await store.audit()
     assert [(row.who, row.what, row.after) for row in rows] == [
-        ("op", "subject.erase", "2"),
+        ("op", "subject.erase", repr(erased)),
         ("[erased]", "diagnosis.delete", None),
         ("registrar", "diagnosis.register", "owner [erased]"),
     ]
@@ -174,14 +163,16 @@ async def test_a_large_erasure_lets_others_go_on_and_its_row_gets_the_figures_of
 ) -> None:
     monkeypatch.setattr(retention, "ERASED_ROWS_MAX", 3)
     monkeypatch.setattr(retention, "WALKED_ROWS_MAX", 5)
-    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+    told: list[object] = []
+
+    def noting(act: Act, answer: object) -> NewAuditRow:
+        told.append(answer)
+        return ROWS.row_of(act, answer)
+
+    rows = replace(ROWS, row_of=noting)
+    async with open_store(path, clock=clock, new_epoch=new_epoch, rows=rows) as store:
         await fill_with_bo(store, 10)
-        told: list[Erased] = []
-
-        def act(erased: Erased) -> NewAuditRow:
-            told.append(erased)
-            return NewAuditRow("op", "subject.erase", "[erased]", after=str(erased.audit_rows))
-
+        told.clear()
         commits: list[int] = []
         async with trio.open_nursery() as nursery:
 
@@ -193,14 +184,15 @@ async def test_a_large_erasure_lets_others_go_on_and_its_row_gets_the_figures_of
                     await trio.lowlevel.checkpoint()
 
             nursery.start_soon(others)
-            erased = await store.erase(Erasure("bo", "[erased]", ["bo"], without_bo), act)
+            erased = await store.erase(Erasure("bo", "[erased]", ["bo"]), Act("op", "subject.erase"))
             nursery.cancel_scope.cancel()
         assert (erased.cursors, erased.viewers, erased.audit_rows, erased.access_rows) == (10, 10, 10, 10)
         assert (erased.owned, erased.owned_total) == (("its",), 1)
         assert len(commits) > 3
+        assert isinstance(told[0], Erased)
         assert (told[0].cursors, told[-1]) == (3, erased)
         (row,) = [row for row in await store.audit() if row.what == "subject.erase"]
-        assert row.after == "10"
+        assert row.after == repr(erased)
         await assert_gone(store)
 
 
@@ -210,18 +202,18 @@ async def test_an_erasure_that_was_cut_off_is_gone_on_with_by_a_repeat(
     monkeypatch.setattr(retention, "ERASED_ROWS_MAX", 3)
     monkeypatch.setattr(retention, "WALKED_ROWS_MAX", 5)
     monkeypatch.setattr("storage.sqlite.store.ERASURE_PAUSE_SECONDS", 60)
-    erasure = Erasure("bo", "[erased]", ["bo"], without_bo)
-    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+    erasure = Erasure("bo", "[erased]", ["bo"])
+    async with open_store(path, clock=clock, new_epoch=new_epoch, rows=ROWS) as store:
         await fill_with_bo(store, 10)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.erase, erasure, lambda _: NewAuditRow("op", "subject.erase", "[erased]"))
+            nursery.start_soon(store.erase, erasure, Act("op", "subject.erase"))
             await store.barrier()
             while len(await store.accesses(wanted=TrailFilter(who="bo"))) > 7:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         assert [row.what for row in await store.audit(limit=1)] == ["subject.erase"]
     monkeypatch.setattr("storage.sqlite.store.ERASURE_PAUSE_SECONDS", 0)
-    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+    async with open_store(path, clock=clock, new_epoch=new_epoch, rows=ROWS) as store:
         erased = await store.erase(erasure)
         assert (erased.cursors, erased.viewers, erased.access_rows) == (7, 7, 7)
         await assert_gone(store)
@@ -230,7 +222,7 @@ async def test_an_erasure_that_was_cut_off_is_gone_on_with_by_a_repeat(
 async def fill_with_bo(store: Store, count: int) -> None:
     """Diagnoses with a person as viewer and follower, and as many rows of both trails."""
     for number in range(count):
-        made = await store.register(f"d{number}", "amira", ["bo"], lambda _: NewAuditRow("bo", "test.act", "d"))
+        made = await store.register(f"d{number}", "amira", ["bo"], Act("bo", "test.act", {"after": None}))
         await store.move_cursors([CursorMove(f"d{number}", BO, made.diagnosis.epoch, Seq(0), 0.0)])
     await store.register("its", "bo", [])
     await store.register("was", "bo", [])

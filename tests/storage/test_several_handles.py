@@ -14,8 +14,9 @@ from storage.errors import Busy, Failed, KeyReused, NoSuchDiagnosis, StorageErro
 from storage.memory import MemoryStore
 from storage.memory_engine import LOOK_SECONDS, Faults, MemoryEngine
 from storage.news import LOOK, News
-from storage.records import Appended, CursorMove, Epoch, NewAuditRow, NewEvent, Seq, SubscriberId, Window
+from storage.records import Appended, CursorMove, Epoch, NewEvent, Seq, SubscriberId, Window
 from tests.storage.conftest import ManualClock
+from tests.storage.rows import FAILING, ROWS
 
 PHONE = SubscriberId("amira", "phone")
 
@@ -50,7 +51,7 @@ def faults() -> Faults:
 
 @pytest.fixture
 def engine(clock: ManualClock, new_epoch: Callable[[], str], faults: Faults) -> MemoryEngine:
-    return MemoryEngine(clock=clock, new_epoch=new_epoch, shared=True, faults=faults)
+    return MemoryEngine(clock=clock, new_epoch=new_epoch, rows=ROWS, shared=True, faults=faults)
 
 
 @pytest.fixture
@@ -284,10 +285,7 @@ async def test_an_act_whose_row_cannot_be_made_changes_nothing_and_is_heard_of_b
     await publish(one, 3)
     listener = Listener(other)
 
-    def failing(_: object) -> NewAuditRow:
-        raise ZeroDivisionError
-
-    for act in (one.purge("d", failing), one.delete("d", failing)):
+    for act in (one.purge("d", FAILING), one.delete("d", FAILING)):
         with pytest.raises(ZeroDivisionError):
             await act
     assert listener.heard == []

@@ -14,12 +14,13 @@ import trio.testing
 
 from storage.changes import DiagnosisRegistered
 from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
-from storage.records import Appended, CursorMove, Erasure, NewAuditRow, NewEvent, Seq, Slice, SubscriberId
+from storage.records import Appended, CursorMove, Erasure, NewEvent, Seq, Slice, SubscriberId
 from storage.sqlite import lookup
 from storage.sqlite.committer import Committer
 from storage.sqlite.schema import APPLICATION_ID, MIGRATIONS
 from storage.sqlite.store import open_store
 from tests.storage.conftest import Heard, ManualClock
+from tests.storage.rows import FAILING, ROWS
 
 NewEpoch = Callable[[], str]
 
@@ -190,14 +191,11 @@ async def test_the_log_says_once_a_minute_that_keys_find_no_room(
 async def test_a_transaction_that_is_taken_back_takes_its_keys_out_of_their_number(
     path: Path, clock: ManualClock, new_epoch: NewEpoch
 ) -> None:
-    def fails(_: object) -> NewAuditRow:
-        raise RuntimeError
-
-    async with open_store(path, clock=clock, new_epoch=new_epoch) as store:
+    async with open_store(path, clock=clock, new_epoch=new_epoch, rows=ROWS) as store:
         await store.register("d", "amira", [])
         appended = store.append_nowait("d", [NewEvent("k", b"", "a")])
         with pytest.raises(Failed):
-            await store.delete("d", fails)
+            await store.delete("d", FAILING)
         assert isinstance((await appended.wait())[0], Appended)
         assert (await store.idempotency_keys()).count == 1
 
@@ -272,7 +270,7 @@ async def test_what_was_read_before_a_change_is_not_remembered_after_it(
             elif change == "delete":
                 await store.delete("d")
             else:
-                await store.erase(Erasure("bo", "[erased]", ["bo"], lambda row: row))
+                await store.erase(Erasure("bo", "[erased]", ["bo"]))
             go_on.set()
         known = store.known("d")
         assert (known and known.owner) == {"register": "cyrus"}.get(change)

@@ -10,18 +10,22 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Final
 
 import trio
 
 from storage.clock import SystemClock
 from storage.disk import files
 from storage.errors import CannotOpen, Damaged, StorageError
-from storage.records import Backup, Dropped, NewAuditRow
+from storage.records import Act, Backup, Dropped
 from storage.sqlite import copies
 from storage.sqlite.runs import SELF
 from storage.sqlite.store import open_store
 from storage.store import StoreUpkeep
-from web.contract import wire
+from web.operating.audit_rows import AUDIT_ROWS
+
+_DROPPING: Final = Act(SELF, "outbox.drop_damaged")
+"""The act names nobody: opening the database file takes no token."""
 
 logger = logging.getLogger("avicenna.storage.progress")
 
@@ -67,25 +71,12 @@ def drop_damaged(database: Path, diagnosis_ids: Sequence[str]) -> Sequence[Dropp
         async with _opened(database) as store:
             for diagnosis_id in diagnosis_ids:
                 try:
-                    outcomes.append(await store.drop_damaged(diagnosis_id, _dropping))
+                    outcomes.append(await store.drop_damaged(diagnosis_id, _DROPPING))
                 except StorageError as refusal:
                     outcomes.append(refusal)
         return outcomes
 
     return trio.run(run)
-
-
-def _dropping(dropped: Dropped) -> NewAuditRow:
-    """The audit row of the act. It names nobody: opening the database file takes no token."""
-    after = {
-        "epoch": dropped.after.epoch,
-        "head": dropped.after.head,
-        "floor": dropped.after.floor,
-        "dropped": dropped.events,
-    }
-    named = dropped.diagnosis_id
-    before, after_text = (wire.encode(one).decode() for one in ({"damage": dropped.damage}, after))
-    return NewAuditRow(SELF, "outbox.drop_damaged", named, before, after_text, named)
 
 
 def create(database: Path) -> None:
@@ -116,4 +107,4 @@ def restore(database: Path, source: Path) -> Path | None:
 
 
 def _opened(database: Path) -> AbstractAsyncContextManager[StoreUpkeep]:
-    return open_store(database, clock=SystemClock(), new_epoch=lambda: secrets.token_hex(8))
+    return open_store(database, clock=SystemClock(), new_epoch=lambda: secrets.token_hex(8), rows=AUDIT_ROWS)

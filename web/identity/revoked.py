@@ -7,17 +7,6 @@ from collections.abc import Iterable
 from storage.records import Revocation
 
 
-def covers(revocation: Revocation, sub: str | None, token_id: str | None, issued_at: float | None) -> bool:
-    """Whether a revocation is about such a token.
-
-    The clock of whoever issued it may be ahead of ours by the leeway: until then a token counts as older than the
-    revocation of its subject, and so does one that does not say when it was issued.
-    """
-    if revocation.sub is None:
-        return token_id == revocation.token_id
-    return sub == revocation.sub and (issued_at is None or issued_at <= revocation.covers_until)
-
-
 class Revoked:
     """Revoked subjects and tokens. A copy of the stored revocations, loaded at start; each change is told to it."""
 
@@ -41,9 +30,13 @@ class Revoked:
                 del table[name]
 
     def covering(self, sub: str | None, token_id: str | None, issued_at: float | None) -> Revocation | None:
-        """The revocation of such a token, as `covers` judges; `None`: it is not revoked."""
+        """The revocation of such a token; `None`: it is not revoked.
+
+        The clock of whoever issued it may be ahead of ours by the leeway: until then a token counts as older than the
+        revocation of its subject, and so does one that does not say when it was issued.
+        """
         if token_id is not None and (revocation := self._tokens.get(token_id)) is not None:
             return revocation
         if sub is None or (revocation := self._subjects.get(sub)) is None:
             return None
-        return revocation if covers(revocation, sub, token_id, issued_at) else None
+        return revocation if issued_at is None or issued_at <= revocation.covers_until else None

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from actors.acts import Acts
-from actors.messages import Forget, Forgotten, Inspect, Purge
+from actors.messages import Forget, Inspect, Purge
 from actors.registry import Registry
 from actors.slot import ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
 from actors.which import OfUser
 from storage.errors import NoSuchDiagnosis, OutboxDamaged
-from storage.records import Cursor, Diagnosis, NewAuditRow, Purged, Seq, Window
+from storage.records import Cursor, Diagnosis, Seq, Window
 from storage.store import Store
 from web.contract import wire
 from web.contract.errors import Problem
@@ -28,6 +28,7 @@ from web.contract.records import DEVICE, DEVICE_RULE, diagnosis_id_as_json, diag
 from web.http.bodies import whole_request
 from web.identity import rights
 from web.identity.access import Access, require
+from web.operating.audit_rows import act, disconnected_object, positions, row_of
 
 
 def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Handlers:
@@ -37,12 +38,19 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
         """The diagnosis in the path."""
         return await store.get(diagnosis_id_of(asked.parameters["diagnosis_id"]))
 
-    async def announce(who: Principal, act: str, before: ActorStatistics, state: ActorState, incarnation: int) -> None:
+    async def announce(who: Principal, what: str, before: ActorStatistics, state: ActorState, incarnation: int) -> None:
         """Store the row of an act that follows: what is, and what will be."""
-        target = before.diagnosis_id
-        was, will_be = _in_short(before.state, before.incarnation), _in_short(state, incarnation)
+        announced = act(
+            who,
+            what,
+            diagnosis_id=before.diagnosis_id,
+            state=before.state,
+            incarnation=before.incarnation,
+            next_state=state,
+            next_incarnation=incarnation,
+        )
         access.judge_token(who)
-        await acts.store.record(NewAuditRow(who.sub or "", act, target, was, will_be, diagnosis_id=target))
+        await acts.store.record(row_of(announced))
 
     async def actor_as_answer(diagnosis: Diagnosis) -> Answer:
         try:
@@ -106,11 +114,11 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
         require(who, rights.OPERATE)
         await whole_request(asked)
         diagnosis_id = (await named(asked)).diagnosis_id
-        message = Purge(partial(_purging, who, diagnosis_id), access.judge_of(who, rights.may_operate))
+        message = Purge(act(who, "outbox.purge", diagnosis_id=diagnosis_id), access.judge_of(who, rights.may_operate))
 
         async def purge_damaged() -> Window:
             access.judge_token(who)
-            return (await acts.store.purge(diagnosis_id, message.audit)).after
+            return (await acts.store.purge(diagnosis_id, message.act)).after
 
         try:
             window = await access.told(who, acts.ask(diagnosis_id, message))
@@ -132,20 +140,19 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
 
         meant = OfUser(sub, device)
 
-        def act(done: Forgotten) -> NewAuditRow:
-            whom, after = wire.encode({"sub": sub, "device": device}), wire.encode(_disconnected(done))
-            what = "subscriber.disconnect"
-            return NewAuditRow(who.sub or "", what, diagnosis_id, whom.decode(), after.decode(), diagnosis_id)
+        parting = act(who, "subscriber.disconnect", diagnosis_id=diagnosis_id, sub=sub, device=device)
 
         async def carry_out() -> int:
             access.judge_token(who)
-            await acts.store.record(act(Forgotten(registry.count_where(diagnosis_id, meant), 0)))
+            connections = registry.count_where(diagnosis_id, meant)
+            await acts.store.record(row_of(parting.adding(connections=connections)))
             return await registry.end_where(diagnosis_id, meant, Ending.DISCONNECTED)
 
         if forget == "1":
-            message = Forget(meant, act, access.judge_of(who, rights.may_operate))
-            return answer(_disconnected(await access.told(who, acts.ask(diagnosis_id, message))))
-        return answer(_disconnected(Forgotten(await acts.carry_through(carry_out), 0)))
+            message = Forget(meant, parting, access.judge_of(who, rights.may_operate))
+            done = await access.told(who, acts.ask(diagnosis_id, message))
+            return answer(disconnected_object(done.connections, done.cursors))
+        return answer(disconnected_object(await acts.carry_through(carry_out), 0))
 
     return {
         "listActors": list_actors,
@@ -156,19 +163,6 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
         "purgeOutbox": purge,
         "disconnectSubscribers": disconnect,
     }
-
-
-def _disconnected(done: Forgotten) -> dict[str, object]:
-    return {"disconnected": done.connections, "forgotten": done.cursors}
-
-
-def _purging(who: Principal, diagnosis_id: str, purged: Purged) -> NewAuditRow:
-    before, after = (wire.encode(_positions(window)).decode() for window in (purged.before, purged.after))
-    return NewAuditRow(who.sub or "", "outbox.purge", diagnosis_id, before, after, diagnosis_id)
-
-
-def _in_short(state: ActorState, incarnation: int) -> str:
-    return wire.encode({"state": state, "incarnation": incarnation}).decode()
 
 
 async def _actor(registry: Registry, store: Store, diagnosis_id: str, outbox: Window) -> dict[str, object]:
@@ -218,8 +212,4 @@ def _lag_of(cursors: Sequence[Cursor], window: Window) -> tuple[Lag, ...]:
 
 
 def _window(diagnosis_id: str, window: Window) -> dict[str, object]:
-    return {"diagnosis_id": diagnosis_id_as_json(diagnosis_id), **_positions(window)}
-
-
-def _positions(window: Window) -> dict[str, object]:
-    return {"epoch": window.epoch, "head": window.head, "floor": window.floor}
+    return {"diagnosis_id": diagnosis_id_as_json(diagnosis_id), **positions(window)}

@@ -39,11 +39,11 @@ from storage.changes import (
     TokensRevoked,
 )
 from storage.news import News
-from storage.records import Diagnosis, Revocation
+from storage.records import Diagnosis
 from storage.store import Store
 from web.contract.principals import Principal
 from web.identity import rights
-from web.identity.revoked import Revoked, covers
+from web.identity.revoked import Revoked
 
 logger = logging.getLogger("avicenna.server")
 
@@ -61,14 +61,14 @@ class WithoutRight:
 
 
 @dataclass(frozen=True, slots=True)
-class CoveredBy:
-    """The connections whose token is revoked by this."""
+class Covered:
+    """The connections whose token is revoked when they are looked at: a revocation may be lifted meanwhile."""
 
-    revocation: Revocation
+    revoked: Revoked
 
     def picks(self, subscriber: Subscriber) -> bool:
         who = _who(subscriber)
-        return covers(self.revocation, who.sub, who.token_id, who.issued_at)
+        return self.revoked.covering(who.sub, who.token_id, who.issued_at) is not None
 
 
 class Consequences:
@@ -113,7 +113,7 @@ class Consequences:
                     registry.evicted(diagnosis_id, window)
             case TokensRevoked(revocation=revocation):
                 self._revoked.add(revocation)
-                self._begin(partial(registry.end_everywhere, CoveredBy(revocation), Ending.REVOKED))
+                self._begin(partial(registry.end_everywhere, Covered(self._revoked), Ending.REVOKED))
             case RevocationsLifted(revocations=revocations):
                 for revocation in revocations:
                     self._revoked.lift(revocation)

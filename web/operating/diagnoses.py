@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from actors.acts import Acts
-from storage.records import Diagnosis, NewAuditRow, Registered
+from storage.records import Diagnosis, Registered
 from storage.store import DiagnosisStore
 from web.contract import wire
 from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.paging import PAGE_BYTES_MAX, page_of
-from web.contract.principals import Principal
 from web.contract.records import diagnosis_id_as_json, diagnosis_id_of
 from web.http.bodies import read_json_body, whole_request
 from web.identity import rights
 from web.identity.access import Access, require
+from web.operating.audit_rows import act
 from web.operating.consequences import Consequences
 
 
@@ -36,7 +34,7 @@ def diagnoses(access: Access, acts: Acts, consequences: Consequences, store: Dia
 
         async def carry_out() -> Registered:
             access.judge_token(who)
-            registered = await acts.store.register(checked_id, wanted.owner, viewers, partial(_registering, who))
+            registered = await acts.store.register(checked_id, wanted.owner, viewers, act(who, "diagnosis.register"))
             await consequences.settled()
             return registered
 
@@ -55,25 +53,13 @@ def diagnoses(access: Access, acts: Acts, consequences: Consequences, store: Dia
 
         async def carry_out() -> Diagnosis:
             access.judge_token(who)
-            deleted = await acts.store.delete(checked_id, partial(_deleting, who))
+            deleted = await acts.store.delete(checked_id, act(who, "diagnosis.delete"))
             await consequences.settled()
             return deleted
 
         return answer(_registration(await acts.carry_through(carry_out)))
 
     return {"listDiagnoses": list_diagnoses, "putDiagnosis": register, "getDiagnosis": show, "deleteDiagnosis": delete}
-
-
-def _registering(who: Principal, registered: Registered) -> NewAuditRow:
-    before, after = registered.before, registered.diagnosis
-    was = None if before is None else _rights(before)
-    named = after.diagnosis_id
-    return NewAuditRow(who.sub or "", "diagnosis.register", named, was, _rights(after), diagnosis_id=named)
-
-
-def _deleting(who: Principal, deleted: Diagnosis) -> NewAuditRow:
-    named = deleted.diagnosis_id
-    return NewAuditRow(who.sub or "", "diagnosis.delete", named, before=_rights(deleted), diagnosis_id=named)
 
 
 def _registration(diagnosis: Diagnosis) -> dict[str, object]:
@@ -84,8 +70,3 @@ def _registration(diagnosis: Diagnosis) -> dict[str, object]:
         "epoch": diagnosis.epoch,
         "created_at": wire.timestamp(diagnosis.created_at),
     }
-
-
-def _rights(diagnosis: Diagnosis) -> str:
-    """Who may follow it, as an audit row tells it."""
-    return wire.encode({"owner": diagnosis.owner, "viewers": list(diagnosis.viewers)}).decode()

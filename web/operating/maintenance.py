@@ -14,13 +14,12 @@ from typing import Final
 import trio
 
 from storage.clock import Clock
-from storage.records import NewAuditRow
 from storage.store import Store
-from web.contract import wire
 from web.contract.exchange import Answer, Handlers, Request, answer
 from web.http.bodies import whole_request
 from web.identity import rights
 from web.identity.access import Access, require
+from web.operating.audit_rows import act, row_of
 from web.operating.draining import unless_stopping
 
 BACKUPS: Final = "avicenna-*.db"
@@ -56,9 +55,8 @@ def maintenance(
         # The random part keeps two backups of one second apart.
         name = BACKUPS.replace("*", f"{stamp}-{new_id()[:8]}")
         path = backups / name
-        after = wire.encode({"path": str(path)}).decode()
         access.judge_token(asked.who)
-        await store.record(NewAuditRow(asked.who.sub or "", "database.backup", name, after=after))
+        await store.record(row_of(act(asked.who, "database.backup", name=name, path=str(path))))
         made = await unless_stopping(stopping, partial(store.backup, path), "no copy was made")
         return answer({"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256})
 
@@ -66,7 +64,7 @@ def maintenance(
         require(asked.who, rights.OPERATE)
         await whole_request(asked)
         access.judge_token(asked.who)
-        await store.record(NewAuditRow(asked.who.sub or "", "database.check", ""))
+        await store.record(row_of(act(asked.who, "database.check")))
         scratch = data / CHECKS.replace("*", new_id())
         problems = list(await unless_stopping(stopping, partial(store.check, scratch), "the check has not ended"))
         return answer({"status": "damaged" if problems else "ok", "problems": problems})

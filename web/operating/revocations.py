@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from typing import Final
 
 import trio
 
 from actors.acts import Acts
 from storage.errors import StorageError
-from storage.records import NewAuditRow, Revocation, RevocationMade
+from storage.records import Revocation, RevocationMade
 from storage.store import RevocationStore
 from web.contract import wire
 from web.contract.errors import Problem
 from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.paging import page_of
-from web.contract.principals import Principal
 from web.contract.records import NUMBER
 from web.http.bodies import read_json_body, whole_request
 from web.identity import rights
 from web.identity.access import Access, require
 from web.identity.revoked import Revoked
 from web.identity.tokens import LEEWAY_SECONDS
+from web.operating.audit_rows import act, revocation_object
 from web.operating.consequences import Consequences
 
 EXPIRE_EVERY_SECONDS: Final = 3600.0
@@ -43,19 +42,19 @@ def revocations(access: Access, acts: Acts, consequences: Consequences, store: R
         async def carry_out() -> RevocationMade:
             access.judge_token(who)
             made = await acts.store.revoke(
-                sub=wanted.sub, token_id=wanted.jti, leeway_seconds=LEEWAY_SECONDS, audit=partial(_adding, who)
+                sub=wanted.sub, token_id=wanted.jti, leeway_seconds=LEEWAY_SECONDS, act=act(who, "revocation.add")
             )
             await consequences.settled()
             return made
 
         made = await acts.carry_through(carry_out)
-        return answer(_shown(made.revocation), 201)
+        return answer(revocation_object(made.revocation), 201)
 
     async def list_revocations(asked: Request) -> Answer:
         require(asked.who, rights.OPERATE)
         page = page_of(asked.query)
         found = await store.revocations(after=page.after_number, limit=page.limit + 1)
-        return answer(page.of(found, _shown, lambda one: str(one.number)))
+        return answer(page.of(found, revocation_object, lambda one: str(one.number)))
 
     async def lift(asked: Request) -> Answer:
         who, number = asked.who, asked.parameters["number"]
@@ -66,9 +65,9 @@ def revocations(access: Access, acts: Acts, consequences: Consequences, store: R
 
         async def carry_out() -> Revocation:
             access.judge_token(who)
-            return await acts.store.lift_revocation(int(number), partial(_lifting, who))
+            return await acts.store.lift_revocation(int(number), act(who, "revocation.lift"))
 
-        return answer(_shown(await acts.carry_through(carry_out)))
+        return answer(revocation_object(await acts.carry_through(carry_out)))
 
     return {"revokeTokens": revoke, "listRevocations": list_revocations, "liftRevocation": lift}
 
@@ -88,26 +87,3 @@ async def expire_revocations(store: RevocationStore, lifetime_seconds_max: int) 
         with contextlib.suppress(StorageError):  # nothing is lost: the next look finds it
             await store.expire_revocations(lifetime_seconds_max + LEEWAY_SECONDS)
         await trio.sleep(EXPIRE_EVERY_SECONDS)
-
-
-def _adding(who: Principal, made: RevocationMade) -> NewAuditRow:
-    target = wire.encode(_named(made.revocation)).decode()
-    before = None if made.before is None else _as_text(made.before)
-    return NewAuditRow(who.sub or "", "revocation.add", target, before, _as_text(made.revocation))
-
-
-def _lifting(who: Principal, lifted: Revocation) -> NewAuditRow:
-    return NewAuditRow(who.sub or "", "revocation.lift", str(lifted.number), before=_as_text(lifted))
-
-
-def _as_text(one: Revocation) -> str:
-    return wire.encode(_shown(one)).decode()
-
-
-def _shown(one: Revocation) -> dict[str, object]:
-    covers_until = wire.timestamp(one.covers_until)
-    return {"id": one.number, **_named(one), "at": wire.timestamp(one.at), "covers_until": covers_until}
-
-
-def _named(one: Revocation) -> dict[str, object]:
-    return {"jti": one.token_id} if one.sub is None else {"sub": one.sub}

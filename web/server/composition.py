@@ -68,6 +68,7 @@ from web.identity.revoked import Revoked
 from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
 from web.operating.actors import actors
+from web.operating.audit_rows import AUDIT_ROWS
 from web.operating.consequences import Consequences
 from web.operating.delivery import delivery
 from web.operating.diagnoses import diagnoses
@@ -244,6 +245,7 @@ async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[Store]:
         durability=settings.durability,
         on_damage=settings.damaged_database,
         keys_max=settings.idempotency_keys_max,
+        rows=AUDIT_ROWS,
     ) as store:
         yield store
 

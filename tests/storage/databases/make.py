@@ -15,10 +15,11 @@ from typing import Any, Final
 
 import trio
 
-from storage.records import Appended, CursorMove, NewAccessRow, NewAuditRow, NewEvent, Registered, Seq, SubscriberId
+from storage.records import Act, Appended, CursorMove, NewAccessRow, NewAuditRow, NewEvent, Seq, SubscriberId
 from storage.sqlite.schema import MIGRATIONS
 from storage.sqlite.store import open_store
 from storage.store import Store
+from tests.storage.rows import ROWS
 
 HERE: Final = Path(__file__).parent
 BEGAN_AT: Final = 1_790_000_000.0
@@ -41,11 +42,7 @@ class SteadyClock:
 
 async def fill(store: Store) -> None:
     """Something of everything a store can hold."""
-    audit = NewAuditRow("registrar", "diagnosis.register", "full", after='{"owner":"doctor-1"}')
-
-    def registering(_: Registered) -> NewAuditRow:
-        return audit
-
+    registering = Act("registrar", "diagnosis.register", {"target": "full", "after": '{"owner":"doctor-1"}'})
     await store.register("empty", "doctor-1", [], registering)
     full = (await store.register("full", "doctor-1", ["patient-1", "patient-2"], registering)).diagnosis
     purged = (await store.register("purged", "doctor-2", [], registering)).diagnosis
@@ -127,7 +124,7 @@ async def make(target: Path) -> None:
     clock, epochs = SteadyClock(), itertools.count(1)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "avicenna.db"
-        async with open_store(path, clock=clock, new_epoch=lambda: f"epoch{next(epochs)}") as store:
+        async with open_store(path, clock=clock, new_epoch=lambda: f"epoch{next(epochs)}", rows=ROWS) as store:
             await fill(store)
             held = await described(store)
         target.write_bytes(path.read_bytes())
