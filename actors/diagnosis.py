@@ -649,7 +649,8 @@ class DiagnosisActor:
             return
         meant = [one for one in self._everyone_known.values() if message.which.names(one.id)]
         named = [one.id for one in meant]
-        act = message.act.adding(connections=self._roster.count_where(message.which))
+        connections = self._roster.count_where(message.which) + message.elsewhere
+        act = None if message.act is None else message.act.adding(connections=connections)
         try:
             with _carried_out(), self._keeper.holding(meant):
                 cursors = await self._store.forget(self._diagnosis_id, named, act)

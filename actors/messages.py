@@ -156,10 +156,12 @@ class Forget(Asks[Forgotten]):
     """End the connections of some subscribers and drop their cursors."""
 
     which: Whose
-    act: Act
+    act: Act | None
     """Its row is stored with the loss of the cursors, right before the connections end, and says how many there were
-    (parameter `connections`)."""
+    (parameter `connections`). `None`: the row of the act is stored already."""
     judge: Judge
+    elsewhere: int = 0
+    """Connections at other processes, which the row counts as well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar, cast
@@ -22,18 +23,20 @@ from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
-from actors.messages import Asks, Envelope, Evict, ForgetUnseen, Inspect, Message
+from actors.messages import Asks, Envelope, Evict, Forget, ForgetUnseen, Inspect, Message
+from actors.peers import Peers
 from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
 from actors.statistics import ActorStatistics, statistics_of
 from actors.supervisor import Supervisor
 from actors.transport import Ending
 from actors.upkeep import restart_on_crash
-from actors.which import EVERYBODY
+from actors.which import EVERYBODY, OfUser
+from storage.bus import Bus, NoBus
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.news import News
-from storage.records import AcknowledgedBy, Seq, SubscriberId, Window
+from storage.records import AcknowledgedBy, Diagnosis, Seq, SubscriberId, Window
 from storage.store import Store
 
 Answer = TypeVar("Answer")
@@ -59,10 +62,12 @@ class Registry(Watcher):
         jitter: Callable[[], float],
         limits: ActorLimits,
         trail: AccessTrail | None = None,
+        bus: Bus | None = None,
     ) -> None:
         """A registry without actors.
 
         Args:
+            bus: the way to the registries of other processes; `None`: there are none.
             trail: is told of every connection that comes and goes; `None`: nobody is.
         """
         self._trail = trail
@@ -80,6 +85,7 @@ class Registry(Watcher):
         self._slots: dict[str, Slot] = {}
         self._histories: dict[str, History] = {}
         self._draining = False
+        self._peers = Peers(NoBus() if bus is None else bus, self, clock)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Store acknowledged cursors until cancelled; actors run in the nursery given at the start."""
@@ -256,9 +262,21 @@ class Registry(Watcher):
     async def restart(self, diagnosis_id: str) -> None:
         """Begin a new incarnation (sockets stay open), or wake a resting actor; releases a quarantine.
 
+        Also at other processes, where the diagnosis is in memory.
+
         Raises:
             NoSuchDiagnosis: it was deleted meanwhile.
         """
+        await self._restart(diagnosis_id)
+        await self._peers.restart(diagnosis_id)
+
+    async def restart_here(self, diagnosis_id: str) -> None:
+        """As `restart`, but only here, and only if the diagnosis is in memory."""
+        if diagnosis_id in self._slots:
+            with contextlib.suppress(NoSuchDiagnosis):
+                await self._restart(diagnosis_id)
+
+    async def _restart(self, diagnosis_id: str) -> None:
         slot = self._slot(diagnosis_id)
         history, before = slot.history, slot.history.incarnation
         slot.interrupt(Interruption.RESTART)
@@ -271,13 +289,43 @@ class Registry(Watcher):
             await slot.changed.wait()
 
     async def stop(self, diagnosis_id: str) -> None:
-        """Passivate the actor now. Sockets stay open; the next message wakes it."""
+        """Passivate the actor now, everywhere. Sockets stay open; the next message wakes it."""
+        await self.stop_here(diagnosis_id)
+        await self._peers.stop(diagnosis_id)
+
+    async def stop_here(self, diagnosis_id: str) -> None:
+        """As `stop`, but only here."""
         slot = self._slots.get(diagnosis_id)
         if slot is None or slot.state is ActorState.PASSIVE:
             return
         slot.interrupt(Interruption.STOP)
         while slot.interruption is Interruption.STOP:
             await slot.changed.wait()
+
+    async def count_elsewhere(self, diagnosis_id: str, which: OfUser) -> int:
+        """How many connections of one diagnosis are attached at other processes."""
+        return await self._peers.count(diagnosis_id, which)
+
+    async def disconnect_elsewhere(self, diagnosis_id: str, which: OfUser, *, forget: bool) -> int:
+        """Have other processes end connections, and perhaps forget their subscribers; how many connections."""
+        return await self._peers.disconnect(diagnosis_id, which, forget=forget)
+
+    async def disconnect_here(self, diagnosis_id: str, which: OfUser, *, forget: bool) -> int:
+        """End connections; how many. What was stored of their subscribers is forgotten as well, if that is wanted.
+
+        The act is another process's, which has stored its row.
+        """
+        if forget and diagnosis_id in self._slots:
+            return (await self.ask(diagnosis_id, Forget(which, None, _already_judged))).connections
+        return await self.end_where(diagnosis_id, which, Ending.DISCONNECTED)
+
+    def replace(self, diagnosis_id: str, subscriber_id: SubscriberId, is_older: Callable[[Subscriber], bool]) -> None:
+        """A named device has connected at another process: end its older connections here."""
+        slot = self._slots.get(diagnosis_id)
+        known = None if slot is None or slot.roster.known is None else slot.roster.known.get(subscriber_id)
+        if slot is not None and known is not None:
+            for one in filter(is_older, known.connections):
+                slot.roster.end(one, Ending.REPLACED)
 
     def retire(self, diagnosis_id: str) -> Callable[[], Awaitable[object]] | None:
         """The diagnosis was deleted: answer what waits, and forget its actor; what is returned ends its connections.
@@ -287,7 +335,7 @@ class Registry(Watcher):
         slot = self._slots.pop(diagnosis_id, None)
         if slot is None:
             return None
-        slot.unfollow()
+        slot.stop_listening()
         self._remember(slot)
         self._budget.forget(slot.roster)
         slot.interrupt(Interruption.RETIRE)
@@ -314,6 +362,10 @@ class Registry(Watcher):
     def connections(self) -> dict[str, int]:
         """Attached connections of every diagnosis that has any."""
         return {one.diagnosis_id: len(one.roster.subscribers) for one in self._slots.values() if one.roster.subscribers}
+
+    async def connections_everywhere(self) -> dict[str, int]:
+        """As `connections`, with those at other processes."""
+        return dict(await self._peers.connections() + Counter(self.connections))
 
     def unacknowledged(self, diagnosis_id: str) -> int | None:
         """Retained events that some known subscriber has not acknowledged; `None`: the outbox is not in memory."""
@@ -363,19 +415,22 @@ class Registry(Watcher):
         slot = self._slots.get(diagnosis_id)
         if slot is None:
             slot = self._slots[diagnosis_id] = self._new_slot(diagnosis_id)
-            slot.unfollow = self._store.follow(diagnosis_id)  # before its outbox is read, so that nothing is missed
+            # Before its outbox is read, so that nothing is missed.
+            slot.listening = self._store.follow(diagnosis_id), self._peers.listen(diagnosis_id)
         return slot
 
     # For rosters
 
     def joined(self, roster: Roster, subscriber: Subscriber) -> None:
         self._budget.count(roster)
+        self._peers.attached(roster.diagnosis_id, subscriber)
         if self._trail is not None:
             self._trail.note("connect", roster.diagnosis_id, subscriber)
 
     def left(self, roster: Roster, subscriber: Subscriber) -> None:
         if subscriber.known is not None:
             self._keeper.left(subscriber.known)
+        self._peers.left(subscriber)
         if self._trail is not None:
             self._trail.note("disconnect", roster.diagnosis_id, subscriber)
 
@@ -428,7 +483,7 @@ class Registry(Watcher):
         idle = slot.state is ActorState.PASSIVE and not slot.has_work and not slot.roster.subscribers
         if idle and self._slots.get(slot.diagnosis_id) is slot:
             del self._slots[slot.diagnosis_id]
-            slot.unfollow()
+            slot.stop_listening()
             self._budget.forget(slot.roster)
             self._remember(slot)
 
@@ -437,3 +492,7 @@ class Registry(Watcher):
         self._histories[slot.diagnosis_id] = slot.history
         if len(self._histories) > HISTORIES_MAX:
             del self._histories[next(iter(self._histories))]
+
+
+def _already_judged(diagnosis: Diagnosis | None) -> None:
+    """Judges what another process was asked for, which has judged it."""

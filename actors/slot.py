@@ -90,8 +90,8 @@ class Slot:
     """On the monotonic clock."""
     changed: trio.Event = field(default_factory=trio.Event)
     """Set, and replaced, whenever `state` changes or an incarnation begins."""
-    unfollow: Callable[[], None] = lambda: None
-    """Ends what the store tells of the log."""
+    listening: tuple[Callable[[], None], ...] = ()
+    """Each ends something that is told of the diagnosis by the store or by other processes."""
 
     def become(self, state: ActorState) -> None:
         """Change the state and tell who waits for it."""
@@ -106,6 +106,12 @@ class Slot:
         self.interruption = interruption
         if self.scope is not None:
             self.scope.cancel()
+
+    def stop_listening(self) -> None:
+        """It leaves memory, and is told nothing more."""
+        for stop in self.listening:
+            stop()
+        self.listening = ()
 
     @property
     def is_to_stop(self) -> bool:

@@ -11,6 +11,6 @@ else is handed one and talks to it through the Protocols in `storage.store`.
     disk/      files, whatever is in them
 
 The other files are rules that all engines share: time (`belief`, `clock`), damage (`damage`), what can be stored
-(`checks`), how long a page is (`pages`), what is heard of others (`news`), a disk that does
+(`checks`), how long a page is (`pages`), what is heard of others (`news`, `bus`), a disk that does
 not answer (`stall`), an answer that is not there yet (`pending`).
 """

@@ -19,6 +19,7 @@ from actors.roster import Subscriber
 from actors.slot import ActorLimits
 from actors.statistics import ActorStatistics
 from actors.transport import Burst, Ending
+from storage.bus import Bus, MemoryNetwork
 from storage.changes import Change
 from storage.errors import StorageError
 from storage.memory import MemoryStore
@@ -267,6 +268,7 @@ async def world(
     diagnoses: Sequence[str] = (DIAGNOSIS,),
     jitter: Callable[[], float] = lambda: 1.0,
     render: Render = render,
+    bus: Bus | None = None,
 ) -> AsyncIterator[World]:
     """A running registry with registered diagnoses; at the end nothing may be left behind."""
     faulty = FaultyStore(store or memory_store())
@@ -280,6 +282,7 @@ async def world(
             clock=WorldClock(),
             jitter=jitter,
             limits=limits or ActorLimits(),
+            bus=bus,
         )
         faulty.inner.tell(Ears(registry))
         await actors_nursery.start(registry.run)
@@ -288,19 +291,25 @@ async def world(
 
 
 @asynccontextmanager
-async def two_worlds(faults: Faults | None = None) -> AsyncIterator[tuple[World, World]]:
-    """Two registries, as of two processes, on handles of one engine, in which `d` is registered."""
+async def two_worlds(faults: Faults | None = None, *, are_peers: bool = False) -> AsyncIterator[tuple[World, World]]:
+    """Two registries, as of two processes, on handles of one engine, in which `d` is registered.
+
+    Args:
+        are_peers: they reach each other by a bus.
+    """
     names = iter(range(1, 1_000_000))
     engine = MemoryEngine(
         clock=WorldClock(), new_epoch=lambda: f"epoch-{next(names)}", shared=True, faults=faults or Faults()
     )
-    async with (
-        trio.open_nursery() as engine_nursery,
-        world(store=MemoryStore(engine, "one")) as one,
-        world(store=MemoryStore(engine, "other"), diagnoses=()) as other,
-    ):
-        engine_nursery.start_soon(engine.run)
-        yield one, other
+    async with trio.open_nursery() as engine_nursery:
+        network = MemoryNetwork(engine_nursery)
+        buses = (network.join("one"), network.join("other")) if are_peers else (None, None)
+        async with (
+            world(store=MemoryStore(engine, "one"), bus=buses[0]) as one,
+            world(store=MemoryStore(engine, "other"), diagnoses=(), bus=buses[1]) as other,
+        ):
+            engine_nursery.start_soon(engine.run)
+            yield one, other
         engine_nursery.cancel_scope.cancel()
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import trio
 
+from storage.bus import Bus, MemoryNetwork
 from storage.clock import Clock, SystemClock
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
@@ -32,14 +33,17 @@ async def running_nodes(data: Path, count: int = 3) -> AsyncIterator[list[Node]]
     """Servers with one key, on handles of one engine."""
     epochs = iter(f"epoch-{number}" for number in range(1, 1000))
     engine = MemoryEngine(clock=SystemClock(), new_epoch=lambda: next(epochs), rows=AUDIT_ROWS, shared=True)
-    async with AsyncExitStack() as stack:
-        nodes = []
+    async with trio.open_nursery() as answers_nursery, AsyncExitStack() as stack:
+        network, nodes = MemoryNetwork(answers_nursery), []
         for number in range(count):
             place, store = data / f"node-{number}", MemoryStore(engine, f"node-{number}")
+            bus = network.join(f"node-{number}")
 
             @asynccontextmanager
-            async def opened(settings: Settings, clock: Clock, store: MemoryStore = store) -> AsyncIterator[Store]:
-                yield store
+            async def opened(
+                settings: Settings, clock: Clock, store: MemoryStore = store, bus: Bus = bus
+            ) -> AsyncIterator[tuple[Store, Bus]]:
+                yield store, bus
 
             begin(place)
             server = running_server(Settings(port=0, data=place, passivate_after_seconds=60), engine=opened)
@@ -158,6 +162,55 @@ async def test_a_server_whose_store_is_away_is_not_ready_and_ends_nobody(nodes: 
         assert await seqs(client, 1) == [1]
         assert (await cut_off.server.http.get("/readyz")).status_code == 200
         assert (await cut_off.server.publish()).json()["seq"] == 2
+
+
+async def test_a_device_that_moves_to_another_server_replaces_its_older_connection(nodes: list[Node]) -> None:
+    await nodes[0].server.register()
+    one, other, third = (node.server for node in nodes)
+    async with (
+        one.live(device="tablet") as tablet,
+        one.live(device="phone") as first,
+        other.live(device="phone") as second,
+    ):
+        assert (await first.close_frames())[1:] == (4000, "replaced")
+        async with one.live(device="phone") as last:
+            assert (await second.close_frames())[1:] == (4000, "replaced")
+            await third.publish()
+            assert await seqs(last, 1) == await seqs(tablet, 1) == [1]
+
+
+async def test_an_operator_reaches_the_connections_and_actors_of_all(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register(42, "amira", "bo")
+    headers = one.bearer("op", "operate")
+    async with one.live(sub="bo") as first, other.live(sub="bo", device="phone") as second, other.live():
+        status = await third.status()
+        assert (status["total_connections"], status["connections_by_diagnosis"]) == (3, {"42": 3})
+        await third.http.post("/actors/42/restart", headers=headers)
+        for server in (one, other, third):
+            assert (await server.http.get("/actors/42", headers=headers)).json()["incarnation"] >= 1
+        assert (await other.http.get("/actors/42", headers=headers)).json()["incarnation"] == 2
+        ended = await third.http.delete("/actors/42/subscribers?sub=bo", headers=headers)
+        assert ended.json() == {"disconnected": 2, "forgotten": 0}
+        for client in (first, second):
+            assert (await client.close_frames())[1:] == (1008, "disconnected by operator")
+        (row, *_) = (await one.http.get("/audit", headers=headers)).json()["items"]
+        assert (row["action"], row["after"]) == ("subscriber.disconnect", {"disconnected": 2, "forgotten": 0})
+
+
+async def test_whoever_is_forgotten_at_one_is_forgotten_at_all(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    await one.publish()
+    headers = one.bearer("op", "operate")
+    async with other.live(device="phone") as client:
+        answer = await third.http.delete("/actors/42/subscribers?sub=amira&forget=1", headers=headers)
+        assert answer.json() == {"disconnected": 1, "forgotten": 1}
+        assert (await client.close_frames())[1:] == (1008, "disconnected by operator")
+    await other.until_alone()
+    await trio.sleep(1.5)  # so long would a cursor be on its way that is not held back
+    async with other.connect(device="phone") as client:
+        assert (await client.next())["data"]["resume"] == "fresh"
 
 
 async def test_what_an_engine_does_not_do_is_not_supported(nodes: list[Node]) -> None:

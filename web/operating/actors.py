@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from actors.acts import Acts
-from actors.messages import Forget, Inspect, Purge
+from actors.messages import Forget, Forgotten, Inspect, Purge
 from actors.registry import Registry
 from actors.slot import ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
@@ -142,17 +142,26 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
 
         parting = act(who, "subscriber.disconnect", diagnosis_id=diagnosis_id, sub=sub, device=device)
 
-        async def carry_out() -> int:
+        async def disconnect_all() -> Forgotten:
+            elsewhere = await registry.count_elsewhere(diagnosis_id, meant)
             access.judge_token(who)
-            connections = registry.count_where(diagnosis_id, meant)
+            connections = elsewhere + registry.count_where(diagnosis_id, meant)
             await acts.store.record(row_of(parting.adding(connections=connections)))
-            return await registry.end_where(diagnosis_id, meant, Ending.DISCONNECTED)
+            ended = await registry.end_where(diagnosis_id, meant, Ending.DISCONNECTED)
+            return Forgotten(ended + await registry.disconnect_elsewhere(diagnosis_id, meant, forget=False), 0)
+
+        async def forget_all() -> Forgotten:
+            elsewhere = await registry.count_elsewhere(diagnosis_id, meant)
+            message = Forget(meant, parting, access.judge_of(who, rights.may_operate), elsewhere)
+            done = await registry.ask(diagnosis_id, message)
+            ended = await registry.disconnect_elsewhere(diagnosis_id, meant, forget=True)
+            return Forgotten(done.connections + ended, done.cursors)
 
         if forget == "1":
-            message = Forget(meant, parting, access.judge_of(who, rights.may_operate))
-            done = await access.told(who, acts.ask(diagnosis_id, message))
-            return answer(disconnected_object(done.connections, done.cursors))
-        return answer(disconnected_object(await acts.carry_through(carry_out), 0))
+            done = await access.told(who, acts.carry_through(forget_all))
+        else:
+            done = await acts.carry_through(disconnect_all)
+        return answer(disconnected_object(done.connections, done.cursors))
 
     return {
         "listActors": list_actors,

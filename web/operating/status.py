@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from math import inf
 from typing import Final
@@ -70,7 +70,7 @@ class Figures:
         While the disk does not answer, an operator gets those figures for which memory suffices.
         """
         if who.sub is None:
-            return self._totals()
+            return self._totals(await self._registry.connections_everywhere())
         if not may_operate(who):
             return await self._of(await _outboxes(self._store, who.sub))
         figures: dict[str, object] | None = None
@@ -98,17 +98,17 @@ class Figures:
                 self._read_at = self._clock.monotonic()
         return self._outboxes
 
-    def _totals(self) -> dict[str, object]:
+    def _totals(self, connections: Mapping[str, int]) -> dict[str, object]:
         return {
             "total_diagnoses": self._store.statistics().diagnoses,
-            "total_connections": sum(self._registry.connections.values()),
+            "total_connections": sum(connections.values()),
         }
 
     def _in_memory(self) -> dict[str, object]:
         registry = self._registry
         queued = {one: count for one in registry.loaded if (count := registry.unacknowledged(one))}
         return {
-            **self._totals(),
+            **self._totals(registry.connections),
             "connections_by_diagnosis": registry.connections,
             "queued_messages_by_diagnosis": queued,
             "damage_by_diagnosis": {one: damage.what for one, damage in self._store.damaged.items()},
@@ -129,7 +129,7 @@ class Figures:
 
     async def _of(self, outboxes: Sequence[Outbox]) -> dict[str, object]:
         """The figures of some diagnoses."""
-        connections = self._registry.connections
+        connections = await self._registry.connections_everywhere()
         seen: dict[str, int] = {}
         queued: dict[str, int] = {}
         damage: dict[str, str] = {}

@@ -35,6 +35,7 @@ from actors.diagnosis import Render
 from actors.registry import Registry
 from actors.slot import ActorLimits
 from actors.upkeep import restart_on_crash
+from storage.bus import Bus, NoBus
 from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
 from storage.disk.unfinished import sweep
@@ -138,8 +139,8 @@ logger = logging.getLogger("avicenna.server")
 Ready = Callable[[str], None]
 """Called with the server's URL once it accepts connections."""
 
-Engine = Callable[[Settings, Clock], AbstractAsyncContextManager[Store]]
-"""Opens a store, and closes it once everything that was handed over is stored."""
+Engine = Callable[[Settings, Clock], AbstractAsyncContextManager[tuple[Store, Bus]]]
+"""Opens a store, and the way to other processes on it; closes it once all that was handed over is stored."""
 
 Extras = Callable[[trio.Event], Sequence[Extra]]
 """Makes routes that are no part of the contract; given what stops the server."""
@@ -230,8 +231,8 @@ async def _serve_until_signal(
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[Store]:
-    """The store that these settings name.
+async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
+    """The store that these settings name, and the way to other processes on it.
 
     Raises:
         CannotOpen: the message says why.
@@ -247,7 +248,7 @@ async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[Store]:
         keys_max=settings.idempotency_keys_max,
         rows=AUDIT_ROWS,
     ) as store:
-        yield store
+        yield store, NoBus()
 
 
 async def serve(
@@ -266,7 +267,7 @@ async def serve(
         clock: the time; `None`: the machine's.
         render: makes the text of an event that subscribers get.
         extras: further routes; given what stops the server.
-        engine: opens the store.
+        engine: opens the store, and the way to other servers on it.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -283,7 +284,7 @@ async def serve(
     keys = [] if makes_key else load_keys(settings)
     _warn(caution_about_keys(settings), caution_about_origins(settings))
     async with (
-        engine(settings, clock) as store,
+        engine(settings, clock) as (store, bus),
         trio.open_nursery() as actors_nursery,
         open_hub(open_poller(), clock=clock, jitter=jitter, rounds=followers.rounds, held_max=held_max) as hub,
     ):
@@ -307,7 +308,7 @@ async def serve(
         )
         trail = AccessTrail(store, clock) if settings.access_trail else None
         registry = Registry(
-            store, actors_nursery, render=render, clock=clock, jitter=jitter, limits=limits, trail=trail
+            store, actors_nursery, render=render, clock=clock, jitter=jitter, limits=limits, trail=trail, bus=bus
         )
         await actors_nursery.start(registry.run)
         actors_nursery.start_soon(_stop_when_broken, store, stopping)

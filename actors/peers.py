@@ -1,0 +1,217 @@
+"""What the registries of several processes tell and ask each other (`storage.bus`), and how it is written as bytes.
+
+Nothing here must arrive: a right that is taken away is an act, of which the store tells. A note of an unknown kind is
+passed over, since two versions run side by side while a deploy rolls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from actors.roster import Subscriber
+from actors.upkeep import describe
+from actors.which import OfUser
+from storage.bus import Bus
+from storage.clock import Clock
+from storage.records import SubscriberId
+
+ASK_SECONDS_MAX: Final = 5.0
+"""Longest wait for the answers of others. Reason: an operator waits. Beyond: without those that are missing."""
+
+QUESTIONS: Final = "questions"
+"""The topic of everything that is asked."""
+
+logger = logging.getLogger("avicenna.actors")
+
+
+class Attached(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A connection of a named device was attached."""
+
+    diagnosis_id: str
+    sub: str | None
+    device: str
+    claim: int
+    """Higher than that of any connection its process had heard of: the highest stays."""
+
+
+class Restart(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Begin a new incarnation, if the diagnosis is in memory."""
+
+    diagnosis_id: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Passivate the actor, if the diagnosis is in memory."""
+
+    diagnosis_id: str
+
+
+class Count(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """How many connections of a user, or of one device of it, are attached?"""
+
+    diagnosis_id: str
+    sub: str | None
+    device: str | None
+
+
+class Disconnect(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """End them; how many there were."""
+
+    diagnosis_id: str
+    sub: str | None
+    device: str | None
+    forget: bool
+    """Their subscribers are forgotten, too."""
+
+
+class Connections(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """How many connections are attached, by diagnosis?"""
+
+
+Question = Restart | Stop | Count | Disconnect | Connections
+
+_told = msgspec.msgpack.Decoder(Attached)
+_asked = msgspec.msgpack.Decoder(Question)
+_numbers = msgspec.msgpack.Decoder(int)
+_connections = msgspec.msgpack.Decoder(dict[str, int])
+_encode = msgspec.msgpack.encode
+
+
+class Here(Protocol):
+    """What a process does when others ask for it."""
+
+    @property
+    def connections(self) -> Mapping[str, int]:
+        """Attached connections of every diagnosis that has any."""
+
+    def count_where(self, diagnosis_id: str, which: OfUser) -> int:
+        """How many connections of one diagnosis are meant."""
+
+    def replace(self, diagnosis_id: str, subscriber_id: SubscriberId, is_older: Callable[[Subscriber], bool]) -> None:
+        """A named device has connected elsewhere: end its older connections."""
+
+    async def restart_here(self, diagnosis_id: str) -> None:
+        """Begin a new incarnation, if the diagnosis is in memory."""
+
+    async def stop_here(self, diagnosis_id: str) -> None:
+        """Passivate the actor now."""
+
+    async def disconnect_here(self, diagnosis_id: str, which: OfUser, *, forget: bool) -> int:
+        """End connections, and perhaps forget their subscribers; how many connections there were."""
+
+
+class Peers:
+    """The other processes, as the registry of this one sees them."""
+
+    def __init__(self, bus: Bus, here: Here, clock: Clock) -> None:
+        """Answer for `here` from now on."""
+        self._bus = bus
+        self._here = here
+        self._clock = clock
+        self._last_claim = 0
+        self._claims: dict[Subscriber, int] = {}
+        """Of attached connections of named devices; one without a claim is older than any with one."""
+        bus.answer(QUESTIONS, self._answer)
+
+    # Take-over
+
+    def listen(self, diagnosis_id: str) -> Callable[[], None]:
+        """Hear of devices that connect to this diagnosis elsewhere, until the function returned is called."""
+        return self._bus.subscribe(_topic_of(diagnosis_id), self._heard)
+
+    def attached(self, diagnosis_id: str, subscriber: Subscriber) -> None:
+        """Tell others that a connection was attached: there is one of a named device."""
+        device = subscriber.id.device
+        if device is None or subscriber.known is None or not self._bus.others():
+            return
+        # The time, so that a process that has just started is not behind; and never the same twice.
+        self._last_claim = max(self._last_claim + 1, int(self._clock.wall() * 1000))
+        self._claims[subscriber] = self._last_claim
+        note = Attached(diagnosis_id, subscriber.id.sub, device, self._last_claim)
+        self._bus.publish(_topic_of(diagnosis_id), _encode(note))
+
+    def left(self, subscriber: Subscriber) -> None:
+        """A connection has left."""
+        self._claims.pop(subscriber, None)
+
+    def _heard(self, node: str, data: bytes) -> None:
+        try:
+            note = _told.decode(data)
+        except msgspec.DecodeError:
+            return
+        self._last_claim = max(self._last_claim, note.claim)
+        # Both may have connected before either heard of the other: then the name of the process decides.
+        theirs = (note.claim, node)
+
+        def is_older(subscriber: Subscriber) -> bool:
+            return (self._claims.get(subscriber, 0), self._bus.node) < theirs
+
+        self._here.replace(note.diagnosis_id, SubscriberId(note.sub, note.device), is_older)
+
+    # Questions
+
+    async def restart(self, diagnosis_id: str) -> None:
+        """Have the others begin new incarnations where they have the diagnosis in memory."""
+        await self._ask(Restart(diagnosis_id))
+
+    async def stop(self, diagnosis_id: str) -> None:
+        """Have the others passivate the actor."""
+        await self._ask(Stop(diagnosis_id))
+
+    async def count(self, diagnosis_id: str, which: OfUser) -> int:
+        """How many connections are attached elsewhere."""
+        return _sum(await self._ask(Count(diagnosis_id, which.sub, which.device)))
+
+    async def disconnect(self, diagnosis_id: str, which: OfUser, *, forget: bool) -> int:
+        """Have the others end connections, and perhaps forget their subscribers; how many connections there were."""
+        return _sum(await self._ask(Disconnect(diagnosis_id, which.sub, which.device, forget)))
+
+    async def connections(self) -> Counter[str]:
+        """Attached connections elsewhere, by diagnosis."""
+        total = Counter[str]()
+        for answer in await self._ask(Connections()):
+            total.update(_connections.decode(answer))
+        return total
+
+    async def _ask(self, question: Question) -> list[bytes]:
+        if not self._bus.others():
+            return []
+        answers = await self._bus.ask(QUESTIONS, _encode(question), ASK_SECONDS_MAX)
+        return [answer for answer in answers.values() if answer]
+
+    async def _answer(self, node: str, data: bytes) -> bytes:
+        """The answer to a question; empty: none."""
+        try:
+            return _encode(await self._do(_asked.decode(data)))
+        except Exception as error:  # noqa: BLE001 - the boundary of a question: whoever asked does without an answer
+            logger.error("a question of another process was not answered: %s", describe(error))
+            return b""
+
+    async def _do(self, question: Question) -> object:
+        here = self._here
+        match question:
+            case Restart(diagnosis_id):
+                await here.restart_here(diagnosis_id)
+                return None
+            case Stop(diagnosis_id):
+                await here.stop_here(diagnosis_id)
+                return None
+            case Count(diagnosis_id, sub, device):
+                return here.count_where(diagnosis_id, OfUser(sub, device))
+            case Disconnect(diagnosis_id, sub, device, forget):
+                return await here.disconnect_here(diagnosis_id, OfUser(sub, device), forget=forget)
+            case Connections():
+                return here.connections
+
+
+def _topic_of(diagnosis_id: str) -> str:
+    return f"diagnosis.{diagnosis_id}"
+
+
+def _sum(answers: list[bytes]) -> int:
+    return sum(map(_numbers.decode, answers))
