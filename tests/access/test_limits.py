@@ -231,6 +231,7 @@ async def test_pages_of_configured_origins_may_use_the_api_and_no_others(setting
         assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]
         assert "Origin" in preflight.headers["Vary"]
         assert "Access-Control-Allow-Credentials" not in preflight.headers
+        assert "Content-Type" not in preflight.headers, "it has no content"
         refusal = await server.http.get("/ws/status", headers={"Origin": PAGE})
         assert refusal.status_code == 401
         assert refusal.headers["Access-Control-Allow-Origin"] == PAGE

@@ -308,6 +308,8 @@ async def test_a_foreign_page_takes_nothing_over(settings: Settings) -> None:
             ):
                 answer = await server.http.get("/diagnoses/42/events?device=kiosk", headers=headers)
                 assert_problem(answer, 403, "origin_not_allowed")
+                answer = await server.http.request("OPTIONS", "/diagnoses/42/events", headers=headers)
+                assert (answer.status_code, answer.headers["Allow"]) == (200, "GET, HEAD, OPTIONS"), "it asks for none"
             await server.publish(1)
             assert (await stream.next()).number == 1
         for headers in ({"Origin": server.url}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}):

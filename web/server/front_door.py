@@ -81,7 +81,7 @@ class FrontDoor:
             return Answer(204, dict(_PREFLIGHT_HEADERS))
         if asked.query and (repeated := repeated_parameter(asked.query)) is not None:
             raise Problem("invalid_field", repeated)
-        if _is_stream(asked) and self._access.asked_by_a_foreign_page(asked):
+        if _is_of_stream(asked) and self._access.asked_by_a_foreign_page(asked):
             # Unlike other GETs this one changes something: it may take over a connection, and acknowledge.
             raise _foreign()
         if self._remote_keys is not None:
@@ -159,8 +159,10 @@ class FrontDoor:
             raise Problem("misdirected_request", detail)
 
 
-def _is_stream(asked: Request) -> bool:
-    return asked.operation is not None and asked.operation.answer_type == EVENT_STREAM
+def _is_of_stream(asked: Request) -> bool:
+    """Whether a request is for an event stream, or for its head."""
+    operation = asked.operation
+    return operation is not None and operation.answer_type == EVENT_STREAM and asked.method in ("GET", "HEAD")
 
 
 def _foreign() -> Problem:
