@@ -353,7 +353,7 @@ class DiagnosisActor:
         for index, envelope in enumerate(batch):
             envelope.pending, envelope.pending_index = pending, index
         outcomes = await pending.wait()
-        connections = len(self._roster.subscribers)
+        connections = len(self._roster.subscribers) + self._roster.elsewhere
         try:
             is_same = await self._take_in_own(events, outcomes)
         except StorageError:

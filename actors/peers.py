@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
+import trio
 
 from actors.roster import Subscriber
 from actors.upkeep import describe
 from actors.which import OfUser
 from storage.bus import Bus
 from storage.clock import Clock
-from storage.records import SubscriberId
+from storage.records import Seq, SubscriberId
 
 ASK_SECONDS_MAX: Final = 5.0
 """Longest wait for the answers of others. Reason: an operator waits. Beyond: without those that are missing."""
+
+COUNTS_SECONDS: Final = 1.0
+"""Between two tellings of how many follow. Reason: a crowd comes and goes one by one."""
 
 QUESTIONS: Final = "questions"
 """The topic of everything that is asked."""
@@ -37,6 +41,21 @@ class Attached(msgspec.Struct, frozen=True, tag=True, array_like=True):
     device: str
     claim: int
     """Higher than that of any connection its process had heard of: the highest stays."""
+
+
+class Counts(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """How many follow a diagnosis at one process."""
+
+    diagnosis_id: str
+    connections: int
+    online: int
+    """Known subscribers with a connection."""
+
+
+class WhoFollows(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A process has loaded this diagnosis, and knows of nobody elsewhere yet."""
+
+    diagnosis_id: str
 
 
 class Restart(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -69,15 +88,25 @@ class Disconnect(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Their subscribers are forgotten, too."""
 
 
+class Written(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Which of these subscribers have a connection, and was it given this number?"""
+
+    diagnosis_id: str
+    seq: int
+    names: list[tuple[str | None, str | None]]
+
+
 class Connections(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """How many connections are attached, by diagnosis?"""
 
 
-Question = Restart | Stop | Count | Disconnect | Connections
+Told = Attached | Counts | WhoFollows
+Question = Restart | Stop | Count | Disconnect | Written | Connections
 
-_told = msgspec.msgpack.Decoder(Attached)
+_told = msgspec.msgpack.Decoder(Told)
 _asked = msgspec.msgpack.Decoder(Question)
 _numbers = msgspec.msgpack.Decoder(int)
+_written = msgspec.msgpack.Decoder(list[bool | None])
 _connections = msgspec.msgpack.Decoder(dict[str, int])
 _encode = msgspec.msgpack.encode
 
@@ -91,6 +120,15 @@ class Here(Protocol):
 
     def count_where(self, diagnosis_id: str, which: OfUser) -> int:
         """How many connections of one diagnosis are meant."""
+
+    def followers(self, diagnosis_id: str) -> tuple[int, int]:
+        """Attached connections of one diagnosis, and known subscribers with a connection."""
+
+    def follow_elsewhere(self, diagnosis_id: str, connections: int, online: int) -> None:
+        """So many follow the diagnosis at other processes."""
+
+    def was_given(self, diagnosis_id: str, subscriber_id: SubscriberId, seq: Seq) -> bool | None:
+        """Whether a connection of this subscriber was given this number; `None`: it has no connection."""
 
     def replace(self, diagnosis_id: str, subscriber_id: SubscriberId, is_older: Callable[[Subscriber], bool]) -> None:
         """A named device has connected elsewhere: end its older connections."""
@@ -116,18 +154,83 @@ class Peers:
         self._last_claim = 0
         self._claims: dict[Subscriber, int] = {}
         """Of attached connections of named devices; one without a claim is older than any with one."""
+        self._elsewhere: dict[str, dict[str, Counts]] = {}
+        """How many follow each diagnosis in memory at other processes, by their names."""
+        self._changed: dict[str, None] = {}
+        """Diagnoses whose followers here have changed since others were told."""
+        self._stirred = trio.Event()
         bus.answer(QUESTIONS, self._answer)
 
-    # Take-over
-
     def listen(self, diagnosis_id: str) -> Callable[[], None]:
-        """Hear of devices that connect to this diagnosis elsewhere, until the function returned is called."""
-        return self._bus.subscribe(_topic_of(diagnosis_id), self._heard)
+        """Hear who connects to this diagnosis elsewhere, until the function returned is called."""
+        topic = _topic_of(diagnosis_id)
+        stop = self._bus.subscribe(topic, self._heard)
+        if self._bus.others():
+            self._bus.publish(topic, _encode(WhoFollows(diagnosis_id)))
+        return stop
+
+    def forget(self, diagnosis_id: str) -> None:
+        """The diagnosis has left memory."""
+        self._elsewhere.pop(diagnosis_id, None)
+
+    def _heard(self, node: str, data: bytes) -> None:
+        try:
+            note = _told.decode(data)
+        except msgspec.DecodeError:
+            return
+        match note:
+            case Attached():
+                self._take_over(node, note)
+            case Counts(diagnosis_id):
+                self._elsewhere.setdefault(diagnosis_id, {})[node] = note
+                self._sum_up(diagnosis_id)
+                self._stirred.set()  # to notice if that process is gone
+            case WhoFollows(diagnosis_id):
+                if self._here.followers(diagnosis_id) != (0, 0):
+                    self._tell_counts(diagnosis_id)
+
+    # How many follow
+
+    async def tell_counts(self) -> None:
+        """Tell others how many follow here, soon after that has changed; until cancelled."""
+        while True:
+            await self._stirred.wait()
+            await trio.sleep(COUNTS_SECONDS)
+            self._stirred = trio.Event()
+            changed, self._changed = self._changed, {}
+            for diagnosis_id in changed:
+                self._tell_counts(diagnosis_id)
+            self._leave_out_the_dead()
+            if self._elsewhere:
+                self._stirred.set()
+
+    def _tell_counts(self, diagnosis_id: str) -> None:
+        self._bus.publish(_topic_of(diagnosis_id), _encode(Counts(diagnosis_id, *self._here.followers(diagnosis_id))))
+
+    def _leave_out_the_dead(self) -> None:
+        """Processes that are not there any more have no followers."""
+        alive = set(self._bus.others())
+        for diagnosis_id, counts in list(self._elsewhere.items()):
+            for node in [one for one, told in counts.items() if one not in alive or not told.connections]:
+                del counts[node]
+            self._sum_up(diagnosis_id)
+            if not counts:
+                del self._elsewhere[diagnosis_id]
+
+    def _sum_up(self, diagnosis_id: str) -> None:
+        counts = self._elsewhere[diagnosis_id].values()
+        sums = sum(one.connections for one in counts), sum(one.online for one in counts)
+        self._here.follow_elsewhere(diagnosis_id, *sums)
+
+    # Who comes and goes here
 
     def attached(self, diagnosis_id: str, subscriber: Subscriber) -> None:
-        """Tell others that a connection was attached: there is one of a named device."""
+        """A connection was attached: others are told, at once if it is one of a named device."""
+        if not self._bus.others():
+            return
+        self._have_changed(diagnosis_id)
         device = subscriber.id.device
-        if device is None or subscriber.known is None or not self._bus.others():
+        if device is None or subscriber.known is None:
             return
         # The time, so that a process that has just started is not behind; and never the same twice.
         self._last_claim = max(self._last_claim + 1, int(self._clock.wall() * 1000))
@@ -135,15 +238,17 @@ class Peers:
         note = Attached(diagnosis_id, subscriber.id.sub, device, self._last_claim)
         self._bus.publish(_topic_of(diagnosis_id), _encode(note))
 
-    def left(self, subscriber: Subscriber) -> None:
+    def left(self, diagnosis_id: str, subscriber: Subscriber) -> None:
         """A connection has left."""
         self._claims.pop(subscriber, None)
+        if self._bus.others():
+            self._have_changed(diagnosis_id)
 
-    def _heard(self, node: str, data: bytes) -> None:
-        try:
-            note = _told.decode(data)
-        except msgspec.DecodeError:
-            return
+    def _have_changed(self, diagnosis_id: str) -> None:
+        self._changed[diagnosis_id] = None
+        self._stirred.set()
+
+    def _take_over(self, node: str, note: Attached) -> None:
         self._last_claim = max(self._last_claim, note.claim)
         # Both may have connected before either heard of the other: then the name of the process decides.
         theirs = (note.claim, node)
@@ -170,6 +275,17 @@ class Peers:
     async def disconnect(self, diagnosis_id: str, which: OfUser, *, forget: bool) -> int:
         """Have the others end connections, and perhaps forget their subscribers; how many connections there were."""
         return _sum(await self._ask(Disconnect(diagnosis_id, which.sub, which.device, forget)))
+
+    async def written(
+        self, diagnosis_id: str, seq: Seq, subscribers: Sequence[SubscriberId]
+    ) -> dict[SubscriberId, bool]:
+        """Which subscribers have a connection elsewhere, and whether one of theirs was given this number."""
+        found: dict[SubscriberId, bool] = {}
+        for answer in await self._ask(Written(diagnosis_id, seq, [(one.sub, one.device) for one in subscribers])):
+            for one, is_written in zip(subscribers, _written.decode(answer), strict=True):
+                if is_written is not None:
+                    found[one] = found.get(one, False) or is_written
+        return found
 
     async def connections(self) -> Counter[str]:
         """Attached connections elsewhere, by diagnosis."""
@@ -205,6 +321,8 @@ class Peers:
                 return here.count_where(diagnosis_id, OfUser(sub, device))
             case Disconnect(diagnosis_id, sub, device, forget):
                 return await here.disconnect_here(diagnosis_id, OfUser(sub, device), forget=forget)
+            case Written(diagnosis_id, seq, names):
+                return [here.was_given(diagnosis_id, SubscriberId(*name), Seq(seq)) for name in names]
             case Connections():
                 return here.connections
 

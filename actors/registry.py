@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar, cast
 
@@ -23,7 +24,7 @@ from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
-from actors.messages import Asks, Envelope, Evict, Forget, ForgetUnseen, Inspect, Message
+from actors.messages import Asks, Delivery, DeliveryState, Envelope, Evict, Forget, ForgetUnseen, Inspect, Message
 from actors.peers import Peers
 from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
@@ -302,6 +303,47 @@ class Registry(Watcher):
         while slot.interruption is Interruption.STOP:
             await slot.changed.wait()
 
+    async def tell_peers(self) -> None:
+        """Tell other processes how many follow here, soon after that has changed; until cancelled."""
+        await self._peers.tell_counts()
+
+    def followers(self, diagnosis_id: str) -> tuple[int, int]:
+        """Attached connections of one diagnosis here, and known subscribers with a connection."""
+        slot = self._slots.get(diagnosis_id)
+        return (0, 0) if slot is None else (len(slot.roster.subscribers), slot.roster.online)
+
+    def follow_elsewhere(self, diagnosis_id: str, connections: int, online: int) -> None:
+        """So many follow the diagnosis at other processes."""
+        slot = self._slots.get(diagnosis_id)
+        if slot is not None:
+            slot.roster.elsewhere, slot.roster.online_elsewhere = connections, online
+
+    def was_given(self, diagnosis_id: str, subscriber_id: SubscriberId, seq: Seq) -> bool | None:
+        """Whether a connection of this subscriber was given this number; `None`: it has no connection here."""
+        slot = self._slots.get(diagnosis_id)
+        known = None if slot is None or slot.roster.known is None else slot.roster.known.get(subscriber_id)
+        if known is None or not known.connections:
+            return None
+        return any(one.position >= seq for one in known.connections)
+
+    async def with_elsewhere(self, diagnosis_id: str, seq: Seq, found: Sequence[Delivery]) -> Sequence[Delivery]:
+        """What became of an event for these subscribers, with what other processes know of their connections."""
+        written = await self._peers.written(diagnosis_id, seq, [one.subscriber for one in found])
+        if not written:
+            return found
+        return [
+            one
+            if one.subscriber not in written
+            else replace(
+                one,
+                online=True,
+                state=DeliveryState.WRITTEN
+                if written[one.subscriber] and one.state is not DeliveryState.ACKNOWLEDGED
+                else one.state,
+            )
+            for one in found
+        ]
+
     async def count_elsewhere(self, diagnosis_id: str, which: OfUser) -> int:
         """How many connections of one diagnosis are attached at other processes."""
         return await self._peers.count(diagnosis_id, which)
@@ -335,7 +377,7 @@ class Registry(Watcher):
         slot = self._slots.pop(diagnosis_id, None)
         if slot is None:
             return None
-        slot.stop_listening()
+        self._stop_listening(slot)
         self._remember(slot)
         self._budget.forget(slot.roster)
         slot.interrupt(Interruption.RETIRE)
@@ -430,7 +472,7 @@ class Registry(Watcher):
     def left(self, roster: Roster, subscriber: Subscriber) -> None:
         if subscriber.known is not None:
             self._keeper.left(subscriber.known)
-        self._peers.left(subscriber)
+        self._peers.left(roster.diagnosis_id, subscriber)
         if self._trail is not None:
             self._trail.note("disconnect", roster.diagnosis_id, subscriber)
 
@@ -445,6 +487,10 @@ class Registry(Watcher):
                 slot.mailbox.tell_nowait(Envelope(Inspect()))
         else:
             self._drop_if_idle(slot)
+
+    def _stop_listening(self, slot: Slot) -> None:
+        slot.stop_listening()
+        self._peers.forget(slot.diagnosis_id)
 
     def _outrun(self, known: Known, seq: Seq) -> None:
         """A subscriber has acknowledged up to `seq` at another process."""
@@ -483,7 +529,7 @@ class Registry(Watcher):
         idle = slot.state is ActorState.PASSIVE and not slot.has_work and not slot.roster.subscribers
         if idle and self._slots.get(slot.diagnosis_id) is slot:
             del self._slots[slot.diagnosis_id]
-            slot.stop_listening()
+            self._stop_listening(slot)
             self._budget.forget(slot.roster)
             self._remember(slot)
 

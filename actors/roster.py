@@ -195,6 +195,11 @@ class Watcher:
 class Roster:
     """The subscribers of one diagnosis, and the ring they read."""
 
+    elsewhere = 0
+    """Connections at other processes, as far as they have told."""
+    online_elsewhere = 0
+    """Known subscribers with a connection there."""
+
     def __init__(self, diagnosis_id: str, watcher: Watcher) -> None:
         self.diagnosis_id = diagnosis_id
         self._watcher = watcher
@@ -351,9 +356,14 @@ class Roster:
         """How many attached connections `which` picks."""
         return sum(1 for subscriber in self.subscribers if which.picks(subscriber))
 
+    @property
+    def online(self) -> int:
+        """Known subscribers with a connection here."""
+        return self._online
+
     def counts(self) -> tuple[int, int, int]:
         """Known subscribers: how many are online, how many there are, how many are at risk."""
-        return self._online, len(self.known or ()), self._count_at_risk()
+        return self._online + self.online_elsewhere, len(self.known or ()), self._count_at_risk()
 
     def _count_at_risk(self) -> int:
         # Asked for with every event: the known subscribers, who may be thousands, are counted only now and then.

@@ -9,10 +9,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from actors.messages import DeliveryState, Trace
 from actors.peers import QUESTIONS, Attached
 from actors.transport import Ending
 from actors.which import OfUser
 from storage.bus import MemoryBus
+from storage.records import Seq
 from tests.actors.world import DIAGNOSIS, Reader, World, settled_cursors, two_worlds
 
 TOPIC = f"diagnosis.{DIAGNOSIS}"
@@ -121,6 +123,59 @@ async def test_an_actor_is_restarted_and_stopped_wherever_it_is(autojump_clock: 
         assert [there.registry.actors for there in (one, other)] == [0, 0]
         await other.registry.restart(DIAGNOSIS)
         assert [there.registry.actors for there in (one, other)] == [0, 1], "where it is not in memory it is not woken"
+
+
+async def test_receipts_count_who_follows_elsewhere_as_that_process_last_told(autojump_clock: MockClock) -> None:
+    async with two_worlds(are_peers=True) as (one, other):
+        readers = [Reader("amira"), Reader("amira"), Reader("bo"), Reader("cyrus")]
+        for reader in readers[:3]:
+            await one.connect(reader)
+        receipt = await other.publish()
+        assert (receipt.clients_notified, receipt.online) == (3, 2), "whoever loads a diagnosis asks who follows it"
+        await other.connect(readers[3])
+        readers[0].leave()
+        readers[2].leave()
+        await trio.sleep(1.1)
+        for there in (one, other):
+            receipt = await there.publish()
+            assert (receipt.clients_notified, receipt.online) == (2, 2)
+        bus_of(other)._network.kill("one")
+        await trio.sleep(7)
+        receipt = await other.publish()
+        assert (receipt.clients_notified, receipt.online) == (1, 1)
+
+
+async def test_nothing_is_kept_of_who_follows_elsewhere_once_nobody_does(autojump_clock: MockClock) -> None:
+    async with two_worlds(are_peers=True) as (one, other):
+        reader = Reader()
+        await one.connect(reader)
+        await other.settled()
+        await trio.sleep(2)  # all is told
+        assert other.registry._peers._elsewhere.keys() == {DIAGNOSIS}
+        reader.leave()
+        await trio.sleep(3)
+        assert other.registry._peers._elsewhere == {}
+        assert (await other.publish()).clients_notified == 0
+
+
+async def test_what_became_of_an_event_is_known_of_connections_elsewhere(autojump_clock: MockClock) -> None:
+    async with two_worlds(are_peers=True) as (one, other):
+        written, slow, acknowledged, away = Reader("a"), Reader("b"), Reader("c"), Reader("d")
+        slow.slow = True
+        for reader in (written, slow, acknowledged, away):
+            await one.connect(reader)
+        away.leave()
+        await one.publish()
+        one.acknowledge(acknowledged, 1)
+        await settled_cursors(one.registry)
+        here = await other.registry.ask(DIAGNOSIS, Trace(Seq(1)))
+        found = await other.registry.with_elsewhere(DIAGNOSIS, Seq(1), here)
+        assert [(one.subscriber.sub, one.online, one.state) for one in found] == [
+            ("a", True, DeliveryState.WRITTEN),
+            ("b", True, DeliveryState.PENDING),
+            ("c", True, DeliveryState.ACKNOWLEDGED),
+            ("d", False, DeliveryState.PENDING),
+        ]
 
 
 @pytest.mark.parametrize(

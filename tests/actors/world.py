@@ -286,6 +286,7 @@ async def world(
         )
         faulty.inner.tell(Ears(registry))
         await actors_nursery.start(registry.run)
+        actors_nursery.start_soon(registry.tell_peers)
         yield World(registry, faulty, actors_nursery)
         actors_nursery.cancel_scope.cancel()
 

@@ -188,7 +188,8 @@ async def test_an_operator_reaches_the_connections_and_actors_of_all(nodes: list
         assert (status["total_connections"], status["connections_by_diagnosis"]) == (3, {"42": 3})
         await third.http.post("/actors/42/restart", headers=headers)
         for server in (one, other, third):
-            assert (await server.http.get("/actors/42", headers=headers)).json()["incarnation"] >= 1
+            actor = (await server.http.get("/actors/42", headers=headers)).json()
+            assert (actor["incarnation"] >= 1, actor["subscribers"]) == (True, 3)
         assert (await other.http.get("/actors/42", headers=headers)).json()["incarnation"] == 2
         ended = await third.http.delete("/actors/42/subscribers?sub=bo", headers=headers)
         assert ended.json() == {"disconnected": 2, "forgotten": 0}
@@ -196,6 +197,18 @@ async def test_an_operator_reaches_the_connections_and_actors_of_all(nodes: list
             assert (await client.close_frames())[1:] == (1008, "disconnected by operator")
         (row, *_) = (await one.http.get("/audit", headers=headers)).json()["items"]
         assert (row["action"], row["after"]) == ("subscriber.disconnect", {"disconnected": 2, "forgotten": 0})
+
+
+async def test_a_publisher_and_its_traces_learn_of_connections_at_all(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register(42, "amira", "bo")
+    async with one.live(device="phone") as client, other.live(sub="bo", ack="app"):
+        receipt = (await third.publish()).json()
+        assert (receipt["clients_notified"], receipt["subscribers"]["online"]) == (2, 2)
+        await client.next()
+        found = await third.http.get("/diagnoses/42/delivery?seq=1", headers=third.bearer("amira"))
+        shown = [(row["user_id"], row["online"]) for row in found.json()["items"]]
+        assert shown == [("amira", True), ("bo", True)]
 
 
 async def test_whoever_is_forgotten_at_one_is_forgotten_at_all(nodes: list[Node]) -> None:

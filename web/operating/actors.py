@@ -6,7 +6,7 @@ done or with it: what leaves no row is not done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from actors.acts import Acts
@@ -57,17 +57,19 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
             window = (await store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
         except OutboxDamaged as damaged:
             window = damaged.damage.window(diagnosis.epoch)
-        return answer(await _actor(registry, store, diagnosis.diagnosis_id, window))
+        connections = await registry.connections_everywhere()
+        return answer(await _actor(registry, store, diagnosis.diagnosis_id, window, connections))
 
     async def list_actors(asked: Request) -> Answer:
         require(asked.who, rights.OPERATE)
         page = page_of(asked.query)
         outboxes = await store.outboxes(after=page.after, limit=page.limit + 1)
         shown = Shown()
+        connections = await registry.connections_everywhere()
         for one in outboxes[: page.limit]:
             if shown.is_full:
                 break
-            shown.add(await _actor(registry, store, one.diagnosis_id, one.window))
+            shown.add(await _actor(registry, store, one.diagnosis_id, one.window, connections))
         return answer(page.answer(outboxes, shown, lambda one: one.diagnosis_id))
 
     async def show_actor(asked: Request) -> Answer:
@@ -174,10 +176,15 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
     }
 
 
-async def _actor(registry: Registry, store: Store, diagnosis_id: str, outbox: Window) -> dict[str, object]:
+async def _actor(
+    registry: Registry, store: Store, diagnosis_id: str, outbox: Window, connections: Mapping[str, int]
+) -> dict[str, object]:
     """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store.
 
     Of a damaged one they are what is left once the damage is dropped.
+
+    Args:
+        connections: attached ones of each diagnosis, of all processes.
     """
     statistics = registry.statistics_of(diagnosis_id)
     damage = statistics.damage
@@ -194,7 +201,7 @@ async def _actor(registry: Registry, store: Store, diagnosis_id: str, outbox: Wi
         **_window(diagnosis_id, window),
         "state": statistics.state.value,
         "incarnation": statistics.incarnation,
-        "subscribers": statistics.connections,
+        "subscribers": connections.get(diagnosis_id, 0),
         "mailbox": {"depth": statistics.mailbox.depth, "limit": statistics.mailbox.limit},
         "restarts": statistics.restarts,
         "last_crash": None if crash is None else {"at": wire.timestamp(crash.at), "error": crash.error},

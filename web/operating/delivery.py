@@ -42,7 +42,8 @@ def delivery(access: Access, acts: Acts, registry: Registry, store: EventStore) 
             raise Problem("invalid_field", f"seq must be an integer from 1 to the head, {window.head}")
         page = page_of(asked.query)
         message = Trace(Seq(int(text)), _subscriber_of(page.after), page.limit + 1)
-        found = await access.told(asked.who, acts.ask(diagnosis.diagnosis_id, message))
+        here = await access.told(asked.who, acts.ask(diagnosis.diagnosis_id, message))
+        found = await registry.with_elsewhere(diagnosis.diagnosis_id, message.seq, here)
         return answer(page.of(found, _shown, lambda one: _bookmark(one.subscriber)))
 
     return {"getPosition": position, "getDelivery": trace}

@@ -379,6 +379,7 @@ async def serve(
             "turns of decoding": turns.run,
             "housekeeper": Housekeeper(settings, store, registry, clock).run,
             "budget of events in memory": registry.keep_rings_small,
+            "counts for other processes": registry.tell_peers,
             "watch over expiring tokens": expiry.run,
             "sums in the log": connection_log.run,
             "expiry of revocations": partial(expire_revocations, store, settings.token_lifetime_seconds_max),
