@@ -67,6 +67,19 @@ async def test_so_does_an_answer_of_the_edge(server: Server, sent: bytes, status
     assert is_private(answer.headers)
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "allowed"), [(b"/subjects/amira", 405, "DELETE, OPTIONS"), (b"/nowhere", 404, None)]
+)
+async def test_so_does_the_answer_to_an_upgrade_that_no_route_takes(
+    server: Server, caplog: pytest.LogCaptureFixture, path: bytes, status: int, allowed: str | None
+) -> None:
+    answer, _ = await ask(server.url, upgrade(path))
+    assert (answer.status, answer.headers["content-type"]) == (status, PROBLEM)
+    assert answer.headers.get("allow") == allowed
+    assert is_private(answer.headers)
+    assert not [one for one in caplog.records if one.levelname == "ERROR"], "it is the client's fault"
+
+
 async def test_so_does_a_full_server(tmp_path: Path) -> None:
     async with running_server(Settings(port=0, data=tmp_path, max_connections=1)) as server:
         assert (await server.http.get("/healthz")).status_code == 200  # and its connection stays open
