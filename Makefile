@@ -79,9 +79,12 @@ serve: $(RUN_STAMP)
 demo: $(RUN_STAMP)
 	@exec $(BIN)/avicenna-live demo $(ARGS)
 
+# Most tests wait: two processes take half as long. The tests of one file stay together, as they share what they start.
+IN_TWO := -n 2 --dist loadfile
+
 # With ARGS it is the tests of the server alone: what they select, the client's do not have.
 test: setup python-client $(if $(ARGS),,python-client-test)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),$(IN_TWO))
 
 .PHONY: python-client python-client-test
 python-client: $(PYTHON_CLIENT_STAMP)

@@ -150,8 +150,9 @@ def test_a_leak_is_found_wherever_the_pieces_of_the_output_end() -> None:
 
 
 @pytest.mark.guarantee(14)
+@pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize(("logged", "exit_code"), [("secret-token", 1), ("nothing", 0)])
-def test_a_run_in_which_a_secret_was_logged_fails(tmp_path: Path, logged: str, exit_code: int) -> None:
+def test_a_run_in_which_a_secret_was_logged_fails(tmp_path: Path, logged: str, exit_code: int, processes: int) -> None:
     root = Path(__file__).parents[2]
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
     (tmp_path / "test_it.py").write_text(
@@ -159,7 +160,7 @@ def test_a_run_in_which_a_secret_was_logged_fails(tmp_path: Path, logged: str, e
         f"def test_it():\n    LOGBOOK.note('secret-token', 'a token')\n    logging.getLogger('x').error({logged!r})\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
-    command += ["-c", "/dev/null", "--rootdir", str(tmp_path), str(tmp_path)]
+    command += ["-n", str(processes), "-c", "/dev/null", "--rootdir", str(tmp_path), str(tmp_path)]
     environment = {"PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "LEAKED a token" in done.stdout) == (exit_code, bool(exit_code)), done.stdout
