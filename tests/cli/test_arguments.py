@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def parsed(*argv: str) -> Any:
 def claims_of(token: str, key: bytes) -> dict[str, Any]:
     claims: dict[str, Any] = jwt.decode(token, key, algorithms=["HS256"])
     return claims
+
+
+def test_the_help_names_what_runs_a_server_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert re.findall(r"^    (\w\S*)", capsys.readouterr().out, re.MULTILINE)[:3] == ["serve", "demo", "token"]
 
 
 def test_token_prints_a_token_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ def run(argv: Sequence[str] | None = None, *further: Command) -> int:
     """Run one command; its exit code.
 
     Args:
-        further: commands beside those of this room.
+        further: commands beside those of this room; the help names them behind `serve`.
     """
     arguments = parser(*further).parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
@@ -55,6 +55,6 @@ def parser(*further: Command) -> argparse.ArgumentParser:
     top = Parser(prog=NAME, description="Live updates of diagnoses: numbered, stored, and delivered in order.")
     top.add_argument("--version", action="version", version=f"{NAME} {version(NAME)}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, token, diagnoses, publish, tail, actors, status, trails, database, *further):
+    for command in (serve, *further, token, diagnoses, publish, tail, actors, status, trails, database):
         command.add_to(commands)
     return top
