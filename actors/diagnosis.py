@@ -492,6 +492,8 @@ class DiagnosisActor:
             seen = max(seen, wanted.after or Seq(0))
             if wanted.epoch is not None and wanted.epoch != ring.epoch:
                 seen = max(seen, Seq(ring.head + 1))  # there may be another registration than the one the ring is of
+        if (await self._store.get(self._diagnosis_id)).epoch != ring.epoch:
+            seen = max(seen, Seq(ring.head + 1))
         if seen > ring.head:
             await self._store.read_after(self._diagnosis_id, seen, 0)  # nothing older is read from now on
             await self._extend_ring((), seen)
@@ -630,6 +632,10 @@ class DiagnosisActor:
                 purged = await self._store.purge(self._diagnosis_id, message.act)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
+            return
+        if purged.after.epoch != self._ring.epoch:
+            self._answer(envelope, purged.after)
+            await self._load()
             return
         self._ring.raise_floor(purged.after)
         await turns.wake_all(self._roster)

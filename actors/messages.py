@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -90,6 +90,17 @@ class Delivery:
     """Last move of its cursor."""
     acknowledged_by: AcknowledgedBy | None
     """What moved it then."""
+
+    def with_connection(self, is_written: bool | None) -> Delivery:
+        """The same, with a connection at another process.
+
+        Args:
+            is_written: whether the event was given to the connection; `None`: there is none.
+        """
+        if is_written is None:
+            return self
+        is_news = is_written and self.state is not DeliveryState.ACKNOWLEDGED
+        return replace(self, online=True, state=DeliveryState.WRITTEN if is_news else self.state)
 
 
 @dataclass(frozen=True, slots=True)

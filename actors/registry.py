@@ -10,7 +10,6 @@ import contextlib
 import contextvars
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar, cast
 
@@ -24,7 +23,7 @@ from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
-from actors.messages import Asks, Delivery, DeliveryState, Envelope, Evict, Forget, ForgetUnseen, Inspect, Message
+from actors.messages import Asks, Delivery, Envelope, Evict, Forget, ForgetUnseen, Inspect, Message
 from actors.peers import Peers
 from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
@@ -329,20 +328,7 @@ class Registry(Watcher):
     async def with_elsewhere(self, diagnosis_id: str, seq: Seq, found: Sequence[Delivery]) -> Sequence[Delivery]:
         """What became of an event for these subscribers, with what other processes know of their connections."""
         written = await self._peers.written(diagnosis_id, seq, [one.subscriber for one in found])
-        if not written:
-            return found
-        return [
-            one
-            if one.subscriber not in written
-            else replace(
-                one,
-                online=True,
-                state=DeliveryState.WRITTEN
-                if written[one.subscriber] and one.state is not DeliveryState.ACKNOWLEDGED
-                else one.state,
-            )
-            for one in found
-        ]
+        return [one.with_connection(written.get(one.subscriber)) for one in found] if written else found
 
     async def count_elsewhere(self, diagnosis_id: str, which: OfUser) -> int:
         """How many connections of one diagnosis are attached at other processes."""
@@ -407,7 +393,8 @@ class Registry(Watcher):
 
     async def connections_everywhere(self) -> dict[str, int]:
         """As `connections`, with those at other processes."""
-        return dict(await self._peers.connections() + Counter(self.connections))
+        elsewhere = await self._peers.connections()
+        return dict(elsewhere + Counter(self.connections)) if elsewhere else self.connections
 
     def unacknowledged(self, diagnosis_id: str) -> int | None:
         """Retained events that some known subscriber has not acknowledged; `None`: the outbox is not in memory."""

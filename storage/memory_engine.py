@@ -199,6 +199,7 @@ class MemoryEngine:
         """An empty engine.
 
         Args:
+            rows: makes the audit rows of acts.
             shared: it has several handles.
             faults: what goes wrong between them; `None`: nothing.
         """
