@@ -483,8 +483,11 @@ class DiagnosisActor:
             assert isinstance(envelope.message, Subscribe), "a batch holds one kind"
             subscriber_id, wanted = envelope.message.subscriber.id, envelope.message.wanted
             if not envelope.message.peeks:
+                erasures = self._roster.erasures
                 cursor = await self._store.cursor(self._diagnosis_id, subscriber_id)
-                if cursor is not None:
+                if erasures != self._roster.erasures:
+                    pass  # it may be of a user who was erased meanwhile
+                elif cursor is not None:
                     self._roster.take_over(Known(self._diagnosis_id, cursor))
                     seen = max(seen, cursor.seq)
                 elif (known := self._everyone_known.get(subscriber_id)) is not None and not known.connections:

@@ -329,6 +329,26 @@ async def test_a_device_that_was_forgotten_elsewhere_begins_anew(autojump_clock:
         assert (await other.connect(Reader("amira", "phone"))).plan.resume is Resume.FRESH
 
 
+async def test_a_cursor_that_was_read_before_its_user_was_erased_is_not_taken_over(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        await publish(one, 5)
+        await other.settled()
+        phone = Reader("amira", "phone")
+        await one.connect(phone)
+        one.acknowledge(phone, 2)
+        phone.leave()
+        await settled_cursors(one.registry)
+        inner = other.store.inner.cursor
+
+        async def cursor(*args: Any) -> Any:
+            found = await inner(*args)
+            other.registry.erase(OfUser("amira"), "[erased]")
+            return found
+
+        other.store.cursor = cursor  # type: ignore[attr-defined]
+        assert (await other.connect(Reader("amira", "phone"))).plan.resume is Resume.FRESH
+
+
 async def test_a_client_that_has_seen_more_elsewhere_is_not_told_to_reload(autojump_clock: MockClock) -> None:
     async with two_worlds(Faults(live_lost=DEAF, reads_old=5, random=Oldest(0))) as (one, other):
         await other.settled()
