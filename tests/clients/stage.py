@@ -13,8 +13,8 @@ import jwt
 import trio
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from tests.access.test_jwks import web_of
-from tests.access.test_keys import jwk_of
+from tests.identity.test_jwks import web_of
+from tests.identity.test_keys import jwk_of
 from tests.server.forge import CRASHES
 from tests.server.forged import Forge, Forged
 from tests.server.harness import Server, begin

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from tests.access.travelling import noted_arrivals, travelling
+from tests.identity.travelling import noted_arrivals, travelling
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_bulk import feedback, results, send, text_of

@@ -17,10 +17,10 @@ from trio.testing import MockClock
 from actors.messages import Purge
 from actors.transport import Ending
 from storage.records import Act
-from tests.access.conftest import MovableClock
 from tests.actors.world import DIAGNOSIS, anybody
 from tests.edge.pairs import Edge, edge
 from tests.edge.raw import CLOSE, TEXT, RawClient, client_frame, upgraded
+from tests.identity.conftest import MovableClock
 from tests.logbook import Logbook
 from tests.server.harness import Server, running_server
 from tests.server.process import served

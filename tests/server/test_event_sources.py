@@ -13,7 +13,7 @@ import pytest
 from actors.errors import Crashed, Draining, MailboxFull, Quarantined
 from actors.registry import Registry
 from storage.errors import Busy, Failed
-from tests.access.test_jwks import Source, web_of
+from tests.identity.test_jwks import Source, web_of
 from tests.server.harness import Server, begin, running_server
 from tests.server.test_broadcasts import assert_problem
 from tests.server.test_streams import shape, streamed

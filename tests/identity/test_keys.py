@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from storage.records import Revocation
-from tests.access.conftest import PrivateKey, pem_of
+from tests.identity.conftest import PrivateKey, pem_of
 from tests.server.process import COMMAND
 from web import cli
 from web.contract.errors import Problem

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tests.access.conftest import MovableClock
+from tests.identity.conftest import MovableClock
 from tests.server.harness import Client, Server
 from web.contract.operations import NDJSON, OPERATIONS
 

@@ -13,7 +13,7 @@ import trio
 
 from storage.clock import SystemClock
 from storage.sqlite.store import SqliteStore, open_store
-from tests.access.conftest import MovableClock
+from tests.identity.conftest import MovableClock
 from tests.server.harness import Client, Frame, Server, running_server
 from tests.server.test_streams import streamed
 from web.identity.tokens import issue

@@ -8,9 +8,9 @@ import pytest
 
 from storage.clock import SystemClock
 from storage.sqlite.store import open_store
-from tests.access.acts import ACTS, CHANGING, LINES, SENDER, Ward, expect_alive
-from tests.access.conftest import MovableClock
-from tests.access.travelling import Arrivals, noted_arrivals, travelling
+from tests.identity.acts import ACTS, CHANGING, LINES, SENDER, Ward, expect_alive
+from tests.identity.conftest import MovableClock
+from tests.identity.travelling import Arrivals, noted_arrivals, travelling
 from tests.server.harness import running_server
 from web.identity.tokens import issue
 from web.server.settings import DATABASE_FILE, Settings

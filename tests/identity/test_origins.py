@@ -10,8 +10,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.access.test_limits import limited, preflight_of, refused
 from tests.edge.peers import Answer, ask, connect, request, upgrade
+from tests.identity.test_limits import limited, preflight_of, refused
 from tests.server.harness import Server, open_socket
 from tests.server.test_broadcasts import assert_problem
 from web.contract.origins import normal_origin, split_authority

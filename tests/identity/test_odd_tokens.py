@@ -15,7 +15,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from tests.access.conftest import pem_of
+from tests.identity.conftest import pem_of
 from tests.logbook import Logbook
 from tests.server.harness import Server, begin, open_socket, running_server
 from web.server.settings import Settings

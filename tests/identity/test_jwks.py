@@ -17,7 +17,7 @@ import trio.testing
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from storage.clock import SystemClock
-from tests.access.test_keys import jwk_of
+from tests.identity.test_keys import jwk_of
 from tests.server.harness import Server, begin, running_server
 from web.identity.download import DOCUMENT_BYTES_MAX, FETCH_SECONDS_MAX, fetch_document
 from web.identity.jwks import ASKED_AGAIN_SECONDS, FETCHES_AT_ONCE_MAX, FIRST_AGAIN_SECONDS, Fetch, RemoteKeys

@@ -18,8 +18,8 @@ from storage.records import Appended, Diagnosis, Epoch, NewEvent
 from storage.sqlite import diagnoses, events, lookup, revocations, trails
 from storage.sqlite.store import SqliteStore
 from storage.store import PendingAppend
-from tests.access.acts import ACTS, CHANGING, SENDER, Act, Ward, expect_alive
-from tests.access.conftest import MovableClock
+from tests.identity.acts import ACTS, CHANGING, SENDER, Act, Ward, expect_alive
+from tests.identity.conftest import MovableClock
 from tests.server.harness import Server, running_server
 from tests.server.test_bulk import feedback, results, send, text_of
 from web.identity.access import allowed_now
