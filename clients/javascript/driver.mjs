@@ -28,7 +28,6 @@ export class Driver {
     else if (command.do === "token") this.#renew(command.token);
     else if (command.do === "pause") this.#isPaused = true;
     else if (command.do === "resume") this.#go();
-    else if (command.do === "raise") this.#raisesAt = command.seq;
     else if (command.do === "stop") await this.#live?.close();
     else this.#write({ cannot: command.do });
   }
@@ -37,6 +36,7 @@ export class Driver {
     const { now } = Date;
     Date.now = () => now() + 1000 * more.clock_offset_s;
     this.#token = token;
+    this.#raisesAt = more.raise_at;
     this.#isRenewable = renewable;
     const [firstMs, maxMs] = backoff_ms;
     this.#live = new Follower(url, {

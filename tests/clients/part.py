@@ -34,6 +34,7 @@ FOLLOW: Final[dict[str, Any]] = {
     "backoff_ms": [50, 400],
     "get_state": False,
     "clock_offset_s": 0,
+    "raise_at": None,
 }
 """Fields of the command where a scenario does not name them."""
 
@@ -128,9 +129,6 @@ class Part:
 
     async def resume(self) -> None:
         await self._driver.command(do="resume")
-
-    async def raise_at(self, seq: int) -> None:
-        await self._driver.command(do="raise", seq=seq)
 
     async def stop_client(self) -> None:
         await self._driver.command(do="stop")

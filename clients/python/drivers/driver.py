@@ -29,7 +29,7 @@ class Driver:
         self._wanted = wanted
         self._event = event
         self._token = wanted["token"]
-        self._raise_at: int | None = None
+        self._raise_at: int | None = wanted["raise_at"]
         self._resumed = event()
         self._resumed.set()
         self.stopped = event()
@@ -55,8 +55,6 @@ class Driver:
                 self._resumed = self._event()
             case {"do": "resume"}:
                 self._resumed.set()
-            case {"do": "raise", "seq": int(seq)}:
-                self._raise_at = seq
             case {"do": "stop"}:
                 self.stopped.set()
             case _:
