@@ -55,6 +55,9 @@ PING_INTERVAL_SECONDS: Final = 25.0
 ANSWER_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 """Of every answer with JSON: no browser takes it for a page, and no cache keeps it (PROTOCOL section 7)."""
 
+_TITLES: Final = {413: "Request Entity Too Large", 414: "Request-URI Too Long", 422: "Unprocessable Entity"}
+"""Titles of problems whose status Python has given another name in 3.13. Reason: a client sees the same on all."""
+
 _encoder: Final = msgspec.json.Encoder(enc_hook=as_written)
 _canonical_encoder: Final = msgspec.json.Encoder(enc_hook=as_valued, order="sorted")
 _update_decoders: Final = {kind: decoder_of(kind) for kind in KINDS.values()}
@@ -375,7 +378,7 @@ def problem_object(problem: Problem) -> dict[str, object]:
     """RFC 9457: `type`, `title`, `status`, `detail` and our stable `code`."""
     return {
         "type": "about:blank",
-        "title": HTTPStatus(problem.status).phrase,
+        "title": _TITLES.get(problem.status) or HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
         "code": problem.code,
