@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -212,6 +213,6 @@ async def test_the_access_trail_notes_who_peeks(settings: Settings) -> None:
         async with server.live(peek=1):
             pass
         await server.until_alone()
-    with sqlite3.connect(settings.data / "avicenna.db") as db:
+    with closing(sqlite3.connect(settings.data / "avicenna.db")) as db:
         rows = db.execute("SELECT what, sub, device FROM access ORDER BY number").fetchall()
     assert rows == [("connect", "amira", None), ("disconnect", "amira", None)]
