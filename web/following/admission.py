@@ -13,11 +13,14 @@ from actors.errors import Draining
 from actors.messages import Admission, Subscribe
 from actors.registry import Registry
 from actors.roster import Subscriber
+from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis
 from web.contract.errors import INVALID_TOKEN, ORIGIN_NOT_ALLOWED, ConnectionRefused, too_many
 from web.contract.exchange import Request
 from web.contract.parameters import Parameters
 from web.contract.principals import ANONYMOUS, Principal
+from web.following.expiry import Expiry
+from web.following.session import Session, Speaker
 from web.identity.access import Access, bearer_token
 from web.identity.limits import TooMany
 from web.identity.refusals import refusal_of_token, say_not_accepted
@@ -33,11 +36,15 @@ BEARER_SUBPROTOCOL: Final = "bearer."
 class Entrance:
     """Lets clients in, over a WebSocket or an event stream. One per server."""
 
-    def __init__(self, access: Access, acts: Acts, registry: Registry, stopping: trio.Event) -> None:
+    def __init__(
+        self, access: Access, acts: Acts, registry: Registry, expiry: Expiry, clock: Clock, stopping: trio.Event
+    ) -> None:
         """Let in until `stopping` is set."""
         self._access = access
         self._acts = acts
         self._registry = registry
+        self._expiry = expiry
+        self._clock = clock
         self._stopping = stopping
 
     def count_connect(self, asked: Request) -> None:
@@ -94,6 +101,19 @@ class Entrance:
             )
         except TooMany as excess:
             raise ConnectionRefused(too_many(str(excess))) from None
+
+    def session(self, parameters: Parameters, who: Principal, subscriber: Subscriber, speaker: Speaker) -> Session:
+        """The conversation with a client, which `speaker` carries; its token is watched from now on."""
+        return Session(
+            parameters.diagnosis_id,
+            who,
+            subscriber,
+            ack=parameters.ack,
+            speaker=speaker,
+            registry=self._registry,
+            expiry=self._expiry,
+            clock=self._clock,
+        )
 
     async def admit(self, who: Principal, subscriber: Subscriber, parameters: Parameters) -> Admission:
         """Have the actor attach a subscriber of somebody who may follow, and look again whether that still holds.

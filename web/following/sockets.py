@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Final
 
 from actors.errors import ActorError
-from actors.registry import Registry
 from actors.roster import Subscriber
 from actors.upkeep import describe
 from storage.clock import Clock
@@ -27,7 +26,6 @@ from web.contract.principals import Principal
 from web.contract.records import DIAGNOSIS_ID
 from web.following.admission import Entrance, selected_subprotocol
 from web.following.connection_log import ConnectionLog
-from web.following.expiry import Expiry
 from web.following.follower import Follower, Followers
 from web.following.session import Session
 from web.http.adoption import Adoption, NotAdoptable
@@ -48,8 +46,6 @@ class Sockets:
         self,
         entrance: Entrance,
         access: Access,
-        registry: Registry,
-        expiry: Expiry,
         hub: Hub,
         followers: Followers,
         clock: Clock,
@@ -57,8 +53,6 @@ class Sockets:
         """Let in by `entrance`, and hand over to `hub`."""
         self._entrance = entrance
         self._access = access
-        self._registry = registry
-        self._expiry = expiry
         self._hub = hub
         self._followers = followers
         self._log = followers.log
@@ -123,16 +117,7 @@ class Sockets:
         self, asked: Request, follower: Follower, parameters: Parameters, who: Principal
     ) -> tuple[Session, Subscriber]:
         subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, follower)
-        session = Session(
-            parameters.diagnosis_id,
-            who,
-            subscriber,
-            ack=parameters.ack,
-            speaker=follower,
-            registry=self._registry,
-            expiry=self._expiry,
-            clock=self._clock,
-        )
+        session = self._entrance.session(parameters, who, subscriber, follower)
         follower.begin(session, subscriber, parameters.heartbeat_seconds, asked.id)
         return session, subscriber
 

@@ -15,7 +15,6 @@ import trio
 
 from actors.messages import Admission
 from actors.reading import Due
-from actors.registry import Registry
 from actors.ring import Gap
 from actors.roster import Subscriber
 from actors.transport import Burst, Ending
@@ -29,7 +28,6 @@ from web.contract.parameters import Parameters, parse_stream
 from web.contract.principals import Principal
 from web.following.admission import Entrance
 from web.following.connection_log import ConnectionLog
-from web.following.expiry import Expiry
 from web.following.session import Session
 from web.identity.access import Access
 
@@ -101,8 +99,6 @@ class Streams:
         self,
         access: Access,
         entrance: Entrance,
-        registry: Registry,
-        expiry: Expiry,
         log: ConnectionLog,
         clock: Clock,
         jitter: Callable[[], float],
@@ -116,8 +112,6 @@ class Streams:
         """
         self._access = access
         self._entrance = entrance
-        self._registry = registry
-        self._expiry = expiry
         self._log = log
         self._clock = clock
         self._jitter = jitter
@@ -164,16 +158,7 @@ class Streams:
         admission: Admission,
     ) -> AsyncIterator[bytes]:
         """What the client gets, until the server ends the connection; the client's end cancels this."""
-        session = Session(
-            parameters.diagnosis_id,
-            who,
-            subscriber,
-            ack=parameters.ack,
-            speaker=transport,
-            registry=self._registry,
-            expiry=self._expiry,
-            clock=self._clock,
-        )
+        session = self._entrance.session(parameters, who, subscriber, transport)
         epoch, clock = admission.window.epoch, self._clock
         silence_seconds = parameters.heartbeat_seconds or wire.PING_INTERVAL_SECONDS
 

@@ -349,11 +349,9 @@ async def serve(
         )
         turns = Turns(TURN_BYTES)
         open_connections = OpenConnections()
-        entrance = Entrance(access, acts, registry, stopping)
-        streams = Streams(
-            access, entrance, registry, expiry, connection_log, clock, jitter=jitter, hold=hub.hold_stream
-        )
-        sockets = Sockets(entrance, access, registry, expiry, hub, followers, clock)
+        entrance = Entrance(access, acts, registry, expiry, clock, stopping)
+        streams = Streams(access, entrance, connection_log, clock, jitter=jitter, hold=hub.hold_stream)
+        sockets = Sockets(entrance, access, hub, followers, clock)
         publisher = Publisher(access, acts, turns)
         figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled)
         handlers = {
