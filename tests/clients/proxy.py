@@ -110,7 +110,8 @@ class FaultProxy:
 
     async def _accept(self, accepting: trio.CancelScope) -> None:
         listener = trio.SocketListener(self._socket)
-        with accepting:
+        # A connection that arrives in the turn of `refuse` has woken this task: it finds the socket closed.
+        with accepting, contextlib.suppress(trio.ClosedResourceError):
             while True:
                 self._nursery.start_soon(self._serve, await listener.accept())
 

@@ -49,7 +49,7 @@ def stand_ins(tmp_path: Path) -> Path:
     """A directory whose programs say what they were asked for, in `said`, and do nothing."""
     directory = tmp_path / "bin"
     directory.mkdir()
-    for name in ("bash", "cat", "dirname", "mkdir", "timeout", "rm", "chmod", "sh", "env"):
+    for name in ("bash", "cat", "dirname", "mkdir", "timeout", "rm", "chmod", "sh", "env", "tee", "grep"):
         found = next(Path(place, name) for place in ("/bin", "/usr/bin") if Path(place, name).exists())
         (directory / name).symlink_to(found)
     return directory
@@ -60,21 +60,21 @@ def stand_in(directory: Path, name: str, does: str = "") -> None:
     (directory / name).chmod(0o755)
 
 
-def ci(stand_ins: Path) -> tuple[str, str]:
-    """What `.ci/run` prints with nothing but these programs, and what it asked them for."""
+def ci(stand_ins: Path, code: int = 0) -> tuple[str, str]:
+    """What `.ci/run` prints with nothing but these programs, and what it asked them for; it must exit with this."""
     root = stand_ins.parent / "clone"
     (root / ".ci").mkdir(parents=True)
     (root / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text().replace("/usr/sbin", str(stand_ins)))
     done = subprocess.run(
         [str(stand_ins / "bash"), str(root / ".ci" / "run")],
         env={"PATH": str(stand_ins)},
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,
         stdin=subprocess.DEVNULL,
     )
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (code, "")
     return done.stdout, (stand_ins / "said").read_text()
 
 
@@ -124,3 +124,32 @@ def test_ci_without_the_npm_registry_says_so_in_one_line_and_goes_on(stand_ins: 
     line, required = printed.splitlines()
     assert "npm failed" in line
     assert set(required.split()) == {"required:", "python-client", *PROGRAMS}
+
+
+@pytest.mark.parametrize(
+    ("failed", "printed_beside", "alone", "code"),
+    [
+        (1, "", "pass", 0),
+        (5, "", "pass", 0),
+        (1, "", "fail", 1),
+        (6, "", None, 2),
+        (0, "", None, 2),
+        (1, "LEAKED a token", None, 2),
+    ],
+)
+def test_ci_runs_few_tests_that_failed_again_alone(
+    stand_ins: Path, failed: int, printed_beside: str, alone: str | None, code: int
+) -> None:
+    for name in PROGRAMS:
+        stand_in(stand_ins, name)
+    lines = "\\n".join([*(f"FAILED tests/test_{number}.py::test_it" for number in range(failed)), printed_beside])
+    cached = ".pytest_cache/v/cache"
+    failing = f'mkdir -p {cached}; echo "{{}}" >{cached}/lastfailed; printf "{lines}\\n"; exit 2'
+    stand_in(stand_ins, "make", f'[ "$1" = check ] || exit 0\n{failing}')
+    python = stand_ins.parent / "clone" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    stand_in(python.parent, "python", "exit 0" if alone == "pass" else "exit 1")
+    printed, _ = ci(stand_ins, code)
+    ran = python.with_name("said").read_text() if python.with_name("said").exists() else ""
+    assert ("--last-failed" in ran) == (alone is not None)
+    assert printed.count("FAILED tests/test_0.py") == (0 if not failed else 1 if alone is None else 2)
