@@ -12,7 +12,8 @@ import trio
 
 from storage.clock import SystemClock
 from storage.records import Appended, CursorMove, NewAuditRow, NewEvent, Seq, SubscriberId
-from storage.sqlite.store import SqliteStore, open_store
+from storage.sqlite.opening import open_store
+from storage.sqlite.store import SqliteStore
 from web.server.settings import DATABASE_FILE
 
 AT_ONCE: Final = 512

@@ -23,7 +23,7 @@ from actors.slot import ActorLimits
 from storage.clock import SystemClock
 from storage.errors import StorageError
 from storage.records import Event, NewEvent
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from web.contract.wire import render_event
 
 ROUNDS: Final = 10

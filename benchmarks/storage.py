@@ -30,9 +30,10 @@ from storage.clock import SystemClock
 from storage.damage import checksum
 from storage.records import OUTBOX_EVENTS_MAX, Appended, NewEvent, Seq
 from storage.sqlite.committer import BATCH_OPERATIONS_MAX
+from storage.sqlite.opening import open_store
 from storage.sqlite.runs import end_run
 from storage.sqlite.schema import Opening, prepare
-from storage.sqlite.store import SqliteStore, open_store
+from storage.sqlite.store import SqliteStore
 from web.server.composition import GIL_SWITCH_SECONDS
 
 APPENDERS: Final = (1, 10, 100, 1000)

@@ -24,7 +24,7 @@ from actors.messages import Purge
 from actors.resume import OLDEST, Resume, Wanted
 from actors.slot import ActorLimits
 from storage.records import OUTBOX_EVENTS_MAX, Act, Seq
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from tests.actors.world import Bug, Reader, World, WorldClock, anybody, world
 
 Answer = TypeVar("Answer")

@@ -24,9 +24,9 @@ from storage.records import OUTBOX_EVENTS_MAX, Appended, CursorMove, Durability,
 from storage.sqlite import cursors, diagnoses, events, live_log
 from storage.sqlite.committer import Work, run_transaction
 from storage.sqlite.live_log import LiveLog
+from storage.sqlite.opening import open_store
 from storage.sqlite.runs import end_run
 from storage.sqlite.schema import Opening, prepare
-from storage.sqlite.store import open_store
 from tests.crash.disk import Connection, Recorder, Step, left_of
 from tests.storage.conftest import ManualClock
 

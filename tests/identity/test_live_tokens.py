@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from storage.clock import SystemClock
-from storage.sqlite.store import SqliteStore, open_store
+from storage.sqlite.opening import open_store
+from storage.sqlite.store import SqliteStore
 from tests.identity.conftest import MovableClock
 from tests.server.harness import Client, Frame, Server, running_server
 from tests.server.test_streams import streamed

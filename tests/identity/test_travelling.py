@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from storage.clock import SystemClock
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from tests.identity.acts import ACTS, CHANGING, LINES, SENDER, Ward, expect_alive
 from tests.identity.conftest import MovableClock
 from tests.identity.travelling import Arrivals, noted_arrivals, travelling

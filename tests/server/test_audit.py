@@ -14,7 +14,7 @@ from actors.errors import MailboxFull
 from actors.registry import Registry
 from storage.clock import SystemClock
 from storage.records import AuditRow
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from tests.server.harness import Server, running_server
 from web.operating.audit_rows import ERASED, spellings_of
 from web.server.settings import DATABASE_FILE, Settings

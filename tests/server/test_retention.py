@@ -25,7 +25,7 @@ from storage.errors import Busy
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
 from storage.records import DAY_SECONDS, AccessRow, AuditRow, Epoch, Erasure, NewEvent, Seq, SubscriberId, Window
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from tests.actors.world import anybody
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem

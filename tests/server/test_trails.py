@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from storage.clock import SystemClock
 from storage.records import NewAccessRow, NewAuditRow, SubscriberId
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from tests.server.harness import Server, running_server
 from tests.server.process import run, served
 from web.contract import wire

@@ -16,7 +16,8 @@ from storage.memory import MemoryStore
 from storage.memory_engine import Faults, MemoryEngine
 from storage.news import News
 from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
-from storage.sqlite.store import SqliteStore, open_store
+from storage.sqlite.opening import open_store
+from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.storage.rows import ROWS
 

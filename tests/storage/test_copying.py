@@ -21,8 +21,9 @@ from storage.disk.unfinished import SUFFIX, arriving, sweep
 from storage.errors import CannotCopy
 from storage.records import Appended, Backup, NewEvent, Seq
 from storage.sqlite import copies, copying
+from storage.sqlite.opening import open_store
 from storage.sqlite.stepping import PAGES_PER_STEP, SteppedCopy
-from storage.sqlite.store import SqliteStore, open_store
+from storage.sqlite.store import SqliteStore
 from tests.storage.conftest import ManualClock
 
 BODY = bytes(20_000)

@@ -21,7 +21,8 @@ from storage.disk.database_files import wal_of
 from storage.errors import Busy, CannotCopy, CannotOpen, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
 from storage.records import Appended, Durability, NewEvent, Seq
 from storage.sqlite import copies, wal
-from storage.sqlite.store import LEAVE_SECONDS_MAX, DamagePolicy, SqliteStore, open_store
+from storage.sqlite.opening import LEAVE_SECONDS_MAX, DamagePolicy, open_store
+from storage.sqlite.store import SqliteStore
 from tests.storage.conftest import ManualClock
 
 

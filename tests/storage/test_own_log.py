@@ -14,7 +14,7 @@ from storage.disk.database_files import wal_of
 from storage.errors import CannotOpen, Damaged, ForeignLog
 from storage.records import NewEvent, Seq
 from storage.sqlite import copies, integrity, live_log, runs
-from storage.sqlite import store as sqlite
+from storage.sqlite import opening as sqlite
 from storage.sqlite.store import SqliteStore
 from storage.sqlite.wal import Mark
 from tests.storage.test_faults import come_back, fill, opened

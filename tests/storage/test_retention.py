@@ -24,7 +24,7 @@ from storage.records import (
     TrailFilter,
 )
 from storage.sqlite import retention
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from storage.store import Store
 from tests.storage.conftest import ManualClock
 from tests.storage.rows import ROWS

@@ -17,8 +17,8 @@ from storage.errors import Failed, InUse, KeysExhausted, NewerVersion, NotOurs
 from storage.records import Appended, CursorMove, Erasure, NewEvent, Seq, Slice, SubscriberId
 from storage.sqlite import lookup
 from storage.sqlite.committer import Committer
+from storage.sqlite.opening import open_store
 from storage.sqlite.schema import APPLICATION_ID, MIGRATIONS
-from storage.sqlite.store import open_store
 from tests.storage.conftest import Heard, ManualClock
 from tests.storage.rows import FAILING, ROWS
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from storage.sqlite.opening import open_store
 from storage.sqlite.schema import MIGRATIONS
-from storage.sqlite.store import open_store
 from tests.storage.conftest import ManualClock
 from tests.storage.databases.make import BEGAN_AT, HERE, described, key_is_known
 

@@ -316,7 +316,7 @@ async def test_a_run_that_could_not_be_closed_in_order_leaves_word_in_the_place_
         return False
 
     with monkeypatch.context() as patched:
-        patched.setattr("storage.sqlite.store._end_run", fails)
+        patched.setattr("storage.sqlite.opening._end_run", fails)
         async with opened(path, new_epoch) as store:
             await fill(store)
     assert Path(f"{path}-wal").read_bytes() == wal.CLOSED

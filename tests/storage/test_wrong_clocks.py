@@ -26,7 +26,7 @@ from storage.records import (
     Seq,
     SubscriberId,
 )
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from storage.store import Store
 
 HOUR, DAY = 3600.0, 86_400.0

@@ -19,8 +19,8 @@ from storage.disk import files
 from storage.errors import CannotOpen, Damaged, StorageError
 from storage.records import Act, Backup, Dropped
 from storage.sqlite import copies
+from storage.sqlite.opening import open_store
 from storage.sqlite.runs import SELF
-from storage.sqlite.store import open_store
 from storage.store import StoreUpkeep
 from web.operating.audit_rows import AUDIT_ROWS
 

@@ -40,7 +40,7 @@ from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
 from storage.disk.unfinished import sweep
 from storage.errors import Busy, CannotOpen, Failed, StoreBroken
-from storage.sqlite.store import open_store
+from storage.sqlite.opening import open_store
 from storage.store import Store, StoreUpkeep
 from web.contract.errors import WebError
 from web.contract.wire import render_event

@@ -16,8 +16,8 @@ from typing import Any, Final
 import trio
 
 from storage.records import Act, Appended, CursorMove, NewAccessRow, NewAuditRow, NewEvent, Seq, SubscriberId
+from storage.sqlite.opening import open_store
 from storage.sqlite.schema import MIGRATIONS
-from storage.sqlite.store import open_store
 from storage.store import Store
 from tests.storage.rows import ROWS
 
