@@ -81,6 +81,8 @@ def private_pem(key: PrivateKey) -> bytes:
     ("algorithm", "content", "said"),
     [
         ("HS256", b"short\n", "at least 32 bytes, this one has 5"),
+        ("HS256", pem_of(ec.generate_private_key(ec.SECP256R1())), "a public key, a certificate or a JWK"),
+        ("HS256", b'{"kty":"oct","k":"c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"}', "a public key, a certificate or a JWK"),
         ("RS256", b"", "public key in PEM"),
         ("RS256", b"nonsense", "public key in PEM"),
         ("RS256", b"x" * 70_000, "at most 65536 bytes"),

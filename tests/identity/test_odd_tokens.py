@@ -68,6 +68,26 @@ def _tampered(token: str) -> str:
     return f"{head}.{claims}.{('B' if signature[0] == 'A' else 'A') + signature[1:]}"
 
 
+def _with_spare_bit(part: str) -> str:
+    """The part, spelled otherwise: decoders ignore the last bit of the last character."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    assert len(part) % 4 in (2, 3)
+    return part[:-1] + alphabet[alphabet.index(part[-1]) + 1]
+
+
+def _with_spare_bit_in(forge: Forge, place: int) -> str:
+    """A good token, but for the spelling of one part; header and claims are signed as they are spelled."""
+    claims = forge.claims
+    while len(json.dumps(claims)) % 3 == 0:
+        claims["sub"] += "a"
+    parts = [_encoded(json.dumps(part).encode()).decode() for part in ({"alg": "HS256"}, claims)]
+    if place < 2:
+        parts[place] = _with_spare_bit(parts[place])
+    text = ".".join(parts)
+    signature = _encoded(hmac.digest(forge.server.key, text.encode(), hashlib.sha256)).decode()
+    return f"{text}.{_with_spare_bit(signature) if place == 2 else signature}"
+
+
 INVALID, EXPIRED = (
     ("unauthenticated", "invalid_token", "invalid token"),
     ("token_expired", "token_expired", "token expired"),
@@ -83,6 +103,9 @@ ODD: dict[str, Callable[[Forge], str]] = {
     "a changed signature": lambda f: _tampered(f.good()),
     "characters outside the alphabet": lambda f: f.good() + "!",
     "padding": lambda f: f.good() + "=",
+    "a spare bit in its header": lambda f: _with_spare_bit_in(f, 0),
+    "a spare bit in its claims": lambda f: _with_spare_bit_in(f, 1),
+    "a spare bit in its signature": lambda f: _with_spare_bit_in(f, 2),
     "not ASCII": lambda f: f.good() + "\u00e9",
     "alg none": lambda f: f.raw({"alg": "none"}, f.claims).rsplit(".", 1)[0] + ".",
     "alg none with a signature": lambda f: f.raw({"alg": "none"}, f.claims),
@@ -105,6 +128,7 @@ ODD: dict[str, Callable[[Forge], str]] = {
     "kid of the local key's file": lambda f: f.with_header(kid="jwt.key"),
     "kid as SQL": lambda f: f.with_header(kid="' OR 1=1 --"),
     "kid as a number": lambda f: f.with_header(kid=1),
+    "kid null": lambda f: f.with_header(kid=None),
     "kid null byte": lambda f: f.with_header(kid="rsa\0"),
     "crit": lambda f: f.with_header(crit=["exp"]),
     "crit empty": lambda f: f.with_header(crit=[]),

@@ -16,8 +16,12 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt.algorithms import get_default_algorithms
 
 ALGORITHMS: Final = ("HS256", "RS256", "ES256", "EdDSA")
+
+_SIGNATURES: Final = {name: get_default_algorithms()[name] for name in ALGORITHMS}
+"""PyJWT's implementation of each algorithm."""
 
 HMAC_BYTES_MIN: Final = 32
 """Length of a key we make, and the least an HS256 key may have (RFC 7518 section 3.2)."""
@@ -55,7 +59,25 @@ class Key:
     kid: str | None
     """Its name; `None`: it verifies tokens that name no key."""
     material: Any = field(repr=False)
-    """The secret bytes of HS256, else a public key of `cryptography`."""
+    """The secret bytes of HS256, else a public key of `cryptography`; what PyJWT makes of it is used for signatures."""
+
+    def __post_init__(self) -> None:
+        """Let PyJWT judge and prepare the key, once: it looks for PEM, DER and JWK in every secret.
+
+        Raises:
+            KeyUnusable: it does not take this key for this algorithm.
+        """
+        try:
+            prepared = _SIGNATURES[self.algorithm].prepare_key(self.material)
+        except (jwt.PyJWTError, TypeError, ValueError):
+            is_secret = self.algorithm == "HS256"
+            why = "it is a public key, a certificate or a JWK, and no secret" if is_secret else "it is of another kind"
+            raise KeyUnusable(f"it cannot be used with {self.algorithm}: {why}") from None
+        object.__setattr__(self, "material", prepared)
+
+    def has_signed(self, signed: bytes, signature: bytes) -> bool:
+        """Whether this signature of these bytes was made with the key, or with the private half of it."""
+        return _SIGNATURES[self.algorithm].verify(signed, self.material, signature)
 
 
 @dataclass(frozen=True, slots=True)
