@@ -110,7 +110,7 @@ class Sockets:
     def _parameters(self, asked: Request) -> Parameters:
         # A browser's network layer answers Pings while the page is frozen or stuck (decision 0055).
         default_ack: AcknowledgedBy = "app" if "Origin" in asked.headers else "transport"
-        anonymous = self._access.rules.allow_anonymous and self._entrance.token_of(asked) is None
+        anonymous = self._access.rules.allow_anonymous and self._access.token_of(asked) is None
         return parse(asked.parameters["diagnosis_id"], asked.query, anonymous=anonymous, default_ack=default_ack)
 
     def _begin(
@@ -150,7 +150,7 @@ class Sockets:
 
     def _name_of_refused(self, asked: Request) -> bytes:
         """The name under which refusals are counted together: an address and a token, or an address alone."""
-        token = self._entrance.token_of(asked) or ""
+        token = self._access.token_of(asked) or ""
         named = f"{self._access.address_of(asked)} {token}"
         return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()
 
