@@ -14,7 +14,6 @@ import os
 import random
 import secrets
 import shlex
-import signal
 import socket
 import sys
 import threading
@@ -70,12 +69,14 @@ from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
 from web.operating.actors import actors
 from web.operating.audit_rows import AUDIT_ROWS
+from web.operating.backups import PATTERN, Backups
 from web.operating.consequences import Consequences
 from web.operating.delivery import delivery
 from web.operating.diagnoses import diagnoses
+from web.operating.draining import DRAIN_REQUEST, drain
 from web.operating.erasure import erasure
 from web.operating.housekeeping import Housekeeper
-from web.operating.maintenance import BACKUPS, CHECKS, maintenance
+from web.operating.maintenance import CHECKS, maintenance
 from web.operating.revocations import expire_revocations, load_revoked, revocations
 from web.operating.status import Figures, status
 from web.operating.trails import trails
@@ -214,18 +215,19 @@ async def _serve_until_signal(
     end = threading.Timer(EXIT_SECONDS_MAX, _end_without_the_disk)
     end.daemon = True
 
-    def drain(after: str) -> None:
+    def begin(after: str) -> None:
         logger.info("draining after %s", after)
         stopping.set()
         end.start()
 
-    def came(first: signal.Signals) -> None:
+    def came(first: str) -> None:
         with contextlib.suppress(trio.RunFinishedError):  # there is nothing left to drain
-            token.run_sync_soon(drain, first.name)
+            token.run_sync_soon(begin, first)
 
     signals.when_first_comes(came)
+    begin_drain = partial(signals.begin, DRAIN_REQUEST)
     try:
-        await serve(settings, ready=ready, stopping=stopping, render=render, extras=extras)
+        await serve(settings, ready=ready, stopping=stopping, render=render, extras=extras, begin_drain=begin_drain)
     finally:
         end.cancel()
 
@@ -260,6 +262,7 @@ async def serve(
     render: Render = render_event,
     extras: Extras | None = None,
     engine: Engine = open_engine,
+    begin_drain: Callable[[], object] | None = None,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -268,6 +271,7 @@ async def serve(
         render: makes the text of an event that subscribers get.
         extras: further routes; given what stops the server.
         engine: opens the store, and the way to other servers on it.
+        begin_drain: has `stopping` set, as an operator asks for it; `None`: it is set at once.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -290,7 +294,7 @@ async def serve(
     ):
         for left in (
             *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
-            *sweep(settings.data / BACKUPS_DIRECTORY, BACKUPS),
+            *sweep(settings.data / BACKUPS_DIRECTORY, PATTERN),
         ):
             logger.warning("removed %s: the process that wrote it was killed", left)
         if makes_key:
@@ -354,6 +358,7 @@ async def serve(
         sockets = Sockets(entrance, access, hub, followers, clock)
         publisher = Publisher(access, acts, turns)
         figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled)
+        backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
         handlers = {
             **broadcasts(publisher),
             **bulk(publisher, registry),
@@ -362,7 +367,8 @@ async def serve(
             **delivery(access, acts, registry, patient),
             **actors(access, acts, registry, patient),
             **erasure(access, acts, consequences, registry, stopping),
-            **maintenance(access, patient, clock, _new_id, settings.data, settings.data / BACKUPS_DIRECTORY, stopping),
+            **maintenance(access, patient, clock, _new_id, settings.data, backups, stopping),
+            **drain(access, acts, stopping.set if begin_drain is None else begin_drain),
             **revocations(access, acts, consequences, patient),
             **trails(patient),
             **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),
