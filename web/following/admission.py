@@ -1,9 +1,8 @@
-"""How somebody is let in who wants to follow a diagnosis: judged, counted, and attached by its actor."""
+"""How somebody is let in who wants to follow a diagnosis: counted, and attached by its actor."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
 
 import trio
 
@@ -14,20 +13,14 @@ from actors.registry import Registry
 from actors.roster import Subscriber
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis
-from web.contract.errors import INVALID_TOKEN, ORIGIN_NOT_ALLOWED, ConnectionRefused, too_many
+from web.contract.errors import ConnectionRefused, too_many
 from web.contract.exchange import Request
 from web.contract.parameters import Parameters
-from web.contract.principals import ANONYMOUS, Principal
-from web.following.expiry import Expiry
+from web.contract.principals import Principal
 from web.following.session import Session, Speaker
 from web.identity.access import Access
-from web.identity.bearer import requested_subprotocols
+from web.identity.expiry import Expiry
 from web.identity.limits import TooMany
-from web.identity.refusals import refusal_of_token, say_not_accepted
-from web.identity.tokens import TokenError
-
-SUBPROTOCOL: Final = "avicenna.v1"
-"""The subprotocol the server selects where a client offers it."""
 
 
 class Entrance:
@@ -43,41 +36,6 @@ class Entrance:
         self._expiry = expiry
         self._clock = clock
         self._stopping = stopping
-
-    def count_connect(self, asked: Request) -> None:
-        """Count an attempt to connect, whatever becomes of it, for the address it comes from.
-
-        Raises:
-            ConnectionRefused: it is one too many.
-        """
-        try:
-            self._access.limits.connect_from(partial(self._access.address_of, asked))
-        except TooMany as excess:
-            raise ConnectionRefused(too_many(str(excess))) from None
-
-    def authenticate(self, asked: Request) -> Principal:
-        """Who opens a WebSocket.
-
-        Raises:
-            ConnectionRefused: the token is missing or not accepted, the origin is not allowed, or a limit is reached.
-        """
-        # A browser names the page it is on; anything else passes (RFC 6455 section 10.2).
-        if not self._access.origin_allowed(asked):
-            raise ConnectionRefused(ORIGIN_NOT_ALLOWED)
-        token = self._access.token_of(asked)
-        if token is None:
-            if self._access.rules.allow_anonymous:
-                return ANONYMOUS
-            say_not_accepted("there is none")
-            raise ConnectionRefused(INVALID_TOKEN)
-        try:
-            who = self._access.verified(token)
-            self._access.limits.connect_of(who.sub)
-        except TokenError as error:
-            raise ConnectionRefused(refusal_of_token(error)) from None
-        except TooMany as excess:
-            raise ConnectionRefused(too_many(str(excess))) from None
-        return who
 
     def hold(self, subscriber: Subscriber, diagnosis_id: str, asked: Request) -> None:
         """Count a connection that is about to be made; `subscriber.detach()` gives its place back.
@@ -129,8 +87,3 @@ class Entrance:
         if self._stopping.is_set():
             raise Draining("the server is stopping")  # its goodbye may have been said already
         return admission
-
-
-def selected_subprotocol(asked: Request) -> str | None:
-    """The subprotocol to answer with."""
-    return SUBPROTOCOL if SUBPROTOCOL in requested_subprotocols(asked) else None

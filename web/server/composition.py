@@ -45,7 +45,6 @@ from web.contract.errors import WebError
 from web.contract.wire import render_event
 from web.following.admission import Entrance
 from web.following.connection_log import ConnectionLog
-from web.following.expiry import Expiry
 from web.following.follower import Followers
 from web.following.sockets import Sockets
 from web.following.stream_refusals import goodbye_instead
@@ -60,6 +59,7 @@ from web.http.serving import serve as serve_http
 from web.http.turns import Turns
 from web.identity.access import Access
 from web.identity.addresses import sharing_address
+from web.identity.expiry import Expiry
 from web.identity.jwks import RemoteKeys
 from web.identity.keyring import KEY_FILE, load_keys, will_make_key
 from web.identity.keys import KeyUnusable
@@ -67,6 +67,7 @@ from web.identity.limits import Limits
 from web.identity.revoked import Revoked
 from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
+from web.identity.upgrades import Upgrades
 from web.operating.actors import actors
 from web.operating.audit_rows import AUDIT_ROWS
 from web.operating.backups import PATTERN, Backups
@@ -97,6 +98,7 @@ from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
 from web.server.signals import Signals
 from web.websocket.hub import HELD_MAX, open_hub
 from web.websocket.poller import open_poller
+from web.websocket.refusing import Refusing
 
 DRAIN_SECONDS_MAX: Final = 8.0
 """Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
@@ -355,7 +357,9 @@ async def serve(
         open_connections = OpenConnections()
         entrance = Entrance(access, acts, registry, expiry, clock, stopping)
         streams = Streams(access, entrance, connection_log, clock, jitter=jitter, hold=hub.hold_stream)
-        sockets = Sockets(entrance, access, hub, followers, clock)
+        upgrades = Upgrades(access)
+        refusing = Refusing(hub, connection_log, upgrades.name_of)
+        sockets = Sockets(upgrades, entrance, access, hub, followers, refusing)
         publisher = Publisher(access, acts, turns)
         figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled)
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
