@@ -641,8 +641,10 @@ class DiagnosisActor:
             await self._load()
             return
         self._ring.raise_floor(purged.after)
-        await turns.wake_all(self._roster)
+        # Before the first checkpoint: an act that is in hand when its actor is restarted is done again. The next
+        # incarnation wakes whoever was not woken.
         self._answer(envelope, self._ring.window)
+        await turns.wake_all(self._roster)
 
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
         """Nobody is disconnected before the row that says so is stored."""

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from actors.errors import Draining
 from actors.messages import Forget, Forgotten, Purge
 from actors.slot import ActorState
+from actors.turns import ENDED_AT_ONCE_MAX
 from actors.which import EVERYBODY
 from storage.errors import Failed
 from storage.memory import MemoryStore
@@ -129,19 +130,24 @@ class LateStore(MemoryStore):
 PURGE, FORGET = Act("op", "purge"), Act("op", "forget")
 
 
-async def test_an_act_is_done_and_recorded_once_whenever_its_actor_is_restarted(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("followers", [0, 2 * ENDED_AT_ONCE_MAX])
+async def test_an_act_is_done_and_recorded_once_whenever_its_actor_is_restarted(
+    autojump_clock: MockClock, followers: int
+) -> None:
     async def scenario(step: int) -> bool:
         late = LateStore(MemoryEngine(clock=WorldClock(), new_epoch=lambda: "e"))
         async with world(store=late) as here, trio.open_nursery() as operators:
             reader = Reader()
             await here.connect(reader)
             reader.leave()
+            for number in range(followers):
+                await here.connect(Reader(f"user-{number}"))
             await here.publish()
             interrupt = AtStep(step, is_actor, lambda: operators.start_soon(here.registry.restart, "d"))
             trio.lowlevel.add_instrument(interrupt)
             assert (await here.registry.ask("d", Purge(PURGE, anybody))).floor == 1
             forget = Forget(EVERYBODY, FORGET, anybody)
-            assert await here.registry.ask("d", forget) == Forgotten(connections=0, cursors=1)
+            assert await here.registry.ask("d", forget) == Forgotten(followers, cursors=1 + followers)
             await here.settled()
             trio.lowlevel.remove_instrument(interrupt)
             assert [row.what for row in await late.audit()] == ["forget", "purge"]
