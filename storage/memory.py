@@ -89,7 +89,8 @@ class MemoryStore(TellsDamage):
         self._handle.tell(hears)
 
     def follow(self, diagnosis_id: str) -> Callable[[], None]:
-        return self._handle.follow(diagnosis_id)
+        stream = self._engine.streams.get(diagnosis_id)
+        return self._handle.follow(diagnosis_id, stream.past[-1] if stream is not None and stream.past else None)
 
     def go_away(self) -> None:
         """Have this handle not reach the engine, until `come_back`."""

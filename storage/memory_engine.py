@@ -123,9 +123,15 @@ class Handle:
         elif self._hears is not None:
             self._hears.changed(change)
 
-    def follow(self, diagnosis_id: str) -> Callable[[], None]:
-        """Tell it of what others write to this log, until the function returned is called."""
+    def follow(self, diagnosis_id: str, newest: Entry | None) -> Callable[[], None]:
+        """Tell it of what others write to this log, until the function returned is called.
+
+        Args:
+            newest: the newest entry there is, of which nobody will tell; `None`: there is none.
+        """
         self._followed[diagnosis_id] += 1
+        if newest is not None:
+            self.saw(diagnosis_id, newest)
 
         def unfollow() -> None:
             self._followed[diagnosis_id] -= 1

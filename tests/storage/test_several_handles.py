@@ -149,6 +149,17 @@ async def test_a_read_is_old_but_never_older_than_what_its_handle_knows_of(
     assert await head(other) == 32, "it was told"
 
 
+async def test_what_was_written_before_a_log_is_followed_is_found_from_then_on(
+    one: MemoryStore, other: MemoryStore, faults: Faults
+) -> None:
+    await one.register("d", "amira", [])
+    faults.reads_old = 5
+    for number in range(1, 21):
+        await publish(one)
+        other.follow("d")
+        assert await head(other) == number, "nobody will tell of it"
+
+
 async def test_what_is_lost_is_looked_for_within_a_minute(
     autojump_clock: MockClock, engine: MemoryEngine, one: MemoryStore, other: MemoryStore, faults: Faults
 ) -> None:
