@@ -66,7 +66,8 @@ def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Pl
     Args:
         window: what the diagnosis retains now.
         wanted: what the client said.
-        stored: the subscriber's cursor and the epoch it belongs to, `None` if it is not known.
+        stored: the subscriber's cursor and the epoch it belongs to, `None` if it is not known. It is above the head
+            where another process has moved it, and what lies between has not been read here yet.
     """
     current = stored[1] if stored is not None and stored[0] == window.epoch else None
     if wanted.epoch is not None and wanted.epoch != window.epoch:
@@ -88,7 +89,7 @@ def plan(window: Window, wanted: Wanted, stored: tuple[Epoch, Seq] | None) -> Pl
 def _continue(window: Window, position: Seq, cursor: Seq, *, acknowledges: bool = False) -> Plan:
     missed = max(0, window.floor - position)
     resume = Resume.PARTIAL if missed else Resume.EXACT
-    queued = window.head - max(position, window.floor)
+    queued = max(0, window.head - max(position, window.floor))
     return Plan(resume, position, cursor, missed, queued, acknowledges)
 
 

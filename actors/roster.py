@@ -386,7 +386,7 @@ class Roster:
         if self._lowest is None and self.known:
             self._lowest = min(one.seq_in(self.ring.epoch) for one in self.known.values())
         lowest = floor if self._lowest is None else self._lowest
-        return self.ring.head - max(lowest, floor)
+        return max(0, self.ring.head - max(lowest, floor))  # a cursor moved by another process can be ahead of the ring
 
     def lagging(self, most: int) -> list[Known]:
         """The known subscribers that are furthest behind, at most `most`."""

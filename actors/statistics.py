@@ -69,4 +69,5 @@ def statistics_of(slot: Slot, damage: Damage | None) -> ActorStatistics:
 
 def _lag(roster: Roster, ring: Ring) -> tuple[Lag, ...]:
     behind = [(one, one.seq_in(ring.epoch)) for one in roster.lagging(LAG_SHOWN)]
-    return tuple(Lag(one.id, bool(one.connections), cursor, ring.head - cursor) for one, cursor in behind)
+    # A cursor that was moved by another process can be ahead of the ring.
+    return tuple(Lag(one.id, bool(one.connections), cursor, max(0, ring.head - cursor)) for one, cursor in behind)

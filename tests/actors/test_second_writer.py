@@ -434,6 +434,27 @@ async def test_a_cursor_that_was_moved_further_elsewhere_is_taken_over(autojump_
         assert (delivery.cursor, delivery.state) == (4, DeliveryState.ACKNOWLEDGED)
 
 
+async def test_whoever_has_acknowledged_more_elsewhere_than_is_here_is_not_behind(autojump_clock: MockClock) -> None:
+    async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
+        there, here = Reader(), Reader()
+        await one.connect(there)
+        await other.connect(here)
+        await publish(one, 5)
+        one.acknowledge(there, 5)
+        await settled_cursors(one.registry)
+        other.registry._keeper.seen(here.subscriber.known)  # type: ignore[arg-type]
+        await settled_cursors(other.registry)
+        (lag,) = other.actor().lag or ()
+        assert (lag.cursor, lag.events, other.registry.unacknowledged(DIAGNOSIS)) == (5, 0, 0)
+        handle(other).go_away()
+        again = Reader()
+        plan = (await other.connect(again)).plan
+        assert (plan.resume, plan.position, plan.queued, plan.missed) == (Resume.EXACT, 5, 0, 0)
+        handle(other).come_back()
+        await publish(other, 1)
+        assert (here.numbers, again.numbers) == ([1, 2, 3, 4, 5, 6], [6])
+
+
 async def test_a_publisher_gets_its_receipt_even_if_what_lies_between_cannot_be_read(autojump_clock: MockClock) -> None:
     async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
         reader = Reader()
