@@ -241,7 +241,7 @@ class Registry(Watcher):
         for slot in list(self._slots.values()):
             slot.roster.erase(whose)
             await share.spend(max(1, turns.LOOKED_AT_ONCE_MAX // (1 + len(slot.roster.known or ()))))
-        self._forget_what_waits(whose, stand_in)
+        self.forget_what_waits(whose, stand_in)
 
     def erase(self, whose: Whose, stand_in: str) -> int:
         """Forget a user in every actor and in all that waits to be stored; how many connections had to be ended.
@@ -251,10 +251,11 @@ class Registry(Watcher):
         store by then is erased there, and nothing of before reaches it later.
         """
         ended = sum(slot.roster.erase(whose) for slot in list(self._slots.values()))
-        self._forget_what_waits(whose, stand_in)
+        self.forget_what_waits(whose, stand_in)
         return ended
 
-    def _forget_what_waits(self, whose: Whose, stand_in: str) -> None:
+    def forget_what_waits(self, whose: Whose, stand_in: str) -> None:
+        """Forget a user in all that waits to be stored."""
         self._keeper.discard_where(whose)
         if self._trail is not None:
             self._trail.rename(whose, stand_in)

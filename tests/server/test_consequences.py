@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -19,7 +20,9 @@ from actors.slot import ActorLimits
 from actors.transport import Ending
 from actors.which import OfUser
 from storage.changes import TokensRevoked
+from storage.errors import Busy, Failed
 from storage.memory import MemoryStore
+from storage.memory_engine import MemoryEngine
 from storage.records import AccessRow, Act, Erasure, NewEvent, Revocation, Seq, SubscriberId
 from tests.actors.world import Reader, WorldClock, anybody, memory_store, render
 from web.contract.principals import ANONYMOUS, Principal
@@ -36,11 +39,13 @@ class There:
         self.store, self.registry, self.trail, self.revoked = store, registry, trail, revoked
         self.consequences: Consequences
 
-    async def follow(self, sub: str | None, diagnosis_id: str = "d", token_id: str | None = None) -> Reader:
+    async def follow(
+        self, sub: str | None, diagnosis_id: str = "d", token_id: str | None = None, *, peeks: bool = False
+    ) -> Reader:
         who = ANONYMOUS if sub is None else Principal(sub, frozenset(), ISSUED_AT + 3600, token_id, ISSUED_AT)
         reader = Reader()
         reader.subscriber = Subscriber(SubscriberId(sub, None), who, reader)
-        await self.registry.ask(diagnosis_id, Subscribe(reader.subscriber, Wanted(), anybody))
+        await self.registry.ask(diagnosis_id, Subscribe(reader.subscriber, Wanted(), anybody, peeks))
         reader.wake()
         return reader
 
@@ -50,8 +55,8 @@ class There:
 
 
 @asynccontextmanager
-async def there_is() -> AsyncIterator[There]:
-    clock, store, revoked = WorldClock(), memory_store(), Revoked()
+async def there_is(store: MemoryStore | None = None) -> AsyncIterator[There]:
+    clock, store, revoked = WorldClock(), store or memory_store(), Revoked()
     trail = AccessTrail(store, clock)
     async with trio.open_nursery() as nursery:
         registry = Registry(
@@ -143,6 +148,55 @@ async def test_whoever_is_erased_is_ended_and_forgotten_and_what_it_left_can_be_
         assert [one.subscriber.sub for one in await there.store.cursors("d")] == ["amira"]
         rows = [(row.what, row.subscriber.sub) for row in await there.accesses()]
         assert rows == [("disconnect", "[erased]"), ("connect", "amira"), ("connect", "[erased]")]
+
+
+async def test_what_the_connections_of_an_erased_person_left_is_erased_where_another_process_was_asked(
+    autojump_clock: MockClock,
+) -> None:
+    engine = MemoryEngine(clock=WorldClock(), new_epoch=lambda: "epoch", shared=True)
+    other, here = MemoryStore(engine, "other"), MemoryStore(engine, "here")
+    async with there_is(here) as there:
+        bo, amira = await there.follow("bo"), await there.follow("amira")
+        there.registry.acknowledge(bo.subscriber, Seq(0), "app")
+        await other.erase(Erasure("bo", "[erased]", ["bo"]), Act("op", "subject.erase"))
+        await trio.sleep(5)
+        assert (bo.ending, amira.ending) == (Ending.DISCONNECTED, None)
+        assert [one.subscriber.sub for one in await other.cursors("d")] == ["amira"]
+        assert {row.subscriber.sub for row in await there.accesses()} == {"[erased]", "amira"}
+
+
+async def test_what_an_erased_person_left_is_erased_as_soon_as_the_store_is_back(autojump_clock: MockClock) -> None:
+    engine = MemoryEngine(clock=WorldClock(), new_epoch=lambda: "epoch", shared=True)
+    other, here = MemoryStore(engine, "other"), MemoryStore(engine, "here")
+    async with there_is(here) as there:
+        bo = await there.follow("bo")
+        refusals, inner = [Busy("not now"), Failed("not now")], here.erase
+
+        async def erase(*args: Any) -> Any:
+            if refusals:
+                raise refusals.pop()
+            return await inner(*args)
+
+        here.erase = erase  # type: ignore[assignment,method-assign]
+        await other.erase(Erasure("bo", "[erased]", ["bo"]), Act("op", "subject.erase"))
+        await trio.sleep(10)
+        assert (bo.ending, refusals) == (Ending.DISCONNECTED, [])
+        assert await other.cursors("d") == []
+        assert {row.subscriber.sub for row in await there.accesses()} == {"[erased]"}
+
+
+async def test_rows_that_waited_while_the_store_was_away_do_not_bring_a_name_back(autojump_clock: MockClock) -> None:
+    engine = MemoryEngine(clock=WorldClock(), new_epoch=lambda: "epoch", shared=True)
+    other, here = MemoryStore(engine, "other"), MemoryStore(engine, "here")
+    async with there_is(here) as there:
+        bo = await there.follow("bo", peeks=True)
+        here.go_away()
+        bo.leave()
+        await other.erase(Erasure("bo", "[erased]", ["bo"]), Act("op", "subject.erase"))
+        here.come_back()
+        await trio.sleep(10)
+        rows = [(row.what, row.subscriber.sub) for row in await there.accesses()]
+        assert rows == [("disconnect", "[erased]"), ("connect", "[erased]")]
 
 
 async def test_the_answer_of_an_act_comes_after_all_that_follows(autojump_clock: MockClock) -> None:

@@ -7,6 +7,9 @@ The store tells of each change, in order. Two kinds of things follow:
 * What is done to thousands of connections takes turns, in a task of its own for each change. The tasks are started in
   order. Whoever answers for an act waits for them (`settled`).
 
+Where other processes write, each erases once more what its own connections of an erased person have left. Whoever was
+asked for the erasure cannot do that for them: it is over before the last of them has heard of it.
+
 Why nobody keeps following without the right to: a connection is judged, attached, and judged again by what the store
 knows and by the revocations (`web.following.admission`). There is no checkpoint between the moment in which these two
 change and the start of the task that ends connections. What was attached before the task looks at it is ended by the
@@ -23,11 +26,12 @@ from typing import assert_never
 
 import trio
 
+from actors.batching import RETRY_SECONDS
 from actors.registry import Registry
-from actors.roster import Subscriber
+from actors.roster import Subscriber, Whose
 from actors.transport import Ending
 from actors.upkeep import describe
-from actors.which import OfErased
+from actors.which import OfErased, OfUser
 from storage.changes import (
     Change,
     DiagnosisDeleted,
@@ -38,12 +42,14 @@ from storage.changes import (
     SubjectErased,
     TokensRevoked,
 )
+from storage.errors import Busy, Failed
 from storage.news import News
-from storage.records import Diagnosis
+from storage.records import ERASED_ROWS_MAX, Diagnosis, Erasure, SubscriberId
 from storage.store import Store
 from web.contract.principals import Principal
 from web.identity import rights
 from web.identity.revoked import Revoked
+from web.operating.audit_rows import spellings_of
 
 logger = logging.getLogger("avicenna.server")
 
@@ -69,6 +75,23 @@ class Covered:
     def picks(self, subscriber: Subscriber) -> bool:
         who = _who(subscriber)
         return self.revoked.covering(who.sub, who.token_id, who.issued_at) is not None
+
+
+class NamesOf:
+    """Whoever another value means, and the names of those that were met."""
+
+    def __init__(self, whose: Whose) -> None:
+        self._whose = whose
+        self.met: set[str] = set()
+
+    def names(self, subscriber_id: SubscriberId) -> bool:
+        is_meant = self._whose.names(subscriber_id)
+        if is_meant and subscriber_id.sub is not None:
+            self.met.add(subscriber_id.sub)
+        return is_meant
+
+    def picks(self, subscriber: Subscriber) -> bool:
+        return self.names(subscriber.id)
 
 
 class Consequences:
@@ -118,7 +141,7 @@ class Consequences:
                 for revocation in revocations:
                     self._revoked.lift(revocation)
             case SubjectErased(digest=digest, stand_in=stand_in):
-                self._begin(partial(registry.let_go_of, OfErased(digest), stand_in))
+                self._begin(self._erasing(digest, stand_in))
             case _:
                 assert_never(change)
 
@@ -134,6 +157,31 @@ class Consequences:
         for ended in list(self._under_way):
             await ended.wait()
         await self._store.barrier()
+
+    def _erasing(self, digest: str, stand_in: str) -> Callable[[], Awaitable[object]]:
+        """What ends and forgets an erased person here."""
+        if not self._store.shared:  # whoever was asked for the erasure erases what is left
+            return partial(self._registry.let_go_of, OfErased(digest), stand_in)
+        person = NamesOf(OfErased(digest))
+        # At once: what waits to be stored may be all that names the person here.
+        self._registry.forget_what_waits(person, stand_in)
+        return partial(self._erase, person, stand_in)
+
+    async def _erase(self, person: NamesOf, stand_in: str) -> None:
+        await self._registry.let_go_of(person, stand_in)
+        for sub in person.met:
+            await self._erase_what_is_left(Erasure(sub, stand_in, spellings_of(sub)))
+
+    async def _erase_what_is_left(self, erasure: Erasure) -> None:
+        is_whole = False
+        while not is_whole:
+            # No checkpoint until the store has taken it: nothing of before may reach it after that.
+            self._registry.erase(OfUser(erasure.sub), erasure.stand_in)
+            try:
+                is_whole = (await self._store.erase(erasure)).cursors < ERASED_ROWS_MAX
+            except (Busy, Failed) as refusal:
+                logger.warning("what an erased person left is not erased, trying again: %s", refusal)
+                await trio.sleep(RETRY_SECONDS)
 
     def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
         ended = trio.Event()
