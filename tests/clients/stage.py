@@ -23,7 +23,7 @@ from web.identity.tokens import LEEWAY_SECONDS
 SHORT: Final = {
     "web.following.session.RETRY_SPREAD_SECONDS": 0.3,
     "web.identity.jwks.FIRST_AGAIN_SECONDS": 0.5,
-    "web.following.expiry.WARNING_SECONDS": 3 - LEEWAY_SECONDS,
+    "web.identity.expiry.WARNING_SECONDS": 3 - LEEWAY_SECONDS,
 }
 """Waits of the server that are shorter here: over how long clients are spread that are told to come back (5 s), the
 time between two fetches of keys while there are none (5 s), and how long before its `exp` a client is told that a token

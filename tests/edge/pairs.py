@@ -18,9 +18,9 @@ from tests.edge.raw import RawClient
 from web.contract import wire
 from web.contract.principals import Principal
 from web.following.connection_log import ConnectionLog
-from web.following.expiry import Expiry
 from web.following.follower import Follower, Followers
 from web.following.session import Session
+from web.identity.expiry import Expiry
 from web.identity.revoked import Revoked
 from web.identity.tokens import Verifier
 from web.websocket.channel import ChannelLimits

@@ -17,8 +17,8 @@ from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
 from tests.storage.conftest import Heard
 from web.contract.principals import Principal
-from web.following.expiry import LOOK_SECONDS, Expiry
 from web.following.session import Session
+from web.identity.expiry import LOOK_SECONDS, Expiry
 from web.identity.keys import hmac_key
 from web.identity.revoked import Revoked
 from web.identity.tokens import LEEWAY_SECONDS, Verifier, issue

@@ -90,6 +90,7 @@ ROWS: list[tuple[Act, object, tuple[str, str | None, str | None, str | None]]] =
         ("x é.db", None, '{"path":"/data/x é.db"}', None),
     ),
     (act(WHO, "database.check"), None, ("", None, None, None)),
+    (act(WHO, "server.drain"), None, ("", None, None, None)),
     (
         Act(SELF, "outbox.drop_damaged"),
         Dropped("42", "event 3 fails its checksum", 4, window(7, 3), False),

@@ -74,6 +74,11 @@ class Request:
     who: Principal = ANONYMOUS
     """Who sent it, once that is known."""
 
+    @property
+    def is_handshake(self) -> bool:
+        """Whether it asks for a WebSocket."""
+        return self.body is None
+
 
 @dataclass(slots=True, eq=False)
 class Answer:

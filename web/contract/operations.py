@@ -490,6 +490,15 @@ OPERATIONS: Final = (
         tag="operating",
     ),
     Operation(
+        "post",
+        "/drain",
+        "drainServer",
+        "End the server in order, as SIGTERM does: followers get `bye`, commits finish, the process ends.",
+        {202: ref("Draining")},
+        ("forbidden", *STORE),
+        tag="operating",
+    ),
+    Operation(
         "get", "/healthz", "getHealth", "The process answers.", {200: ref("Health")}, access="nobody", tag="looking"
     ),
     Operation(
@@ -529,7 +538,7 @@ TAGS: Final = {
     "publishing": "Updates go in, and what became of them comes out.",
     "following": "Where a diagnosis stands, and its events as they come. The WebSocket is in `docs/asyncapi.yaml`.",
     "registry": "Which diagnoses there are, who owns and who may follow them.",
-    "operating": "Actors, outboxes, connections, persons, revocations, both trails and the database.",
+    "operating": "Actors, outboxes, connections, persons, revocations, both trails, the database and the end.",
     "looking": "How the server is.",
 }
 """What the operations of each tag are about."""

@@ -256,6 +256,7 @@ _ANSWERS: Final[dict[str, Schema]] = {
     "Status": _STATUS,
     "Health": thing(status=words("ok")),
     "Readiness": thing(status=words("ready")),
+    "Draining": thing(status=words("draining")),
 }
 
 

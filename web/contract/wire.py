@@ -314,11 +314,15 @@ def event_object(diagnosis_id: str, event: Event) -> msgspec.Raw:
     return msgspec.Raw(render_event(diagnosis_id, event))
 
 
-def frame(kind: str, diagnosis_id: str, at: float, data: object) -> bytes:
-    """A server frame that is no event."""
+def frame(kind: str, diagnosis_id: str | None, at: float, data: object) -> bytes:
+    """A server frame that is no event.
+
+    Args:
+        diagnosis_id: the diagnosis it is about; `None`: it is about none.
+    """
     envelope = {
         "type": kind,
-        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
+        "diagnosis_id": None if diagnosis_id is None else diagnosis_id_as_json(diagnosis_id),
         "timestamp": timestamp(at),
         "data": data,
     }

@@ -114,10 +114,18 @@ class ConnectionLog:
         end: Fields = {"code": code, "reason": reason, "seconds": 0.0, "events_sent": 0, "acknowledged": None}
         _say(f"{what} ended", who | end)
 
-    def stalled(self, subscriber: Subscriber | None, why: str, request_id: str | None = None) -> None:
-        """A stalled peer is cut off; `None`: it was refused."""
-        who = {} if subscriber is None else self._who(_diagnosis_of(subscriber), subscriber.id)
+    def refused_socket(self, asked: Request, code: int, reason: str) -> None:
+        """A WebSocket ends before `connect`; said within its request."""
+        self.refused("WebSocket", asked, code, reason)
+
+    def stalled(self, subscriber: Subscriber, why: str, request_id: str | None = None) -> None:
+        """A stalled peer is cut off."""
+        who = self._who(_diagnosis_of(subscriber), subscriber.id)
         _say("stalled peer cut off", who | {"reason": why}, request_id)
+
+    def stalled_refused(self, why: str) -> None:
+        """A stalled peer that was refused is cut off."""
+        _say("stalled peer cut off", {"reason": why})
 
     # Sums
 

@@ -20,7 +20,7 @@ from web.contract import wire
 from web.contract.errors import CloseCode
 from web.contract.principals import Principal
 from web.contract.records import Ack, Auth, Ping
-from web.following.expiry import Expiry
+from web.identity.expiry import Expiry
 from web.websocket.flood import Cost
 
 RETRY_SPREAD_SECONDS: Final = 5.0

@@ -30,6 +30,7 @@ from web.contract.origins import normal_origin
 from web.contract.principals import ANONYMOUS, Principal
 from web.identity import rights
 from web.identity.addresses import Proxy, address_of, is_own_origin
+from web.identity.bearer import token_of
 from web.identity.limits import Limits, TooMany
 from web.identity.refusals import forbidden, problem_of_token, refusal_of_token, say_not_accepted
 from web.identity.tokens import TokenError, Verifier
@@ -114,19 +115,20 @@ class Access:
             say_not_accepted(error)
             raise
 
-    def authenticate(self, asked: Request, *, anonymous_allowed: bool, query_allowed: bool) -> Principal:
+    def token_of(self, asked: Request) -> str | None:
+        """The token of a request. Returns as `web.identity.bearer.token_of`."""
+        return token_of(asked, query_tokens=self.rules.query_tokens)
+
+    def authenticate(self, asked: Request, *, anonymous_allowed: bool) -> Principal:
         """Who sent a request.
 
         Args:
             anonymous_allowed: a request without a token is not refused.
-            query_allowed: the token may stand in the query, if the operator does not mind.
 
         Raises:
             Problem: 401, the token is missing, invalid or expired; 429, its user asks too often.
         """
-        token = bearer_token(asked)
-        if token is None and query_allowed and self.rules.query_tokens:
-            token = asked.query.get("token") or None
+        token = self.token_of(asked)
         if token is None:
             if anonymous_allowed:
                 return ANONYMOUS
@@ -290,15 +292,6 @@ class Access:
         if rights.may_know_absence(who, anonymous_allowed=self.rules.allow_anonymous):
             return Problem("not_found", "this diagnosis is not registered")
         return forbidden()
-
-
-def bearer_token(asked: Request) -> str | None:
-    """The token of an `Authorization: Bearer` header (RFC 6750), `None`: there is none. Two headers: a bad one."""
-    headers = asked.headers.getlist("Authorization")
-    if not headers:
-        return None
-    scheme, _, token = headers[0].partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and len(headers) == 1 else ""
 
 
 def require(who: Principal, right: rights.Right) -> None:

@@ -76,7 +76,7 @@ def row_of(act: Act, answer: object = None) -> NewAuditRow:
             return NewAuditRow(act.who, act.what, ERASED, after=done)
         case "database.backup", None:
             return NewAuditRow(act.who, act.what, str(told["name"]), after=_text({"path": told["path"]}))
-        case "database.check", None:
+        case "database.check" | "server.drain", None:
             return NewAuditRow(act.who, act.what, "")
     raise LookupError(f"no audit row says {act.what} with {type(answer).__name__}")
 

@@ -5,7 +5,6 @@ The audit row of either is stored first: a copy holds the row of its own making.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,8 @@ from web.http.bodies import whole_request
 from web.identity import rights
 from web.identity.access import Access, require
 from web.operating.audit_rows import act, row_of
+from web.operating.backups import Backups
 from web.operating.draining import unless_stopping
-
-BACKUPS: Final = "avicenna-*.db"
-"""What copies in `backups/` are called."""
 
 CHECKS: Final = "check-*.db"
 """What copies in the data directory are called that are checked."""
@@ -35,7 +32,7 @@ def maintenance(
     clock: Clock,
     new_id: Callable[[], str],
     data: Path,
-    backups: Path,
+    backups: Backups,
     stopping: trio.Event,
 ) -> Handlers:
     """Both operations.
@@ -43,21 +40,19 @@ def maintenance(
     Args:
         new_id: 16 hexadecimal digits that never repeat.
         data: the directory of the database.
-        backups: that of its copies.
+        backups: the copies it has.
         stopping: interrupts either.
     """
-    data, backups = data.absolute(), backups.absolute()
+    data = data.absolute()
 
     async def backup(asked: Request) -> Answer:
         require(asked.who, rights.OPERATE)
         await whole_request(asked)
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall()))
-        # The random part keeps two backups of one second apart.
-        name = BACKUPS.replace("*", f"{stamp}-{new_id()[:8]}")
-        path = backups / name
+        path = backups.path_of(clock.wall(), new_id())
         access.judge_token(asked.who)
-        await store.record(row_of(act(asked.who, "database.backup", name=name, path=str(path))))
+        await store.record(row_of(act(asked.who, "database.backup", name=path.name, path=str(path))))
         made = await unless_stopping(stopping, partial(store.backup, path), "no copy was made")
+        await trio.to_thread.run_sync(backups.drop_old, path.name)
         return answer({"path": made.path, "bytes": made.size_bytes, "sha256": made.sha256})
 
     async def check(asked: Request) -> Answer:

@@ -24,7 +24,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from web.contract.errors import Problem
 from web.contract.exchange import Answer, Handler, Handlers, Headers, Query, Request
-from web.contract.operations import EVENT_STREAM, OPERATIONS, Operation
+from web.contract.operations import OPERATIONS, Operation
 from web.http.adoption import Adoption, adoption_of
 from web.http.answers import websocket_wanted
 from web.http.one_task import LeanHandshake, LeanHttp, LeanRequest, LeanWebsocket
@@ -208,10 +208,9 @@ def with_sender(operation: Operation, handler: Handler, access: Access) -> Handl
     if operation.access == "nobody":
         return handler
     anonymous_allowed = operation.access == "maybe" and access.rules.allow_anonymous
-    query_allowed = operation.answer_type == EVENT_STREAM
 
     async def handle(asked: Request) -> Answer:
-        asked.who = access.authenticate(asked, anonymous_allowed=anonymous_allowed, query_allowed=query_allowed)
+        asked.who = access.authenticate(asked, anonymous_allowed=anonymous_allowed)
         return await handler(asked)
 
     return handle

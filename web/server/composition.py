@@ -14,7 +14,6 @@ import os
 import random
 import secrets
 import shlex
-import signal
 import socket
 import sys
 import threading
@@ -46,7 +45,6 @@ from web.contract.errors import WebError
 from web.contract.wire import render_event
 from web.following.admission import Entrance
 from web.following.connection_log import ConnectionLog
-from web.following.expiry import Expiry
 from web.following.follower import Followers
 from web.following.sockets import Sockets
 from web.following.stream_refusals import goodbye_instead
@@ -61,6 +59,7 @@ from web.http.serving import serve as serve_http
 from web.http.turns import Turns
 from web.identity.access import Access
 from web.identity.addresses import sharing_address
+from web.identity.expiry import Expiry
 from web.identity.jwks import RemoteKeys
 from web.identity.keyring import KEY_FILE, load_keys, will_make_key
 from web.identity.keys import KeyUnusable
@@ -68,14 +67,17 @@ from web.identity.limits import Limits
 from web.identity.revoked import Revoked
 from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
+from web.identity.upgrades import Upgrades
 from web.operating.actors import actors
 from web.operating.audit_rows import AUDIT_ROWS
+from web.operating.backups import PATTERN, Backups
 from web.operating.consequences import Consequences
 from web.operating.delivery import delivery
 from web.operating.diagnoses import diagnoses
+from web.operating.draining import DRAIN_REQUEST, drain
 from web.operating.erasure import erasure
 from web.operating.housekeeping import Housekeeper
-from web.operating.maintenance import BACKUPS, CHECKS, maintenance
+from web.operating.maintenance import CHECKS, maintenance
 from web.operating.revocations import expire_revocations, load_revoked, revocations
 from web.operating.status import Figures, status
 from web.operating.trails import trails
@@ -96,6 +98,7 @@ from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
 from web.server.signals import Signals
 from web.websocket.hub import HELD_MAX, open_hub
 from web.websocket.poller import open_poller
+from web.websocket.refusing import Refusing
 
 DRAIN_SECONDS_MAX: Final = 8.0
 """Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
@@ -214,18 +217,19 @@ async def _serve_until_signal(
     end = threading.Timer(EXIT_SECONDS_MAX, _end_without_the_disk)
     end.daemon = True
 
-    def drain(after: str) -> None:
+    def begin(after: str) -> None:
         logger.info("draining after %s", after)
         stopping.set()
         end.start()
 
-    def came(first: signal.Signals) -> None:
+    def came(first: str) -> None:
         with contextlib.suppress(trio.RunFinishedError):  # there is nothing left to drain
-            token.run_sync_soon(drain, first.name)
+            token.run_sync_soon(begin, first)
 
     signals.when_first_comes(came)
+    begin_drain = partial(signals.begin, DRAIN_REQUEST)
     try:
-        await serve(settings, ready=ready, stopping=stopping, render=render, extras=extras)
+        await serve(settings, ready=ready, stopping=stopping, render=render, extras=extras, begin_drain=begin_drain)
     finally:
         end.cancel()
 
@@ -260,6 +264,7 @@ async def serve(
     render: Render = render_event,
     extras: Extras | None = None,
     engine: Engine = open_engine,
+    begin_drain: Callable[[], object] | None = None,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -268,6 +273,7 @@ async def serve(
         render: makes the text of an event that subscribers get.
         extras: further routes; given what stops the server.
         engine: opens the store, and the way to other servers on it.
+        begin_drain: has `stopping` set, as an operator asks for it; `None`: it is set at once.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -290,7 +296,7 @@ async def serve(
     ):
         for left in (
             *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
-            *sweep(settings.data / BACKUPS_DIRECTORY, BACKUPS),
+            *sweep(settings.data / BACKUPS_DIRECTORY, PATTERN),
         ):
             logger.warning("removed %s: the process that wrote it was killed", left)
         if makes_key:
@@ -351,9 +357,12 @@ async def serve(
         open_connections = OpenConnections()
         entrance = Entrance(access, acts, registry, expiry, clock, stopping)
         streams = Streams(access, entrance, connection_log, clock, jitter=jitter, hold=hub.hold_stream)
-        sockets = Sockets(entrance, access, hub, followers, clock)
+        upgrades = Upgrades(access)
+        refusing = Refusing(hub, connection_log, upgrades.name_of)
+        sockets = Sockets(upgrades, entrance, access, hub, followers, refusing)
         publisher = Publisher(access, acts, turns)
         figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled)
+        backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
         handlers = {
             **broadcasts(publisher),
             **bulk(publisher, registry),
@@ -362,7 +371,8 @@ async def serve(
             **delivery(access, acts, registry, patient),
             **actors(access, acts, registry, patient),
             **erasure(access, acts, consequences, registry, stopping),
-            **maintenance(access, patient, clock, _new_id, settings.data, settings.data / BACKUPS_DIRECTORY, stopping),
+            **maintenance(access, patient, clock, _new_id, settings.data, backups, stopping),
+            **drain(access, acts, stopping.set if begin_drain is None else begin_drain),
             **revocations(access, acts, consequences, patient),
             **trails(patient),
             **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),

@@ -10,6 +10,7 @@ from typing import Final
 
 from web.contract.operations import ON_ANY_HOST, OPERATIONS
 from web.http.handshake import Headers
+from web.identity.bearer import bearer_of
 from web.identity.rights import may_operate
 from web.identity.tokens import TokenError, Verifier
 
@@ -35,12 +36,11 @@ def served_when_full(verifier: Verifier, wall: Callable[[], float]) -> Callable[
     def is_served(path: bytes, headers: Headers) -> bool:
         if path in HEALTH:
             return True
-        given = [value for name, value in headers if name == b"authorization"]
-        if len(given) != 1 or path.endswith(b"/events"):  # a stream would keep its connection
+        if path.endswith(b"/events"):  # a stream would keep its connection
             return False
-        scheme, _, token = given[0].decode("latin1").partition(" ")
+        token = bearer_of([value.decode("latin1") for name, value in headers if name == b"authorization"])
         try:
-            return scheme.lower() == "bearer" and may_operate(verifier.verify(token.strip(), wall()))
+            return token is not None and may_operate(verifier.verify(token, wall()))
         except TokenError:
             return False
 

@@ -11,8 +11,7 @@ from web.contract.exchange import Answer, Request
 from web.contract.operations import EVENT_STREAM, ON_ANY_HOST
 from web.contract.origins import bare_host, host_of_origin, normal_origin
 from web.contract.parameters import repeated_header, repeated_parameter
-from web.following.admission import token_of_upgrade
-from web.identity.access import Access, bearer_token
+from web.identity.access import Access
 from web.identity.addresses import UNIX, asks_known_host, client_address, is_trusted_peer
 from web.identity.jwks import RemoteKeys
 from web.identity.limits import TooMany
@@ -84,10 +83,7 @@ class FrontDoor:
         if _is_of_stream(asked) and self._access.asked_by_a_foreign_page(asked):
             # Unlike other GETs this one changes something: it may take over a connection, and acknowledge.
             raise _foreign()
-        if self._remote_keys is not None:
-            token = bearer_token(asked) or (settings.query_tokens and asked.query.get("token"))
-            if token:
-                await self._remote_keys.ready_for(token)
+        await self._await_keys(asked)
         return None
 
     async def enter_socket(self, asked: Request) -> None:
@@ -104,10 +100,7 @@ class FrontDoor:
         if asked.route is None:
             self._count(asked)
             return
-        if self._remote_keys is not None:
-            token = token_of_upgrade(asked, query_allowed=self._settings.query_tokens)
-            if token:
-                await self._remote_keys.ready_for(token)
+        await self._await_keys(asked)
 
     def share(self, asked: Request, answer: Answer) -> None:
         """Let pages of the configured origins read an answer; no cookies are involved, so no credentials."""
@@ -147,6 +140,11 @@ class FrontDoor:
             self._access.limits.request_from(address)
         except TooMany as excess:
             raise Problem("rate_limited", str(excess), retry_after(excess.retry_after_seconds)) from None
+
+    async def _await_keys(self, asked: Request) -> None:
+        """Have the key of a token fetched that is not known yet."""
+        if self._remote_keys is not None and (token := self._access.token_of(asked)):
+            await self._remote_keys.ready_for(token)
 
     def _check_host(self, asked: Request) -> None:
         settings = self._settings

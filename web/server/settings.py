@@ -258,6 +258,13 @@ class Settings:
         None, Number(0.01, DAYS_MAX, "days"), "Audit rows older than this are dropped; none: they stay."
     )
 
+    backups_kept: int | None = _setting(
+        None,
+        Whole(1, 100_000, "files"),
+        "Copies in `backups/` that stay once a backup was made: the newest ones; none: all. Files that no backup made "
+        "are never deleted.",
+    )
+
     log_format: Literal["people", "json"] = _setting(
         "people", Choice(("people", "json")), "Log lines for people, or one JSON object a line."
     )

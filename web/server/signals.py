@@ -1,5 +1,7 @@
 """SIGTERM, SIGINT, SIGHUP: the first one begins the drain, a second one ends the process at once, until it is gone.
 
+An operator's request to drain counts as the first one.
+
 SIGHUP is the end of the terminal: where it is ignored (`nohup`), it stays ignored.
 
 The handlers are ours. Trio restores the former ones when its run is over; a process that then still waits for its log
@@ -21,9 +23,9 @@ class Signals:
     """Takes the signals while a server runs, and until the process ends; on the main thread."""
 
     def __init__(self) -> None:
-        self.first: signal.Signals | None = None
-        """The one that came; `None`: none yet."""
-        self._came: Callable[[signal.Signals], object] = lambda _: None
+        self.first: str | None = None
+        """What began the end, as the log names it; `None`: nothing yet."""
+        self._came: Callable[[str], object] = lambda _: None
         self._is_over = False
         self._former: dict[signal.Signals, signal._HANDLER] = {}
 
@@ -45,8 +47,8 @@ class Signals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def when_first_comes(self, came: Callable[[signal.Signals], object]) -> None:
-        """Call this when the first signal comes, or now if it has.
+    def when_first_comes(self, came: Callable[[str], object]) -> None:
+        """Call this with the name of the first signal when it comes, or now if it has.
 
         Args:
             came: is called within a signal handler: in the middle of anything. Must not raise.
@@ -55,8 +57,14 @@ class Signals:
         if self.first is not None:
             came(self.first)
 
+    def begin(self, reason: str) -> None:
+        """Begin the drain as the first signal does; nothing, if it has begun."""
+        if self.first is None and not self._is_over:
+            self.first = reason
+            self._came(reason)
+
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.first is not None or self._is_over:
             os._exit(128 + number)  # without a word to the log, which may be what hangs
-        self.first = signal.Signals(number)
+        self.first = signal.Signals(number).name
         self._came(self.first)

@@ -1,7 +1,7 @@
 """The tokens of live connections: warned about in time, renewed in band, and ended when they expire (PROTOCOL 9).
 
-One task for all connections, which looks at each of them twice a second. Knows no transport, and of a connection no
-more than `Watched` says.
+One task for all connections, of those who follow and of those who publish, which looks at each of them twice a second.
+Knows no transport, and of a connection no more than `Watched` says.
 """
 
 from __future__ import annotations
@@ -46,14 +46,17 @@ MayFollow = Callable[[Principal, str], Awaitable[bool]]
 
 
 class Watched(Protocol):
-    """A live connection, as far as its token is concerned (`web.following.session`)."""
+    """A live connection, as far as its token is concerned."""
 
-    diagnosis_id: str
     who: Principal
     is_live: bool
     """Whether the replay is complete."""
     warn_at: float
     """When, on the wall clock, it may be told that its token is about to expire."""
+
+    @property
+    def diagnosis_id(self) -> str | None:
+        """The diagnosis it follows; `None`: it follows none, so a newer token needs no right to one."""
 
     @property
     def is_gone(self) -> bool:
@@ -78,7 +81,7 @@ class Expiry:
         """A watch that begins with `run`.
 
         Args:
-            may_follow: asked before a newer token is accepted.
+            may_follow: asked before a newer token is accepted for a connection that follows.
             prepare: called with a newer token before it is verified; may fetch its key.
         """
         self._verifier = verifier
@@ -191,12 +194,14 @@ class Expiry:
             who = self._verifier.verify(token, self._clock.wall())
             if who.sub != session.who.sub:
                 raise wire.FrameError("invalid_token", "the token must be of the same subject")
-            may_follow = await self._may_follow(who, session.diagnosis_id)
+            followed = session.diagnosis_id
+            may_follow = followed is None or await self._may_follow(who, followed)
             self._verifier.check(who, self._clock.wall())
         except KeysMissing:
             raise wire.FrameError("quarantined", "the token cannot be verified right now; send it again") from None
         except TokenError as error:
-            logger.info("a newer token was not accepted on a connection of %s: %s", session.diagnosis_id, error)
+            where = session.diagnosis_id or "one who publishes"
+            logger.info("a newer token was not accepted on a connection of %s: %s", where, error)
             detail = detail_of_revoked(error) if isinstance(error, TokenRevoked) else "the token is not valid"
             raise wire.FrameError("invalid_token", detail) from None
         except StorageError:
