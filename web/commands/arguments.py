@@ -6,35 +6,25 @@ import argparse
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from web.contract.number import WrittenNumber
 from web.contract.records import KEY, KEY_RULE
-from web.server.setting_kinds import Number, Whole
+from web.server import setting_kinds
 
 _NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
     """Reads an integer from `least` to `most`."""
-    kind = Whole(least, most)
-
-    def read(text: str) -> int:
-        try:
-            return kind.from_text(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {kind.limit}") from None
-
-    return read
+    return partial(_read, setting_kinds.whole(least, most))
 
 
 def fraction(text: str) -> float:
     """Reads a number from 0 to 1."""
-    kind = Number(0, 1)
-    try:
-        return kind.from_text(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be {kind.limit}") from None
+    value: float = _read(setting_kinds.number(0, 1), text)
+    return value
 
 
 def reference(text: str) -> int | str:
@@ -58,6 +48,13 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError('must be a JSON object, such as \'{"herb":"mint"}\'')
     return value
+
+
+def _read(kind: setting_kinds.Kind, text: str) -> Any:
+    try:
+        return kind.from_text(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {kind.limit}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

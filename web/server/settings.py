@@ -5,6 +5,7 @@ A setting comes from an option of the command, else from its `AVICENNA_*` variab
 `docs/SETTINGS.md` is made from the declarations below (`make settings`), and a test compares the two.
 """
 
+# ruff: noqa: RUF009 - what `_setting` is called with is immutable
 from __future__ import annotations
 
 import difflib
@@ -15,26 +16,27 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from storage.records import DAY_SECONDS, IDEMPOTENCY_KEYS_MAX
+from storage.records import DAY_SECONDS, IDEMPOTENCY_KEYS_MAX, Durability
 from web.identity.keys import KeySpec
 from web.identity.tokens import LIFETIME_SECONDS_MAX
 from web.server.setting_kinds import (
-    Choice,
-    Directory,
-    Flag,
-    Host,
-    Jwks,
-    KeyFile,
+    DIRECTORY,
+    FLAG,
+    HOST,
+    JWKS,
+    KEY_FILE,
+    LISTENING,
+    ORIGIN,
+    PAGE_ORIGIN,
+    PORT,
+    SOCKET_PATH,
+    TRUSTED_PROXY,
     Kind,
-    Listening,
-    Number,
-    Origin,
-    PageOrigin,
-    Several,
-    SocketPath,
-    Text,
-    TrustedProxy,
-    Whole,
+    choice,
+    number,
+    several,
+    text,
+    whole,
 )
 
 PREFIX: Final = "AVICENNA_"
@@ -63,6 +65,11 @@ BACKUPS_DIRECTORY: Final = "backups"
 
 DAYS_MAX: Final = 36_500
 
+DamagePolicy = Literal["refuse", "set_aside"]
+LogFormat = Literal["people", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogSubjects = Literal["no", "digest", "plain"]
+
 
 class SettingsError(Exception):
     """A setting that cannot be used: the text names it, its limit and what was wrong. Correct it and start again."""
@@ -80,201 +87,195 @@ class Settings:
         SettingsError: a value has the wrong type or is out of range.
     """
 
-    host: str = _setting("127.0.0.1", Text(255), "Address to listen on; `0.0.0.0` or `::` for every interface.")
-    port: int = _setting(8000, Whole(0, 65535), "TCP port to listen on; 0 takes any free one.")
-    tcp: bool = _setting(True, Flag(), "Listen on `host` and `port`; `false`: on the Unix socket alone.")
-    unix_socket: Path | None = _setting(  # noqa: RUF009 - a path is immutable
+    host: str = _setting("127.0.0.1", text(255), "Address to listen on; `0.0.0.0` or `::` for every interface.")
+    port: int = _setting(8000, PORT, "TCP port to listen on; 0 takes any free one.")
+    tcp: bool = _setting(True, FLAG, "Listen on `host` and `port`; `false`: on the Unix socket alone.")
+    unix_socket: Path | None = _setting(
         None,
-        SocketPath(),
+        SOCKET_PATH,
         "Listen on this Unix socket, too; the server's user and group may connect (mode 0660).",
     )
     operators_listen: str | None = _setting(
         None,
-        Listening(),
+        LISTENING,
         "Listen here, too, with limits of its own, for `/healthz`, `/readyz`, the status and operators' routes alone; "
         "`host` and `port` keep all routes.",
     )
-    data: Path = _setting(  # noqa: RUF009 - a path is immutable
-        DATA_DEFAULT, Directory(), "Directory of the database and the key; made if it is missing."
-    )
+    data: Path = _setting(DATA_DEFAULT, DIRECTORY, "Directory of the database and the key; made if it is missing.")
 
-    allow_anonymous: bool = _setting(False, Flag(), "Let subscribers without a token follow every diagnosis.")
+    allow_anonymous: bool = _setting(False, FLAG, "Let subscribers without a token follow every diagnosis.")
     query_tokens: bool = _setting(
-        True, Flag(), "Accept a token in the query of the URL of a WebSocket or an event stream."
+        True, FLAG, "Accept a token in the query of the URL of a WebSocket or an event stream."
     )
     allowed_origins: tuple[str, ...] = _setting(
         (),
-        Several(PageOrigin(), 100),
+        several(PAGE_ORIGIN, 100),
         "Origins of pages and apps that may connect and use the HTTP API (CORS), beside the server's own.",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (),
-        Several(Host(), 100),
+        several(HOST, 100),
         "With `allow_anonymous`: hosts under which the server is asked, beside addresses, `localhost`, `host` and that "
         "of `public_url`; a request for another is refused.",
     )
-    public_url: str | None = _setting(None, Origin(), "The server's own origin, as browsers behind a proxy see it.")
+    public_url: str | None = _setting(None, ORIGIN, "The server's own origin, as browsers behind a proxy see it.")
     trusted_proxies: tuple[IPv4Network | IPv6Network | str, ...] = _setting(
         (),
-        Several(TrustedProxy(), 100),
+        several(TRUSTED_PROXY, 100),
         "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; `unix`: whoever uses a Unix socket.",
     )
 
     token_keys: tuple[KeySpec, ...] = _setting(
         (),
-        Several(KeyFile(), 100),
+        several(KEY_FILE, 100),
         "Keys that verify tokens: a secret (HS256) or a public key in PEM. `KID` is the `kid` its tokens carry. "
         "One newline at the end of a secret that is one line of text does not count.",
     )
     jwks: str | None = _setting(
-        None, Jwks(), "Public keys that verify tokens, as a JWKS document; a URL is fetched again as keys change."
+        None, JWKS, "Public keys that verify tokens, as a JWKS document; a URL is fetched again as keys change."
     )
     jwks_refresh_seconds: float = _setting(
         3600.0,
-        Number(60, 7 * DAY_SECONDS, "seconds"),
+        number(60, 7 * DAY_SECONDS, "seconds"),
         "A JWKS URL is fetched so often, and besides when a token names an unknown key.",
     )
     local_key: bool = _setting(
         True,
-        Flag(),
+        FLAG,
         "Accept tokens made with `jwt.key` in the data directory; it is made if no other key is configured.",
     )
     token_lifetime_seconds_max: int = _setting(
         LIFETIME_SECONDS_MAX,
-        Whole(60, 366 * DAY_SECONDS, "seconds"),
+        whole(60, 366 * DAY_SECONDS, "seconds"),
         "Longest time from `iat` (without one: from now) to `exp` of a token; revocations are kept for as long.",
     )
-    issuer: str | None = _setting(None, Text(1000), "The only accepted `iss` of a token; none: not checked.")
-    audience: str | None = _setting(None, Text(1000), "The only accepted `aud` of a token; none: not checked.")
+    issuer: str | None = _setting(None, text(1000), "The only accepted `iss` of a token; none: not checked.")
+    audience: str | None = _setting(None, text(1000), "The only accepted `aud` of a token; none: not checked.")
 
-    durability: Literal["full", "normal"] = _setting(
-        "full", Choice(("full", "normal")), "`full`: an accepted event survives power loss; `normal`: a crash only."
+    durability: Durability = _setting(
+        "full", choice(Durability), "`full`: an accepted event survives power loss; `normal`: a crash only."
     )
     database_must_exist: bool = _setting(
         False,
-        Flag(),
+        FLAG,
         "Refuse to start without a database, as where a volume is not mounted; `avicenna-live new-database` makes one.",
     )
     storage_seconds_max: float = _setting(
         5.0,
-        Number(0.05, 300, "seconds"),
+        number(0.05, 300, "seconds"),
         "A request that waits for a disk which does not answer is answered 503 after this time.",
     )
-    damaged_database: Literal["refuse", "set_aside"] = _setting(
+    damaged_database: DamagePolicy = _setting(
         "refuse",
-        Choice(("refuse", "set_aside")),
+        choice(DamagePolicy),
         "A database with a damaged structure: `refuse` to start, or rename it and begin an empty one with new epochs.",
     )
     passivate_after_seconds: float = _setting(
         300.0,
-        Number(0.01, DAY_SECONDS, "seconds"),
+        number(0.01, DAY_SECONDS, "seconds"),
         "An actor without subscribers and mail leaves memory after this time.",
     )
     mailbox_messages_max: int = _setting(
-        1000, Whole(1, 1_000_000, "messages"), "Broadcasts that wait for one diagnosis; beyond: answered 429."
+        1000, whole(1, 1_000_000, "messages"), "Broadcasts that wait for one diagnosis; beyond: answered 429."
     )
     restart_intensity_max: int = _setting(
-        3, Whole(0, 1000, "restarts"), "Restarts of a crashing actor within the time below; beyond: quarantined."
+        3, whole(0, 1000, "restarts"), "Restarts of a crashing actor within the time below; beyond: quarantined."
     )
     restart_intensity_seconds: float = _setting(
-        60.0, Number(0.01, DAY_SECONDS, "seconds"), "The time in which restarts of an actor are counted."
+        60.0, number(0.01, DAY_SECONDS, "seconds"), "The time in which restarts of an actor are counted."
     )
     quarantine_seconds: float = _setting(
-        60.0, Number(0.01, DAY_SECONDS, "seconds"), "A quarantined actor is tried again after this time."
+        60.0, number(0.01, DAY_SECONDS, "seconds"), "A quarantined actor is tried again after this time."
     )
     escalation_quarantines_max: int = _setting(
-        10, Whole(0, 100_000, "quarantines"), "Quarantines within the time below; beyond: `/readyz` says not ready."
+        10, whole(0, 100_000, "quarantines"), "Quarantines within the time below; beyond: `/readyz` says not ready."
     )
     escalation_seconds: float = _setting(
-        60.0, Number(0.01, DAY_SECONDS, "seconds"), "The time in which quarantines are counted."
+        60.0, number(0.01, DAY_SECONDS, "seconds"), "The time in which quarantines are counted."
     )
     ring_bytes_max: int = _setting(
         256 * 1024 * 1024,
-        Whole(1024 * 1024, 2**40, "bytes"),
+        whole(1024 * 1024, 2**40, "bytes"),
         "Events in memory, of all diagnoses; beyond: those that nobody follows leave, the longest unused first.",
     )
     max_connections: int = _setting(
         10_000,
-        Whole(1, 1_000_000, "connections"),
+        whole(1, 1_000_000, "connections"),
         "Open connections of all kinds; beyond: refused, but for 16 that ask `/healthz`, `/readyz` or with an "
         "`operate` token.",
     )
     address_share: float = _setting(
         0.25,
-        Number(0.0001, 1),
+        number(0.0001, 1),
         "The share of `max_connections` that one address (IPv6: one /64) may take up; 1: all. This machine "
         "(`127.0.0.1`, `::1`), Unix sockets and `trusted_proxies` may take up all.",
     )
 
     keep_alive_seconds: float = _setting(
         75.0,
-        Number(0.05, 3600, "seconds"),
+        number(0.05, 3600, "seconds"),
         "An HTTP connection is closed after so much silence between requests (before its first byte: after 10 s); "
         "it must exceed the proxy's idle timeout.",
     )
 
     user_connections_max: int | None = _setting(
-        None, Whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number."
+        None, whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number."
     )
     diagnosis_connections_max: int | None = _setting(
-        None, Whole(1, 1_000_000, "connections"), "Live connections of one diagnosis; none: any number."
+        None, whole(1, 1_000_000, "connections"), "Live connections of one diagnosis; none: any number."
     )
     address_connections_max: int | None = _setting(
-        None, Whole(1, 1_000_000, "connections"), "Live connections of one address (IPv6: one /64); none: any number."
+        None, whole(1, 1_000_000, "connections"), "Live connections of one address (IPv6: one /64); none: any number."
     )
     user_requests_per_second: float | None = _setting(
-        None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one user; none: any number."
+        None, number(0.01, 1_000_000, "per second"), "HTTP requests of one user; none: any number."
     )
     user_events_per_second: float | None = _setting(
         None,
-        Number(0.01, 1_000_000, "per second"),
+        number(0.01, 1_000_000, "per second"),
         "Events one user publishes, one by one or as lines of a bulk request; none: any number.",
     )
     address_requests_per_second: float | None = _setting(
-        None, Number(0.01, 1_000_000, "per second"), "HTTP requests of one address (IPv6: one /64); none: any number."
+        None, number(0.01, 1_000_000, "per second"), "HTTP requests of one address (IPv6: one /64); none: any number."
     )
     user_connects_per_second: float | None = _setting(
-        None, Number(0.01, 1_000_000, "per second"), "WebSockets one user opens; none: any number."
+        None, number(0.01, 1_000_000, "per second"), "WebSockets one user opens; none: any number."
     )
     address_connects_per_second: float | None = _setting(
-        None, Number(0.01, 1_000_000, "per second"), "WebSockets one address (IPv6: one /64) opens; none: any number."
+        None, number(0.01, 1_000_000, "per second"), "WebSockets one address (IPv6: one /64) opens; none: any number."
     )
 
     idempotency_keys_max: int = _setting(
         IDEMPOTENCY_KEYS_MAX,
-        Whole(1, 1_000_000_000, "keys"),
+        whole(1, 1_000_000_000, "keys"),
         "Idempotency keys of all diagnoses (10,000,000 take about 3.5 GB); beyond: 429 for a key not stored yet.",
     )
     events_kept_days: float | None = _setting(
         None,
-        Number(0.01, DAYS_MAX, "days"),
+        number(0.01, DAYS_MAX, "days"),
         "Events older than this are dropped, within a minute; none: the newest 100 stay.",
     )
-    access_trail: bool = _setting(False, Flag(), "Keep rows of who followed which diagnosis from when to when.")
+    access_trail: bool = _setting(False, FLAG, "Keep rows of who followed which diagnosis from when to when.")
     access_trail_kept_days: float | None = _setting(
-        None, Number(0.01, DAYS_MAX, "days"), "Rows of the access trail older than this are dropped; none: they stay."
+        None, number(0.01, DAYS_MAX, "days"), "Rows of the access trail older than this are dropped; none: they stay."
     )
     audit_kept_days: float | None = _setting(
-        None, Number(0.01, DAYS_MAX, "days"), "Audit rows older than this are dropped; none: they stay."
+        None, number(0.01, DAYS_MAX, "days"), "Audit rows older than this are dropped; none: they stay."
     )
 
     backups_kept: int | None = _setting(
         None,
-        Whole(1, 100_000, "files"),
+        whole(1, 100_000, "files"),
         "Copies in `backups/` that stay once a backup was made: the newest ones; none: all. Files that no backup made "
         "are never deleted.",
     )
 
-    log_format: Literal["people", "json"] = _setting(
-        "people", Choice(("people", "json")), "Log lines for people, or one JSON object a line."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", Choice(("debug", "info", "warning", "error")), "The least important log lines that are written."
-    )
+    log_format: LogFormat = _setting("people", choice(LogFormat), "Log lines for people, or one JSON object a line.")
+    log_level: LogLevel = _setting("info", choice(LogLevel), "The least important log lines that are written.")
 
-    log_subjects: Literal["no", "digest", "plain"] = _setting(
+    log_subjects: LogSubjects = _setting(
         "no",
-        Choice(("no", "digest", "plain")),
+        choice(LogSubjects),
         "How log lines about connections name the subject: not, by 16 digits of its SHA-256, or as it is.",
     )
 
@@ -315,10 +316,10 @@ def load(
         one = _known(key, where, declared)
         values[one.name] = _read(_kind(one).checked, value, where, _kind(one))
     by_variable = {variable_of(name): one for name, one in declared.items()}
-    for variable, text in sorted(given.items()):
+    for variable, spelled in sorted(given.items()):
         if variable not in OTHER_VARIABLES:
             one = _known(variable, variable, by_variable)
-            values[one.name] = _read(_kind(one).from_text, text, variable, _kind(one))
+            values[one.name] = _read(_kind(one).from_text, spelled, variable, _kind(one))
     for name, value in (options or {}).items():
         if value is not None:
             kind = _kind(declared[name])
