@@ -7,6 +7,9 @@
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
+#   make bench-targets                what is aimed at, each figure beside its peer's, met or not
+#   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
+#   make bench-report                 the plots of docs/ from docs/measured
 #   make bench-storage                the store beside raw sqlite3
 #   make bench-restart                a start after kill -9, and its check beside publishers
 #   make first-hour                   what a newcomer waits for until the demo's page moves
@@ -23,7 +26,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test relay-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd first-hour load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check format lint types layers api-test crash-test relay-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +37,7 @@ BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.up-to-date
 NATIVE := build/benchmarks
 NODE := build/node
+NODE_PEERS := build/peers
 ROOMS := actors storage web
 PYTHON_CLIENT := clients/python
 PYTHON_CLIENT_BIN := $(PYTHON_CLIENT)/.venv/bin
@@ -130,8 +134,17 @@ SECONDS ?= 60
 fuzz: setup
 	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/edge/test_crash_hunt.py -o timeout=0
 
-bench: setup $(BENCH_STAMP) load-generator
+bench: peers
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-targets: peers
+	$(BIN)/python -m benchmarks.targets $(ARGS)
+
+bench-growth: peers
+	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+bench-report: setup
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 bench-storage: setup
 	$(BIN)/python -m benchmarks.storage $(ARGS)
@@ -158,6 +171,15 @@ $(BENCH_STAMP): requirements/bench.lock $(STAMP)
 	@echo "installing the servers to compare with into $(BENCH_VENV) ..."
 	@[ -x $(BENCH_VENV)/bin/python ] || $(BIN)/python -m venv $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check -qq install --require-hashes -r requirements/bench.lock
+	@touch $@
+
+# Without npm the peer on Node.js is left out, and the benchmark says so.
+peers: setup $(BENCH_STAMP) load-generator $(if $(shell command -v npm),$(NODE_PEERS)/.up-to-date)
+
+$(NODE_PEERS)/.up-to-date: $(addprefix benchmarks/peers/,package.json package-lock.json ws_broadcast.mjs)
+	@mkdir -p $(NODE_PEERS)
+	@cp $^ $(NODE_PEERS)
+	@cd $(NODE_PEERS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 load-generator: $(NATIVE)/load $(NATIVE)/floor

@@ -17,22 +17,36 @@ from pathlib import Path
 from benchmarks import measuring
 from benchmarks.generator import GeneratorError
 from benchmarks.results import Rounds, medians, table
-from benchmarks.servers import FASTAPI, FLOOR, LOOP, OURS, QUART, THIS_CHECKOUT, WEBSOCKETS, ServerFailed
+from benchmarks.servers import (
+    FASTAPI,
+    FLOOR,
+    LONG_WAY,
+    LOOP,
+    OURS,
+    PICOWS,
+    QUART,
+    THIS_CHECKOUT,
+    WEBSOCKETS,
+    WS,
+    ServerFailed,
+    those_here,
+)
 
-SERVERS = (OURS, FASTAPI, WEBSOCKETS, QUART, LOOP, FLOOR)
+SERVERS = (OURS, LONG_WAY, FASTAPI, WEBSOCKETS, PICOWS, WS, QUART, LOOP, FLOOR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what was asked for and print it."""
     options = _parser().parse_args(argv)
     effort = measuring.QUICK if options.quick else measuring.FULL
-    rounds: dict[str, dict[str, list[float]]] = {server: {} for server in options.servers}
+    servers = those_here(options.servers)
+    rounds: dict[str, dict[str, list[float]]] = {server: {} for server in servers}
     faults: list[str] = []
     busiest = 0.0
     try:
         for turn in range(options.rounds or effort.rounds):
             for situation in options.situations:
-                for server in options.servers:
+                for server in servers:
                     print(f"round {turn + 1}: {situation}: {server}", file=sys.stderr, flush=True)
                     measure = measuring.SITUATIONS[situation]
                     measured, session = measure(server, options.server_command, effort)

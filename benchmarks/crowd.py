@@ -13,7 +13,6 @@ import argparse
 import http.client
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -33,7 +32,7 @@ from benchmarks import watched
 from benchmarks.abuses import ACK, PING, flood
 from benchmarks.generator import Generator, GeneratorError, Phase, Subscriber, Times, plan_text
 from benchmarks.place import FAR, IN_FLIGHT, client_frame, upgrade
-from benchmarks.processes import cores, cpu_seconds, memory_bytes
+from benchmarks.processes import CannotRun, allow_files, cores, cpu_seconds, memory_bytes
 from benchmarks.servers import BUILT, OURS, Running, ServerFailed, running
 from benchmarks.watched import NOTED_SECONDS, Turn, read_turns
 
@@ -49,17 +48,10 @@ SETTLE_SECONDS: Final = 5.0
 STOPPED_AFTER_SECONDS: Final = 2.0
 """Events are published for so long before the process is stopped."""
 
-FILES_BESIDE: Final = 300
-"""Open files that a process needs beside the followers."""
-
 CONNECTIONS_BESIDE: Final = 100
 """Connections to the server beside the followers."""
 
 EXIT_SECONDS_MAX: Final = 10.0
-
-
-class CannotRun(Exception):
-    """The machine or an argument does not allow it; the text says what would."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,22 +438,6 @@ def _longest(turns: Sequence[Turn]) -> str:
     )
 
 
-def check_files(connections: int) -> None:
-    """Take as many open files as the machine allows.
-
-    Raises:
-        CannotRun: that is not enough for so many connections.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + FILES_BESIDE
-    if most != resource.RLIM_INFINITY and most < needed:
-        raise CannotRun(
-            f"{connections} connections need {needed} open files in one process, and the limit is {most}: "
-            "raise it (ulimit -Hn), or ask for fewer with --diagnoses"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure a crowd, print a table, and say which promises were broken."""
     options = _parser().parse_args(argv)
@@ -477,7 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         check_size(size)
-        check_files(size.connections)
+        allow_files(size.connections)
         found = measure(size, BUILT / "load", lambda text: print(text, file=sys.stderr, flush=True))
     except (CannotRun, GeneratorError, ServerFailed, OSError) as failure:
         print(f"crowd: {failure}", file=sys.stderr)

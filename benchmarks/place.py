@@ -143,17 +143,7 @@ def websocket(
 
 def upgrade(sock: socket.socket, path: str, token: str | None) -> bytes:
     """Follow, until `live` or a refusal has come; what has come behind the head of the answer."""
-    key = base64.b64encode(os.urandom(16)).decode()
-    head = [
-        f"GET {path} HTTP/1.1",
-        "Host: localhost",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {key}",
-        "Sec-WebSocket-Version: 13",
-        f"Authorization: Bearer {token}",
-    ]
-    sock.sendall("\r\n".join([*head, "", ""]).encode())
+    sock.sendall(upgrade_request(path, token))
     data = b""
     while b'"live"' not in data and b'"error"' not in data:
         chunk = sock.recv(1 << 16)
@@ -161,6 +151,20 @@ def upgrade(sock: socket.socket, path: str, token: str | None) -> bytes:
             break
         data += chunk
     return data.partition(b"\r\n\r\n")[2]
+
+
+def upgrade_request(path: str, token: str | None) -> bytes:
+    """The head of a request for a WebSocket."""
+    head = [
+        f"GET {path} HTTP/1.1",
+        "Host: localhost",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+        "Sec-WebSocket-Version: 13",
+        f"Authorization: Bearer {token}",
+    ]
+    return "\r\n".join([*head, "", ""]).encode()
 
 
 def client_frame(opcode: int, payload: bytes) -> bytes:

@@ -13,7 +13,30 @@ from typing import Final
 PRIORITY: Final = -10
 """Before whatever else the machine does, where that is allowed."""
 
+FILES_BESIDE: Final = 300
+"""Open files that a process needs beside its connections."""
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class CannotRun(Exception):
+    """The machine or an argument does not allow it; the text says what would."""
+
+
+def allow_files(connections: int) -> None:
+    """Take as many open files as the machine allows.
+
+    Raises:
+        CannotRun: that is not enough for so many connections of one process.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + FILES_BESIDE
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise CannotRun(
+            f"{connections} connections need {needed} open files in one process, and the limit is {most}: "
+            "raise it (ulimit -Hn), or ask for fewer"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def cpu_seconds(pid: int) -> float:

@@ -7,13 +7,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Final
 
@@ -22,6 +23,7 @@ from benchmarks.peers.listening import POST_PATH
 from benchmarks.processes import settle_on
 from web.identity.keyring import load_key
 from web.identity.tokens import issue
+from web.server.settings import Settings
 
 THIS_CHECKOUT: Final = shlex.join([str(Path(sys.executable).with_name("avicenna-live")), "serve"])
 """What starts our server as it is here."""
@@ -29,6 +31,8 @@ THIS_CHECKOUT: Final = shlex.join([str(Path(sys.executable).with_name("avicenna-
 ROOT: Final = Path(__file__).parent.parent
 BUILT: Final = ROOT / "build" / "benchmarks"
 """Where `make` puts what is compiled."""
+NODE_PEERS: Final = ROOT / "build" / "peers"
+"""Where `make` puts the peers on Node.js."""
 
 OURS: Final = "avicenna"
 FASTAPI: Final = "fastapi"
@@ -36,6 +40,17 @@ WEBSOCKETS: Final = "websockets"
 QUART: Final = "quart"
 LOOP: Final = "loop"
 FLOOR: Final = "floor"
+PICOWS: Final = "picows"
+WS: Final = "ws"
+
+LONG_WAY: Final = "avicenna-long"
+"""Our server with the setting `short_way` off: every request goes through Hypercorn and Quart-Trio."""
+
+OF_OURS: Final = frozenset({OURS, LONG_WAY})
+"""The names under which our server is measured."""
+
+SHORT_WAY: Final = "short_way"
+"""The setting that is off in `LONG_WAY`."""
 
 START_SECONDS_MAX: Final = 30.0
 STOP_SECONDS_MAX: Final = 15.0
@@ -44,6 +59,26 @@ TOKEN_SECONDS: Final = 3600
 
 class ServerFailed(Exception):
     """A server did not start; its last words are in the text."""
+
+
+def why_missing(name: str) -> str | None:
+    """Why a server cannot be measured here; `None`: it can."""
+    if name == WS and shutil.which("node") is None:
+        return "Node.js is not installed"
+    if name == WS and not (NODE_PEERS / "node_modules").is_dir():
+        return "its package is not installed: install npm, then run make"
+    if name == LONG_WAY and SHORT_WAY not in {field.name for field in fields(Settings)}:
+        return f"our server has no setting {SHORT_WAY}"
+    return None
+
+
+def those_here(names: Sequence[str]) -> list[str]:
+    """The servers of these that can be measured here; of each other one stderr says why not."""
+    reasons = {name: why_missing(name) for name in names}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name}: skipped: {reason}", file=sys.stderr, flush=True)
+    return [name for name in names if reasons[name] is None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +99,19 @@ class Running:
 
     def subscribers(self, diagnoses: int, each: int) -> list[Subscriber]:
         """So many subscribers of so many diagnoses, neighbours on different ones; our server knows them by tokens."""
-        names = [f"bench-{number}" for number in range(diagnoses)]
-        if self.data is not None:
-            _register(self, names)
+        names = self.register(diagnoses)
         return [
             Subscriber(diagnosis=name, path=f"/ws/{name}", token=self.token(f"user-{name}-{turn}", "monitor"))
             for turn in range(each)
             for name in names
         ]
+
+    def register(self, diagnoses: int) -> list[str]:
+        """The names of so many diagnoses, which our server knows from now on."""
+        names = [f"bench-{number}" for number in range(diagnoses)]
+        if self.data is not None:
+            _register(self, names)
+        return names
 
     def token(self, sub: str, scope: str) -> str | None:
         """A token of this subject with this scope; none for another server than ours."""
@@ -85,6 +125,7 @@ def running(
     our_command: str,
     *,
     data: Path | None = None,
+    port: int = 0,
     settings: Mapping[str, str] | None = None,
     is_log_read: bool = True,
 ) -> Iterator[Running]:
@@ -92,18 +133,21 @@ def running(
 
     Args:
         data: our server's data directory; `None`: a new temporary one.
+        port: where our server listens; 0: any free one.
         settings: further variables of its environment.
         is_log_read: False: once it listens nobody reads what it writes any more.
     """
     with tempfile.TemporaryDirectory(prefix="avicenna-bench-") as directory:
-        data = (data or Path(directory) / "data") if name == OURS else None
-        command = [*shlex.split(our_command), "--port", "0", "--data", str(data)] if data else _peer(name)
+        data = (data or Path(directory) / "data") if name in OF_OURS else None
+        chosen = {f"AVICENNA_{SHORT_WAY.upper()}": "false"} if name == LONG_WAY else {}
+        command = [*shlex.split(our_command), "--port", str(port), "--data", str(data)] if data else _peer(name)
         said = Path(directory) / "output"
         with said.open("wb") as output:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env={key: value for key, value in os.environ.items() if not key.startswith("AVICENNA_")}
+                | chosen
                 | dict(settings or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output if is_log_read else subprocess.PIPE,
@@ -111,10 +155,10 @@ def running(
                 preexec_fn=settle_on(core),  # noqa: PLW1509 - we have one thread
             )
         try:
-            port, publish_port = announced(process, said)
+            found_port, publish_port = announced(process, said)
             target = Target(
                 address="127.0.0.1",
-                port=port,
+                port=found_port,
                 publish_port=publish_port,
                 publish_path=POST_PATH,
                 publish_token=None if data is None else token_for(data, "publisher", "broadcast"),
@@ -128,11 +172,14 @@ def running(
 def _peer(name: str) -> list[str]:
     if name == FLOOR:
         return [str(BUILT / "floor")]
+    if name == WS:
+        return ["node", str(NODE_PEERS / "ws_broadcast.mjs")]
     modules = {
         FASTAPI: "fastapi_manager",
         WEBSOCKETS: "websockets_broadcast",
         QUART: "quart_stock",
         LOOP: "bare_loop",
+        PICOWS: "picows_broadcast",
     }
     return [str(ROOT / ".venv-bench" / "bin" / "python"), "-m", f"benchmarks.peers.{modules[name]}"]
 

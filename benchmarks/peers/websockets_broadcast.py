@@ -1,18 +1,14 @@
-"""`websockets` with its `broadcast` function.
-
-It serves no POST: a dozen lines on a second port do, which flatters it.
-"""
+"""`websockets` with its `broadcast` function. It serves no POST: `posting` does."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+from typing import Any
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
 from benchmarks.peers.listening import frame, listen
-
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+from benchmarks.peers.posting import serve_posts
 
 followers: dict[str, set[ServerConnection]] = {}
 
@@ -27,22 +23,15 @@ async def follow(websocket: ServerConnection) -> None:
         mine.discard(websocket)
 
 
-async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            body = json.loads(await reader.readexactly(int(head.split("content-length:")[1].split("\r\n")[0])))
-            broadcast(followers.get(body["diagnosis_id"], ()), frame(body))
-            writer.write(ANSWER)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        writer.close()
+def publish(body: dict[str, Any]) -> None:
+    broadcast(followers.get(body["diagnosis_id"], ()), frame(body))
 
 
 async def main() -> None:
     publishing, listening = listen("publishing on"), listen()
     async with (
         serve(follow, sock=listening, compression=None, ping_interval=None),
-        await asyncio.start_server(post, sock=publishing),
+        await serve_posts(publishing, publish),
     ):
         await asyncio.Future()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import crowd
-from benchmarks.crowd import CannotRun, Found, Size, Slow, Window, check_files, check_size, measure, table, turns_of
+from benchmarks.crowd import Found, Size, Slow, Window, check_size, measure, table, turns_of
 from benchmarks.generator import Phase
 from benchmarks.place import client_frame
+from benchmarks.processes import CannotRun
 from benchmarks.watched import Turn
 
 SMALL = Size(diagnoses=20, slow=2, floods=2, seconds=6, stop_seconds=1, rest_seconds=0.5)
@@ -96,30 +96,6 @@ def test_a_turn_counts_without_the_stop() -> None:
     counted = turns_of(turns, Window(0.0, 30.0), stop=Window(10.0, 22.0))
 
     assert [one.seconds for one in counted] == pytest.approx([0.05, 0.02, 0.25, 0.04])
-
-
-def test_a_limit_of_open_files_that_is_too_low_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
-    with pytest.raises(
-        CannotRun, match="10000 connections need 10300 open files in one process, and the limit is 4096"
-    ):
-        check_files(10_000)
-
-    assert crowd.main([]) == 2
-
-    assert "the limit is 4096: raise it (ulimit -Hn)" in capsys.readouterr().err
-
-
-def test_the_soft_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    raised = []
-    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 20_000))
-    monkeypatch.setattr("resource.setrlimit", lambda _, limits: raised.append(limits))
-
-    check_files(10_000)
-
-    assert raised == [(20_000, 20_000)]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.results import FIGURES, Figure, Target, medians, ratio, table, verdict
+from benchmarks.results import FIGURES, Figure, Target, medians, ratio, reached, table, targets, verdict
 
 LOWER = Figure("delay", "delay", targets=(Target(0.5, "fastapi"),))
 HIGHER = Figure("rate", "rate", more_is_better=True, targets=(Target(0.5, "fastapi"),))
@@ -32,3 +32,25 @@ def test_the_table_names_a_missed_target() -> None:
     assert any(figure.name == name for figure in FIGURES)
 
     assert "MISSED" in table({"avicenna": {name: [1.0]}, "fastapi": {name: [10.0]}})
+
+
+def test_a_target_may_stand_beside_another_figure_of_a_peer() -> None:
+    bulk = Figure("bulk", "bulk", more_is_better=True, targets=(Target(3, "fastapi", beside_figure="post"),))
+    rounds = {"avicenna": {"bulk": [40.0, 90.0]}, "fastapi": {"post": [10.0, 30.0]}}
+
+    assert reached(bulk, bulk.targets[0], rounds) == 3.5
+
+
+def test_the_table_of_targets_says_for_each_way_what_is_met() -> None:
+    name = "posts_per_second"
+    rounds = {"avicenna": {name: [150.0]}, "avicenna-long": {name: [30.0]}, "fastapi": {name: [100.0]}}
+
+    short, long = (row for row in targets(rounds, ["avicenna", "avicenna-long"]) if "POST/s" in row[0])
+
+    assert short[2:] == ["150", "fastapi 100", "1.50", ">= 1.3", "met", ">= 2", "not met"]
+    assert long[2:] == ["30", "fastapi 100", "0.30", ">= 1.3", "not met", ">= 2", "not met"]
+
+
+def test_a_target_that_was_not_measured_says_so() -> None:
+    (row,) = (row for row in targets({}, ["avicenna"]) if "10,000 followers" in row[0])
+    assert row.count("not measured") == 2
