@@ -50,6 +50,8 @@ class Counts(msgspec.Struct, frozen=True, tag=True, array_like=True):
     connections: int
     online: int
     """Known subscribers with a connection."""
+    claim: int = 0
+    """The highest claim its process has made or heard of: whoever connects from now on claims more."""
 
 
 class WhoFollows(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -182,6 +184,7 @@ class Peers:
             case Attached():
                 self._take_over(node, note)
             case Counts(diagnosis_id):
+                self._last_claim = max(self._last_claim, note.claim)
                 self._elsewhere.setdefault(diagnosis_id, {})[node] = note
                 self._sum_up(diagnosis_id)
                 self._stirred.set()  # to notice if that process is gone
@@ -205,7 +208,8 @@ class Peers:
                 self._stirred.set()
 
     def _tell_counts(self, diagnosis_id: str) -> None:
-        self._bus.publish(_topic_of(diagnosis_id), _encode(Counts(diagnosis_id, *self._here.followers(diagnosis_id))))
+        counts = Counts(diagnosis_id, *self._here.followers(diagnosis_id), self._last_claim)
+        self._bus.publish(_topic_of(diagnosis_id), _encode(counts))
 
     def _leave_out_the_dead(self) -> None:
         """Processes that are not there any more have no followers."""

@@ -79,6 +79,19 @@ async def test_a_process_whose_clock_is_behind_still_gets_the_device_that_came_l
         assert (first.ending, second.ending) == (None, Ending.REPLACED)
 
 
+async def test_a_process_that_did_not_have_the_diagnosis_in_memory_gets_the_device_that_comes_then(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_worlds(are_peers=True) as (one, other):
+        await one.settled()
+        publish_as(other, "amira", "phone", 2**60)
+        first, second = Reader("amira", "phone"), Reader("amira", "phone")
+        await one.connect(first)
+        await other.connect(second)
+        await wait_all_tasks_blocked()
+        assert (first.ending, second.ending) == (Ending.REPLACED, None)
+
+
 async def test_notes_of_an_unknown_kind_are_passed_over(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
