@@ -201,8 +201,9 @@ class DiagnosisActor:
         async with self._budget.loading:
             ring = await self._read_ring()
             if self._roster.ring is not None and self._roster.ring.epoch != ring.epoch:
-                known, is_old = await self._load_known(), False
                 await turns.end_where(self._roster, EVERYBODY, Ending.DELETED)
+                self._roster.know_nobody()
+                known, is_old = await self._load_known(), False
             await self._budget.make_room_for(self._roster, ring.text_bytes)
             self._roster.begin(ring, known)
             self._budget.count(self._roster)
@@ -262,8 +263,8 @@ class DiagnosisActor:
             if self._stops and not self._mailbox:
                 return None
             if self._missing is not None and self._look_at <= trio.current_time():
-                await self._look()
-                continue
+                self._look_at = inf
+                return self._take_in_hand(Envelope(Heard(self._missing)))
             # With subscribers it stays, and needs no timer: whoever leaves last sends a message (`Registry`).
             if self._roster.subscribers and self._missing is None:
                 return self._take_in_hand(await self._mailbox.receive())

@@ -208,7 +208,7 @@ class Roster:
         self.subscribers: dict[Subscriber, None] = {}
         """Attached connections, oldest first."""
         self.known: dict[SubscriberId, Known] | None = None
-        """All known subscribers; `None` until the first incarnation has loaded them. Only methods of this class add and
+        """All known subscribers; `None` until an incarnation has loaded them. Only methods of this class add and
         remove subscribers; the cursor keeper and the actor change the `Known` of each."""
         self._devices: Counter[str | None] = Counter()
         """Known named devices of each user (`None`: of all anonymous ones)."""
@@ -235,6 +235,11 @@ class Roster:
         if known is not self.known:
             self._devices = Counter(one.sub for one in known if one.device is not None)
         self.ring, self.known = ring, known
+        self._at_risk = self._lowest = None
+
+    def know_nobody(self) -> None:
+        """The subscribers of another registration are about to be loaded. Nobody is connected."""
+        self.known = None
         self._at_risk = self._lowest = None
 
     def learn(self, known: Known) -> Known:

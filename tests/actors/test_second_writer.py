@@ -171,6 +171,27 @@ async def test_an_actor_that_looks_for_something_still_passivates_when_it_is_fou
         assert not handle(other)._handle.follows(DIAGNOSIS), "nobody here wants to hear of it any more"
 
 
+async def test_an_actor_that_looks_for_something_is_at_work_and_counts_what_it_finds(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
+        await other.settled()
+        inner, lets_go = other.store.inner.read_after, []
+
+        async def read_after(*args: Any) -> Any:
+            found = await inner(*args)
+            lets_go.append(other.registry._slots[DIAGNOSIS].let_go_of_ring())
+            return found
+
+        other.store.read_after = read_after  # type: ignore[attr-defined]
+        epoch = (await one.settled()).epoch
+        other.registry.grew(DIAGNOSIS, News(Window(epoch, Seq(2), Seq(0), Seq(0))))
+        await publish(one, 2)
+        await trio.sleep(1)
+        assert (set(lets_go), other.actor().restarts) == ({False}, 0)
+        assert other.registry.ring_bytes == len(b"1:x2:x")
+
+
 async def test_what_was_missed_is_made_up_for_within_a_minute(autojump_clock: MockClock) -> None:
     faults = Faults(live_lost=DEAF)
     async with two_worlds(faults) as (one, other):
@@ -347,6 +368,30 @@ async def test_a_cursor_that_was_read_before_its_user_was_erased_is_not_taken_ov
 
         other.store.cursor = cursor  # type: ignore[attr-defined]
         assert (await other.connect(Reader("amira", "phone"))).plan.resume is Resume.FRESH
+
+
+async def test_who_is_known_to_another_registration_is_not_taken_over_if_its_user_is_erased_meanwhile(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_worlds(Faults(live_lost=DEAF)) as (one, other):
+        await other.connect(Reader("bo"))
+        await register_anew(one)
+        phone = Reader("amira", "phone")
+        await one.connect(phone)
+        phone.leave()
+        await settled_cursors(one.registry)
+        inner = other.store.inner.cursors
+
+        async def cursors(*args: Any, **kwargs: Any) -> Any:
+            found = await inner(*args, **kwargs)
+            if found:
+                await one.store.inner.forget(DIAGNOSIS, [phone.subscriber.id])
+                other.registry.erase(OfUser("amira"), "[erased]")
+            return found
+
+        other.store.cursors = cursors  # type: ignore[attr-defined]
+        await other.publish()
+        assert await other.registry.ask(DIAGNOSIS, Trace(Seq(1))) == ()
 
 
 async def test_a_client_that_has_seen_more_elsewhere_is_not_told_to_reload(autojump_clock: MockClock) -> None:
