@@ -634,18 +634,16 @@ class DiagnosisActor:
         try:
             with _carried_out():
                 purged = await self._store.purge(self._diagnosis_id, message.act)
+                is_same = purged.after.epoch == self._ring.epoch
+                if is_same:
+                    self._ring.raise_floor(purged.after)
+                    await turns.wake_all(self._roster)
         except StorageError as refusal:
             self._refuse(envelope, refusal)
             return
-        if purged.after.epoch != self._ring.epoch:
-            self._answer(envelope, purged.after)
+        self._answer(envelope, self._ring.window if is_same else purged.after)
+        if not is_same:
             await self._load()
-            return
-        self._ring.raise_floor(purged.after)
-        # Before the first checkpoint: an act that is in hand when its actor is restarted is done again. The next
-        # incarnation wakes whoever was not woken.
-        self._answer(envelope, self._ring.window)
-        await turns.wake_all(self._roster)
 
     async def _forget(self, envelope: Envelope, message: Forget) -> None:
         """Nobody is disconnected before the row that says so is stored."""
