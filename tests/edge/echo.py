@@ -12,7 +12,7 @@ from quart_trio import QuartTrio
 
 from storage.clock import SystemClock
 from web.http.adoption import NotAdoptable, adoption_of
-from web.http.connection import Patience
+from web.http.line import Patience
 from web.http.listening import listen_on_tcp
 from web.http.one_task import LeanWebsocket
 from web.http.serving import Terms, serve

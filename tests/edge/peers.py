@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from hypercorn.typing import ASGIFramework
 
-from web.http.connection import Patience
+from web.http.line import Patience
 from web.http.listening import listen_on_tcp
 from web.http.serving import Terms, serve
 

@@ -23,8 +23,8 @@ from tests.edge.test_http1 import short
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import running_server
 from web.http.accepting import ACCEPTED_AT_ONCE_MAX, TURN_SECONDS_MAX, Address, Batch, accept_from
-from web.http.connection import Patience
 from web.http.descriptors import RESERVED, connections_possible
+from web.http.line import Patience
 from web.http.listening import TCP_USER_TIMEOUT_MS, listen_on_tcp, listening_on_unix, url_of
 from web.http.serving import REFUSED_AT_ONCE_MAX, Edge, Terms
 from web.server.logs import Formatter

@@ -18,8 +18,8 @@ from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from tests.server.process import served
 from web.http import serving
-from web.http.connection import Patience
 from web.http.descriptors import connections_possible
+from web.http.line import Patience
 from web.http.serving import Edge, Terms
 from web.server.composition import CONNECTIONS_SECONDS_MAX
 

@@ -13,8 +13,8 @@ from trio.testing import MockClock
 from tests.edge.peers import connect, living_tasks, request, running_edge
 from tests.edge.test_http1 import short
 from tests.server.harness import Server
-from web.http.connection import Patience
 from web.http.kernel_queues import unread_bytes, unsent_bytes
+from web.http.line import Patience
 from web.http.serving import Edge, Terms
 
 CLIENTS = 60

@@ -14,7 +14,7 @@ import trio.testing
 from tests.edge.peers import KEY, Peer, ask, connect, request, running_edge, upgrade
 from tests.server.harness import Server, running_server
 from web.http.answers import HEAD_BYTES_MAX
-from web.http.connection import LINGER_BYTES_MAX, Patience
+from web.http.line import LINGER_BYTES_MAX, Patience
 from web.http.serving import Edge, Terms
 from web.server.settings import Settings
 

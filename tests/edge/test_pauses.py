@@ -18,7 +18,7 @@ from tests.edge.test_http1 import short
 from tests.server.harness import Server
 from tests.server.process import served
 from web.http import bodies
-from web.http.connection import Patience
+from web.http.line import Patience
 from web.http.serving import Edge, Terms
 
 PAUSE_SECONDS = 0.5

@@ -151,6 +151,7 @@ _STATUS: Final[Schema] = {
             actors=COUNT,
             connections=COUNT,
             aborted=COUNT,
+            requests=thing(short=COUNT, long=COUNT),
             ring_bytes=COUNT,
             ring_bytes_exceeded=FLAG,
             storage_waiting_seconds={"type": "number", "minimum": 0},

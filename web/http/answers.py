@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from hypercorn.protocol.events import Body, EndBody, Event, Response
@@ -22,6 +23,8 @@ _PROBLEM_MEDIA_TYPE: Final = b"application/problem+json"
 
 _FULL_RETRY_SECONDS: Final = 5
 """How long a client is told to wait if all connections of the server are taken."""
+
+logger = logging.getLogger("avicenna.access")
 
 
 def malformed(detail: str = "the request is malformed", status: int = 400) -> Problem:
@@ -103,14 +106,19 @@ def problem_of_status(status: int) -> Problem:
             return malformed(status=status)
 
 
+def say(problem: Problem) -> None:
+    """Have the log say that a request was answered in place of a route, without a word of what was sent."""
+    logger.info("answered by the edge: %d, %s", problem.status, problem.detail)
+
+
 def events_of(problem: Problem, stream_id: int, *, has_body: bool = True) -> list[Event]:
     """The answer, as Hypercorn's protocol takes it.
 
     Args:
         has_body: false for the answer to a HEAD request.
     """
-    body = wire.encode(wire.problem_object(problem))
-    headers = _headers(problem, len(body))
+    body = body_of(problem)
+    headers = headers_of(problem, len(body))
     content: list[Event] = [Body(stream_id=stream_id, data=body)] if has_body else []
     return [
         Response(stream_id=stream_id, headers=headers, status_code=problem.status),
@@ -121,12 +129,18 @@ def events_of(problem: Problem, stream_id: int, *, has_body: bool = True) -> lis
 
 def bytes_of(problem: Problem) -> bytes:
     """The answer to a connection whose request is not even read."""
-    body = wire.encode(wire.problem_object(problem))
-    lines = [b"%b: %b\r\n" % header for header in _headers(problem, len(body))]
+    body = body_of(problem)
+    lines = [b"%b: %b\r\n" % header for header in headers_of(problem, len(body))]
     return b"HTTP/1.1 %d \r\n%b\r\n%b" % (problem.status, b"".join(lines), body)
 
 
-def _headers(problem: Problem, length: int) -> list[tuple[bytes, bytes]]:
+def body_of(problem: Problem) -> bytes:
+    """The document that says what is wrong."""
+    return wire.encode(wire.problem_object(problem))
+
+
+def headers_of(problem: Problem, length: int) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer after which the connection ends."""
     return [
         (b"content-type", _PROBLEM_MEDIA_TYPE),
         (b"content-length", b"%d" % length),

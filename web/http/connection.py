@@ -1,14 +1,17 @@
-"""One connection, from accept until its end or until its socket is adopted. Whatever goes wrong in it stays in it."""
+"""One connection, from accept until its end or until its socket is adopted. Whatever goes wrong in it stays in it.
+
+A request takes one of two ways, one after another as they come. Plain requests are answered in the task of the
+connection (`web.http.short_way`). What is not plain goes to Hypercorn's protocol, which is made once it is needed, and
+goes when a plain request follows.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from math import inf
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 from hypercorn.config import Config
@@ -19,43 +22,16 @@ from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 from web.contract.errors import Problem
 from web.http import answers
 from web.http.accepting import Address
-from web.http.adoption import Adoption
+from web.http.adoption import Adoption, NotAdoptable
 from web.http.handshake import Headers
 from web.http.http1 import Http1, Pause, Written
-from web.http.kernel_queues import unsent_bytes
-from web.http.nonblocking import Gone, close, receive, send_some
+from web.http.line import Keeper, Line
+from web.http.plain import Plain, recognised
+from web.http.short_way import Application, PlainBody, Serve, Take, Ways, head_of, says_close, written
 from web.http.tasks import Tasks
 from web.http.turns import Turns
 
-READ_BYTES_MAX: Final = answers.HEAD_BYTES_MAX
-"""Read at once. Reason: a head that is too large is seen before much of it is in memory."""
-
-HEAD_BYTES_USUAL: Final = 2 * 1024
-"""Read at once between requests. Reason: nearly every request fits, and room for more costs a tenth of a connect."""
-
-LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Read and thrown away after a last answer, so that closing does not reset it away. Beyond: closed all the same.
-Reason: a bulk request that is somewhat too large (4 MiB) is still read to its end."""
-
 logger = logging.getLogger("avicenna.http")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a connection is waited for."""
-
-    first_byte_seconds: float = 10.0
-    """Before its first byte. Beyond: closed."""
-    idle_seconds: float = 75.0
-    """Between requests. Beyond: closed."""
-    head_seconds: float = 10.0
-    """From the first byte of a head to its last. Beyond: 408."""
-    stall_seconds: float = 10.0
-    """For a peer to accept a byte. Beyond: closed, whatever was being written."""
-    answer_seconds: float = 120.0
-    """For an answer, once the peer has ended its side. Beyond: closed; what its route has begun is done."""
-    linger_seconds: float = 2.0
-    """For a peer to close after a last answer. Beyond: closed."""
 
 
 class Rules(Protocol):
@@ -69,17 +45,22 @@ class Rules(Protocol):
     def is_served_when_full(self) -> Callable[[bytes, Headers], bool]:
         """Of a path and the headers of a request."""
 
+    @property
+    def short_way(self) -> Application | None:
+        """Serves plain requests; `None`: all take the long way."""
 
-class Place(Protocol):
+    @property
+    def ways(self) -> Ways:
+        """Counts requests."""
+
+
+class Place(Keeper, Protocol):
     """Where connections are kept: the server they belong to."""
 
     app: AppWrapper
     config: Config
     context: WorkerContext
     state: LifespanState
-    patience: Patience
-    writing: dict[Connection, None]
-    """Those that wait for their peers to accept something."""
 
     @property
     def terms(self) -> Rules:
@@ -96,14 +77,11 @@ class Place(Protocol):
     def left(self, connection: Connection) -> None:
         """Stop counting the connection: it is over, or its socket was given away."""
 
-    def stalled(self) -> None:
-        """Count a connection that is cut because its peer accepts nothing."""
-
     def counted(self, problem: Problem, client: Address | None) -> Problem:
         """Count a malformed request of this peer; the answer to it."""
 
 
-class Connection:
+class Connection(Line):
     """Reads for one peer, and writes what its requests are answered."""
 
     def __init__(
@@ -117,36 +95,20 @@ class Connection:
 
         Ownership: the socket is the connection's, closed when `run` returns, unless it is adopted.
         """
+        super().__init__(place, sock)
         self.adoption: Adoption | None = None
         self.is_last = extra_seconds is not None
         self._extra_seconds = extra_seconds
         self._place = place
-        self._sock = sock
-        self._is_given_away = False
-        """The socket is somebody else's: not to be touched any more."""
         self._client = client
-        self._reading = trio.CancelScope()
-        """Cancelled to end the connection; whatever its reader is at."""
-        self._deadline = inf
-        """When a peer that is to send something must have sent it."""
-        self._waiting: trio.CancelScope | None = None
-        """While the reader waits for the peer."""
-        self._writing = trio.Lock()
-        self._unsent: list[memoryview] = []
-        """What the kernel has not taken yet."""
-        self._is_handed_over = False
-        """What is unsent is the end of an answer, and the reader's to write: its request does not wait for it."""
-        self._queued = 0
-        """Bytes in the kernel's queue when it was last looked."""
-        self._moved_at = inf
-        """When the peer was last seen to accept something of what is written."""
-        self._is_idle = True
-        self._is_within_head = False
+        self._requests = 0
+        """So many were begun, whichever way."""
         self._is_kept_alive = False
         """A request has been answered, and another one may come."""
-        self._was_answered = False
-        """The protocol has ended the connection, after an answer."""
-        self._is_broken = False
+        self._protocol: Http1 | None = None
+        """Of the long way, as long as it is needed."""
+        self._reading = trio.CancelScope()
+        """Cancelled to end the connection; whatever its reader is at on the long way."""
 
     async def run(self) -> None:
         """Serve the peer until one side ends the connection.
@@ -159,12 +121,7 @@ class Connection:
             logger.error("a connection ended by an unexpected error", exc_info=failures)
         finally:
             self._place.left(self)
-            self._close()
-
-    def retire(self) -> None:
-        """The server stops: an idle connection ends now, another one after its answer."""
-        if self._is_idle:
-            self._be_patient_until(-inf)
+            self.close()
 
     def refusal(self, path: bytes, headers: Headers, *, is_upgrade: bool) -> Problem | None:
         """Why a request is not served on this connection; `None`: it is."""
@@ -175,10 +132,13 @@ class Connection:
             return answers.server_full()
         return None
 
+    def counted(self, problem: Problem) -> Problem:
+        """Count a malformed request; the answer to it."""
+        return self._place.counted(problem, self._client)
+
     def cut(self) -> None:
         """End the connection now, also if it is writing: that is shielded from everything but the socket's end."""
-        self._is_broken = True
-        self._close()
+        super().cut()
         self._reading.cancel()
 
     async def turn(self) -> None:
@@ -187,15 +147,133 @@ class Connection:
         Connections that are new and those that are kept alive take turns, too: a crowd that comes back does not stand
         before whoever has stayed, though both come through one proxy.
         """
-        await self._finish_answer()
+        await self.finish_answer()
         host = None if self._client is None else self._client[0]
         await self._place.turns.take((host, self._is_kept_alive), 1)
 
     async def _serve(self) -> None:
+        if self._extra_seconds is not None:
+            self.await_request(self._extra_seconds)
+            await self._serve_long(b"")
+            return
+        self.await_request(self._place.patience.first_byte_seconds)
+        data = await self._next() or b""
+        while data := await self._serve_short(data):
+            if not (data := await self._serve_long(data)):
+                return
+        await self.finish_answer()
+        await self.linger()
+        self.close()
+
+    async def _next(self, *, waits_first: bool = False) -> bytes | None:
+        """What came next, in its turn if it begins a request; else as `receive`."""
+        data = await self.receive(waits_first=waits_first)
+        if data and self._place.is_over:
+            self.cut()
+            return b""
+        if data and self.is_idle:
+            await self.turn()
+        return data
+
+    # The short way
+
+    def _found(self, data: bytes) -> tuple[Plain, Serve | None, Take | None] | None:
+        """The plain request that these bytes begin with, and what serves it; `None`: it takes the long way."""
+        terms = self._place.terms
+        if terms.short_way is None or self.is_last or (plain := recognised(data)) is None:
+            return None
+        if not terms.is_served(plain.path.encode()):
+            return None
+        if plain.key is not None:
+            take = terms.short_way.taking(plain, self._client)
+            return None if take is None else (plain, None, take)
+        serve = terms.short_way.serving(plain, self._client)
+        return None if serve is None else (plain, serve, None)
+
+    async def _serve_short(self, data: bytes) -> bytes:
+        """Answer plain requests one after another; what has to take the long way, empty: the connection is over."""
+        while data and (found := self._found(data)) is not None:
+            plain, serve, take = found
+            if take is not None:
+                assert plain.key is not None, "only a handshake is taken"
+                await self._upgrade(plain.key, take)
+                return b""
+            assert serve is not None, "either is there"
+            body = PlainBody(self, data, plain)
+            body.gather()
+            if body.has_ended:
+                return body.received
+            data = await self._answer(serve, body)
+        return data
+
+    async def _answer(self, serve: Serve, body: PlainBody) -> bytes:
+        """Answer one plain request; what begins the next one, empty: the connection is over.
+
+        Nothing cancels the handler but the end of the server: what it has begun is done.
+        """
+        self._begin_short()
+        answer = await serve(body)
+        body.gather()
+        if body.has_ended:
+            self.refuse_rest()
+            return b""
+        is_last = self._is_last_request or not body.is_whole or says_close(answer)
+        is_written = self.write_end(written(answer, is_last=is_last))
+        self.was_answered = self.was_answered or is_last
+        if is_last or not is_written:
+            return b""
+        self._is_kept_alive = True
+        if not self.is_handed_over:
+            self.await_request(self._place.patience.idle_seconds)
+        if not (rest := body.rest):
+            return await self._next(waits_first=True) or b""
+        await trio.lowlevel.checkpoint()  # the handler may have waited for nothing: others get their turn
+        await self.turn()
+        return rest
+
+    def refuse_rest(self) -> None:
+        """The peer has ended within a body: tell it so, in place of any other answer. Once."""
+        if not self.was_answered and not self.is_broken:
+            self._refuse(self.counted(answers.problem_of_status(400)))
+
+    async def _upgrade(self, key: bytes, take: Take) -> None:
+        """Have a WebSocket taken, or answer its handshake."""
+        self._begin_short()
+        adoption = Adoption(self, key)
+        try:
+            answer = await take(adoption)
+        finally:
+            adoption.expire()
+        if answer is not None and self._is_adoptable():
+            self.was_answered = True
+            self.write_end(written(answer, is_last=True))
+
+    def _begin_short(self) -> None:
+        self._requests += 1
+        self._place.terms.ways.short += 1
+        self.begin_request()
+
+    @property
+    def _is_last_request(self) -> bool:
         place = self._place
+        return place.is_stopping or self._requests >= place.config.keep_alive_max_requests
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer in place of a route; it is the last answer."""
+        answers.say(problem)
+        self.was_answered = True
+        body = answers.body_of(problem)
+        self.write_end((head_of(problem.status, answers.headers_of(problem, len(body))), body))
+
+    # The long way
+
+    async def _serve_long(self, data: bytes) -> bytes:
+        """Have Hypercorn's protocol serve requests; a plain one behind them, empty: the connection is over."""
+        place = self._place
+        self._reading = trio.CancelScope()
         tasks = Tasks()
         async with tasks:
-            self._protocol = Http1(
+            protocol = self._protocol = Http1(
                 place.app,
                 place.config,
                 place.context,
@@ -206,96 +284,62 @@ class Connection:
                 None,  # our own address: nobody asks
                 self._protocol_send,
             )
-            self._protocol.parent = self
-            self._protocol.can_read = Pause(self.turn)
-            tasks.ask = self._protocol.ask_for_body
+            protocol.parent = self
+            protocol.can_read = Pause(self.turn)
+            protocol.keep_alive_requests = self._requests
+            tasks.ask = protocol.ask_for_body
             try:
-                await self._read()
-                if not self._is_broken:
-                    with trio.move_on_after(inf if self._was_answered else place.patience.answer_seconds):
-                        await self._protocol.finish()
-                        await self._finish_answer()
-                await self._protocol.handle(Closed())
-                await self._linger()
-                # At once, whatever its requests still do: nobody reads their answers any more.
-                self._close()
+                plain = await self._read(protocol, data)
+                if not plain:
+                    await self._finish(protocol)
             finally:
                 if self.adoption is not None:
                     self.adoption.expire()
-        del self._protocol, tasks.ask  # breaks the reference cycle, so that no collection is needed
+        self._requests = protocol.keep_alive_requests
+        self._protocol = None
+        del tasks.ask  # breaks the reference cycle, so that no collection is needed
+        return plain
 
-    async def _read(self) -> None:
-        """Hand over what the peer sends, as long as there is patience."""
-        first_byte_seconds = self._place.patience.first_byte_seconds
-        self._await_request(first_byte_seconds if self._extra_seconds is None else self._extra_seconds)
-        with self._reading:
-            while data := await self._receive():
-                if self._place.is_over:
-                    self.cut()
-                    return
-                if self._is_idle:
-                    await self.turn()
-                await self._protocol.handle(RawData(data))
-                self._watch_head()
-            if data is not None and not self._is_broken:
-                await self._protocol.handle(RawData(b""))
-            elif self._is_broken or self._place.context.terminated.is_set():
-                return
-            elif self._extra_seconds is not None:
-                await self._protocol.refuse(answers.server_full())
-            elif self._protocol.is_within_head:
-                await self._protocol.refuse(answers.head_too_slow(self._place.patience.head_seconds))
+    async def _read(self, protocol: Http1, first: bytes) -> bytes:
+        """Hand over what the peer sends, as long as there is patience; a plain request that followed, if one did.
 
-    async def _receive(self) -> bytes | None:
-        """What came; empty: the peer has ended, or is gone, or the socket has been given away; `None`: out of patience.
-
-        Bytes that lie in the socket at the deadline came in time, however late this process looks: it may have been
-        paused. So the socket is read once more, without waiting.
+        Args:
+            first: what came already, in its turn.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            await self._finish_answer()
-            if (data := self._arrived()) is not None or trio.current_time() >= self._deadline:
-                return data
-            with trio.CancelScope(deadline=self._deadline) as self._waiting, suppress(trio.ClosedResourceError):
-                await trio.lowlevel.wait_readable(self._sock)
-            self._waiting = None
-
-    async def _finish_answer(self) -> None:
-        """Write what is left of an answer whose request is over. Nothing is read before that."""
-        if self._is_handed_over:
-            await self._write_unsent()
-            self._is_handed_over = False
-            self._was_answered = self._was_answered or self._place.context.terminated.is_set()
-            self._await_request(self._place.patience.idle_seconds)
-
-    def _arrived(self) -> bytes | None:
-        """What lies in the socket; `None`: nothing yet."""
-        if not self._is_broken:
-            try:
-                return self._sock.recv(HEAD_BYTES_USUAL if self._is_idle else READ_BYTES_MAX)
-            except BlockingIOError:
-                return None
-            except OSError:
-                self._is_broken = True
+        with self._reading:
+            data = first or await self._next()
+            while data:
+                await protocol.handle(RawData(data))
+                self._watch_head(protocol)
+                data = await self._next()
+                if data and self.is_idle and not protocol.is_within_head and self._found(data) is not None:
+                    return data
+            if data is not None and not self.is_broken:
+                await protocol.handle(RawData(b""))
+            elif self.is_broken or self._place.is_stopping:
+                pass
+            elif self._extra_seconds is not None:
+                await protocol.refuse(answers.server_full())
+            elif protocol.is_within_head:
+                await protocol.refuse(answers.head_too_slow(self._place.patience.head_seconds))
         return b""
 
-    def _await_request(self, seconds: float) -> None:
-        self._is_idle, self._is_within_head = True, False
-        # Where the server stops, the connection was accepted just before it.
-        self._be_patient_until(-inf if self._place.context.terminated.is_set() else trio.current_time() + seconds)
+    async def _finish(self, protocol: Http1) -> None:
+        """Nothing more is read: let the answer in hand end, and then the connection."""
+        if not self.is_broken:
+            with trio.move_on_after(inf if self.was_answered else self._place.patience.answer_seconds):
+                await protocol.finish()
+                await self.finish_answer()
+        await protocol.handle(Closed())
+        await self.linger()
+        # At once, whatever its requests still do: nobody reads their answers any more.
+        self.close()
 
-    def _watch_head(self) -> None:
+    def _watch_head(self, protocol: Http1) -> None:
         """From the first byte of a head on there is one deadline for all of it."""
-        if self._is_idle and not self._is_within_head and self._protocol.is_within_head:
-            self._is_within_head = True
-            if not self._place.context.terminated.is_set() and self._extra_seconds is None:
-                self._be_patient_until(trio.current_time() + self._place.patience.head_seconds)
-
-    def _be_patient_until(self, deadline: float) -> None:
-        self._deadline = deadline
-        if self._waiting is not None:
-            self._waiting.deadline = deadline
+        if self.is_idle and not self.is_within_head and protocol.is_within_head:
+            stays = self._place.is_stopping or self._extra_seconds is not None
+            self.begin_head(None if stays else self._place.patience.head_seconds)
 
     async def _protocol_send(self, event: Event) -> None:
         match event:
@@ -304,97 +348,25 @@ class Connection:
             case Written():
                 await self._write_or_end(event.parts, is_end=event.is_end)
             case Closed():
-                self._was_answered = True
+                self.was_answered = True
                 await self._end()
             case Updated(idle=True):
                 self._is_kept_alive = True
-                if not self._is_handed_over:
-                    self._await_request(self._place.patience.idle_seconds)
+                if not self.is_handed_over:
+                    self.await_request(self._place.patience.idle_seconds)
             case Updated():
-                self._is_idle = self._is_within_head = False
-                self._be_patient_until(inf)
+                self._place.terms.ways.long += 1
+                self.begin_request()
+
+    async def _write_or_end(self, parts: Sequence[bytes], *, is_end: bool = False) -> None:
+        if not (self.write_end(parts) if is_end else await self.write(parts)):
+            await self._end()
 
     async def _end(self) -> None:
+        assert self._protocol is not None, "it ends"
         await self._protocol.handle(Closed())
         # The reader may be parked where nothing else wakes it.
         self._reading.cancel()
-
-    async def _write_or_end(self, parts: Sequence[bytes], *, is_end: bool = False) -> None:
-        if not await self._write(parts, is_end=is_end):
-            await self._end()
-
-    async def _write(self, parts: Sequence[bytes], *, is_end: bool) -> bool:
-        """Write all of it; False: the peer is gone, or has accepted no byte for too long.
-
-        No checkpoint if the peer accepts it at once, nor at the end of an answer: what the peer does not accept of that
-        is handed over to the reader, and the task of the request and all it holds can go.
-        """
-        if self._is_broken:
-            return False
-        is_first = not self._unsent
-        self._unsent.extend(memoryview(part) for part in parts if part)
-        if is_first:
-            with suppress(OSError):  # if more is wrong than that it is full, that is found again
-                self._sent(self._sock.sendmsg(self._unsent))
-        if self._unsent and is_end:
-            self._is_handed_over = True
-            if self._waiting is not None:
-                self._waiting.cancel()
-        elif self._unsent:
-            # Shielded, as part of a message may be out already. `cut` ends it all the same.
-            with trio.CancelScope(shield=True):
-                await self._write_unsent()
-        return not self._is_broken
-
-    async def _write_unsent(self) -> None:
-        """Cancellation: what was not written is still unsent."""
-        async with self._writing:
-            while self._unsent and not self._is_broken:
-                self._sent(await self._send_some(self._unsent[0]))
-
-    def _sent(self, length: int) -> None:
-        """So many bytes of what is unsent are with the kernel."""
-        while length and length >= len(self._unsent[0]):
-            length -= len(self._unsent.pop(0))
-        if length:
-            self._unsent[0] = self._unsent[0][length:]
-
-    async def _send_some(self, data: memoryview) -> int:
-        """Have the peer accept some of it, at least a byte; 0: it never will."""
-        self._queued, self._moved_at = unsent_bytes(self._sock), trio.current_time()
-        self._place.writing[self] = None
-        try:
-            return await send_some(self._sock, data)
-        except (Gone, OSError):
-            self._is_broken = True
-            return 0
-        finally:
-            del self._place.writing[self]
-
-    def look_whether_stalled(self) -> None:
-        """End the connection if its peer has accepted nothing for too long, while it is written to.
-
-        The length of the kernel's queue shows whether the peer accepts bytes. Whether the socket is writable does not:
-        it may be while the peer reads nothing, and may not be while the peer reads slowly.
-        """
-        seconds, now = self._place.patience.stall_seconds, trio.current_time()
-        was_queued, self._queued = self._queued, unsent_bytes(self._sock)
-        if self._queued != was_queued:
-            self._moved_at = now
-        elif now - self._moved_at >= seconds:
-            logger.info("a connection is cut: its peer accepted nothing for %g s", seconds)
-            self._place.stalled()
-            self.cut()
-
-    async def _linger(self) -> None:
-        """Have the peer read our last answer before the connection goes: what is unread at the end resets it away."""
-        if not self._was_answered or self._is_broken:
-            return
-        await linger(self._sock, self._place.patience.linger_seconds)
-
-    def counted(self, problem: Problem) -> Problem:
-        """Count a malformed request; the answer to it."""
-        return self._place.counted(problem, self._client)
 
     # Adoption
 
@@ -404,24 +376,21 @@ class Connection:
         Raises:
             NotAdoptable: the peer left or spoke first.
         """
-        self._protocol.check_adoptable()
         # No checkpoint until the end: nobody may write to or read from a socket that is in between.
-        self._protocol.give_up_stream()
-        trio.lowlevel.notify_closing(self._sock)
-        self._is_given_away = self._is_broken = True
+        if self._protocol is not None:
+            self._protocol.check_adoptable()
+            self._protocol.give_up_stream()
+        elif not self._is_adoptable():
+            raise NotAdoptable
         self._place.left(self)
-        return self._sock
+        return self.take_socket()
 
-    def _close(self) -> None:
-        if not self._is_given_away:
-            close(self._sock)
-
-
-async def linger(sock: socket.socket, seconds: float) -> None:
-    """Say that nothing more comes, and throw away what still arrives, for so long."""
-    rest = LINGER_BYTES_MAX
-    with trio.move_on_after(seconds), suppress(OSError, Gone):
-        sock.shutdown(socket.SHUT_WR)
-        while rest > 0 and (data := await receive(sock, READ_BYTES_MAX)):
-            rest -= len(data)
-            await trio.lowlevel.checkpoint()  # a peer that never stops sending leaves the others their turn
+    def _is_adoptable(self) -> bool:
+        """Whether the peer of a plain handshake is there and has said nothing more; one that has is told so."""
+        if self.is_broken or self.was_answered:
+            return False
+        if self.is_silent():
+            return True
+        if not self.is_broken:
+            self._refuse(answers.malformed("nothing may follow a handshake before its answer"))
+        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from web.http.targets import BadTarget, origin_form
 HTTP_VERSIONS: Final = (b"1.1", b"1.0")
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
-
-logger = logging.getLogger("avicenna.access")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,8 @@ class Upgrade(WSStream):
 
 
 async def _answer(send: Callable[[Event], Awaitable[None]], problem: Problem, *, has_body: bool = True) -> None:
-    """Answer in place of a route; the log says so, without a word of what was sent."""
-    logger.info("answered by the edge: %d, %s", problem.status, problem.detail)
+    """Answer in place of a route; the log says so."""
+    answers.say(problem)
     for event in answers.events_of(problem, STREAM_ID, has_body=has_body):
         await send(event)
 

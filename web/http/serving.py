@@ -19,10 +19,12 @@ from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
 from web.contract.errors import Problem
 from web.http import answers
 from web.http.accepting import Address, accept_from
-from web.http.connection import Connection, Patience, linger
+from web.http.connection import Connection
 from web.http.handshake import Headers
+from web.http.line import Line, Patience, linger
 from web.http.nonblocking import Gone, close, send_some
 from web.http.open_connections import OpenConnections
+from web.http.short_way import Application, Ways
 from web.http.turns import Turns
 
 EXTRA_MAX: Final = 16
@@ -41,6 +43,13 @@ STALL_LOOKS: Final = 10
 
 LOOKED_AT_ONCE_MAX: Final = 32
 """Connections that are looked at, and cut, in one turn of everybody."""
+
+LATE_LOOK_SECONDS: Final = 0.25
+"""Between two looks for connections that were waited for long enough. Reason: a deadline of its own for each wait costs
+more than all looks together; who is late may be closed so much later."""
+
+LATE_LOOKED_AT_ONCE_MAX: Final = 1024
+"""Of these, connections looked at in one turn of everybody; each takes a tenth of a microsecond."""
 
 SHARE_LOG_SECONDS: Final = 60.0
 """Between two lines about addresses that want more than their share."""
@@ -101,6 +110,10 @@ class Terms:
     """Whether a path is served here. Else: 404."""
     is_served_when_full: Callable[[bytes, Headers], bool] = _nobody
     """Whether a request of this path and these headers is served on a connection beyond the limit. Else: 503."""
+    short_way: Application | None = None
+    """Serves plain requests; `None`: all take the long way."""
+    ways: Ways = field(default_factory=Ways)
+    """Counts requests."""
     excess: Callable[[Address | None], Problem | None] = _unlimited
     """Counts a malformed request of this peer; what it is answered if it is one too many."""
     drain: Callable[[], Awaitable[None]] = _nothing
@@ -118,7 +131,7 @@ class Edge:
         self.state: LifespanState = {}
         self.patience = terms.patience
         self.connections: dict[Connection, None] = {}
-        self.writing: dict[Connection, None] = {}
+        self.writing: dict[Line, None] = {}
         self.terms = terms
         self.turns = Turns(BEGUN_AT_ONCE_MAX, share=1)
         self._extra = 0
@@ -186,6 +199,11 @@ class Edge:
         """Whether no connection does anything any more."""
         return trio.current_time() >= self.cut_at
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether connections end after their answers."""
+        return self.context.terminated.is_set()
+
     def stalled(self) -> None:
         """Count a connection that is cut since its peer accepted nothing."""
         self.terms.open.stalled += 1
@@ -202,6 +220,16 @@ class Edge:
                 if connection in self.writing:
                     connection.look_whether_stalled()
                 if count % LOOKED_AT_ONCE_MAX == 0:
+                    await trio.lowlevel.checkpoint()
+
+    async def look_for_late(self) -> None:
+        """Wake connections whose peers were waited for long enough; until cancelled."""
+        while True:
+            await trio.sleep(LATE_LOOK_SECONDS)
+            now = trio.current_time()
+            for count, connection in enumerate(list(self.connections), start=1):
+                connection.look_whether_late(now)
+                if count % LATE_LOOKED_AT_ONCE_MAX == 0:
                     await trio.lowlevel.checkpoint()
 
     async def retire(self) -> None:
@@ -264,6 +292,7 @@ async def serve(
         for one in (edge, *(other for _, other in others)):
             lifespan_nursery.start_soon(one.turns.run)
             lifespan_nursery.start_soon(one.look_for_stalled)
+            lifespan_nursery.start_soon(one.look_for_late)
         async with trio.open_nursery() as connections_nursery:
             async with trio.open_nursery() as accepting_nursery:
                 for listener in listeners:

@@ -24,11 +24,11 @@ def origin_form(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
     Raises:
         BadTarget: it is none, or a host is malformed.
     """
-    if any(name == b"host" and not _is_authority(value) for name, value in headers):
+    if any(name == b"host" and not is_authority(value) for name, value in headers):
         raise BadTarget("Host must be a host, with or without a port")
     if not target.startswith(b"/") and (absolute := _ABSOLUTE.fullmatch(target)) is not None:
         authority, path = absolute.groups()
-        if not _is_authority(authority):
+        if not is_authority(authority):
             raise BadTarget("the target of a request must name a host, with or without a port")
         headers = [(b"host", authority), *(header for header in headers if header[0] != b"host")]
         target = path if path.startswith(b"/") else b"/" + path
@@ -39,5 +39,6 @@ def origin_form(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
 
 
 @lru_cache(maxsize=100)
-def _is_authority(text: bytes) -> bool:
+def is_authority(text: bytes) -> bool:
+    """Whether a text is a host, with or without a port."""
     return text.isascii() and split_authority(text.decode("ascii")) is not None

@@ -20,6 +20,7 @@ from web.contract import wire
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
 from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.principals import Principal
+from web.http.short_way import Ways
 from web.identity.rights import may_operate
 
 PAGE_DIAGNOSES: Final = 250
@@ -39,16 +40,18 @@ AWAY_SECONDS: Final = 3.0
 class Figures:
     """What is going on in one server, in numbers; what is said of all diagnoses is read once for all who ask."""
 
-    def __init__(self, store: Store, registry: Registry, clock: Clock, aborted: Callable[[], int]) -> None:
+    def __init__(self, store: Store, registry: Registry, clock: Clock, aborted: Callable[[], int], ways: Ways) -> None:
         """Figures of these.
 
         Args:
             aborted: connections that were cut off since the start.
+            ways: how many requests took which way.
         """
         self._store = store
         self._registry = registry
         self._clock = clock
         self._aborted = aborted
+        self._ways = ways
         self._reading = trio.Lock()
         self._read_at = -inf
         self._outboxes: list[Outbox] = []
@@ -121,6 +124,7 @@ class Figures:
             "actors": registry.actors,
             "connections": sum(registry.connections.values()),
             "aborted": self._aborted(),
+            "requests": {"short": self._ways.short, "long": self._ways.long},
             "ring_bytes": registry.ring_bytes,
             "ring_bytes_exceeded": registry.ring_bytes > registry.ring_bytes_max,
             "storage_waiting_seconds": round(self._store.statistics().waiting_seconds, 3),

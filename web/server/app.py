@@ -2,7 +2,8 @@
 
 Every route is made from the table of operations (`web.contract.operations`) and does the same: it has the sender of
 the request authenticated, and calls the handler of that operation. Quart finds the route and sends the answer; nothing
-behind this file knows it.
+behind this file knows it. A plain request (`web.http.short_way`) is found in the same table of routes and has the same
+handler called, without a request of Quart's.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from quart.globals import request_ctx, websocket_ctx
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from web.contract.errors import Problem
-from web.contract.exchange import Answer, Handler, Handlers, Headers, Query, Request
-from web.contract.operations import OPERATIONS, Operation
+from web.contract.exchange import Answer, Body, Handler, Handlers, Headers, Query, Request
+from web.contract.operations import JSON, OPERATIONS, Operation
+from web.http.accepting import Address
 from web.http.adoption import Adoption, adoption_of
 from web.http.answers import websocket_wanted
 from web.http.one_task import LeanHandshake, LeanHttp, LeanRequest, LeanWebsocket
+from web.http.plain import Plain
+from web.http.short_way import Serve, Take
 from web.identity.access import Access
 from web.identity.addresses import UNIX
+from web.server.plain_records import record_of
 from web.server.reception import Reception
 
 _CODE_OF_STATUS = {
@@ -51,6 +56,10 @@ WEBSOCKETS: Final = "/ws/<diagnosis_id>"
 
 Socket = Callable[[Request, Adoption], Awaitable[None]]
 """Takes the WebSocket whose handshake a request is, and answers it."""
+
+
+Found = tuple[Rule, Mapping[str, str]]
+"""A route, and what stands in the path where it has a name."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,20 @@ class Application(QuartTrio):
         self._reception = reception
         self._operations: dict[str, Operation] = {}
         """By the endpoints of their routes."""
+        self._plain: dict[str, Handler] = {}
+        """What routes call that serve plain requests; by their endpoints."""
+        self._sockets: dict[str, Socket] = {}
+        """What routes call that take WebSockets; by their endpoints."""
+        self._adapters: dict[str, MapAdapter] = {}
+        """What finds routes of plain requests; by scheme."""
+        self._found: dict[tuple[str, str], Found] = {}
+        """Of routes without parameters, what was found; by method and path."""
 
     def route_operation(self, operation: Operation, handler: Handler) -> None:
         """Have a handler serve an operation."""
         self._operations[operation.name] = operation
+        if operation.answer_type == operation.body_type == JSON and not operation.is_static:
+            self._plain[operation.name] = handler
         self._route(operation.name, operation.method, _rule_of(operation), handler)
 
     def route_extra(self, extra: Extra) -> None:
@@ -95,6 +114,7 @@ class Application(QuartTrio):
             await follow(found.asked, adoption_of(found))
 
         self.add_url_rule(WEBSOCKETS, "followSocket", cast("Any", view), websocket=True)
+        self._sockets["followSocket"] = follow
 
     def _route(self, endpoint: str, method: str, rule: str, handler: Handler) -> None:
         async def view(**parameters: str) -> Answer:
@@ -141,6 +161,47 @@ class Application(QuartTrio):
         refused = await self._reception.attend_upgrade(asked, take)
         return None if refused is None else _response_of(refused)
 
+    # The short way
+
+    def serving(self, plain: Plain, client: Address | None) -> Serve | None:
+        """What serves a plain request; `None`: it takes the long way."""
+        found = self._find("http", plain.method, plain.path)
+        handler = None if found is None else self._plain.get(found[0].endpoint)
+        if found is None or handler is None:
+            return None
+        asked = record_of(plain, *found, self._operations[found[0].endpoint], _peer_of(client))
+        return partial(self._serve_plain, asked, handler)
+
+    async def _serve_plain(self, asked: Request, handler: Handler, body: Body) -> Answer:
+        asked.body = body
+        return await self._reception.attend(asked, partial(handler, asked))
+
+    def taking(self, plain: Plain, client: Address | None) -> Take | None:
+        """What takes the WebSocket of a plain handshake; `None`: it takes the long way."""
+        found = self._find("ws", plain.method, plain.path)
+        follow = None if found is None else self._sockets.get(found[0].endpoint)
+        if found is None or follow is None:
+            return None
+        asked = record_of(plain, *found, None, _peer_of(client))
+        return partial(self._take_plain, asked, follow)
+
+    async def _take_plain(self, asked: Request, follow: Socket, adoption: Adoption) -> Answer | None:
+        return await self._reception.attend_upgrade(asked, partial(follow, asked, adoption))
+
+    def _find(self, scheme: str, method: str, path: str) -> Found | None:
+        """The route of a plain request in the table of routes; `None`: there is none."""
+        if (known := self._found.get((method, path))) is not None and scheme == "http":
+            return known
+        if (adapter := self._adapters.get(scheme)) is None:
+            adapter = self._adapters[scheme] = self.url_map.bind("localhost", url_scheme=scheme)
+        try:
+            found = adapter.match(path, method, return_rule=True)
+        except HTTPException:  # the long way says what is wrong
+            return None
+        if scheme == "http" and not found[0].arguments:
+            self._found[method, path] = found
+        return found
+
     # Between Quart's records and ours
 
     async def _answer(self, found: LeanRequest) -> Answer:
@@ -185,7 +246,7 @@ class Application(QuartTrio):
 
 def create_app(
     reception: Reception, access: Access, handlers: Handlers, follow: Socket, extras: Sequence[Extra] = ()
-) -> QuartTrio:
+) -> Application:
     """The application of one server.
 
     Args:
@@ -218,7 +279,6 @@ def with_sender(operation: Operation, handler: Handler, access: Access) -> Handl
 
 def _record_of(found: BaseRequestWebsocket, operations: Mapping[str, Operation]) -> Request:
     """Our record of what Quart has found."""
-    client = found.scope.get("client")
     rule = found.url_rule
     return Request(
         method=found.method,
@@ -226,11 +286,15 @@ def _record_of(found: BaseRequestWebsocket, operations: Mapping[str, Operation])
         raw_path=found.scope["raw_path"].partition(b"?")[0],
         query=cast("Query", found.args),
         headers=cast("Headers", found.headers),
-        peer=str(client[0]) if client and client[0] else UNIX,
+        peer=_peer_of(found.scope.get("client")),
         parameters=found.view_args or {},
         route=None if rule is None else rule.rule,
         operation=None if rule is None else operations.get(rule.endpoint),
     )
+
+
+def _peer_of(client: Sequence[Any] | None) -> str:
+    return str(client[0]) if client and client[0] else UNIX
 
 
 def _rule_of(operation: Operation) -> str:

@@ -50,12 +50,13 @@ from web.following.sockets import Sockets
 from web.following.stream_refusals import goodbye_instead
 from web.following.streams import Streams
 from web.http.bodies import TURN_BYTES
-from web.http.connection import Patience
 from web.http.descriptors import connections_possible
+from web.http.line import Patience
 from web.http.listening import listen_on_tcp, listening_on_unix, url_of
 from web.http.open_connections import OpenConnections
 from web.http.serving import Terms
 from web.http.serving import serve as serve_http
+from web.http.short_way import Ways
 from web.http.turns import Turns
 from web.identity.access import Access
 from web.identity.addresses import sharing_address
@@ -361,7 +362,8 @@ async def serve(
         refusing = Refusing(hub, connection_log, upgrades.name_of)
         sockets = Sockets(upgrades, entrance, access, hub, followers, refusing)
         publisher = Publisher(access, acts, turns)
-        figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled)
+        ways = Ways()
+        figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled, ways)
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
         handlers = {
             **broadcasts(publisher),
@@ -413,6 +415,8 @@ async def serve(
             open=open_connections,
             address_connections_max=address_connections_max,
             is_served_when_full=served_when_full(verifier, clock.wall),
+            short_way=app if settings.short_way else None,
+            ways=ways,
             excess=door.excess_of,
             drain=say_goodbye,
         )
@@ -571,6 +575,8 @@ def _operators_terms(terms: Terms) -> Terms:
         open=terms.open,
         is_served=served_to_operators,
         is_served_when_full=terms.is_served_when_full,
+        short_way=terms.short_way,
+        ways=terms.ways,
     )
 
 

@@ -217,6 +217,11 @@ class Settings:
         "An HTTP connection is closed after so much silence between requests (before its first byte: after 10 s); "
         "it must exceed the proxy's idle timeout.",
     )
+    short_way: bool = _setting(
+        True,
+        FLAG,
+        "Plain requests are answered without the general parser and framework; false: all requests pass them.",
+    )
 
     user_connections_max: int | None = _setting(
         None, whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number."
