@@ -194,14 +194,16 @@ class DiagnosisActor:
         return [(envelope, await envelope.outcome()) for envelope in list(holding)]
 
     async def _load(self) -> None:
-        """Read cursors and ring from the store. Whoever follows an earlier registration is told that it is gone."""
+        """Read cursors and ring from the store. Whoever follows another epoch is told that its numbers are gone."""
         known, is_old = self._roster.known, self._roster.known is not None
         if known is None:
             known = await self._load_known()
         async with self._budget.loading:
             ring = await self._read_ring()
             if self._roster.ring is not None and self._roster.ring.epoch != ring.epoch:
-                await turns.end_where(self._roster, EVERYBODY, Ending.DELETED)
+                ending = Ending.RENEWED if self._roster.is_renewed else Ending.DELETED
+                self._roster.is_renewed = False
+                await turns.end_where(self._roster, EVERYBODY, ending)
                 self._roster.know_nobody()
                 known, is_old = await self._load_known(), False
             await self._budget.make_room_for(self._roster, ring.text_bytes)
@@ -499,8 +501,7 @@ class DiagnosisActor:
         if (await self._store.get(self._diagnosis_id)).epoch != ring.epoch:
             seen = max(seen, Seq(ring.head + 1))
         if seen > ring.head:
-            await self._store.read_after(self._diagnosis_id, seen, 0)  # nothing older is read from now on
-            await self._extend_ring((), seen)
+            await self._look_up_to(seen)
 
     async def _subscribe(self, batch: Sequence[Envelope]) -> None:
         """Attach connections, in order. The start of each is stored as its cursor first: it is known from then on."""
@@ -575,7 +576,7 @@ class DiagnosisActor:
 
         Returns:
             Those that must be looked at again: a user was erased meanwhile, and with it what was stored before, and
-            perhaps the right to follow.
+            perhaps the right to follow; or another epoch began.
         """
         epoch, erasures = self._ring.epoch, self._roster.erasures
         moves = [start.move(self._diagnosis_id, epoch) for start in starts]
@@ -587,12 +588,31 @@ class DiagnosisActor:
             return ()
         if erasures != self._roster.erasures:
             return [start.envelope for start in starts]
+        void = []
         for start, move, seq in zip(starts, moves, stored, strict=True):
             if seq is None:
-                self._refuse(start.envelope, NoSuchDiagnosis(self._diagnosis_id))
+                void.append(start.envelope)
             else:
                 self._attach(start.envelope, start.subscriber, self._learn(move, seq), start.plan)
-        return ()
+        return await self._in_another_epoch(void) if void else ()
+
+    async def _in_another_epoch(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+        """Those that can begin in the epoch that the store has by now; theirs was none of its any more."""
+        epoch = self._ring.epoch
+        try:
+            await self._look_up_to(Seq(self._ring.head + 1))
+            if self._ring.epoch == epoch:
+                raise Busy("the epoch is another one by now, and cannot be read yet")
+        except StorageError as refusal:
+            for envelope in envelopes:
+                self._refuse(envelope, refusal)
+            return ()
+        return envelopes
+
+    async def _look_up_to(self, seq: Seq) -> None:
+        """Bring the ring to where the store has this number, or to another epoch."""
+        await self._store.read_after(self._diagnosis_id, seq, 0)  # nothing older is read from now on
+        await self._extend_ring((), seq)
 
     def _learn(self, move: CursorMove, stored: Seq) -> Known:
         """The subscriber whose cursor was stored."""

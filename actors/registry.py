@@ -196,6 +196,26 @@ class Registry(Watcher):
         except ActorError:
             pass  # it will read its outbox again before anybody reads it
 
+    def renewed(self, diagnosis_id: str | None) -> Callable[[], Awaitable[object]]:
+        """The numbering of a diagnosis (`None`: of all) began anew; what is returned ends its connections.
+
+        Their clients come back, and learn of the new epoch. An actor in memory reads its outbox anew.
+        """
+        slots = [slot for slot in self._slots.values() if diagnosis_id in (None, slot.diagnosis_id)]
+        for slot in slots:
+            slot.roster.is_renewed = True
+            if slot.state is not ActorState.QUARANTINED:  # else it reads its outbox when it has rested
+                slot.interrupt(Interruption.RESTART)
+                if not self._draining:
+                    self._wake(slot)
+
+        async def end() -> None:
+            share = turns.Share()
+            for slot in slots:
+                await turns.end_where(slot.roster, EVERYBODY, Ending.RENEWED, share)
+
+        return end
+
     def grew(self, diagnosis_id: str, news: News) -> None:
         """Another process has stored something in the log of a diagnosis in memory: have its actor take it in."""
         slot = self._slots.get(diagnosis_id)

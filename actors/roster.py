@@ -205,6 +205,8 @@ class Roster:
         self._watcher = watcher
         self.ring: Ring | None = None
         """The newest incarnation's ring; stays readable while the actor restarts or rests."""
+        self.is_renewed = False
+        """The epoch of the ring is void, and the diagnosis is registered as before."""
         self.subscribers: dict[Subscriber, None] = {}
         """Attached connections, oldest first."""
         self.known: dict[SubscriberId, Known] | None = None

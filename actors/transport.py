@@ -21,6 +21,7 @@ class Ending(StrEnum):
     REVOKED = "revoked"
     QUARANTINED = "quarantined"
     STOPPING = "stopping"
+    RENEWED = "epoch renewed"
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,18 @@ class SubjectErased:
     """What takes the place of the name in rows that must stay."""
 
 
+@dataclass(frozen=True, slots=True)
+class EpochsRenewed:
+    """The numbering of diagnoses began anew, though nobody registered them again: numbers of the former epoch are void.
+
+    A restore is why, or a damage that has cost numbers.
+    """
+
+    number: int
+    diagnosis_id: str | None
+    """`None`: of every diagnosis."""
+
+
 Change = (
     DiagnosisRegistered
     | DiagnosisDeleted
@@ -90,6 +102,7 @@ Change = (
     | TokensRevoked
     | RevocationsLifted
     | SubjectErased
+    | EpochsRenewed
 )
 """An act that was committed. Each has the number of the one before it, plus 1."""
 

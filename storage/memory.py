@@ -72,7 +72,7 @@ class MemoryStore(TellsDamage):
             node: whose handle it is.
             kept: the time that a run before this one has kept, `None`: there was none.
         """
-        self._engine = engine
+        self.engine = engine
         self._handle = engine.join(node)
         self._time = Timekeeper(engine.clock, kept)
         self._operations = 0
@@ -83,13 +83,13 @@ class MemoryStore(TellsDamage):
 
     @property
     def shared(self) -> bool:
-        return self._engine.shared
+        return self.engine.shared
 
     def tell(self, hears: changes.Hears) -> None:
         self._handle.tell(hears)
 
     def follow(self, diagnosis_id: str) -> Callable[[], None]:
-        stream = self._engine.streams.get(diagnosis_id)
+        stream = self.engine.streams.get(diagnosis_id)
         return self._handle.follow(diagnosis_id, stream.past[-1] if stream is not None and stream.past else None)
 
     def go_away(self) -> None:
@@ -102,7 +102,7 @@ class MemoryStore(TellsDamage):
 
     def die(self) -> None:
         """End as a process does that is killed: nothing is answered, and nothing told."""
-        self._engine.leave(self._handle)
+        self.engine.leave(self._handle)
 
     @property
     def kept(self) -> Kept:
@@ -115,7 +115,7 @@ class MemoryStore(TellsDamage):
 
         All is still to be looked at then, as after a run that did not end in order.
         """
-        stream = self._engine.streams[diagnosis_id]
+        stream = self.engine.streams[diagnosis_id]
         stream.is_suspect = True
         stream.changed |= set(seqs)
         stream.head = stream.head if head is None else head
@@ -123,7 +123,7 @@ class MemoryStore(TellsDamage):
 
     def restarted(self, kept: Kept) -> MemoryStore:
         """A store of the next run, with the contents of this one, which must not be used any more."""
-        next_one = MemoryStore(self._engine, self._handle.node, kept)
+        next_one = MemoryStore(self.engine, self._handle.node, kept)
         next_one._damage = FoundDamage(is_check_pending=self._damage.is_check_pending or bool(self._damage.all))
         return next_one
 
@@ -136,15 +136,15 @@ class MemoryStore(TellsDamage):
         return self._time.held_since
 
     async def look_through(self) -> None:
-        for diagnosis_id in list(self._engine.streams) if self.is_check_pending else ():
+        for diagnosis_id in list(self.engine.streams) if self.is_check_pending else ():
             await trio.lowlevel.checkpoint()
-            if diagnosis_id in self._engine.streams:
+            if diagnosis_id in self.engine.streams:
                 self._judge(diagnosis_id)
         self._damage.is_check_pending = False
 
     def _judge(self, diagnosis_id: str) -> Damage | None:
         """What is wrong with an outbox, remembered."""
-        damage = self._damage.all.get(diagnosis_id) or self._engine.streams[diagnosis_id].judge()
+        damage = self._damage.all.get(diagnosis_id) or self.engine.streams[diagnosis_id].judge()
         if damage is not None:
             self._damage.add(diagnosis_id, damage)
         return damage
@@ -152,7 +152,7 @@ class MemoryStore(TellsDamage):
     def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
         checks.check_text(diagnosis_id)
         self._changing()
-        damage = self._engine.streams[diagnosis_id].judge() if diagnosis_id in self._engine.streams else None
+        damage = self.engine.streams[diagnosis_id].judge() if diagnosis_id in self.engine.streams else None
         if damage is not None and (diagnosis_id in self.damaged or not damage.is_head_trusted):
             self._damage.add(diagnosis_id, damage)
             return _answered([OutboxDamaged(diagnosis_id, damage) for _ in events])
@@ -162,7 +162,7 @@ class MemoryStore(TellsDamage):
     def _append(self, diagnosis_id: str, event: records.NewEvent, now: Moment) -> records.Appended | StorageError:
         if (refusal := checks.refusal_of(event)) is not None:
             return refusal
-        stream = self._engine.streams.get(diagnosis_id)
+        stream = self.engine.streams.get(diagnosis_id)
         if stream is None:
             return NoSuchDiagnosis(diagnosis_id)
         epoch = stream.diagnosis.epoch
@@ -175,8 +175,8 @@ class MemoryStore(TellsDamage):
                     if same
                     else KeyReused("the key belongs to another event")
                 )
-        if event.key is not None and event.key not in stream.keys and self._keys() >= self._engine.keys_max:
-            return KeysExhausted(f"{self._engine.keys_max} idempotency keys are stored already")
+        if event.key is not None and event.key not in stream.keys and self._keys() >= self.engine.keys_max:
+            return KeysExhausted(f"{self.engine.keys_max} idempotency keys are stored already")
         stream.head += 1
         seq = records.Seq(stream.head)
         stored = records.Event(seq, now.wall, event.kind, event.body)
@@ -185,7 +185,7 @@ class MemoryStore(TellsDamage):
         stream.floor = max(stream.floor, stream.head - records.OUTBOX_EVENTS_MAX)
         if event.key is not None:
             stream.keys[event.key] = (event.digest, seq, now.wall, now.reckoned + records.IDEMPOTENCY_KEY_SECONDS)
-        self._engine.wrote(self._handle, diagnosis_id, stored)
+        self.engine.wrote(self._handle, diagnosis_id, stored)
         return records.Appended(seq, now.wall, epoch, replayed=False)
 
     async def read_after(
@@ -195,7 +195,7 @@ class MemoryStore(TellsDamage):
         stream = self._stream(diagnosis_id)
         if limit and (damage := self._judge(diagnosis_id)) is not None:
             raise OutboxDamaged(diagnosis_id, damage)
-        _, window, events = self._engine.read(self._handle, stream, seq)
+        _, window, events = self.engine.read(self._handle, stream, seq)
         found = [event for event in events if event.seq > seq]
         return records.Slice(window, tuple(within(found[:limit], bytes_max)))
 
@@ -209,26 +209,26 @@ class MemoryStore(TellsDamage):
     ) -> records.Registered:
         checks.check(diagnosis_id, owner, tuple(viewers))
         self._changing()
-        stream = self._engine.streams.get(diagnosis_id)
+        stream = self.engine.streams.get(diagnosis_id)
         if stream is None:
             made = records.Diagnosis(
-                diagnosis_id, owner, tuple(viewers), records.Epoch(self._engine.new_epoch()), self.moment().wall
+                diagnosis_id, owner, tuple(viewers), records.Epoch(self.engine.new_epoch()), self.moment().wall
             )
             registered = self._recorded(records.Registered(made, created=True, before=None), act)
-            self._engine.streams[diagnosis_id] = Stream(made)
-            self._engine.wrote(self._handle, diagnosis_id)
+            self.engine.streams[diagnosis_id] = Stream(made)
+            self.engine.wrote(self._handle, diagnosis_id)
         else:
             new = replace(stream.diagnosis, owner=owner, viewers=tuple(viewers))
             registered = self._recorded(records.Registered(new, created=False, before=stream.diagnosis), act)
             stream.diagnosis = new
-        self._engine.told.add(changes.DiagnosisRegistered(self._engine.told.next, registered.diagnosis))
+        self.engine.told.add(changes.DiagnosisRegistered(self.engine.told.next, registered.diagnosis))
         return registered
 
     async def get(self, diagnosis_id: str) -> records.Diagnosis:
         return self._stream(diagnosis_id).diagnosis
 
     def known(self, diagnosis_id: str) -> records.Diagnosis | None:
-        stream = self._engine.streams.get(diagnosis_id)
+        stream = self.engine.streams.get(diagnosis_id)
         return None if stream is None else stream.diagnosis
 
     async def look_up(self, diagnosis_id: str) -> records.Diagnosis:
@@ -253,10 +253,10 @@ class MemoryStore(TellsDamage):
         stream = self._stream(diagnosis_id)
         self._changing()
         deleted = self._recorded(stream.diagnosis, act)
-        del self._engine.streams[diagnosis_id]
-        self._engine.ended(self._handle, diagnosis_id, stream)
+        del self.engine.streams[diagnosis_id]
+        self.engine.ended(self._handle, diagnosis_id, stream)
         self._damage.is_repaired(diagnosis_id)
-        self._engine.told.add(changes.DiagnosisDeleted(self._engine.told.next, deleted))
+        self.engine.told.add(changes.DiagnosisDeleted(self.engine.told.next, deleted))
         return deleted
 
     @_change
@@ -266,7 +266,7 @@ class MemoryStore(TellsDamage):
         return [self._move_cursor(move) for move in moves]
 
     def _move_cursor(self, move: records.CursorMove) -> records.Seq | None:
-        stream = self._engine.streams.get(move.diagnosis_id)
+        stream = self.engine.streams.get(move.diagnosis_id)
         if stream is None or stream.diagnosis.epoch != move.epoch:
             return None
         seq = records.Seq(min(move.seq, stream.head))
@@ -318,9 +318,9 @@ class MemoryStore(TellsDamage):
         purged = self._recorded(records.Purged(before, after=replace(before, floor=head, purged=head)), act)
         stream.events.clear()
         stream.floor = stream.purged = head
-        self._engine.wrote(self._handle, diagnosis_id)
+        self.engine.wrote(self._handle, diagnosis_id)
         self._damage.is_repaired(diagnosis_id)
-        self._engine.told.add(changes.OutboxPurged(self._engine.told.next, diagnosis_id, purged.after))
+        self.engine.told.add(changes.OutboxPurged(self.engine.told.next, diagnosis_id, purged.after))
         return purged
 
     @_change
@@ -330,7 +330,7 @@ class MemoryStore(TellsDamage):
         if (damage := stream.judge()) is None:
             raise NotDamaged(f"diagnosis {diagnosis_id} is not damaged")
         is_renewed = not damage.is_head_trusted
-        epoch = records.Epoch(self._engine.new_epoch()) if is_renewed else stream.diagnosis.epoch
+        epoch = records.Epoch(self.engine.new_epoch()) if is_renewed else stream.diagnosis.epoch
         left = [event for event in stream.events if damage.floor < event.seq <= damage.head]
         count = len(stream.events) - len(left)
         dropped = self._recorded(
@@ -341,7 +341,9 @@ class MemoryStore(TellsDamage):
         stream.head, stream.floor, stream.purged = damage.head, damage.floor, damage.purged
         if is_renewed:
             stream.keys = {key: made for key, made in stream.keys.items() if made[1] <= damage.head}
-        self._engine.wrote(self._handle, diagnosis_id)
+        if is_renewed:
+            self.engine.told.add(changes.EpochsRenewed(self.engine.told.next, diagnosis_id))
+        self.engine.wrote(self._handle, diagnosis_id)
         self._damage.is_repaired(diagnosis_id)
         return dropped
 
@@ -358,39 +360,39 @@ class MemoryStore(TellsDamage):
         self._changing()
         now = self.moment()
         covers_until = now.reckoned + leeway_seconds
-        new = records.Revocation(self._engine.revocations_made + 1, sub, token_id, now.wall, covers_until)
-        earlier = [one for one in self._engine.revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
+        new = records.Revocation(self.engine.revocations_made + 1, sub, token_id, now.wall, covers_until)
+        earlier = [one for one in self.engine.revocations.values() if (one.sub, one.token_id) == (sub, token_id)]
         made = self._recorded(records.RevocationMade(new, before=earlier[0] if earlier else None), act)
-        self._engine.revocations_made += 1
+        self.engine.revocations_made += 1
         for one in earlier:
-            del self._engine.revocations[one.number]
-        self._engine.revocations[new.number] = new
-        self._engine.told.add(changes.TokensRevoked(self._engine.told.next, new))
+            del self.engine.revocations[one.number]
+        self.engine.revocations[new.number] = new
+        self.engine.told.add(changes.TokensRevoked(self.engine.told.next, new))
         return made
 
     async def revocations(self, *, after: int = 0, limit: int = 100) -> Sequence[records.Revocation]:
         await self._asked()
-        return [one for number, one in self._engine.revocations.items() if number > after][:limit]
+        return [one for number, one in self.engine.revocations.items() if number > after][:limit]
 
     @_change
     def lift_revocation(self, number: int, act: records.Act | None = None) -> records.Revocation:
-        if number not in self._engine.revocations:
+        if number not in self.engine.revocations:
             raise NoSuchRevocation(str(number))
         self._changing()
-        lifted = self._recorded(self._engine.revocations[number], act)
-        del self._engine.revocations[number]
-        self._engine.told.add(changes.RevocationsLifted(self._engine.told.next, (lifted,)))
+        lifted = self._recorded(self.engine.revocations[number], act)
+        del self.engine.revocations[number]
+        self.engine.told.add(changes.RevocationsLifted(self.engine.told.next, (lifted,)))
         return lifted
 
     @_change
     def expire_revocations(self, seconds: float) -> Sequence[records.Revocation]:
         self._changing()
         until = self.moment().judged - seconds
-        expired = [one for one in self._engine.revocations.values() if one.covers_until <= until]
+        expired = [one for one in self.engine.revocations.values() if one.covers_until <= until]
         for one in expired:
-            del self._engine.revocations[one.number]
+            del self.engine.revocations[one.number]
         if expired:
-            self._engine.told.add(changes.RevocationsLifted(self._engine.told.next, tuple(expired)))
+            self.engine.told.add(changes.RevocationsLifted(self.engine.told.next, tuple(expired)))
         return expired
 
     @_change
@@ -408,7 +410,7 @@ class MemoryStore(TellsDamage):
         bytes_max: int | None = None,
     ) -> Sequence[records.AuditRow]:
         await self._asked()
-        rows = [row for row in reversed(self._engine.audit) if before is None or row.number < before]
+        rows = [row for row in reversed(self.engine.audit) if before is None or row.number < before]
         found = [row for row in rows if _fits(wanted, row.who, row.what, row.diagnosis_id, row.at)]
         return list(within(found[:limit], bytes_max))
 
@@ -416,15 +418,15 @@ class MemoryStore(TellsDamage):
     def record_accesses(self, rows: Sequence[records.NewAccessRow]) -> None:
         self._changing()
         for row in rows:
-            self._engine.access_rows_made += 1
-            number = self._engine.access_rows_made
-            self._engine.accesses.append(records.AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
+            self.engine.access_rows_made += 1
+            number = self.engine.access_rows_made
+            self.engine.accesses.append(records.AccessRow(number, row.at, row.what, row.diagnosis_id, row.subscriber))
 
     async def accesses(
         self, *, before: int | None = None, limit: int = 100, wanted: records.TrailFilter = records.EVERY_ROW
     ) -> Sequence[records.AccessRow]:
         await self._asked()
-        rows = [row for row in reversed(self._engine.accesses) if before is None or row.number < before]
+        rows = [row for row in reversed(self.engine.accesses) if before is None or row.number < before]
         return [row for row in rows if _fits(wanted, row.subscriber.sub, row.what, row.diagnosis_id, row.at)][:limit]
 
     @_change
@@ -439,10 +441,10 @@ class MemoryStore(TellsDamage):
                 stream.events = [event for event in stream.events if event.seq > newest]
                 stream.floor = max(stream.floor, newest)
                 windows[stream.diagnosis.diagnosis_id] = stream.window
-                self._engine.wrote(self._handle, stream.diagnosis.diagnosis_id)
+                self.engine.wrote(self._handle, stream.diagnosis.diagnosis_id)
                 self._damage.evicted(stream.diagnosis.diagnosis_id, stream.window.floor)
         if windows:
-            self._engine.told.add(changes.EventsEvicted(self._engine.told.next, windows))
+            self.engine.told.add(changes.EventsEvicted(self.engine.told.next, windows))
         return records.Evicted(windows, page[-1].diagnosis.diagnosis_id if len(page) == diagnoses else None)
 
     @_change
@@ -450,28 +452,28 @@ class MemoryStore(TellsDamage):
         self, *, audit_seconds: float | None = None, accesses_seconds: float | None = None, limit: int = 256
     ) -> int:
         self._changing()
-        judged, rows = self.moment().judged, len(self._engine.audit) + len(self._engine.accesses)
+        judged, rows = self.moment().judged, len(self.engine.audit) + len(self.engine.accesses)
         expired = [
             (stream, key)
-            for stream in self._engine.streams.values()
+            for stream in self.engine.streams.values()
             for key, (_, _, _, expires_at) in stream.keys.items()
             if expires_at <= judged
         ][:limit]
         for stream, key in expired:
             del stream.keys[key]
-        self._engine.audit = _without_old(self._engine.audit, audit_seconds, judged, limit)
-        self._engine.accesses = _without_old(self._engine.accesses, accesses_seconds, judged, limit)
-        return len(expired) + rows - len(self._engine.audit) - len(self._engine.accesses)
+        self.engine.audit = _without_old(self.engine.audit, audit_seconds, judged, limit)
+        self.engine.accesses = _without_old(self.engine.accesses, accesses_seconds, judged, limit)
+        return len(expired) + rows - len(self.engine.audit) - len(self.engine.accesses)
 
     async def idempotency_keys(self) -> records.IdempotencyKeys:
         await self._asked()
         made = [
             end - records.IDEMPOTENCY_KEY_SECONDS
-            for one in self._engine.streams.values()
+            for one in self.engine.streams.values()
             for *_, end in one.keys.values()
         ]
         oldest = max(0.0, self.moment().reckoned - min(made)) if made else None
-        return records.IdempotencyKeys(len(made), self._engine.keys_max, oldest)
+        return records.IdempotencyKeys(len(made), self.engine.keys_max, oldest)
 
     @_change
     def forget_unseen(
@@ -495,7 +497,7 @@ class MemoryStore(TellsDamage):
     def erase(self, erasure: records.Erasure, act: records.Act | None = None) -> records.Erased:
         self._changing()
         sub, cursors, viewers, owned = erasure.sub, 0, 0, []
-        for diagnosis_id, stream in sorted(self._engine.streams.items()):
+        for diagnosis_id, stream in sorted(self.engine.streams.items()):
             for one in [one for one in stream.cursors if one.sub == sub]:
                 del stream.cursors[one]
                 cursors += 1
@@ -505,21 +507,19 @@ class MemoryStore(TellsDamage):
                 viewers += 1
             if stream.diagnosis.owner == sub:
                 owned.append(diagnosis_id)
-        before = [*self._engine.audit, *self._engine.accesses]
-        self._engine.audit = [self._engine.rows.without_name(row, erasure) for row in self._engine.audit]
+        before = [*self.engine.audit, *self.engine.accesses]
+        self.engine.audit = [self.engine.rows.without_name(row, erasure) for row in self.engine.audit]
         nobody = records.SubscriberId(erasure.stand_in, None)
-        self._engine.accesses = [
-            replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self._engine.accesses
+        self.engine.accesses = [
+            replace(row, subscriber=nobody) if row.subscriber.sub == sub else row for row in self.engine.accesses
         ]
-        after = [*self._engine.audit, *self._engine.accesses]
+        after = [*self.engine.audit, *self.engine.accesses]
         changed = [old != new for old, new in zip(before, after, strict=True)]
-        audit_rows, named = sum(changed[: len(self._engine.audit)]), tuple(owned[: records.OWNED_NAMED_MAX])
+        audit_rows, named = sum(changed[: len(self.engine.audit)]), tuple(owned[: records.OWNED_NAMED_MAX])
         erased = records.Erased(cursors, viewers, audit_rows, sum(changed) - audit_rows, named, len(owned))
         if act is not None:
             self._recorded(erased, act)
-            self._engine.told.add(
-                changes.SubjectErased(self._engine.told.next, changes.digest_of(sub), erasure.stand_in)
-            )
+            self.engine.told.add(changes.SubjectErased(self.engine.told.next, changes.digest_of(sub), erasure.stand_in))
         return erased
 
     async def backup(self, path: Path) -> records.Backup:
@@ -547,7 +547,7 @@ class MemoryStore(TellsDamage):
             0.0,
             0.0,
             0,
-            diagnoses=len(self._engine.streams),
+            diagnoses=len(self.engine.streams),
             away_since=self._handle.away_since,
         )
 
@@ -559,17 +559,17 @@ class MemoryStore(TellsDamage):
 
     def _stream(self, diagnosis_id: str) -> Stream:
         try:
-            return self._engine.streams[diagnosis_id]
+            return self.engine.streams[diagnosis_id]
         except KeyError:
             raise NoSuchDiagnosis(diagnosis_id) from None
 
     def _keys(self) -> int:
-        return sum(len(stream.keys) for stream in self._engine.streams.values())
+        return sum(len(stream.keys) for stream in self.engine.streams.values())
 
     def _page(self, owner: str | None, after: str) -> list[Stream]:
         return [
             stream
-            for diagnosis_id, stream in sorted(self._engine.streams.items())
+            for diagnosis_id, stream in sorted(self.engine.streams.items())
             if diagnosis_id > after and owner in (None, stream.diagnosis.owner)
         ]
 
@@ -582,13 +582,13 @@ class MemoryStore(TellsDamage):
     def _recorded(self, answer: Answer, act: records.Act | None) -> Answer:
         """The answer of an operation, once its audit row is stored. To be called before anything is changed."""
         if act is not None:
-            self._record(self._engine.rows.row_of(act, answer))
+            self._record(self.engine.rows.row_of(act, answer))
         return answer
 
     def _record(self, row: records.NewAuditRow) -> None:
-        self._engine.audit_rows_made += 1
-        number, at = self._engine.audit_rows_made, self.moment().wall
-        self._engine.audit.append(
+        self.engine.audit_rows_made += 1
+        number, at = self.engine.audit_rows_made, self.moment().wall
+        self.engine.audit.append(
             records.AuditRow(number, at, row.who, row.what, row.target, row.before, row.after, row.diagnosis_id)
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from random import Random
 from typing import Final, NamedTuple
@@ -18,7 +18,7 @@ import trio
 
 from storage import records
 from storage.audit_rows import BARE_ROWS, AuditRows
-from storage.changes import Change, Hears, Told
+from storage.changes import Change, EpochsRenewed, Hears, Told
 from storage.clock import Clock
 from storage.damage import Damage, checksum, judge
 from storage.news import LOOK, News
@@ -255,10 +255,19 @@ class MemoryEngine:
         for handle in list(self._handles.values()):
             handle.changed(change)
 
-    def wrote(self, by: Handle, diagnosis_id: str, event: records.Event | None = None) -> None:
+    def renew_epochs(self) -> None:
+        """Begin the numbering of every diagnosis anew while handles listen, as whoever has restored the engine does."""
+        for stream in self.streams.values():
+            stream.diagnosis = replace(stream.diagnosis, epoch=records.Epoch(self.new_epoch()))
+        self.told.add(EpochsRenewed(self.told.next, None))
+        for diagnosis_id in self.streams:
+            self.wrote(None, diagnosis_id)
+
+    def wrote(self, by: Handle | None, diagnosis_id: str, event: records.Event | None = None) -> None:
         """The log of a diagnosis has one more entry.
 
         Args:
+            by: who wrote it; `None`: none of the handles.
             event: what was appended; `None`: a mark.
         """
         if not self.shared:
@@ -267,7 +276,8 @@ class MemoryEngine:
         self._entries_made += 1
         entry = stream.entry(self._entries_made)
         stream.past.append(entry)
-        by.saw(diagnosis_id, entry)
+        if by is not None:
+            by.saw(diagnosis_id, entry)
         self._tell_others(by, diagnosis_id, entry, News(stream.window, () if event is None else (event,)))
 
     def ended(self, by: Handle, diagnosis_id: str, stream: Stream) -> None:
@@ -275,7 +285,7 @@ class MemoryEngine:
         if self.shared:
             self._tell_others(by, diagnosis_id, stream.past[-1], LOOK)
 
-    def _tell_others(self, by: Handle, diagnosis_id: str, entry: Entry, news: News) -> None:
+    def _tell_others(self, by: Handle | None, diagnosis_id: str, entry: Entry, news: News) -> None:
         faults = self.faults
         for handle in [one for one in self._handles.values() if one is not by and one.follows(diagnosis_id)]:
             if faults.live_lost and faults.random.random() < faults.live_lost:

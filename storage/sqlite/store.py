@@ -504,6 +504,8 @@ class SqliteStore(TellsDamage):
         self._damage.is_repaired(dropped.diagnosis_id)
         self._looks.pop(dropped.diagnosis_id, None)
         self._cache.pop(dropped.diagnosis_id, None)
+        if dropped.is_renewed:
+            self._told.add(changes.EpochsRenewed(self._told.next, dropped.diagnosis_id))
 
     def _registered(self, registered: records.Registered) -> None:
         self._registered_ids.value += registered.created

@@ -257,6 +257,99 @@ async def test_late_news_of_a_registration_that_is_gone_end_nobody(autojump_cloc
         assert len(reads) < 10, "it is not looked for for ever"
 
 
+# Renewed epochs
+
+
+class Watched(Reader):
+    """A connection whose end can be waited for."""
+
+    def __init__(self, sub: str | None) -> None:
+        super().__init__(sub)
+        self.ended = trio.Event()
+
+    def end(self, ending: Ending) -> None:
+        super().end(ending)
+        self.ended.set()
+
+
+class Returning:
+    """A client that comes back with its position whenever it is told to, to either of two processes."""
+
+    def __init__(self, sub: str, worlds: tuple[World, World], draw: Random) -> None:
+        self._worlds = worlds
+        self._draw = draw
+        self._reader = Watched(sub)
+        self.epoch: Epoch | None = None
+        self.resumed: list[Resume] = []
+        self._seen: dict[Epoch | None, list[int]] = {}
+        """Of each epoch, what former connections got or were told they cannot get."""
+
+    @property
+    def accounted(self) -> list[int]:
+        """The numbers of this epoch that it got or was told it cannot get, in order."""
+        return self._seen.get(self.epoch, []) + self._reader.accounted
+
+    async def follow(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            position = Seq(self.accounted[-1]) if self.accounted else None
+            self._seen[self.epoch] = self.accounted
+            self._reader = Watched(self._reader.subscriber.id.sub)
+            there = self._worlds[self._draw.randrange(2)]
+            admission = await there.connect(self._reader, Wanted(position, self.epoch))
+            self.epoch = admission.window.epoch
+            self.resumed.append(admission.plan.resume)
+            await self._reader.ended.wait()
+            assert self._reader.ending is Ending.RENEWED
+            assert self.accounted == list(range(1, len(self.accounted) + 1))
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whoever_follows_while_epochs_are_renewed_comes_back_and_misses_nothing_of_the_new_one(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    draw = Random(seed)
+    faults = Faults(live_lost=0.3, live_late_seconds=0.05, reads_old=5, random=Random(seed))
+    async with two_worlds(faults) as worlds, trio.open_nursery() as nursery:
+        clients = [Returning(sub, worlds, draw) for sub in ("amira", "bo")]
+        for client in clients:
+            nursery.start_soon(client.follow)
+        await wait_all_tasks_blocked()
+        for number in range(3):
+            if number:
+                handle(worlds[0]).engine.renew_epochs()
+            for _ in range(draw.randrange(6)):
+                await worlds[draw.randrange(2)].publish()
+                await trio.sleep(draw.random() * 0.02)
+        await trio.sleep(2 * LOOK_SECONDS)
+        window = handle(worlds[0]).engine.streams[DIAGNOSIS].window
+        for client in clients:
+            assert (client.epoch, client.accounted) == (window.epoch, list(range(1, window.head + 1)))
+            assert client.resumed[0] is Resume.FRESH
+            assert Resume.RESET in client.resumed
+        assert [there.actor().restarts for there in worlds] == [0, 0]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_renewed_epoch_ends_those_of_one_diagnosis_and_a_deletion_is_none(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        await one.store.inner.register("e", "amira", [])
+        readers = [Reader(), Reader()]
+        await other.connect(readers[0])
+        await other.connect(readers[1], diagnosis_id="e")
+        await publish(one, 3)
+        handle(one).damage(DIAGNOSIS, head=2)
+        await handle(one).drop_damaged(DIAGNOSIS)
+        await wait_all_tasks_blocked()
+        assert [reader.ending for reader in readers] == [Ending.RENEWED, None]
+        again = Reader()
+        assert (await other.connect(again, Wanted(Seq(3), Epoch("epoch-1")))).plan.resume is Resume.RESET
+        assert again.accounted == [1, 2, 3]
+        await register_anew(one)
+        await wait_all_tasks_blocked()
+        assert again.ending is Ending.DELETED
+
+
 # The faults of one that takes itself for the only writer
 
 

@@ -20,7 +20,7 @@ from actors.slot import ActorLimits
 from actors.statistics import ActorStatistics
 from actors.transport import Burst, Ending
 from storage.bus import Bus, MemoryNetwork
-from storage.changes import Change
+from storage.changes import Change, EpochsRenewed
 from storage.errors import StorageError
 from storage.memory import MemoryStore
 from storage.memory_engine import Faults, MemoryEngine
@@ -230,13 +230,16 @@ class World:
 
 
 class Ears:
-    """Hears for a registry what a store tells; what follows from acts is no business of this room."""
+    """Hears for a registry what a store tells; of acts, only what no request can ask for."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, actors_nursery: trio.Nursery) -> None:
         self.grew = registry.grew
+        self._registry = registry
+        self._actors_nursery = actors_nursery
 
     def changed(self, change: Change) -> None:
-        """Nothing follows."""
+        if isinstance(change, EpochsRenewed):
+            self._actors_nursery.start_soon(self._registry.renewed(change.diagnosis_id))
 
 
 def memory_store() -> MemoryStore:
@@ -284,7 +287,7 @@ async def world(
             limits=limits or ActorLimits(),
             bus=bus,
         )
-        faulty.inner.tell(Ears(registry))
+        faulty.inner.tell(Ears(registry, actors_nursery))
         await actors_nursery.start(registry.run)
         actors_nursery.start_soon(registry.tell_peers)
         yield World(registry, faulty, actors_nursery)

@@ -72,6 +72,7 @@ async def test_who_was_told_to_end_before_its_first_write_is_told_after_the_gree
         (Ending.REVOKED, 1008, None),
         (Ending.QUARANTINED, 1013, 2500),
         (Ending.STOPPING, 1012, 2500),
+        (Ending.RENEWED, 1012, 2500),
     ],
 )
 async def test_the_server_says_bye_with_the_code_it_closes_with(

@@ -118,6 +118,24 @@ async def test_a_diagnosis_that_is_deleted_at_one_is_gone_at_all_and_comes_back_
         assert await seqs(client, 1) == [1]
 
 
+async def test_whoever_follows_anywhere_while_epochs_are_renewed_comes_back_and_begins_anew(nodes: list[Node]) -> None:
+    await nodes[0].server.register()
+    for number in range(3):
+        await nodes[number].server.publish(number)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(node.server.live()) for node in nodes]
+        former = (await nodes[0].server.publish()).json()["epoch"]
+        nodes[0].store.engine.renew_epochs()
+        for client in clients:
+            assert (await client.close_frames())[1:] == (1012, "restart")
+    for node in nodes:
+        async with node.server.connect(after=4, epoch=former) as client:
+            connect, *rest = await client.until_live()
+            assert connect["data"]["resume"] == "reset"
+            assert [frame["seq"] for frame in rest if "seq" in frame] == [1, 2, 3, 4]
+    assert (await nodes[2].server.publish()).json()["seq"] == 5
+
+
 async def test_a_purge_at_one_is_a_gap_at_the_others(nodes: list[Node]) -> None:
     one, other, third = (node.server for node in nodes)
     await one.register()

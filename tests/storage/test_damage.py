@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from storage.changes import EpochsRenewed
 from storage.damage import Damage, Entry, checksum, drop_command, is_whole, judge
 from storage.errors import NotDamaged, OutboxDamaged
 from storage.records import (
@@ -24,7 +25,7 @@ from storage.records import (
 from storage.sqlite import integrity
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
-from tests.storage.conftest import ManualClock, damage, open_kind
+from tests.storage.conftest import Heard, ManualClock, damage, open_kind
 from tests.storage.rows import TELLING
 from tests.storage.test_contract import append, append_numbers, event, retained
 from tests.storage.test_faults import change, come_back, fill, opened
@@ -230,13 +231,16 @@ async def test_what_is_damaged_is_dropped_and_numbers_epoch_cursors_and_keys_sta
         await store.drop_damaged("d")
 
 
-async def test_a_head_that_cannot_be_trusted_gets_a_new_epoch(store: Store) -> None:
+async def test_a_head_that_cannot_be_trusted_gets_a_new_epoch_which_is_told(store: Store) -> None:
+    told = Heard()
+    store.tell(told)
     await store.register("d", "amira", [])
     await append(store, *[event(number, f"key-{number}") for number in range(1, 6)])
     epoch = (await store.get("d")).epoch
     await damage(store, "d", 2, 5, head=3)
     dropped = await store.drop_damaged("d")
     assert dropped.is_renewed
+    assert told[1:] == [EpochsRenewed(2, "d")]
     assert dropped.after.epoch == (await store.get("d")).epoch != epoch
     assert ((await store.read_after("d", Seq(0))).window) == dropped.after
     assert await retained(store) == [3, 4]

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from storage.changes import Change
+from storage.changes import Change, EpochsRenewed
 from storage.errors import Busy, Failed, KeyReused, NoSuchDiagnosis, StorageError
 from storage.memory import MemoryStore
 from storage.memory_engine import LOOK_SECONDS, Faults, MemoryEngine
@@ -27,11 +27,13 @@ class Listener:
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
         self.heard: list[News] = []
+        self.told: list[Change] = []
         self.changes: list[int] = []
         store.tell(self)
         self.unfollow = store.follow("d")
 
     def changed(self, change: Change) -> None:
+        self.told.append(change)
         self.changes.append(change.number)
 
     def grew(self, diagnosis_id: str, news: News) -> None:
@@ -244,6 +246,31 @@ async def test_every_handle_is_told_of_each_act_once_and_in_order_also_after_it_
     other.come_back()
     await other.register("d", "amira", [])
     assert [listener.changes for listener in listeners] == [[1, 2, 3, 4, 5]] * 2
+
+
+async def test_renewed_epochs_are_told_to_every_handle_also_after_it_was_cut_off(
+    engine: MemoryEngine, one: MemoryStore, other: MemoryStore
+) -> None:
+    await one.register("d", "amira", [])
+    await one.register("e", "amira", [])
+    await publish(one, 3)
+    listeners = [Listener(one), Listener(other)]
+    other.go_away()
+    before = [one.epoch for one in await one.diagnoses()]
+    engine.renew_epochs()
+    after = [one.epoch for one in await one.diagnoses()]
+    assert set(before).isdisjoint(after)
+    assert [listener.told for listener in listeners] == [[EpochsRenewed(3, None)], []]
+    other.come_back()
+    assert listeners[1].told == [EpochsRenewed(3, None)]
+    assert listeners[1].heard == [LOOK]
+    for store in (one, other):
+        found = await store.read_after("d", Seq(0))
+        assert found.window == Window(after[0], Seq(3), Seq(0), Seq(0))
+        assert [event.seq for event in found.events] == [1, 2, 3]
+    appended = await append(other)
+    assert isinstance(appended, Appended)
+    assert (appended.epoch, appended.seq) == (after[0], 4)
 
 
 async def test_an_engine_that_is_away_answers_nobody(

@@ -144,7 +144,7 @@ def close_of(ending: Ending) -> tuple[CloseCode, str]:
             return CloseCode.REPLACED, "replaced"
         case Ending.QUARANTINED:
             return CloseCode.TRY_LATER, "quarantined"
-        case Ending.STOPPING:
+        case Ending.STOPPING | Ending.RENEWED:
             return CloseCode.RESTART, "restart"
         case Ending.DELETED | Ending.VIEWER_REMOVED | Ending.DISCONNECTED | Ending.TOKEN_EXPIRED | Ending.REVOKED:
             return CloseCode.POLICY, ending.value

@@ -36,6 +36,7 @@ from storage.changes import (
     Change,
     DiagnosisDeleted,
     DiagnosisRegistered,
+    EpochsRenewed,
     EventsEvicted,
     OutboxPurged,
     RevocationsLifted,
@@ -142,6 +143,8 @@ class Consequences:
                     self._revoked.lift(revocation)
             case SubjectErased(digest=digest, stand_in=stand_in):
                 self._begin(self._erasing(digest, stand_in))
+            case EpochsRenewed(diagnosis_id=renewed):
+                self._begin(registry.renewed(renewed))
             case _:
                 assert_never(change)
 
