@@ -36,6 +36,7 @@ from storage.bus import Bus, NoBus
 from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.news import News
+from storage.pending import Pending
 from storage.records import AcknowledgedBy, Diagnosis, Seq, SubscriberId, Window
 from storage.store import Store
 
@@ -120,6 +121,10 @@ class Registry(Watcher):
 
     def tell(self, diagnosis_id: str, message: Asks[Answer]) -> Callable[[], Awaitable[Answer]]:
         """Put a message into the actor's mailbox now; what is returned waits for the answer. Raises as `ask`."""
+        return self.put(diagnosis_id, message).wait
+
+    def put(self, diagnosis_id: str, message: Asks[Answer]) -> Pending[Answer]:
+        """Put a message into the actor's mailbox now; where its answer will be. Raises as `ask`."""
         if self._draining:
             raise Draining("the server is stopping")
         slot = self._slot(diagnosis_id)
@@ -129,7 +134,7 @@ class Registry(Watcher):
         slot.mailbox.tell_nowait(envelope)
         self._budget.used(slot.roster)
         self._wake(slot)
-        return cast("Callable[[], Awaitable[Answer]]", envelope.reply.wait)
+        return cast("Pending[Answer]", envelope.reply)
 
     def acknowledge(self, subscriber: Subscriber, seq: Seq, by: AcknowledgedBy, *, answer: bool = False) -> bool:
         """Move the cursor of an attached subscriber; see `CursorKeeper.acknowledge`."""

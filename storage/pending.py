@@ -33,6 +33,22 @@ class Pending(Generic[Answer]):
         self._error = error
         self.done.set()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is an answer or an error."""
+        return self.done.is_set()
+
+    def result(self) -> Answer:
+        """The answer, which is there.
+
+        Raises:
+            Exception: the error that was given instead.
+        """
+        assert self.is_there, "whoever does not wait has looked"
+        if self._error is not None:
+            raise self._error
+        return cast(Answer, self._answer)
+
     async def wait(self) -> Answer:
         """The answer. Several tasks may wait, also after it is there.
 
@@ -42,6 +58,4 @@ class Pending(Generic[Answer]):
         Cancellation: stops waiting; what was asked for goes on, and a later `wait` still gets its answer.
         """
         await self.done.wait()
-        if self._error is not None:
-            raise self._error
-        return cast(Answer, self._answer)
+        return self.result()

@@ -106,20 +106,21 @@ def _strict(schema: str) -> Draft202012Validator:
 
 
 @cache
-def strict_frame(name: str) -> Draft202012Validator:
-    """A validator for the payload of a message of the WebSocket that takes no undocumented field."""
+def strict_frame(name: str, channel: str = "diagnosis") -> Draft202012Validator:
+    """A validator for the payload of a message of a WebSocket that takes no undocumented field."""
     components = copy.deepcopy(asyncapi()["components"])
     _close(components["schemas"])
-    payload = components["messages"][name]["payload"]
+    message = asyncapi()["channels"][channel]["messages"][name]
+    payload = components["messages"][message["$ref"].rpartition("/")[2]]["payload"]
     return Draft202012Validator({"components": components, **payload})
 
 
-def frame_complaint(frame: Schema) -> str | None:
+def frame_complaint(frame: Schema, channel: str = "diagnosis") -> str | None:
     """What is wrong with a frame of the server, `None` if it is as documented."""
     name = frame.get("type")
-    if name not in asyncapi()["components"]["messages"]:
+    if name not in asyncapi()["channels"][channel]["messages"]:
         return f"a frame of type {name} is not documented"
-    return mismatch(strict_frame(name), frame)
+    return mismatch(strict_frame(name, channel), frame)
 
 
 def _close(schema: object) -> None:

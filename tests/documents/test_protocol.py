@@ -112,7 +112,7 @@ def test_every_status_of_the_edge_is_said() -> None:
 
 
 def test_every_frame_has_a_section_with_its_fields() -> None:
-    messages: dict[str, Any] = asyncapi()["components"]["messages"]
+    messages: dict[str, Any] = asyncapi()["channels"]["diagnosis"]["messages"]
     for name in messages:
         (found,) = [one for one in SECTIONS if one.title in (f"`{name}`", f"`{name}` (client)")]
         assert found.number.startswith("4.")
@@ -133,7 +133,20 @@ def data_of(name: str) -> dict[str, Any]:
 def test_every_frame_is_in_an_example() -> None:
     lines = [line for one in examples(TEXT) for part in one.parts for line in part.lines]
     said = {found[1] for _, text in lines if (found := re.search(r'"type": "(\w+)"', text)) is not None}
-    assert asyncapi()["components"]["messages"].keys() <= said
+    assert {name for channel in asyncapi()["channels"].values() for name in channel["messages"]} <= said
+
+
+def test_every_frame_of_a_client_that_publishes_is_in_a_table_with_its_fields() -> None:
+    text = section("7.15").text
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    ours = asyncapi()["channels"]["publish"]["messages"].keys() - {*KINDS, "ping", "auth"}
+    assert ours <= rows.keys()
+    for name in ("receipt", "refused"):
+        fields = asyncapi()["components"]["schemas"][f"{name.title()}Frame"]["required"]
+        assert {"type", "timestamp", *re.findall(r"`(\w+)`", rows[name])} >= set(fields)
+    assert set(re.findall(r"`(\w+)`", rows["connect"])) >= set(
+        asyncapi()["components"]["schemas"]["Publishing"]["required"]
+    )
 
 
 def test_every_code_of_an_error_frame_is_in_its_table() -> None:

@@ -37,7 +37,7 @@ def test_the_handshake_answer_is_the_one_of_the_rfc() -> None:
 
 def test_fragments_become_one_message_with_a_ping_between_them() -> None:
     data = masked(0x01, b"a") + masked(0x89, b"p") + masked(0x80, b"b")
-    assert received(data) == [Fragment(), Control(is_ping=True, payload=b"p"), Message("ab")]
+    assert received(data) == [Fragment(1), Control(is_ping=True, payload=b"p"), Message("ab")]
 
 
 def test_a_decoder_is_idle_only_between_messages() -> None:

@@ -57,8 +57,10 @@ _NAME: Final = re.compile(r"\b(AMIRA(?:_30S)?|FARID|SERVICE|REGISTRAR|MONITOR|OP
 class Socket:
     """A WebSocket: a line of the server is a frame, `ping PAYLOAD`, or `close CODE REASON`."""
 
-    def __init__(self, client: RawClient) -> None:
+    def __init__(self, client: RawClient, channel: str) -> None:
         self._client = client
+        self._channel = channel
+        """Of `docs/asyncapi.yaml`."""
 
     async def said(self) -> str:
         got = await self._client.next()
@@ -67,7 +69,7 @@ class Socket:
             return f"ping {got.payload.decode()}"
         if got.opcode == CLOSE:
             return f"close {got.code} {got.reason}".strip()
-        assert (wrong := frame_complaint(got.json)) is None, wrong
+        assert (wrong := frame_complaint(got.json, self._channel)) is None, wrong
         return got.payload.decode()
 
     async def say(self, text: str) -> None:
@@ -127,7 +129,8 @@ class Conversation:
         asked = [line for line in part.lines if line[0] == "<"]
         method, target = part.request[0], self._filled(part.request[1])
         if asked[0][1] == "101":
-            connection = Socket(await self._upgraded(target, headers))
+            channel = "publish" if target == "/publish" else "diagnosis"
+            connection = Socket(await self._upgraded(target, headers), channel)
             return await self._opened(connection, part)
         # One that begins with when to come back is whole already: an answer like any other.
         if "/events" in target and asked[0][1] == "200" and not asked[1][1].startswith("retry:"):

@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator
 from actors.transport import Ending
 from tests.contract import asyncapi, complaint, frame_complaint, openapi, strict_frame
 from tests.server.harness import Server
-from web.contract import errors
-from web.contract.errors import STATUS_OF_CODE, CloseCode, close_of
+from web.contract import errors, wire
+from web.contract.errors import STATUS_OF_CODE, CloseCode, Problem, close_of
 from web.contract.exchange import Handler
 from web.contract.operations import OPERATIONS
 from web.contract.parameters import NAMES
@@ -36,7 +36,7 @@ async def test_the_document_is_served_to_everybody(server: Server) -> None:
 def test_every_route_is_documented_and_everything_documented_is_a_route() -> None:
     handlers = dict.fromkeys((one.name for one in OPERATIONS), cast(Handler, None))
     access = cast(Access, SimpleNamespace(rules=Settings()))
-    app = create_app(cast(Reception, None), access, handlers, cast(Socket, None))
+    app = create_app(cast(Reception, None), access, handlers, cast(Socket, None), cast(Socket, None))
     routes = {
         (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
@@ -123,17 +123,60 @@ def test_a_problem_with_a_code_that_is_not_documented_is_noticed() -> None:
 
 
 def test_every_frame_both_ways_is_documented() -> None:
-    messages = asyncapi()["channels"]["diagnosis"]["messages"].keys()
+    channels = asyncapi()["channels"]
+    messages = channels["diagnosis"]["messages"].keys()
     clients = {str(one.__struct_config__.tag) for one in (Ping, Ack, Auth)}
     replies = {"pong", "acked", "auth_expiring", "auth_ok", "error"}
     servers = {"connect", "gap", "live", "heartbeat", "bye", *replies, *KINDS}
-    assert messages == asyncapi()["components"]["messages"].keys() == clients | servers
+    assert messages == clients | servers
+    publishers = {str(one.__struct_config__.tag) for one in (Ping, Auth)} | KINDS.keys()
+    answers = {"connect", "receipt", "refused", "bye", *replies} - {"acked"}
+    assert channels["publish"]["messages"].keys() == publishers | answers
+    used = {one["$ref"].rpartition("/")[2] for channel in channels.values() for one in channel["messages"].values()}
+    assert used == asyncapi()["components"]["messages"].keys()
     operations = asyncapi()["operations"]
     said = {
         name: {one["$ref"].rpartition("/")[2] for one in operation["messages"]}
         for name, operation in operations.items()
     }
-    assert said == {"sendFrames": servers, "receiveFrames": clients}
+    assert said == {
+        "sendFrames": servers,
+        "receiveFrames": clients,
+        "answerPublisher": answers,
+        "receiveUpdates": publishers,
+    }
+
+
+UPDATE = '{"id":"1","type":"feedback_update","diagnosis_id":42,"feedback_id":1,"rating":5'
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        (UPDATE + "}", True),
+        (UPDATE + ',"idempotency_key":null,"comment":null,"effectiveness":1,"recommendation_id":"r"}', True),
+        (UPDATE.replace('"1"', '""') + "}", False),
+        (UPDATE.replace('"1"', '"' + "a" * 65 + '"') + "}", False),
+        (UPDATE.replace('"1"', "1") + "}", False),
+        (UPDATE + ',"surprise":1}', False),
+        (UPDATE + ',"idempotency_key":""}', False),
+        (UPDATE.replace("5", "6") + "}", False),
+        ('{"id":"1","type":"recommendation_update","diagnosis_id":"a","new_data":{},"old_data":null}', True),
+        ('{"id":"1","type":"recommendation_update","diagnosis_id":"a","new_data":[]}', False),
+        ('{"id":"1","type":"effectiveness_update","diagnosis_id":1,"recommendation_id":1,"new_effectiveness":1}', True),
+        ('{"id":"1","type":"effectiveness_update","diagnosis_id":1,"new_effectiveness":1}', False),
+    ],
+)
+def test_the_document_takes_the_updates_the_server_takes(text: str, good: bool) -> None:
+    value = msgspec.json.decode(text)
+    assert strict_frame(value["type"], "publish").is_valid(value) is good
+    try:
+        assert wire.publish_id_of(text.encode()) is not None
+        wire.decode_publish(text.encode())
+    except (AssertionError, Problem):
+        assert not good
+    else:
+        assert good
 
 
 @pytest.mark.parametrize(

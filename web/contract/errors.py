@@ -58,6 +58,9 @@ RETRY_AFTER_SECONDS: Final = 1
 """What a client that met a full mailbox or a full disk is told to wait."""
 
 
+RETRY_SPREAD_SECONDS: Final = 5.0
+"""Clients that are sent away together are told to come back at random within this time."""
+
 REPAIR_RETRY_SECONDS: Final = 60
 """The same for a damaged diagnosis. Reason: a retry is useless before an operator has acted."""
 

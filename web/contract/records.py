@@ -246,11 +246,53 @@ class FeedbackLine(FeedbackUpdate, tag_field="type", tag=FeedbackUpdate.KIND, kw
 Line = RecommendationLine | EffectivenessLine | FeedbackLine
 """One line of a bulk request: a broadcast, its `type`, and a key of its own."""
 
+PUBLISH_ID_CHARACTERS_MAX: Final = 64
+PublishId = Annotated[str, Meta(min_length=1, max_length=PUBLISH_ID_CHARACTERS_MAX)]
+PUBLISH_ID_RULE: Final = f"must be a string of 1-{PUBLISH_ID_CHARACTERS_MAX} characters"
+
+
+class RecommendationFrame(RecommendationLine, tag_field="type", tag=RecommendationUpdate.KIND, kw_only=True):
+    """A recommendation update as a frame of a WebSocket."""
+
+    id: PublishId
+
+
+class EffectivenessFrame(EffectivenessLine, tag_field="type", tag=EffectivenessUpdate.KIND, kw_only=True):
+    """An effectiveness update as a frame of a WebSocket."""
+
+    id: PublishId
+
+
+class FeedbackFrame(FeedbackLine, tag_field="type", tag=FeedbackUpdate.KIND, kw_only=True):
+    """A feedback update as a frame of a WebSocket."""
+
+    id: PublishId
+
+
+PublishFrame = RecommendationFrame | EffectivenessFrame | FeedbackFrame
+"""A line as a frame of a WebSocket: with the id under which it is answered."""
+
+
+class Identified(Struct):
+    """A frame that is answered under an id; its other fields are skipped."""
+
+    id: PublishId
+
+
+class PlacedId(Struct):
+    """The same, by its place."""
+
+    id: Place
+
+
 LINE_RULES: Final = {
     "type": f"must be one of {', '.join(KINDS)}",
     "idempotency_key": f"{KEY_RULE} or null",
 }
 """What the fields of a line must be, beside those of its kind."""
+
+PUBLISH_RULES: Final = LINE_RULES | {"id": PUBLISH_ID_RULE}
+"""What the fields of a frame that publishes must be, beside those of its kind."""
 
 
 class Registration(Struct, forbid_unknown_fields=True):
@@ -305,6 +347,9 @@ CLIENT_FRAME_RULES: Final = {
     "auth": {"type": "is auth", "token": TEXT_RULE},
 }
 """What the fields of a client frame must be, by its type."""
+
+SENDER_FRAME_RULES: Final = {kind: CLIENT_FRAME_RULES[kind] for kind in ("ping", "auth")}
+"""The same, of a client that publishes and has nothing to acknowledge."""
 
 
 def large_integer(value: int) -> bool:

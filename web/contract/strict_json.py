@@ -91,6 +91,25 @@ def _as_text(text: str | bytes) -> str:
     return text if isinstance(text, str) else text.decode()
 
 
+def sole_value(name: str, text: bytes) -> object:
+    """What the one field of this name holds in a text that `read` refuses; `None`: there is none, or more than one.
+
+    A text that only has a number that is no JSON, a field named twice elsewhere, or half of a surrogate pair is read.
+    """
+    try:
+        pairs = _pairs.decode(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(pairs, _Pairs):
+        return None
+    values = [value for named, value in pairs if named == name]
+    return values[0] if len(values) == 1 else None
+
+
+class _Pairs(list[tuple[str, object]]):
+    """The fields of an object, in order."""
+
+
 def _check_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """The object, if it names each field once (RFC 8259 section 4): whoever reads it would choose one of the two."""
     named = dict(pairs)
@@ -107,6 +126,7 @@ def _integer(text: str) -> int | float:
     return int(text) if len(text) <= INTEGER_CHARACTERS_MAX else float(text)
 
 
+_pairs: Final = json.JSONDecoder(object_pairs_hook=_Pairs)
 _names: Final = json.JSONDecoder(object_pairs_hook=_check_names)
 _tolerant: Final = json.JSONDecoder(
     object_pairs_hook=_check_names, parse_int=_integer, parse_float=WrittenNumber, parse_constant=_refuse_constant

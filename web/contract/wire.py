@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -28,12 +28,18 @@ from web.contract.records import (
     KEY,
     KINDS,
     LINE_RULES,
+    PUBLISH_RULES,
+    SENDER_FRAME_RULES,
     Ack,
     Auth,
+    Identified,
     Line,
     Ping,
     Place,
+    PlacedId,
     PlacedTarget,
+    PublishFrame,
+    PublishId,
     RawTarget,
     RecommendationUpdate,
     Registration,
@@ -45,7 +51,7 @@ from web.contract.records import (
     fault_of,
     large_integer,
 )
-from web.contract.strict_json import NAMED_TWICE, NotJson, WrongField, decoder_of, read
+from web.contract.strict_json import NAMED_TWICE, NotJson, WrongField, decoder_of, read, sole_value
 
 Record = TypeVar("Record")
 
@@ -67,6 +73,9 @@ _target_decoder: Final = decoder_of(Target)
 _registration_decoder: Final = decoder_of(Registration)
 _revoking_decoder: Final = decoder_of(Revoking)
 _client_frame_decoder: Final[msgspec.json.Decoder[Ping | Ack | Auth]] = decoder_of(Ping | Ack | Auth)
+_sender_frame_decoder: Final[msgspec.json.Decoder[Ping | Auth]] = decoder_of(Ping | Auth)
+_publish_decoder: Final[msgspec.json.Decoder[PublishFrame]] = decoder_of(PublishFrame)
+_identified_decoder: Final = msgspec.json.Decoder(Identified)
 _AT_FIELD: Final = re.compile(r"at `\$\.([A-Za-z_]+)")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 _NAMED_FIELD: Final = re.compile(r"field `([^`]*)`")
@@ -126,7 +135,7 @@ def target_of(body: bytes, what: str = "the body") -> str | None:
     """
     try:
         spelling = bytes(_raw_target_decoder.decode(body).diagnosis_id)
-        if (body.count(b"diagnosis_id") != 1 or rb"\u" in body) and _places_of_target(body) > 1:
+        if (body.count(b"diagnosis_id") != 1 or rb"\u" in body) and _places(PlacedTarget, body) > 1:
             raise Problem("bad_json", f"{what} {NAMED_TWICE}")
         if len(spelling) > TARGET_BYTES_MAX:
             return None
@@ -136,8 +145,8 @@ def target_of(body: bytes, what: str = "the body") -> str | None:
         return None
 
 
-def _places_of_target(body: bytes) -> int:
-    """How often an object has the field `diagnosis_id`, however its name is spelled."""
+def _places(record: type[PlacedTarget | PlacedId], body: bytes) -> int:
+    """How often an object has the one field of a record, however its name is spelled."""
     places = 0
 
     def found(_: type, value: object) -> Place:
@@ -145,7 +154,7 @@ def _places_of_target(body: bytes) -> int:
         places += 1
         return Place()
 
-    msgspec.json.decode(body, type=PlacedTarget, dec_hook=found)
+    msgspec.json.decode(body, type=record, dec_hook=found)
     return places
 
 
@@ -160,15 +169,26 @@ def decode_update(kind: type[Update], body: bytes) -> Update:
 
 def decode_line(line: bytes) -> Line:
     """A line of a bulk request. Raises as `decode_update`."""
-    decoded = _decode(_line_decoder, _line_rules, line, what="the line")
+    return _with_key(_decode(_line_decoder, partial(_rules, LINE_RULES), line, what="the line"))
+
+
+def decode_publish(text: bytes) -> PublishFrame:
+    """A frame that publishes, whose id was found (`publish_id_of`). Raises as `decode_update`."""
+    return _with_key(_decode(_publish_decoder, partial(_rules, PUBLISH_RULES), text, what="the frame"))
+
+
+Keyed = TypeVar("Keyed", bound=Line | PublishFrame)
+
+
+def _with_key(decoded: Keyed) -> Keyed:
     if decoded.idempotency_key is not None and not KEY.fullmatch(decoded.idempotency_key):
         raise Problem("invalid_field", f"idempotency_key {LINE_RULES['idempotency_key']}")
     return decoded
 
 
-def _line_rules(found: object) -> dict[str, str]:
+def _rules(rules: dict[str, str], found: object) -> dict[str, str]:
     kind = KINDS.get(str(found.get("type"))) if isinstance(found, dict) else None
-    return LINE_RULES if kind is None else LINE_RULES | kind.RULES
+    return rules if kind is None else rules | kind.RULES
 
 
 def decode_registration(body: bytes) -> Registration:
@@ -250,25 +270,64 @@ def decode_client_frame(text: str) -> Ping | Ack | Auth:
     Raises:
         FrameError: `bad_frame`, `unknown_type` or `invalid_field`.
     """
+    return _client_frame(_client_frame_decoder, CLIENT_FRAME_RULES, text)
+
+
+def decode_sender_frame(text: bytes) -> Ping | Auth:
+    """A frame of a client that publishes, but one that publishes. Raises as `decode_client_frame`."""
+    return _client_frame(_sender_frame_decoder, SENDER_FRAME_RULES, text)
+
+
+ClientFrame = TypeVar("ClientFrame")
+
+
+def _client_frame(
+    decoder: msgspec.json.Decoder[ClientFrame], rules: dict[str, dict[str, str]], text: str | bytes
+) -> ClientFrame:
     try:
-        frame = read(_client_frame_decoder, text)
+        frame = read(decoder, text)
     except NotJson as error:
         raise FrameError("bad_frame", f"the frame {error}") from None
     except WrongField as wrong:
-        raise _frame_error(wrong) from None
+        raise _frame_error(wrong, rules) from None
     if isinstance(frame, Ping) and (fault := fault_of(frame.data)) is not None:
         raise FrameError("invalid_field", f"data {fault}")
     return frame
 
 
-def _frame_error(wrong: WrongField) -> FrameError:
+def _frame_error(wrong: WrongField, rules: dict[str, dict[str, str]]) -> FrameError:
     found = wrong.found
     if not isinstance(found, dict):
         return FrameError("bad_frame", "a frame must be a JSON object")
     kind = found.get("type")
-    if not isinstance(kind, str) or kind not in CLIENT_FRAME_RULES:
-        return FrameError("unknown_type", f"type must be one of {', '.join(CLIENT_FRAME_RULES)}")
-    return FrameError("invalid_field", _explain(wrong.message, CLIENT_FRAME_RULES[kind], "a frame"))
+    if not isinstance(kind, str) or kind not in rules:
+        return FrameError("unknown_type", f"type must be one of {', '.join(rules)}")
+    return FrameError("invalid_field", _explain(wrong.message, rules[kind], "a frame"))
+
+
+def publish_id_of(text: bytes) -> str | None:
+    """The id under which a frame that publishes is answered; `None`: none can be read.
+
+    It can be read in a frame that is refused for something else, also for a number that is no JSON (`NaN`).
+    """
+    try:
+        found = _identified_decoder.decode(text).id
+        if (text.count(b'"id"') != 1 or rb"\u" in text) and _places(PlacedId, text) > 1:
+            return None
+    except msgspec.ValidationError:
+        return None
+    except (msgspec.DecodeError, RecursionError):
+        return _id_of(sole_value("id", text))
+    return found
+
+
+def _id_of(value: object) -> str | None:
+    try:
+        found = msgspec.convert(value, PublishId)
+        found.encode()
+    except (msgspec.ValidationError, UnicodeEncodeError):  # half of a surrogate pair cannot be sent back
+        return None
+    return found
 
 
 # Server frames
@@ -327,6 +386,43 @@ def frame(kind: str, diagnosis_id: str | None, at: float, data: object) -> bytes
         "data": data,
     }
     return encode(envelope)
+
+
+def receipt_frame(publish_id: str, diagnosis_id: str, at: str, receipt: dict[str, object]) -> bytes:
+    """The answer to a frame that published.
+
+    Args:
+        at: when it is answered, as `timestamp` has it.
+        receipt: the answer to the same as a request (PROTOCOL section 7.5).
+    """
+    shown = diagnosis_id_as_json(diagnosis_id)
+    return encode({"type": "receipt", "diagnosis_id": shown, "timestamp": at, "id": publish_id, "receipt": receipt})
+
+
+def refused_frame(publish_id: str, diagnosis_id: str | None, at: str, problem: Problem) -> bytes:
+    """The answer to a frame of which nothing was published.
+
+    Args:
+        diagnosis_id: the diagnosis it meant; `None`: it named none that could be one.
+        at: see `receipt_frame`.
+    """
+    shown = None if diagnosis_id is None else diagnosis_id_as_json(diagnosis_id)
+    document = problem_object(problem)
+    return encode({"type": "refused", "diagnosis_id": shown, "timestamp": at, "id": publish_id, "problem": document})
+
+
+def publishing_data(who: Principal, window: int, message_bytes_max: int) -> dict[str, object]:
+    """`data` of the `connect` frame of a client that publishes.
+
+    Args:
+        window: so many frames it may have sent that are not answered.
+        message_bytes_max: the largest of them.
+    """
+    return {
+        "window": window,
+        "message_bytes_max": message_bytes_max,
+        "token_expires_at": None if who.expires_at is None else timestamp(who.expires_at),
+    }
 
 
 def connect_data(

@@ -1,4 +1,4 @@
-"""The log lines of connections that follow a diagnosis: one line when each ends, and sums of what happens often.
+"""The log lines of connections that follow or publish: one line when each ends, and sums of what happens often.
 
 Every line has its fields in the text and, in JSON, as fields of their own. It names no subject unless the operator
 wants it to (`log_subjects`), and never anything else that a client has sent but the name of its device.
@@ -126,6 +126,17 @@ class ConnectionLog:
     def stalled_refused(self, why: str) -> None:
         """A stalled peer that was refused is cut off."""
         _say("stalled peer cut off", {"reason": why})
+
+    # Of those who publish
+
+    def sender_ended(self, sub: str | None, code: int, reason: str, seconds: float, events: int, request: str) -> None:
+        """A connection that published is over."""
+        fields: Fields = {"subject": self._shown(sub), "code": code, "reason": reason, "seconds": round(seconds, 1)}
+        _say("publishing WebSocket ended", fields | {"events_stored": events}, request)
+
+    def sender_stalled(self, sub: str | None, why: str, request: str) -> None:
+        """A stalled peer that published is cut off."""
+        _say("stalled peer cut off", {"subject": self._shown(sub), "reason": why}, request)
 
     # Sums
 

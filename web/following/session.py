@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, Protocol, assert_never
+from typing import Protocol, assert_never
 
 from actors.reading import Due, Live, RenderedEvent
 from actors.registry import Registry
@@ -17,14 +17,11 @@ from actors.transport import Ending
 from storage.clock import Clock
 from storage.records import AcknowledgedBy, Seq
 from web.contract import wire
-from web.contract.errors import CloseCode
+from web.contract.errors import RETRY_SPREAD_SECONDS, CloseCode
 from web.contract.principals import Principal
 from web.contract.records import Ack, Auth, Ping
 from web.identity.expiry import Expiry
 from web.websocket.flood import Cost
-
-RETRY_SPREAD_SECONDS: Final = 5.0
-"""Clients that are sent away together are told to come back at random within this time."""
 
 
 class Speaker(Protocol):

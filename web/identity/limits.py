@@ -88,11 +88,13 @@ class Limits:
         self._take(self._user_connects, sub, "connects of this user")
 
     def hold(
-        self, sub: str | None, diagnosis_id: str, address: Callable[[], str], *, replaces: bool = False
+        self, sub: str | None, diagnosis_id: str | None, address: Callable[[], str], *, replaces: bool = False
     ) -> Callable[[], None] | None:
         """Count a connection until what is returned is called; `None`: nothing is counted.
 
         Args:
+            sub: `None`: nobody's.
+            diagnosis_id: the one it follows; `None`: it follows none.
             replaces: it takes over from one that is counted still, so that one more is allowed.
 
         Raises:

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import trio
 
@@ -74,7 +74,10 @@ class Covered:
     revoked: Revoked
 
     def picks(self, subscriber: Subscriber) -> bool:
-        who = _who(subscriber)
+        return self.covers(_who(subscriber))
+
+    def covers(self, who: Principal) -> bool:
+        """Whether the token of somebody is revoked now."""
         return self.revoked.covering(who.sub, who.token_id, who.issued_at) is not None
 
 
@@ -93,6 +96,13 @@ class NamesOf:
 
     def picks(self, subscriber: Subscriber) -> bool:
         return self.names(subscriber.id)
+
+
+class Senders(Protocol):
+    """The connections that publish."""
+
+    async def end_where(self, picks: Callable[[Principal], bool], ending: Ending) -> None:
+        """End those whose clients `picks` picks."""
 
 
 class Consequences:
@@ -118,6 +128,8 @@ class Consequences:
         self._revoked = revoked
         self._nursery = consequences_nursery
         self._anonymous_allowed = anonymous_allowed
+        self.senders: Senders | None = None
+        """`None`: nobody publishes over a WebSocket yet."""
         self._under_way: dict[trio.Event, None] = {}
         """Set when a task has ended; the oldest first."""
 
@@ -137,12 +149,16 @@ class Consequences:
                     registry.evicted(diagnosis_id, window)
             case TokensRevoked(revocation=revocation):
                 self._revoked.add(revocation)
-                self._begin(partial(registry.end_everywhere, Covered(self._revoked), Ending.REVOKED))
+                covered = Covered(self._revoked)
+                self._begin(partial(registry.end_everywhere, covered, Ending.REVOKED))
+                self._end_senders(covered.covers, Ending.REVOKED)
             case RevocationsLifted(revocations=revocations):
                 for revocation in revocations:
                     self._revoked.lift(revocation)
             case SubjectErased(digest=digest, stand_in=stand_in):
                 self._begin(self._erasing(digest, stand_in))
+                erased = OfErased(digest)
+                self._end_senders(lambda who: erased.names(SubscriberId(who.sub, None)), Ending.DISCONNECTED)
             case EpochsRenewed(diagnosis_id=renewed):
                 self._begin(registry.renewed(renewed))
             case _:
@@ -185,6 +201,10 @@ class Consequences:
             except (Busy, Failed) as refusal:
                 logger.warning("what an erased person left is not erased, trying again: %s", refusal)
                 await trio.sleep(RETRY_SECONDS)
+
+    def _end_senders(self, picks: Callable[[Principal], bool], ending: Ending) -> None:
+        if self.senders is not None:
+            self._begin(partial(self.senders.end_where, picks, ending))
 
     def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
         ended = trio.Event()

@@ -95,7 +95,7 @@ def broadcasts(publisher: Publisher) -> Handlers:
                     asked.who, body, "the body", lambda text: (wire.decode_update(kind, text), key)
                 )
             receipt = await publisher.access.told(asked.who, publisher.acts.ask(diagnosis_id, publish))
-            return answer({"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)})
+            return answer(broadcasted(diagnosis_id, receipt))
 
         return broadcast
 
@@ -104,6 +104,11 @@ def broadcasts(publisher: Publisher) -> Handlers:
         "broadcastEffectivenessUpdate": handler_of(EffectivenessUpdate),
         "broadcastFeedbackUpdate": handler_of(FeedbackUpdate),
     }
+
+
+def broadcasted(diagnosis_id: str, receipt: Receipt) -> dict[str, object]:
+    """The answer to a single broadcast."""
+    return {"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)}
 
 
 def shown_receipt(diagnosis_id: str, receipt: Receipt) -> dict[str, object]:

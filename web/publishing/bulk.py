@@ -119,7 +119,7 @@ async def _tell(
                     raise
         return refused
     except (Problem, ActorError, StorageError) as error:
-        return _as_problem(error)
+        return as_problem(error)
 
 
 def _decoded(line: bytes) -> tuple[Line, str | None]:
@@ -156,7 +156,7 @@ async def _results(
                 raise Unanswered("the disk does not answer")
         except Unanswered as unanswered:
             seconds = LATE_SECONDS
-            results.append(_as_problem(unanswered))
+            results.append(as_problem(unanswered))
     return results
 
 
@@ -171,7 +171,7 @@ async def _result(publisher: Publisher, who: Principal, told: Told | Problem) ->
     except NoSuchDiagnosis:
         return publisher.access.absent(who)
     except (Problem, ActorError, StorageError) as error:
-        return _as_problem(error)
+        return as_problem(error)
 
 
 def _shown(result: tuple[str, Receipt] | Problem) -> dict[str, object]:
@@ -180,7 +180,7 @@ def _shown(result: tuple[str, Receipt] | Problem) -> dict[str, object]:
     return {"status": 200, **shown_receipt(*result)}
 
 
-def _as_problem(error: Problem | ActorError | StorageError) -> Problem:
+def as_problem(error: Problem | ActorError | StorageError) -> Problem:
     """The problem of one line, to be kept until the answer; other lines of the request have results of their own."""
     problem = error if isinstance(error, Problem) else problem_of(error, Asked.TO_PUBLISH)
     if problem is None:

@@ -52,7 +52,9 @@ NOWHERE: Final = "//"
 NAMES_PATH: Final = "subjects"
 """First segment of the paths whose second is a name, slashes and all."""
 
-WEBSOCKETS: Final = "/ws/<diagnosis_id>"
+FOLLOWING: Final = "/ws/<diagnosis_id>"
+PUBLISHING: Final = "/publish"
+"""The paths of WebSockets."""
 
 Socket = Callable[[Request, Adoption], Awaitable[None]]
 """Takes the WebSocket whose handshake a request is, and answers it."""
@@ -105,16 +107,17 @@ class Application(QuartTrio):
         """Have a handler serve a path that is no part of the contract."""
         self._route(f"{extra.method} {extra.path}", extra.method, extra.path, extra.handler)
 
-    def route_sockets(self, follow: Socket) -> None:
-        """Have WebSockets taken."""
+    def route_sockets(self, path: str, take: Socket) -> None:
+        """Have the WebSockets of a path taken."""
 
         async def view(**parameters: str) -> None:
             found = cast("LeanHandshake", websocket_ctx.websocket)
             assert found.asked is not None, "it was made before the route was called"
-            await follow(found.asked, adoption_of(found))
+            await take(found.asked, adoption_of(found))
 
-        self.add_url_rule(WEBSOCKETS, "followSocket", cast("Any", view), websocket=True)
-        self._sockets["followSocket"] = follow
+        endpoint = f"WebSocket {path}"
+        self.add_url_rule(path, endpoint, cast("Any", view), websocket=True)
+        self._sockets[endpoint] = take
 
     def _route(self, endpoint: str, method: str, rule: str, handler: Handler) -> None:
         async def view(**parameters: str) -> Answer:
@@ -245,20 +248,27 @@ class Application(QuartTrio):
 
 
 def create_app(
-    reception: Reception, access: Access, handlers: Handlers, follow: Socket, extras: Sequence[Extra] = ()
+    reception: Reception,
+    access: Access,
+    handlers: Handlers,
+    follow: Socket,
+    publish: Socket,
+    extras: Sequence[Extra] = (),
 ) -> Application:
     """The application of one server.
 
     Args:
         handlers: one for each operation.
-        follow: takes WebSockets.
+        follow: takes WebSockets that follow.
+        publish: takes WebSockets that publish.
         extras: further routes, which are no part of the contract.
     """
     assert handlers.keys() == {one.name for one in OPERATIONS}, "an operation has one entry there, and one handler"
     app = Application(reception)
     for operation in OPERATIONS:
         app.route_operation(operation, with_sender(operation, handlers[operation.name], access))
-    app.route_sockets(follow)
+    app.route_sockets(FOLLOWING, follow)
+    app.route_sockets(PUBLISHING, publish)
     for extra in extras:
         app.route_extra(extra)
     return app

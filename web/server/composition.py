@@ -84,6 +84,8 @@ from web.operating.status import Figures, status
 from web.operating.trails import trails
 from web.publishing.broadcasts import Publisher, broadcasts
 from web.publishing.bulk import bulk
+from web.publishing.sender import Senders
+from web.publishing.sockets import PublishSockets
 from web.server.app import Extra, create_app
 from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.server.client_file import client_file
@@ -362,6 +364,9 @@ async def serve(
         refusing = Refusing(hub, connection_log, upgrades.name_of)
         sockets = Sockets(upgrades, entrance, access, hub, followers, refusing)
         publisher = Publisher(access, acts, turns)
+        senders = Senders(publisher, registry, expiry, connection_log)
+        publish_sockets = PublishSockets(upgrades, access, hub, senders, refusing, actors_nursery, stopping)
+        consequences.senders = publish_sockets
         ways = Ways()
         figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled, ways)
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
@@ -383,7 +388,8 @@ async def serve(
         }
         door = FrontDoor(settings, access, remote_keys)
         reception = Reception(door, clock, _request_ids(), partial(goodbye_instead, log=connection_log, clock=clock))
-        app = create_app(reception, access, handlers, sockets.follow, () if extras is None else extras(stopping))
+        further = () if extras is None else extras(stopping)
+        app = create_app(reception, access, handlers, sockets.follow, publish_sockets.publish, further)
         kept_up: dict[str, Callable[[], Awaitable[None]]] = {
             "watch over waits for the disk": acts.watch,
             "turns of decoding": turns.run,
@@ -403,6 +409,7 @@ async def serve(
             actors_nursery.start_soon(restart_on_crash, name, service, clock, jitter)
 
         async def say_goodbye() -> None:
+            await publish_sockets.end_all()
             await registry.end_all()
             await hub.drain()
 

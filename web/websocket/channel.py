@@ -208,6 +208,20 @@ class Channel:
         """A Pong has come; what it costs."""
         return Cost.REPEAT
 
+    def fragment(self, length: int) -> Cost:
+        """A part of a message has come, with so many bytes; what it costs."""
+        return Cost.FRAME
+
+    @property
+    def message_bytes_max(self) -> int:
+        """Largest message of the client, however many frames it comes in. Beyond: close 1009."""
+        return self._hub.limits.message_bytes_max
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has sent as much as is taken from it for now: it is not read from, and need not answer."""
+        return False
+
     def compose_due(self) -> bytes:
         """What is due next beside replies; empty: nothing."""
         return b""
@@ -311,11 +325,11 @@ class Channel:
     def _end(self, state: State, closing: Closing) -> None:
         if self.state > State.OPEN:
             return
-        has_socket, was_throttled = self.state is State.OPEN, self.is_throttled
+        has_socket, was_unread = self.state is State.OPEN, self.is_unread
         self.state, self._closing = state, closing
         if has_socket:
             self._close_within(self._hub.limits.accept_seconds)
-        if was_throttled or (has_socket and self.blocked):
+        if was_unread or (has_socket and self.blocked):
             self._watch()
         self.left()
         if not self.blocked:
@@ -372,7 +386,7 @@ class Channel:
         """Have the poller report what there is to do: reading, unless the client sent too much; writing the rest."""
         is_unsent = bool(self._tail)
         is_deaf = self.state is State.FAILED and is_unsent
-        self._hub.poller.watch(self.fd, read=not (is_deaf or self.is_throttled), write=is_unsent)
+        self._hub.poller.watch(self.fd, read=not (is_deaf or self.is_unread), write=is_unsent)
 
     def _compose(self) -> bytes:
         """What comes next on the wire; empty: nothing."""
@@ -419,7 +433,7 @@ class Channel:
         closing = self._closing
         if closing is not None and (self.state is State.FAILED or closing.is_answered):
             return
-        if closing is None and self._inbound is None and (payload := sole_pong(data)) is not None:
+        if closing is None and self._is_at_head and (payload := sole_pong(data)) is not None:
             self._pay(self.ponged(payload))
             return
         self._decode(data)
@@ -437,9 +451,19 @@ class Channel:
         return min(READ_BYTES_MAX, missing + FRAMES_AT_ONCE_MAX * FRAME_BYTES_MIN)
 
     @property
+    def _is_at_head(self) -> bool:
+        """Whether what is read next begins with a frame."""
+        return self._inbound is None
+
+    @property
     def is_throttled(self) -> bool:
         """Whether the client has sent all it may for now: it is not read from, and need not answer."""
         return self.state is State.OPEN and self._allowance is not None and self._allowance.is_empty
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether nothing is read from the client for now."""
+        return self.is_throttled or (self.state is State.OPEN and self.is_full)
 
     @property
     def _has_answered(self) -> bool:
@@ -450,7 +474,7 @@ class Channel:
         inbound = self._inbound or self._hub.lend_inbound()
         self._inbound = inbound
         try:
-            for one in inbound.receive(data, self._hub.limits.message_bytes_max):
+            for one in inbound.receive(data, self.message_bytes_max):
                 self._take(one)
                 if self.state > State.ENDING or self._has_answered:
                     self._inbound = None
@@ -476,7 +500,7 @@ class Channel:
             case Message():
                 cost = self.received(one.data)
             case Fragment():
-                cost = Cost.FRAME
+                cost = self.fragment(one.length)
             case Control(is_ping=True):
                 # One answer is enough for several Pings (RFC 6455 section 5.5.3), so nothing piles up here.
                 self._pong = frames.pong(one.payload)
@@ -532,7 +556,7 @@ class Channel:
         """Look after a connection that is blocked, or silent for long."""
         if self._closing is not None:
             self._watch_end(self._closing, now)
-        elif self.is_throttled:
+        elif self.is_throttled or (self.is_unread and not self.blocked):
             self._stuck_since = now
         elif self.blocked or self._pinged:
             self._watch_progress(now)

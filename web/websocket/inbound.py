@@ -16,6 +16,11 @@ from web.websocket.frames import CONTROL_BYTES_MAX
 
 _PONG: Final = 0x8A
 
+_WHOLE_TEXT: Final = 0x81
+
+_LENGTH_16: Final = 126
+"""In place of a length: two bytes with the length follow; 127: eight bytes."""
+
 _SHORT_HEADER_BYTES: Final = 6
 """Opcode, length, mask."""
 
@@ -42,6 +47,9 @@ class Message:
 class Fragment:
     """A part of a message has come, more will follow."""
 
+    length: int
+    """Bytes of the frame it came in."""
+
 
 @dataclass(frozen=True, slots=True)
 class Control:
@@ -64,13 +72,16 @@ Received = Message | Fragment | Control | Close
 class Inbound:
     """Decodes the frames of one client."""
 
-    __slots__ = ("_bytes", "_decoder", "_messages", "_parts")
+    __slots__ = ("_bytes", "_decoder", "_frame_bytes", "_messages", "_parts")
 
     def __init__(self) -> None:
         self._decoder = FrameDecoder(client=False)
         self._messages = MessageDecoder()
         self._parts: list[str | bytes] = []
         self._bytes = 0
+        """Of the message that has begun."""
+        self._frame_bytes = 0
+        """Of the frame that has begun."""
 
     @property
     def is_idle(self) -> bool:
@@ -101,9 +112,12 @@ class Inbound:
                     yield Control(frame.opcode is Opcode.PING, bytes(frame.payload))  # type: ignore[arg-type]
                 else:
                     self._bytes += len(frame.payload)
+                    self._frame_bytes += len(frame.payload)
                     if self._bytes > message_bytes_max:
                         raise Violation(CloseCode.TOO_BIG)
                     yield from self._take(frame)
+                    if frame.frame_finished:
+                        self._frame_bytes = 0
         except ParseFailed as failure:
             raise Violation(CloseCode(int(failure.code))) from None
 
@@ -118,7 +132,7 @@ class Inbound:
             self._parts, self._bytes = [], 0
             yield message
         elif is_whole_frame:
-            yield Fragment()
+            yield Fragment(self._frame_bytes)
 
 
 def sole_pong(data: bytes) -> bytes | None:
@@ -131,6 +145,43 @@ def sole_pong(data: bytes) -> bytes | None:
         return None
     mask = (data[2:6] * (length // 4 + 1))[:length]
     return (int.from_bytes(data[6:], "big") ^ int.from_bytes(mask, "big")).to_bytes(length, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How a frame begins."""
+
+    length: int
+    """Of the whole frame, with its header."""
+    payload_at: int
+    """Where its payload begins."""
+    is_plain: bool
+    """It is a whole text message below 64 KiB, as nearly all are; anything else must be decoded."""
+
+
+def head_of(data: bytes, at: int) -> Head | None:
+    """The head of the frame that begins at `at`; `None`: it has not come whole yet.
+
+    Of a frame that breaks a rule it is only said that it is not plain: decoding says why.
+    """
+    have = len(data) - at
+    if have < 2:
+        return None
+    short = data[at + 1] & 0x7F
+    payload_at = at + _SHORT_HEADER_BYTES + (0 if short < _LENGTH_16 else 2 if short == _LENGTH_16 else 8)
+    if len(data) < payload_at:
+        return None
+    length = short if short < _LENGTH_16 else int.from_bytes(data[at + 2 : payload_at - 4], "big")
+    is_well_put = short < _LENGTH_16 or (short == _LENGTH_16 and length >= _LENGTH_16)
+    is_plain = data[at] == _WHOLE_TEXT and data[at + 1] >= 0x80 and is_well_put
+    return Head(payload_at - at + length, payload_at, is_plain)
+
+
+def unmasked(data: bytes, head: Head, end: int) -> bytes:
+    """The payload of a frame of a client that ends at `end` (RFC 6455 section 5.3)."""
+    at, length = head.payload_at, end - head.payload_at
+    mask = (data[at - 4 : at] * (length // 4 + 1))[:length]
+    return (int.from_bytes(data[at:end], "big") ^ int.from_bytes(mask, "big")).to_bytes(length, "big")
 
 
 def _close_code(payload: bytes) -> int | None:
