@@ -312,7 +312,12 @@ class History:
             self.nobody_follows_without_the_right(node)
 
     async def take_a_right(self) -> None:
+        await self.connect("bo")
         await self.register("cyrus")
+        await trio.sleep(1)
+        for node in self.alive:
+            if node.store.statistics().away_since is None:
+                self.nobody_follows_without_the_right(node)
         await self.register("bo")
 
     async def begin_anew(self) -> None:
@@ -359,7 +364,7 @@ class History:
     # What must be true
 
     def nobody_follows_without_the_right(self, node: Node) -> None:
-        """To be called when an act was answered at this node. Whatever was taken away until now is judged."""
+        """To be called where no act is on its way to this node. Whatever was taken away until now is judged."""
         stream = self.engine.streams.get(DIAGNOSIS)
         if len(node.consequences._under_way) == 0:  # else another act is not answered yet
             for one in self.followers:
