@@ -263,12 +263,18 @@ class MemoryStore(TellsDamage):
     def move_cursors(self, moves: Sequence[records.CursorMove]) -> Sequence[records.Seq | None]:
         checks.check(tuple(moves))
         self._changing()
-        return [self._move_cursor(move) for move in moves]
+        for move in moves:
+            self._move_cursor(move)
+        return [self._stored(move) for move in moves]
 
-    def _move_cursor(self, move: records.CursorMove) -> records.Seq | None:
+    def _stored(self, move: records.CursorMove) -> records.Seq | None:
+        stream = self.engine.streams.get(move.diagnosis_id)
+        return None if stream is None or stream.diagnosis.epoch != move.epoch else stream.cursors[move.subscriber].seq
+
+    def _move_cursor(self, move: records.CursorMove) -> None:
         stream = self.engine.streams.get(move.diagnosis_id)
         if stream is None or stream.diagnosis.epoch != move.epoch:
-            return None
+            return
         seq = records.Seq(min(move.seq, stream.head))
         old = stream.cursors.get(move.subscriber)
         at = move.seen_at if move.acknowledged_at is None else move.acknowledged_at
@@ -282,7 +288,6 @@ class MemoryStore(TellsDamage):
             if grown:
                 new = replace(new, acknowledged_at=at, acknowledged_by=move.acknowledged_by)
         stream.cursors[move.subscriber] = new
-        return new.seq
 
     async def cursors(
         self, diagnosis_id: str, *, after: records.SubscriberId | None = None, limit: int | None = None

@@ -15,7 +15,8 @@ _COLUMNS: Final = "sub, device, epoch, seq, seen_at, acknowledged_at, acknowledg
 def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Seq | None]:
     """Store cursors; the cursor now stored for each move, `None` where there is no such diagnosis and epoch."""
     heads: dict[tuple[str, Epoch], tuple[int, int] | None] = {}
-    stored: list[Seq | None] = []
+    rows: list[tuple[object, ...]] = []
+    names: list[tuple[int, str, str] | None] = []
     for move in moves:
         where = (move.diagnosis_id, move.epoch)
         if where not in heads:  # the same for all who follow a diagnosis
@@ -25,34 +26,32 @@ def move_cursors(db: sqlite3.Connection, moves: Iterable[CursorMove]) -> list[Se
                 where,
             ).fetchone()
         found = heads[where]
-        stored.append(None if found is None else _move_cursor(db, move, *found))
-    return stored
+        if found is None:
+            names.append(None)
+            continue
+        dx, head = found
+        name = (dx, *move.subscriber.order)
+        names.append(name)
+        at = move.seen_at if move.acknowledged_at is None else move.acknowledged_at
+        rows.append((*name, move.epoch, min(move.seq, head), move.seen_at, at, move.acknowledged_by))
+    # Not RETURNING: it makes a table for each row, which costs twice as much as storing the row and reading it again.
+    db.executemany(_MOVE, rows)
+    return [None if name is None else Seq(db.execute(_STORED, name).fetchone()[0]) for name in names]
 
 
-def _move_cursor(db: sqlite3.Connection, move: CursorMove, dx: int, head: int) -> Seq:
-    (stored,) = db.execute(
-        "INSERT INTO cursor VALUES (:dx, :sub, :device, :epoch, :seq, :seen_at, iif(:by IS NULL, NULL, :at), :by)"
-        " ON CONFLICT DO UPDATE SET"
-        " acknowledged_at = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_at"
-        "   WHEN excluded.seq > cursor.seq THEN :at ELSE cursor.acknowledged_at END,"
-        " acknowledged_by = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_by"
-        "   WHEN excluded.seq > cursor.seq THEN excluded.acknowledged_by ELSE cursor.acknowledged_by END,"
-        " seq = iif(cursor.epoch = excluded.epoch, max(cursor.seq, excluded.seq), excluded.seq),"
-        " epoch = excluded.epoch,"
-        " seen_at = max(cursor.seen_at, excluded.seen_at)"
-        " RETURNING seq",
-        {
-            "dx": dx,
-            "sub": move.subscriber.sub or "",
-            "device": move.subscriber.device or "",
-            "epoch": move.epoch,
-            "seq": min(move.seq, head),
-            "seen_at": move.seen_at,
-            "at": move.seen_at if move.acknowledged_at is None else move.acknowledged_at,
-            "by": move.acknowledged_by,
-        },
-    ).fetchone()
-    return Seq(stored)
+_MOVE: Final = (
+    "INSERT INTO cursor VALUES (?1, ?2, ?3, ?4, ?5, ?6, iif(?8 IS NULL, NULL, ?7), ?8)"
+    " ON CONFLICT DO UPDATE SET"
+    " acknowledged_at = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_at"
+    "   WHEN excluded.seq > cursor.seq THEN ?7 ELSE cursor.acknowledged_at END,"
+    " acknowledged_by = CASE WHEN cursor.epoch <> excluded.epoch THEN excluded.acknowledged_by"
+    "   WHEN excluded.seq > cursor.seq THEN excluded.acknowledged_by ELSE cursor.acknowledged_by END,"
+    " seq = iif(cursor.epoch = excluded.epoch, max(cursor.seq, excluded.seq), excluded.seq),"
+    " epoch = excluded.epoch,"
+    " seen_at = max(cursor.seen_at, excluded.seen_at)"
+)
+
+_STORED: Final = "SELECT seq FROM cursor WHERE dx = ? AND sub = ? AND device = ?"
 
 
 def cursor(db: sqlite3.Connection, diagnosis_id: str, subscriber: SubscriberId) -> Cursor | None:

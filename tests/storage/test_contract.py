@@ -302,6 +302,26 @@ async def test_a_cursor_only_grows_and_never_beyond_the_head(store: Store) -> No
     assert [await move(store, PHONE, seq) for seq in (3, 7, 5, 99)] == [3, 7, 7, 10]
 
 
+async def test_many_moves_are_stored_together_and_each_is_told_what_is_stored_then(store: Store) -> None:
+    await store.register("d", "amira", [])
+    await append_numbers(store, 10)
+    await move(store, UNNAMED, 6)
+    epoch = (await store.get("d")).epoch
+    moves = [
+        CursorMove("d", PHONE, epoch, Seq(4), 5.0),
+        CursorMove("d", PHONE, epoch, Seq(7), 6.0, "app", 5.5),
+        CursorMove("d", ANONYMOUS, Epoch("other"), Seq(1), 5.0),
+        CursorMove("d", UNNAMED, epoch, Seq(2), 9.0),
+        CursorMove("no such", PHONE, epoch, Seq(1), 5.0),
+        CursorMove("d", ANONYMOUS, epoch, Seq(99), 5.0),
+    ]
+    assert await store.move_cursors(moves) == [7, 7, None, 6, None, 10]
+    found = {one.subscriber: one for one in await store.cursors("d")}
+    assert {subscriber: one.seq for subscriber, one in found.items()} == {PHONE: 7, UNNAMED: 6, ANONYMOUS: 10}
+    assert (found[PHONE].acknowledged_at, found[PHONE].acknowledged_by, found[UNNAMED].seen_at) == (5.5, "app", 9.0)
+    assert await store.move_cursors([]) == []
+
+
 async def test_a_cursor_remembers_when_it_grew_and_when_its_subscriber_was_seen(store: Store) -> None:
     await store.register("d", "amira", [])
     await append_numbers(store, 10)
