@@ -198,8 +198,8 @@ class CursorStore(StoreTime, Protocol):
         """Store cursors, in one transaction, by the rules of `CursorMove`.
 
         Returns:
-            For each move the cursor that is stored after all of them, at most the head of the diagnosis. `None`: nothing
-            was stored, because the diagnosis is not registered or has another epoch.
+            For each move the cursor stored after all of them, at most the head of the diagnosis. `None`: nothing was
+            stored, because the diagnosis is not registered or has another epoch.
         """
 
     async def cursors(

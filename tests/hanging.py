@@ -48,14 +48,10 @@ def hangable_disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
         return run
 
-    begin, run_and_tell = Database.begin, Database.run_and_tell
+    begin, run = Database.begin, Database.run
     monkeypatch.setattr(
         Database, "begin", lambda self, ended, function, *args, **kw: begin(self, ended, over(function), *args, **kw)
     )
-    monkeypatch.setattr(
-        Database,
-        "run_and_tell",
-        lambda self, tell, function, *args, **kw: run_and_tell(self, tell, over(function), *args, **kw),
-    )
+    monkeypatch.setattr(Database, "run", lambda self, function, *args, **kw: run(self, over(function), *args, **kw))
     monkeypatch.setattr(Presence, "lost", over(Presence.lost))
     return disk

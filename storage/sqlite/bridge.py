@@ -88,16 +88,10 @@ def _step(loop: _Loop, work: Coroutine[Any, Any, object]) -> asyncio.Future[Any]
     return future
 
 
-async def _wait(future: asyncio.Future[Result], tell: Callable[[Result], object] = lambda _: None) -> None:
-    """Wait until a future is done, whatever is cancelled meanwhile; `tell` gets its result at that moment."""
+async def _wait(future: asyncio.Future[Any]) -> None:
+    """Wait until a future is done, whatever is cancelled meanwhile."""
     task = trio.lowlevel.current_task()
-
-    def arrive(_: object) -> None:
-        if future.exception() is None:
-            tell(future.result())
-        trio.lowlevel.reschedule(task)
-
-    future.add_done_callback(arrive)
+    future.add_done_callback(lambda _: trio.lowlevel.reschedule(task))
     await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
 
 
@@ -181,7 +175,12 @@ class Database:
         Cancellation: before it is queued nothing happens; once queued it runs, and its result is waited for,
         so that the answer to "did it commit?" is never thrown away.
         """
-        return await self.run_and_tell(lambda _: None, function, *args, **kwargs)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        connection = self._connection
+        work: Coroutine[Any, Any, Result] = connection._execute(  # type: ignore[no-untyped-call]
+            function, connection._conn, *args, **kwargs
+        )
+        return await _drive(self._loop, work)
 
     def begin(
         self,
@@ -203,25 +202,6 @@ class Database:
         _step(self._loop, work).add_done_callback(call.arrive)
         work.close()  # its only step left is to return what its future has
         return call
-
-    async def run_and_tell(
-        self,
-        tell: Callable[[Result], object],
-        function: Callable[Concatenate[sqlite3.Connection, P], Result],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Result:
-        """As `run`; and the moment there is a result, before this task runs again, `tell` is called with it.
-
-        `tell` must not raise: like all that `TrioToken.run_sync_soon` calls, it would end the whole run.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        connection = self._connection
-        work: Coroutine[Any, Any, Result] = connection._execute(  # type: ignore[no-untyped-call]
-            function, connection._conn, *args, **kwargs
-        )
-        await _wait(_step(self._loop, work), tell)
-        return await _drive(self._loop, work)
 
 
 @asynccontextmanager

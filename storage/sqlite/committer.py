@@ -1,10 +1,14 @@
-"""Group commit: one task turns everything that waits into one transaction, and wakes each waiter after COMMIT.
+"""Group commit: everything that waits becomes one transaction, and each waiter is woken after COMMIT.
 
 Order
-    `submit` puts an operation at the end of one queue. `run` takes up to `BATCH_OPERATIONS_MAX` from its front and
-    carries them out in that order, in one transaction on the database thread. Meanwhile the next operations queue up:
+    `submit` puts an operation at the end of one queue. Up to `BATCH_OPERATIONS_MAX` are taken from its front and
+    carried out in that order, in one transaction on the database thread. Meanwhile the next operations queue up:
     batches form by themselves, without a timer, and are the larger the slower the disk is. All operations are settled
     in the order in which they were submitted, so waiting for the last one is waiting for all (`settled`).
+
+    A transaction that ends settles its operations and begins the next one at once, in the callback that tells of its
+    end. Where nothing waited then, the next one begins a turn of the loop after the first operation, so that
+    others can join; or with it, if the last transaction had one operation only.
 
     A read needs no transaction. It goes to the database thread behind the transaction in hand, and before the
     operations that wait.
@@ -44,7 +48,6 @@ import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 
 import trio
@@ -60,7 +63,8 @@ from storage.sqlite.disk_log import Outage
 from storage.stall import Stall
 
 QUEUE_OPERATIONS_MAX: Final = 4096
-"""Operations that may wait for the next transaction. Beyond: refused at once (`Busy`), certainly not stored."""
+"""Operations that may wait for the next transaction. Beyond: refused at once (`Busy`), certainly not stored. Those of a
+batch that one of them has spoiled wait again, beyond this."""
 
 READS_MAX: Final = 4096
 """Reads that may wait for the database, those that nobody waits for any more included. Beyond: refused (`Busy`)."""
@@ -160,11 +164,17 @@ class Committer:
         """Whether the clock was held then."""
         self._keeps_by = time.monotonic() + KEEP_IDLE_SECONDS
         """When the time must be kept by a commit of its own."""
-        # Not a memory channel: one task takes whole batches, and a channel costs a tenth of all appends a second.
+        # Not a memory channel: whole batches are taken, and a channel costs a tenth of all appends a second.
         self._queue: deque[Operation[object]] = deque()
+        self._spoiled = 0
+        """Operations at the front of the queue that get a transaction each: one of them has spoiled their batch."""
+        self._was_alone = False
+        """Whether the last transaction had one operation."""
         self._is_closed = False
         self._changed = trio.Event()
-        """Set when an empty queue gets its first operation, or is closed."""
+        """Set when there is something to do for `run`."""
+        self._unexpected: Exception | None = None
+        """What a transaction raised that nothing is known about, for `run` to raise."""
         self._last: Operation[object] | None = None
         """What was submitted last; operations are settled in the order in which they were submitted."""
         self._broken: StoreBroken | None = None
@@ -201,11 +211,15 @@ class Committer:
             return operation
         if self._is_closed:
             raise Busy("the store is closing")
-        if len(self._queue) == QUEUE_OPERATIONS_MAX:
+        if len(self._queue) >= QUEUE_OPERATIONS_MAX:
             raise Busy(f"{QUEUE_OPERATIONS_MAX} operations wait for the disk already")
         self._last = cast("Operation[object]", operation)
         self._queue.append(self._last)
-        self._changed.set()
+        if self._in_hand_since is None:
+            if self._was_alone:
+                self._begin()
+            else:
+                self._changed.set()
         return operation
 
     def settled(self) -> trio.Event:
@@ -296,55 +310,86 @@ class Committer:
 
         Cancellation: never in the middle of a transaction; run it shielded and `close` it instead.
         """
-        while self._queue or not self._is_closed:
-            if self._queue:
-                batch = self._drain()
-                self._in_hand_since = batch[0].since
-                await self._commit(batch)
-                self._in_hand_since = None
+        while self._queue or self._in_hand_since is not None or not self._is_closed:
+            if self._queue and self._in_hand_since is None:
+                self._begin()
             else:
                 self._changed = trio.Event()
                 await self._changed.wait()
+            if self._unexpected is not None:
+                raise self._unexpected
         if self._broken is not None:
             raise self._broken
 
-    def _drain(self) -> list[Operation[object]]:
-        # Only this method takes from the queue, so the queue is now as long as it ever was since the last time.
-        self._queue_peak = max(self._queue_peak, len(self._queue))
-        return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_OPERATIONS_MAX))]
-
-    async def _commit(self, batch: Sequence[Operation[object]]) -> None:
-        """Carry out a batch in one transaction, or, if one operation spoils it, each in its own."""
+    def _begin(self) -> None:
+        """Have the database thread carry out a batch, in one transaction; in a broken store, refuse it."""
+        batch = self._next_batch()
         if self._broken is not None:
             _settle(batch, [Failed(str(self._broken))] * len(batch))
             return
         began = self._time.monotonic()
-        tell = partial(self._committed, batch, began)
         works = [one.work for one in batch]
         moment = self._time.moment()
         kept = self._to_keep(began)
         keep = None if kept is None or self._keep is None else _keeping(self._keep, kept)
+        self._in_hand_since = batch[0].since
+        call: Call[Sequence[object]] = self._database.begin(
+            lambda: self._ended(batch, began, kept, call),
+            run_transaction,
+            works,
+            moment,
+            self._lost,
+            keep,
+            self._is_full,
+            self._undone,
+        )
+
+    def _next_batch(self) -> list[Operation[object]]:
+        # Only this method takes from the queue, so the queue is now as long as it ever was since the last time.
+        self._queue_peak = max(self._queue_peak, len(self._queue))
+        if self._spoiled:
+            self._spoiled -= 1
+            return [self._queue.popleft()]
+        return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_OPERATIONS_MAX))]
+
+    def _ended(
+        self, batch: Sequence[Operation[object]], began: float, kept: Kept | None, call: Call[Sequence[object]]
+    ) -> None:
+        """A transaction has ended: settle its batch, and begin the next one. Called before any task runs again."""
+        self._in_hand_since = None
+        self._was_alone = len(batch) == 1
         try:
-            await self._database.run_and_tell(
-                tell, run_transaction, works, moment, self._lost, keep, self._is_full, self._undone
-            )
+            outcomes = call.result()
         except Spoiled as spoiled:
             if len(batch) > 1:
-                for one in batch:
-                    await self._commit([one])
-                return
-            failure = self._translate(spoiled.cause)
+                self._queue.extendleft(reversed(batch))
+                self._spoiled = len(batch)
+            else:
+                _settle(batch, [self._translate(spoiled.cause)])
         except TransactionFailed as failed:
-            failure = self._refused(failed)
+            _settle(batch, [self._refused(failed)] * len(batch))
         except StoreBroken as broken:
             self.break_down(str(broken))
-            failure = Failed(str(broken))
+            _settle(batch, [Failed(str(broken))] * len(batch))
+        except Exception as error:  # noqa: BLE001 - `run` raises it
+            self._unexpected = error
+            self._changed.set()
+            return
         else:
+            now = self._time.monotonic()
             if kept is not None:
                 self._kept_at, self._kept_held = began, kept.held
-            self._outage.is_over(self._time.monotonic())
-            return
-        _settle(batch, [failure] * len(batch))
+            self._count(len(batch), now - began)
+            _settle(batch, outcomes)
+            self._outage.is_over(now)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin the next transaction, unless who was settled just now has submitted something and that has begun."""
+        if self._queue and self._in_hand_since is None and self._broken is None:
+            self._begin()
+        elif self._is_closed:
+            self._changed.set()
 
     def keep_time(self) -> None:
         """Look at the clock, and have its time kept if no commit did so lately. To be called every second or so."""
@@ -364,11 +409,6 @@ class Committer:
         kept = self._time.kept
         is_due = self._kept_at is None or now >= self._kept_at + KEEP_SECONDS or kept.held is not self._kept_held
         return kept if is_due else None
-
-    def _committed(self, batch: Sequence[Operation[object]], began: float, outcomes: Sequence[object]) -> None:
-        """Wake the waiters of a batch at the moment its answer is there, one turn before `run` goes on."""
-        self._count(len(batch), self._time.monotonic() - began)
-        _settle(batch, outcomes)
 
     def _refused(self, failed: TransactionFailed) -> StorageError:
         """What the waiters are told about a transaction that the disk refused. The log is told, too."""

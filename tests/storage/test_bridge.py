@@ -105,14 +105,16 @@ async def test_a_caller_that_is_cancelled_while_it_runs_gets_the_result(tmp_path
         assert await database.run(count) == 1
 
 
-async def test_a_result_is_told_before_any_other_task_runs_and_an_error_is_not_told(tmp_path: Path) -> None:
-    told: list[int] = []
+async def test_the_end_of_a_call_is_told_before_any_task_runs_and_its_error_is_for_whoever_asks(tmp_path: Path) -> None:
+    told: list[str] = []
     async with open_database(tmp_path / "d.db") as database:
-        assert await database.run_and_tell(told.append, insert, 7) == 7
-        assert told == [7]
+        for function in (lambda db: insert(db, 7), lambda db: db.execute("NONSENSE").rowcount):
+            call = database.begin(lambda: told.append("ended"), function)
+            await call.done.wait()
+            told.append("woken")
         with pytest.raises(sqlite3.OperationalError):
-            await database.run_and_tell(told.append, lambda db: db.execute("NONSENSE").rowcount)
-    assert told == [7]
+            call.result()
+    assert told == ["ended", "woken"] * 2
 
 
 async def test_calls_run_in_the_order_they_were_made(tmp_path: Path) -> None:

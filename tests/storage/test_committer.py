@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from storage.belief import Moment
 from storage.clock import Timekeeper
 from storage.errors import Busy, Failed, KeyReused
 from storage.pending import Pending
-from storage.sqlite.bridge import open_database
+from storage.sqlite.bridge import Call, Database, open_database
 from storage.sqlite.committer import QUEUE_OPERATIONS_MAX, Committer
 from tests.storage.conftest import ManualClock
 
@@ -58,6 +59,59 @@ async def test_operations_that_wait_together_share_a_transaction(path: Path) -> 
     assert statistics.operations == 100
     assert statistics.commits <= 2
     assert statistics.batch_peak >= 99
+
+
+async def test_the_next_transaction_begins_before_anybody_hears_of_the_last(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    begin = Database.begin
+
+    def noted(self: Database, ended: Callable[[], object], *rest: Any) -> Call[object]:
+        happened.append("begun")
+        return begin(self, ended, *rest)
+
+    monkeypatch.setattr(Database, "begin", noted)
+    release = threading.Event()
+
+    def slow(db: sqlite3.Connection, now: Moment) -> bool:
+        return release.wait(10)
+
+    async def wait(pending: Pending[Any], name: str) -> None:
+        await pending.wait()
+        happened.append(name)
+
+    async with committing(path) as committer, trio.open_nursery() as nursery:
+        nursery.start_soon(wait, committer.submit(slow), "first")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(wait, committer.submit(adding(1)), "second")
+        await trio.testing.wait_all_tasks_blocked()
+        release.set()
+    assert happened == ["begun", "begun", "first", "second"]
+
+
+async def test_an_operation_waits_a_turn_for_company_only_if_the_last_one_had_some(path: Path) -> None:
+    async with committing(path) as committer:
+        await committer.submit(adding(1)).wait()
+        for number in (2, 3):  # 2 is alone again
+            committer.submit(adding(number))
+        await committer.settled().wait()
+        assert committer.statistics().commits == 3
+        for number in (4, 5):
+            committer.submit(adding(number))
+        await committer.settled().wait()
+        assert committer.statistics().commits == 5, "the last one, 3, was alone"
+        first = committer.submit(adding(6))
+        committer.submit(adding(7))
+        committer.submit(adding(8))
+        await first.wait()
+        await committer.settled().wait()
+        assert committer.statistics().commits == 7
+        committer.submit(adding(9))
+        committer.submit(adding(10))
+        await committer.settled().wait()
+        assert committer.statistics().commits == 8
+    assert numbers(path) == list(range(1, 11))
 
 
 async def test_a_refused_operation_leaves_its_batch_alone(path: Path) -> None:
