@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
 import shlex
 import signal
 import subprocess
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +20,11 @@ import pytest
 import trio
 
 from tests.server.process import COMMAND
+from web.contract.log_fields import current_request
+from web.server import log_writer
 from web.server.listening_file import LISTENING_FILE
 from web.server.log_writer import HELD_BYTES_MAX, LogWriter
+from web.server.logs import Formatter
 
 
 @pytest.fixture
@@ -38,8 +43,12 @@ def writer_to(fd: int) -> LogWriter:
     return writer
 
 
+def record(text: str, *args: object, level: int = logging.INFO) -> logging.LogRecord:
+    return logging.LogRecord("test", level, __file__, 1, text, args, None)
+
+
 def say(writer: LogWriter, text: str) -> None:
-    writer.emit(logging.LogRecord("test", logging.INFO, __file__, 1, text, (), None))
+    writer.emit(record(text))
 
 
 def test_lines_are_written_in_order_and_a_flush_waits_for_them(tmp_path: Path) -> None:
@@ -49,6 +58,78 @@ def test_lines_are_written_in_order_and_a_flush_waits_for_them(tmp_path: Path) -
             say(writer, f"line {number}")
         writer.flush()
     assert (tmp_path / "log").read_text().splitlines() == [f"line {number}" for number in range(1000)]
+
+
+class Changing:
+    """Says something else each time."""
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def __str__(self) -> str:
+        self.said += 1
+        return f"said {self.said}"
+
+
+def test_a_line_says_what_was_so_when_it_was_logged(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = writer_to(file.fileno())
+        names, one = ["first"], Changing()
+        writer.emit(record("%s %s %s", names, one, True))
+        names.append("second")
+        str(one)
+        writer.flush()
+    assert (tmp_path / "log").read_text() == "['first'] said 1 True\n"
+    assert one.said == 2
+
+
+def test_a_line_has_the_id_of_the_request_that_logged_it(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = LogWriter(file.fileno(), str)
+        writer.setFormatter(Formatter(json=False))
+        for name in ("one", "two"):
+            outside = current_request.set(name)
+            writer.emit(record("said in %s", name))
+            current_request.reset(outside)
+        writer.emit(record("said in none"))
+        writer.flush()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.partition("test: ")[2] for line in lines] == ["said in one [one]", "said in two [two]", "said in none"]
+
+
+def test_a_line_does_not_keep_what_an_exception_knows(tmp_path: Path) -> None:
+    class Payload:
+        pass
+
+    def fail(payload: Payload) -> None:
+        raise ValueError
+
+    reading, writing = os.pipe()
+    writer = writer_to(writing)
+    payload = Payload()
+    seen = weakref.ref(payload)
+    try:
+        fail(payload)
+    except ValueError as error:
+        writer.emit(logging.LogRecord("test", logging.INFO, __file__, 1, "failed", (), (ValueError, error, None)))
+    del payload
+    gc.collect()
+    assert seen() is None
+    writer.flush()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_warning_is_written_at_once_behind_what_was_logged_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "LINGER_SECONDS", 60.0)
+    reading, writing = os.pipe()
+    writer = writer_to(writing)
+    for number in range(3):
+        say(writer, f"line {number}")
+    writer.emit(record("careful", level=logging.WARNING))
+    assert os.read(reading, 4096) == b"line 0\nline 1\nline 2\ncareful\n"
+    os.close(reading)
+    os.close(writing)
 
 
 def test_what_does_not_fit_is_dropped_and_counted_when_the_log_flows_again(pipe: tuple[int, int]) -> None:

@@ -1,7 +1,10 @@
-"""Writing log lines without ever waiting for their reader: a bounded queue, and a thread that writes.
+"""Writing log lines without ever waiting for their reader: a bounded queue, and a thread that formats and writes.
 
 A pipe that nobody reads, or a terminal that is stopped (Ctrl-S), blocks the thread and nothing else. Lines that do not
 fit are dropped and counted, and the count is a line of its own once the log flows again.
+
+Lines are written in the order in which they are logged, those of `LINGER_SECONDS` together. A warning, and whatever is
+worse, is written at once, behind all that was logged before it. A process that is killed loses what waits.
 """
 
 from __future__ import annotations
@@ -15,12 +18,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-HELD_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Lines that are not written yet. Reason: some twenty thousand of them. Beyond: dropped, and counted."""
+from web.contract.log_fields import FIELDS, REQUEST_ID, current_request
 
-LINGER_SECONDS: Final = 0.02
+HELD_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Memory of lines that are not written yet. Reason: some thousands of them. Beyond: dropped, and counted."""
+
+RECORD_BYTES: Final = 512
+"""Memory of a record, beside its texts."""
+
+LINGER_SECONDS: Final = 0.05
 """Lines are collected for so long and written together. Reason: waking a thread for each line costs a request more than
 writing it."""
+
+_LASTING: Final = frozenset({str, int, float, bool, type(None)})
+"""Kinds of values that are later what they are now."""
 
 FLUSH_SECONDS_MAX: Final = 1.0
 """Longest time the end of the process waits for what is not written yet."""
@@ -41,29 +52,41 @@ class LogWriter(logging.Handler):
         super().__init__()
         self._fd = fd
         self._dropped_line = dropped
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[logging.LogRecord | bytes] = deque()
+        """Lines, in order; a record is still to be formatted."""
         self._held_bytes = 0
-        """Bytes of lines that wait, and of lines that are being written."""
+        """Memory of lines that wait, and of lines that are being written."""
         self._dropped = 0
         self._changed = threading.Condition()
         self._is_hurried = False
         """Somebody waits for the queue to be empty."""
+        self._is_urgent = False
+        """A line in the queue is to be written now."""
         self._is_writing = False
         threading.Thread(target=self._run, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a line; it is formatted here, where the request it belongs to is known. Never waits."""
-        try:
-            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
-        except Exception:  # noqa: BLE001 - a line that cannot be formatted must not fail what it tells of
-            line = b"a log line could not be formatted\n"
+        """Queue a line. Never waits.
+
+        It is formatted later, on the thread, if it is the same then; otherwise now, and also if it has an exception: a
+        traceback holds all that the functions in it know.
+        """
+        if _is_lasting(record):
+            record.__dict__.setdefault(REQUEST_ID, current_request.get())
+            line: logging.LogRecord | bytes = record
+        else:
+            line = self._formatted(record)
+        size = _size_of(line)
         with self._changed:
-            if self._held_bytes + len(line) > HELD_BYTES_MAX:
+            if self._held_bytes + size > HELD_BYTES_MAX:
                 self._dropped += 1
                 return
             self._waiting.append(line)
-            self._held_bytes += len(line)
-            if len(self._waiting) == 1:
+            self._held_bytes += size
+            if record.levelno >= logging.WARNING:
+                self._is_urgent = True
+                self._changed.notify_all()
+            elif len(self._waiting) == 1:
                 self._changed.notify_all()
 
     def flush(self) -> None:
@@ -77,13 +100,21 @@ class LogWriter(logging.Handler):
     def _run(self) -> None:
         while True:
             lines, dropped = self._take()
-            self._write(memoryview(b"".join(lines)))
+            self._write(memoryview(b"".join(map(self._formatted, lines))))
             if dropped:
                 self._write(memoryview(self._dropped_line(dropped).encode() + b"\n"))
             with self._changed:
-                self._held_bytes -= sum(map(len, lines))
+                self._held_bytes -= sum(map(_size_of, lines))
                 self._is_writing = False
                 self._changed.notify_all()
+
+    def _formatted(self, line: logging.LogRecord | bytes) -> bytes:
+        if isinstance(line, bytes):
+            return line
+        try:
+            return self.format(line).encode("utf-8", "backslashreplace") + b"\n"
+        except Exception:  # noqa: BLE001 - a line that cannot be formatted must not fail what it tells of
+            return b"a log line could not be formatted\n"
 
     def _write(self, data: memoryview) -> None:
         # Whoever has closed the other end wants no lines; there is nobody to tell.
@@ -94,13 +125,35 @@ class LogWriter(logging.Handler):
                 except BlockingIOError:  # somebody who shares the descriptor has made it so
                     time.sleep(LINGER_SECONDS)
 
-    def _take(self) -> tuple[list[bytes], int]:
+    def _take(self) -> tuple[list[logging.LogRecord | bytes], int]:
         """All lines that wait, once there are some and they have had company; and how many did not fit behind them."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._dropped)
-            self._changed.wait_for(lambda: self._is_hurried, LINGER_SECONDS)
+            self._changed.wait_for(lambda: self._is_hurried or self._is_urgent, LINGER_SECONDS)
+            self._is_urgent = False
             lines = list(self._waiting)
             self._waiting.clear()
             dropped, self._dropped = self._dropped, 0
             self._is_writing = True
         return lines, dropped
+
+
+def _is_lasting(record: logging.LogRecord) -> bool:
+    """Whether the line of a record is the same whenever it is formatted."""
+    if record.exc_info is not None or type(record.msg) is not str:
+        return False
+    values = record.args or ()
+    if type(values) is not tuple or FIELDS in record.__dict__:
+        return False
+    return all(type(value) in _LASTING for value in values)
+
+
+def _size_of(line: logging.LogRecord | bytes) -> int:
+    """Memory of a line, about."""
+    if isinstance(line, bytes):
+        return len(line)
+    size = RECORD_BYTES + len(line.msg)
+    for value in line.args or ():
+        if type(value) is str:
+            size += len(value)
+    return size

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from web.contract import wire
 from web.contract.log_fields import FIELDS, REQUEST_ID, current_request
@@ -98,29 +99,57 @@ class Formatter(logging.Formatter):
         self._json = json
 
     def format(self, record: logging.LogRecord) -> str:
+        at, message = wire.timestamp(record.created), redacted(record.getMessage())
+        request_id = getattr(record, REQUEST_ID, None) or current_request.get()
+        error = record.exc_info[1] if record.exc_info else None
+        if not self._json:
+            text = f"{at} {record.levelname.upper()} {record.name}: {message}"
+            if request_id is not None:
+                text += f" [{request_id}]"
+            return text if error is None else f"{text} ({describe(error)})"
         line: dict[str, object] = {
-            "at": wire.timestamp(record.created),
+            "at": at,
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": redacted(record.getMessage()),
+            "message": message,
         }
-        request_id = getattr(record, REQUEST_ID, None) or current_request.get()
         if request_id is not None:
             line[REQUEST_ID] = request_id
-        if record.exc_info and record.exc_info[1] is not None:
-            line["exception"] = describe(record.exc_info[1])
-        if not self._json:
-            return _for_people(line)
+        if error is not None:
+            line["exception"] = describe(error)
         for name, value in getattr(record, FIELDS, {}).items():
             line[name] = redacted(value) if isinstance(value, str) else value
         return wire.encode(line).decode()
 
 
-def _for_people(line: dict[str, object]) -> str:
-    text = f"{line['at']} {str(line['level']).upper()} {line['logger']}: {line['message']}"
-    if REQUEST_ID in line:
-        text += f" [{line[REQUEST_ID]}]"
-    return f"{text} ({line['exception']})" if "exception" in line else text
+class Record(logging.LogRecord):
+    """A record that knows what a line shows, and no more: to find out the rest costs more than to write the line."""
+
+    pathname = ""
+    lineno = 0
+    exc_text = stack_info = None
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+    ) -> None:
+        self.name = name
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.msg = msg
+        # One mapping as the only argument is a mapping of names (`logging.LogRecord`).
+        is_mapping = args and len(args) == 1 and isinstance(args[0], Mapping) and args[0]
+        self.args = args[0] if is_mapping else args
+        self.exc_info = exc_info
+        self.created = time.time()
 
 
 def _dropped(count: int) -> logging.LogRecord:
@@ -137,6 +166,7 @@ def set_up_logging(settings: Settings) -> None:
     # We never print these, so do not collect them (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # the place of the call, see the same page
+    logging.setLogRecordFactory(Record)
     formatter = Formatter(json=settings.log_format == "json")
     handler = LogWriter(sys.stderr.fileno(), lambda dropped: formatter.format(_dropped(dropped)))
     handler.setFormatter(formatter)
