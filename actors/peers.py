@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import trio
@@ -102,14 +102,44 @@ class Connections(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """How many connections are attached, by diagnosis?"""
 
 
+class Actors(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """How are the actors of these diagnoses, where they are in memory?"""
+
+    diagnosis_ids: list[str]
+
+
+class ActorAt(msgspec.Struct, frozen=True, array_like=True):
+    """One actor, as one process has it."""
+
+    state: str
+    """An `ActorState`; another version may have more of them."""
+    incarnation: int
+    connections: int
+    mailbox_depth: int
+    mailbox_limit: int
+    restarts: int
+    crashed_at: float | None
+    """When it crashed last, on the wall clock; `None`: it has not."""
+    crash: str | None
+    """As `Crash.error`."""
+
+
+class Nodes(NamedTuple):
+    """How many processes were asked, this one included, and how many have answered."""
+
+    known: int
+    answered: int
+
+
 Told = Attached | Counts | WhoFollows
-Question = Restart | Stop | Count | Disconnect | Written | Connections
+Question = Restart | Stop | Count | Disconnect | Written | Connections | Actors
 
 _told = msgspec.msgpack.Decoder(Told)
 _asked = msgspec.msgpack.Decoder(Question)
 _numbers = msgspec.msgpack.Decoder(int)
 _written = msgspec.msgpack.Decoder(list[bool | None])
 _connections = msgspec.msgpack.Decoder(dict[str, int])
+_actors = msgspec.msgpack.Decoder(list[ActorAt | None])
 _encode = msgspec.msgpack.encode
 
 
@@ -119,6 +149,9 @@ class Here(Protocol):
     @property
     def connections(self) -> Mapping[str, int]:
         """Attached connections of every diagnosis that has any."""
+
+    def actor_here(self, diagnosis_id: str) -> ActorAt | None:
+        """The actor of a diagnosis; `None`: it is not in memory."""
 
     def count_where(self, diagnosis_id: str, which: OfUser) -> int:
         """How many connections of one diagnosis are meant."""
@@ -285,24 +318,46 @@ class Peers:
     ) -> dict[SubscriberId, bool]:
         """Which subscribers have a connection elsewhere, and whether one of theirs was given this number."""
         found: dict[SubscriberId, bool] = {}
-        for answer in await self._ask(Written(diagnosis_id, seq, [(one.sub, one.device) for one in subscribers])):
+        asked = Written(diagnosis_id, seq, [(one.sub, one.device) for one in subscribers])
+        for answer in (await self._ask(asked)).values():
             for one, is_written in zip(subscribers, _written.decode(answer), strict=True):
                 if is_written is not None:
                     found[one] = found.get(one, False) or is_written
         return found
 
-    async def connections(self) -> Counter[str]:
-        """Attached connections elsewhere, by diagnosis."""
-        total = Counter[str]()
-        for answer in await self._ask(Connections()):
+    async def connections(self) -> tuple[Counter[str], Nodes]:
+        """Attached connections elsewhere, by diagnosis, and who has said so."""
+        total, known = Counter[str](), self.known
+        answers = await self._ask(Connections())
+        for answer in answers.values():
             total.update(_connections.decode(answer))
-        return total
+        return total, Nodes(known, 1 + len(answers))
 
-    async def _ask(self, question: Question) -> list[bytes]:
+    @property
+    def node(self) -> str:
+        """The name of this process."""
+        return self._bus.node
+
+    @property
+    def known(self) -> int:
+        """How many processes there are, this one included."""
+        return 1 + len(self._bus.others())
+
+    async def actors(self, diagnosis_ids: Sequence[str]) -> dict[str, dict[str, ActorAt]]:
+        """The actors of these diagnoses that are in memory elsewhere, by diagnosis and process."""
+        found: dict[str, dict[str, ActorAt]] = {one: {} for one in diagnosis_ids}
+        for node, answer in sorted((await self._ask(Actors(list(diagnosis_ids)))).items()):
+            for diagnosis_id, actor in zip(diagnosis_ids, _actors.decode(answer), strict=True):
+                if actor is not None:
+                    found[diagnosis_id][node] = actor
+        return found
+
+    async def _ask(self, question: Question) -> dict[str, bytes]:
+        """What the others answer, by their names; whoever does not answer is left out."""
         if not self._bus.others():
-            return []
+            return {}
         answers = await self._bus.ask(QUESTIONS, _encode(question), ASK_SECONDS_MAX)
-        return [answer for answer in answers.values() if answer]
+        return {node: answer for node, answer in answers.items() if answer}
 
     async def _answer(self, node: str, data: bytes) -> bytes:
         """The answer to a question; empty: none."""
@@ -329,11 +384,13 @@ class Peers:
                 return [here.was_given(diagnosis_id, SubscriberId(*name), Seq(seq)) for name in names]
             case Connections():
                 return here.connections
+            case Actors(diagnosis_ids):
+                return [here.actor_here(one) for one in diagnosis_ids]
 
 
 def _topic_of(diagnosis_id: str) -> str:
     return f"diagnosis.{diagnosis_id}"
 
 
-def _sum(answers: list[bytes]) -> int:
-    return sum(map(_numbers.decode, answers))
+def _sum(answers: Mapping[str, bytes]) -> int:
+    return sum(map(_numbers.decode, answers.values()))

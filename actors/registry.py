@@ -24,7 +24,7 @@ from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
 from actors.messages import Asks, Delivery, Envelope, Evict, Forget, ForgetUnseen, Inspect, Message
-from actors.peers import Peers
+from actors.peers import ActorAt, Nodes, Peers
 from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
 from actors.statistics import ActorStatistics, statistics_of
@@ -417,10 +417,43 @@ class Registry(Watcher):
         """Attached connections of every diagnosis that has any."""
         return {one.diagnosis_id: len(one.roster.subscribers) for one in self._slots.values() if one.roster.subscribers}
 
-    async def connections_everywhere(self) -> dict[str, int]:
-        """As `connections`, with those at other processes."""
-        elsewhere = await self._peers.connections()
-        return dict(elsewhere + Counter(self.connections)) if elsewhere else self.connections
+    async def connections_everywhere(self) -> tuple[dict[str, int], Nodes]:
+        """As `connections`, with those at other processes, as far as these have answered."""
+        elsewhere, nodes = await self._peers.connections()
+        return (dict(elsewhere + Counter(self.connections)) if elsewhere else self.connections), nodes
+
+    @property
+    def node(self) -> str:
+        """The name of this process among them."""
+        return self._peers.node
+
+    @property
+    def nodes_known(self) -> int:
+        """How many processes there are, this one included."""
+        return self._peers.known
+
+    async def actors_elsewhere(self, diagnosis_ids: Sequence[str]) -> dict[str, dict[str, ActorAt]]:
+        """The actors of these diagnoses that are in memory at other processes, by diagnosis and process."""
+        return await self._peers.actors(diagnosis_ids)
+
+    def actor_here(self, diagnosis_id: str) -> ActorAt | None:
+        """The actor of a diagnosis here; `None`: it is not in memory."""
+        return self.actor_at(diagnosis_id) if diagnosis_id in self._slots else None
+
+    def actor_at(self, diagnosis_id: str) -> ActorAt:
+        """As `actor_here`; of one that is not in memory, what it would be."""
+        slot = self._slots.get(diagnosis_id) or self._new_slot(diagnosis_id)
+        mailbox, history = slot.mailbox.statistics(), slot.history
+        return ActorAt(
+            ActorState.QUARANTINED if diagnosis_id in self._store.damaged else slot.state,
+            history.incarnation,
+            len(slot.roster.subscribers),
+            mailbox.depth,
+            mailbox.limit,
+            history.restarts,
+            None if history.last_crash is None else history.last_crash.at,
+            None if history.last_crash is None else history.last_crash.error,
+        )
 
     def unacknowledged(self, diagnosis_id: str) -> int | None:
         """Retained events that some known subscriber has not acknowledged; `None`: the outbox is not in memory."""

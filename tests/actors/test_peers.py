@@ -102,7 +102,7 @@ async def test_notes_of_an_unknown_kind_are_passed_over(
         bus_of(other).publish(TOPIC, msgspec.msgpack.encode(["Greeting", DIAGNOSIS]))
         answers = await bus_of(other).ask(QUESTIONS, msgspec.msgpack.encode(["Greeting"]), 5)
         assert (answers, reader.ending) == ({"one": b""}, None)
-        assert await other.registry.connections_everywhere() == {DIAGNOSIS: 1}
+        assert await other.registry.connections_everywhere() == ({DIAGNOSIS: 1}, (2, 2))
 
 
 async def test_connections_are_counted_and_ended_wherever_they_are(autojump_clock: MockClock) -> None:
@@ -112,7 +112,7 @@ async def test_connections_are_counted_and_ended_wherever_they_are(autojump_cloc
             await one.connect(reader)
         own = Reader("amira")
         await other.connect(own)
-        assert await other.registry.connections_everywhere() == {DIAGNOSIS: 4}
+        assert await other.registry.connections_everywhere() == ({DIAGNOSIS: 4}, (2, 2))
         assert await other.registry.count_elsewhere(DIAGNOSIS, OfUser("amira")) == 2
         phone = OfUser("amira", "phone")
         assert await other.registry.disconnect_elsewhere(DIAGNOSIS, phone, forget=False) == 1

@@ -23,9 +23,15 @@ from web.server.settings import Settings
 class Node:
     """One of the servers, and its handle on what they share."""
 
-    def __init__(self, server: Server, store: MemoryStore) -> None:
+    def __init__(self, name: str, server: Server, store: MemoryStore, network: MemoryNetwork) -> None:
         self.server = server
         self.store = store
+        self._name = name
+        self._network = network
+
+    def be_deaf(self) -> None:
+        """Answer nothing that others ask; they do not know that for a while."""
+        self._network.kill(self._name)
 
 
 @asynccontextmanager
@@ -47,7 +53,7 @@ async def running_nodes(data: Path, count: int = 3) -> AsyncIterator[list[Node]]
 
             begin(place)
             server = running_server(Settings(port=0, data=place, passivate_after_seconds=60), engine=opened)
-            nodes.append(Node(await stack.enter_async_context(server), store))
+            nodes.append(Node(f"node-{number}", await stack.enter_async_context(server), store, network))
         yield nodes
 
 
@@ -215,6 +221,38 @@ async def test_an_operator_reaches_the_connections_and_actors_of_all(nodes: list
             assert (await client.close_frames())[1:] == (1008, "disconnected by operator")
         (row, *_) = (await one.http.get("/audit", headers=headers)).json()["items"]
         assert (row["action"], row["after"]) == ("subscriber.disconnect", {"disconnected": 2, "forgotten": 0})
+
+
+async def test_an_actor_is_shown_as_it_is_at_each_server_and_at_all_together(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    headers = one.bearer("op", "operate")
+    async with one.live(), one.live(), other.live():
+        await other.http.post("/actors/42/restart", headers=headers)
+        await other.http.post("/actors/42/stop", headers=headers)
+        alone = (await third.http.get("/actors/42", headers=headers)).json()
+        (listed,) = (await third.http.get("/actors", headers=headers)).json()["items"]
+    shown = [(one["node"], one["state"], one["incarnation"], one["subscribers"]) for one in alone["nodes"]]
+    assert sorted(shown) == [("node-0", "passive", 2, 2), ("node-1", "passive", 2, 1), ("node-2", "passive", 0, 0)]
+    assert alone["nodes"][0]["node"] == "node-2", "this server comes first"
+    assert (alone["state"], alone["incarnation"], alone["subscribers"]) == ("passive", 2, 3)
+    assert alone["mailbox"] == {"depth": 0, "limit": 3000}
+    assert listed == alone
+
+
+async def test_what_does_not_answer_is_counted_and_left_out(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    headers = one.bearer("op", "operate")
+    async with one.live(), other.live(), third.live():
+        status = await one.status()
+        assert (status["nodes"], status["total_connections"]) == ({"known": 3, "answered": 3}, 3)
+        monkeypatch.setattr("actors.peers.ASK_SECONDS_MAX", 0.2)
+        nodes[2].be_deaf()
+        status = await one.status()
+        assert (status["nodes"], status["total_connections"]) == ({"known": 3, "answered": 2}, 2)
+        actor = (await one.http.get("/actors/42", headers=headers)).json()
+        assert ([node["node"] for node in actor["nodes"]], actor["subscribers"]) == (["node-0", "node-1"], 2)
 
 
 async def test_a_publisher_and_its_traces_learn_of_connections_at_all(nodes: list[Node]) -> None:

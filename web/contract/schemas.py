@@ -121,10 +121,20 @@ _STATE: Final[Schema] = {
 
 _LAG: Final = thing(user_id=TEXT_OR_NULL, device=TEXT_OR_NULL, online=FLAG, cursor=COUNT, lag=COUNT)
 
+_NODE: Final[dict[str, Schema]] = {
+    "state": words("running", "restarting", "quarantined", "passive"),
+    "incarnation": COUNT,
+    "subscribers": COUNT,
+    "mailbox": thing(depth=COUNT, limit=COUNT),
+    "last_crash": or_null(thing(at=TIME, error=TEXT)),
+}
+"""An actor at one server, or at all."""
+
 _STATUS: Final[Schema] = {
     "type": "object",
     "description": "The last four fields depend on who asks: totals only, one's own diagnoses, everything.",
     "required": [
+        "nodes",
         "total_diagnoses",
         "total_connections",
         "connections_open",
@@ -133,6 +143,8 @@ _STATUS: Final[Schema] = {
         "version",
     ],
     "properties": {
+        "nodes": thing(known=COUNT, answered=COUNT)
+        | {"description": "Servers on one store that are known, and that have answered; this one is among them."},
         "total_diagnoses": COUNT,
         "total_connections": COUNT,
         "connections_open": COUNT | {"description": "All connections of the server, whatever they are for."},
@@ -193,14 +205,14 @@ _ANSWERS: Final[dict[str, Schema]] = {
     ),
     "Deliveries": page("Delivery"),
     "Window": thing(**_WINDOW),
-    "Actor": thing(
+    "Actor": some_of(
+        {
+            "nodes": items(thing(node=TEXT, **_NODE))
+            | {"description": "The actor at each of several servers; absent where there is one."}
+        },
         **_WINDOW,
-        state=words("running", "restarting", "quarantined", "passive"),
-        incarnation=COUNT,
-        subscribers=COUNT,
-        mailbox=thing(depth=COUNT, limit=COUNT),
+        **_NODE,
         restarts=COUNT,
-        last_crash=or_null(thing(at=TIME, error=TEXT)),
         damage=or_null(
             TEXT | {"description": "What is wrong with what is stored of it; no event of it is sent or taken."}
         ),

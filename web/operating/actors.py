@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import inf
+from typing import Final
 
 from actors.acts import Acts
 from actors.messages import Forget, Forgotten, Inspect, Purge
+from actors.peers import ActorAt
 from actors.registry import Registry
 from actors.slot import ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
@@ -29,6 +32,14 @@ from web.http.bodies import whole_request
 from web.identity import rights
 from web.identity.access import Access, require
 from web.operating.audit_rows import act, disconnected_object, positions, row_of
+
+_WORST: Final[dict[str, int]] = {
+    ActorState.QUARANTINED: 0,
+    ActorState.RESTARTING: 1,
+    ActorState.RUNNING: 2,
+    ActorState.PASSIVE: 3,
+}
+"""States, the worst first. One that a newer version has is taken for no trouble."""
 
 
 def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Handlers:
@@ -57,19 +68,19 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
             window = (await store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
         except OutboxDamaged as damaged:
             window = damaged.damage.window(diagnosis.epoch)
-        connections = await registry.connections_everywhere()
-        return answer(await _actor(registry, store, diagnosis.diagnosis_id, window, connections))
+        elsewhere = await registry.actors_elsewhere([diagnosis.diagnosis_id])
+        return answer(await _actor(registry, store, diagnosis.diagnosis_id, window, elsewhere))
 
     async def list_actors(asked: Request) -> Answer:
         require(asked.who, rights.OPERATE)
         page = page_of(asked.query)
         outboxes = await store.outboxes(after=page.after, limit=page.limit + 1)
         shown = Shown()
-        connections = await registry.connections_everywhere()
+        elsewhere = await registry.actors_elsewhere([one.diagnosis_id for one in outboxes[: page.limit]])
         for one in outboxes[: page.limit]:
             if shown.is_full:
                 break
-            shown.add(await _actor(registry, store, one.diagnosis_id, one.window, connections))
+            shown.add(await _actor(registry, store, one.diagnosis_id, one.window, elsewhere))
         return answer(page.answer(outboxes, shown, lambda one: one.diagnosis_id))
 
     async def show_actor(asked: Request) -> Answer:
@@ -177,16 +188,17 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
 
 
 async def _actor(
-    registry: Registry, store: Store, diagnosis_id: str, outbox: Window, connections: Mapping[str, int]
+    registry: Registry, store: Store, diagnosis_id: str, outbox: Window, elsewhere: Mapping[str, Mapping[str, ActorAt]]
 ) -> dict[str, object]:
     """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store.
 
     Of a damaged one they are what is left once the damage is dropped.
 
     Args:
-        connections: attached ones of each diagnosis, of all processes.
+        elsewhere: the actors of diagnoses at other processes.
     """
     statistics = registry.statistics_of(diagnosis_id)
+    nodes = {registry.node: registry.actor_at(diagnosis_id), **elsewhere[diagnosis_id]}
     damage = statistics.damage
     stored = outbox if damage is None else damage.window(outbox.epoch)
     window = statistics.window or stored
@@ -196,15 +208,11 @@ async def _actor(
             lag = _lag_of(await store.cursors(diagnosis_id), window)
         except NoSuchDiagnosis:  # deleted since it was listed
             lag = ()
-    crash = statistics.last_crash
-    return {
+    together = _together(list(nodes.values()))
+    shown: dict[str, object] = {
         **_window(diagnosis_id, window),
-        "state": statistics.state.value,
-        "incarnation": statistics.incarnation,
-        "subscribers": connections.get(diagnosis_id, 0),
-        "mailbox": {"depth": statistics.mailbox.depth, "limit": statistics.mailbox.limit},
-        "restarts": statistics.restarts,
-        "last_crash": None if crash is None else {"at": wire.timestamp(crash.at), "error": crash.error},
+        **_node(together),
+        "restarts": together.restarts,
         "damage": None if damage is None else damage.what,
         "lag": [
             {
@@ -217,6 +225,36 @@ async def _actor(
             for one in lag
         ],
     }
+    if registry.nodes_known > 1:
+        shown["nodes"] = [{"node": name} | _node(one) for name, one in nodes.items()]
+    return shown
+
+
+def _node(one: ActorAt) -> dict[str, object]:
+    """What is shown of an actor at one process."""
+    crash = None if one.crashed_at is None else {"at": wire.timestamp(one.crashed_at), "error": one.crash}
+    return {
+        "state": one.state,
+        "incarnation": one.incarnation,
+        "subscribers": one.connections,
+        "mailbox": {"depth": one.mailbox_depth, "limit": one.mailbox_limit},
+        "last_crash": crash,
+    }
+
+
+def _together(actors: Sequence[ActorAt]) -> ActorAt:
+    """An actor at several processes: the worst state, the highest incarnation, the last crash, and sums."""
+    last = max(actors, key=lambda one: -inf if one.crashed_at is None else one.crashed_at)
+    return ActorAt(
+        min((one.state for one in actors), key=lambda state: _WORST.get(state, len(_WORST))),
+        max(one.incarnation for one in actors),
+        sum(one.connections for one in actors),
+        sum(one.mailbox_depth for one in actors),
+        sum(one.mailbox_limit for one in actors),
+        sum(one.restarts for one in actors),
+        last.crashed_at,
+        last.crash,
+    )
 
 
 def _lag_of(cursors: Sequence[Cursor], window: Window) -> tuple[Lag, ...]:

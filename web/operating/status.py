@@ -10,6 +10,7 @@ from typing import Final
 
 import trio
 
+from actors.peers import Nodes
 from actors.registry import Registry
 from storage.clock import Clock
 from storage.errors import Failed
@@ -73,7 +74,7 @@ class Figures:
         While the disk does not answer, an operator gets those figures for which memory suffices.
         """
         if who.sub is None:
-            return self._totals(await self._registry.connections_everywhere())
+            return self._totals(*await self._registry.connections_everywhere())
         if not may_operate(who):
             return await self._of(await _outboxes(self._store, who.sub))
         figures: dict[str, object] | None = None
@@ -101,8 +102,9 @@ class Figures:
                 self._read_at = self._clock.monotonic()
         return self._outboxes
 
-    def _totals(self, connections: Mapping[str, int]) -> dict[str, object]:
+    def _totals(self, connections: Mapping[str, int], nodes: Nodes) -> dict[str, object]:
         return {
+            "nodes": nodes._asdict(),
             "total_diagnoses": self._store.statistics().diagnoses,
             "total_connections": sum(connections.values()),
         }
@@ -111,7 +113,7 @@ class Figures:
         registry = self._registry
         queued = {one: count for one in registry.loaded if (count := registry.unacknowledged(one))}
         return {
-            **self._totals(registry.connections),
+            **self._totals(registry.connections, Nodes(registry.nodes_known, 1)),
             "connections_by_diagnosis": registry.connections,
             "queued_messages_by_diagnosis": queued,
             "damage_by_diagnosis": {one: damage.what for one, damage in self._store.damaged.items()},
@@ -133,7 +135,7 @@ class Figures:
 
     async def _of(self, outboxes: Sequence[Outbox]) -> dict[str, object]:
         """The figures of some diagnoses."""
-        connections = await self._registry.connections_everywhere()
+        connections, nodes = await self._registry.connections_everywhere()
         seen: dict[str, int] = {}
         queued: dict[str, int] = {}
         damage: dict[str, str] = {}
@@ -150,6 +152,7 @@ class Figures:
             if number % DIAGNOSES_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         return {
+            "nodes": nodes._asdict(),
             "total_diagnoses": len(outboxes),
             "total_connections": sum(seen.values()),
             "connections_by_diagnosis": seen,
