@@ -44,6 +44,7 @@ class Taker:
         except NotAdoptable as refusal:
             self.refused.append(refusal)
             return
+        assert isinstance(taken, socket.socket)
         self.taken.append(taken)
         taken.send(SWITCHING)
         with pytest.raises(NotAdoptable):

@@ -6,7 +6,6 @@ would block falls out of step, and is caught up from its position when the hub s
 
 from __future__ import annotations
 
-import socket
 from typing import Final
 
 import trio
@@ -22,6 +21,7 @@ from web.following.connection_log import ConnectionLog
 from web.following.heartbeat import Heartbeat
 from web.following.receipts import RECEIPT_EVENTS_MAX, Receipts, receipt_ping, receipt_seq
 from web.following.session import Session
+from web.http.adoption import AdoptedSocket
 from web.websocket import frames
 from web.websocket.channel import Channel, State
 from web.websocket.flood import Cost
@@ -186,7 +186,7 @@ class Follower(Channel):
 
     # Channel
 
-    def open(self, sock: socket.socket, head: bytes) -> None:
+    def open(self, sock: AdoptedSocket, head: bytes) -> None:
         super().open(sock, head)
         if self._heartbeat is not None and self.state is State.OPEN:
             self._heartbeat.spoke(self._hub.clock.monotonic())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Final, Protocol
 
 from quart.wrappers import Websocket
@@ -18,10 +17,32 @@ class NotAdoptable(Exception):
     """
 
 
+class AdoptedSocket(Protocol):
+    """A connected socket that does not block: what its adopter needs of it. A simulation hands in its own."""
+
+    def fileno(self) -> int:
+        """Its number, under which a poller reports it; -1 once it is closed."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Take some bytes; how many. Raises `BlockingIOError`: none now; another `OSError`: none any more."""
+
+    def recv(self, bytes_max: int, /) -> bytes:
+        """Bytes that have come; none: the peer has ended. Raises as `send`."""
+
+    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
+        """As of `socket.socket`."""
+
+    def shutdown(self, how: int, /) -> None:
+        """As of `socket.socket`."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
 class Owner(Protocol):
     """The connection a socket is taken from."""
 
-    def give_away(self) -> socket.socket:
+    def give_away(self) -> AdoptedSocket:
         """The socket. Raises `NotAdoptable`."""
 
 
@@ -37,7 +58,7 @@ class Adoption:
         """`Sec-WebSocket-Key`."""
         self._owner: Owner | None = owner
 
-    def adopt(self) -> socket.socket:
+    def adopt(self) -> AdoptedSocket:
         """Take the socket; nothing has been written to it yet, and nothing read beyond the request.
 
         Ownership: the caller's, who closes it. It is non-blocking, and Trio knows nothing of it.

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import stat
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,7 @@ class Backups:
             at: Unix time, in seconds.
             random: at least 8 hexadecimal digits. They keep two copies of one second apart.
         """
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
+        stamp = datetime.fromtimestamp(at, UTC).strftime("%Y%m%dT%H%M%SZ")
         return self._directory / PATTERN.replace("*", f"{stamp}-{random[:8]}")
 
     def drop_old(self, made: str) -> None:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from storage.clock import Clock
 from web.contract.errors import CloseCode
 from web.contract.wire import PING_INTERVAL_SECONDS
-from web.http.kernel_queues import unread_bytes
+from web.http.adoption import AdoptedSocket
 from web.websocket import frames
 from web.websocket.flood import Allowance, Cost
 from web.websocket.inbound import Close, Control, Fragment, Inbound, Message, Violation, sole_pong
@@ -121,8 +121,10 @@ class Keeper(Protocol):
     """When the process went on after it had stood still."""
     limits: ChannelLimits
     poller: Poller
-    unsent: Callable[[socket.socket], int]
+    unsent: Callable[[AdoptedSocket], int]
     """How many bytes of a socket have not reached its peer's machine."""
+    unread: Callable[[AdoptedSocket], int]
+    """How many bytes of its peer's lie unread in a socket."""
     aborted: int
     """Connections cut off because their clients took no bytes or answered no Ping, since the start."""
 
@@ -170,7 +172,7 @@ class Channel:
         "state",
     )
 
-    _sock: socket.socket
+    _sock: AdoptedSocket
 
     def __init__(self, hub: Keeper) -> None:
         self._hub = hub
@@ -248,7 +250,7 @@ class Channel:
 
     # Output
 
-    def open(self, sock: socket.socket, head: bytes) -> None:
+    def open(self, sock: AdoptedSocket, head: bytes) -> None:
         """Take the socket; write `head`, and whatever is due behind it.
 
         If it was told to end before, it says so and goes.
@@ -527,7 +529,7 @@ class Channel:
         if self.state is not State.OPEN or self._allowance is None:
             return False
         was_empty = self._allowance.is_empty
-        if self._allowance.look(now, is_waiting=unread_bytes(self._sock) > 0):
+        if self._allowance.look(now, is_waiting=self._hub.unread(self._sock) > 0):
             self._flooded()
             return False
         if was_empty and not self._allowance.is_empty:

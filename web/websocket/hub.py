@@ -7,7 +7,6 @@ What the connections carry is not known here.
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from math import inf
@@ -17,7 +16,8 @@ import trio
 
 from actors.upkeep import describe, restart_on_crash
 from storage.clock import Clock
-from web.http.kernel_queues import unsent_bytes
+from web.http.adoption import AdoptedSocket
+from web.http.kernel_queues import unread_bytes, unsent_bytes
 from web.websocket.channel import Channel, ChannelLimits, State
 from web.websocket.holds import Holds
 from web.websocket.inbound import Inbound
@@ -62,7 +62,8 @@ class Hub:
         clock: Clock,
         jitter: Callable[[], float],
         limits: ChannelLimits | None = None,
-        unsent: Callable[[socket.socket], int] = unsent_bytes,
+        unsent: Callable[[AdoptedSocket], int] = unsent_bytes,
+        unread: Callable[[AdoptedSocket], int] = unread_bytes,
         rounds: Sequence[Round] = (),
         held_max: int = HELD_MAX,
     ) -> None:
@@ -72,6 +73,7 @@ class Hub:
             jitter: random numbers from 0 up to 1.
             limits: what one connection may take.
             unsent: how many bytes of a socket have not reached its peer's machine.
+            unread: how many of its peer's lie unread in it.
             rounds: what else is to be done now and then, beside the sockets.
             held_max: connections whose Close, or whose stream's end, may be held back at once.
 
@@ -82,6 +84,7 @@ class Hub:
         self.jitter = jitter
         self.limits = limits or ChannelLimits()
         self.unsent = unsent
+        self.unread = unread
         self.now = clock.monotonic()
         """When this turn began: a tenth of a second ago at most, while there is time for turns."""
         self.tick = self.now
