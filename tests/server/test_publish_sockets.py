@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -488,3 +489,9 @@ async def test_a_client_that_reads_no_receipts_is_cut_off_and_its_events_are_sto
         while (await server.status())["connections_open"] > 1:
             await trio.sleep(0.1)
     assert (await server.publish(1)).json()["seq"] > WINDOW
+
+
+async def test_a_client_that_ends_its_side_still_gets_the_receipts_due(line: Line) -> None:
+    await line.say(*(update(n) for n in range(200)))
+    line.raw.stream.socket.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
+    assert [judged(one)["id"] for one in await line.raw.rest()] == [str(n) for n in range(200)]

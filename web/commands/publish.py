@@ -1,11 +1,16 @@
-"""`avicenna-live publish`: sends one update of a diagnosis, with the fields of PROTOCOL section 7 as options."""
+"""`avicenna-live publish`: sends one update of a diagnosis, with the fields of PROTOCOL section 7 as options.
+
+With `--stream` it sends those that standard input says (`publish_stream`).
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
+from web.commands import publish_stream
 from web.commands.answers import Receipt
 from web.commands.arguments import fraction, idempotency_key, json_object, reference, whole
 from web.commands.finding import add_client_options, client_of
@@ -28,8 +33,15 @@ FEEDBACK_FIELDS: Final = ("feedback_id", "rating", "effectiveness", "recommendat
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    parser = commands.add_parser("publish", help="send an update of a diagnosis")
-    kinds = parser.add_subparsers(metavar="KIND", required=True)
+    parser = commands.add_parser("publish", help="send an update of a diagnosis, or many")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="publish what standard input says, one JSON object a line with its type and fields; in place of KIND",
+    )
+    add_client_options(parser)
+    parser.set_defaults(run=partial(_run_stream, parser))
+    kinds = parser.add_subparsers(metavar="KIND", action=Kinds)
 
     one = _kind(kinds, "recommendation", "the recommendations changed", RECOMMENDATION_FIELDS)
     one.add_argument("--new-data", type=json_object, required=True, metavar="JSON", help="the new state, an object")
@@ -53,6 +65,28 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     one.add_argument("--recommendation-id", type=reference, metavar="R")
     one.add_argument("--comment", metavar="TEXT")
     add_client_options(one)
+
+
+class Kinds(argparse._SubParsersAction):  # type: ignore[type-arg]  # it is generic for the checker alone
+    """The kinds of updates. What stands before one is for `--stream`: the options of a kind come behind it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = [name for name, value in vars(namespace).items() if name != "run" and value]
+        if given:
+            parser.error(f"--{given[0].replace('_', '-')} must not stand before a KIND")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _run_stream(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if not arguments.stream:
+        parser.error("the following arguments are required: KIND, or --stream")
+    return publish_stream.run(arguments)
 
 
 def _kind(

@@ -1,6 +1,7 @@
 """`avicenna-live tail`: follows one diagnosis, prints what happens, and comes back where it stopped.
 
-No other command runs Trio to talk to a server: here a WebSocket is read while a second task notices a dead server.
+Trio runs here and in `publish --stream`, in no other command that talks to a server: a WebSocket is read while a second
+task notices a dead server.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import random
 import select
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -268,11 +270,8 @@ class Tail:
         target = self._client.target("ws", self._diagnosis_id, query=query)
         self._bye, self._refused_token, self._token_was_good = {}, False, False
         try:
-            with trio.fail_after(CONNECT_SECONDS_MAX):
-                stream = await _open_stream(self._client.url)
-            # The socket is ours: trio-websocket leaves it open after a close that the server began.
-            async with stream:
-                return await self._converse(stream, target)
+            async with connected(self._client) as stream:
+                return await upgraded(self._client, stream, target, self._listen)
         except trio.TooSlowError:
             failure = self._client.unreachable(TimeoutError())
         except (OSError, trio.BrokenResourceError, NotHttp) as error:
@@ -281,46 +280,6 @@ class Tail:
         if not (self._admitted and reconnect):
             raise failure
         return Ended(NOTHING_HEARD, str(failure))
-
-    async def _converse(self, stream: Stream, target: str) -> Ended:
-        """Upgrade, listen, and close. Raises `NotHttp`."""
-        host = UNIX_HOST if socket_path_of(self._client.url) is not None else urlsplit(self._client.url).netloc
-        headers = [(name.encode(), value.encode()) for name, value in self._client.credentials.headers().items()]
-        ended = Ended(NOTHING_HEARD, "no answer to the upgrade")
-        refused: BaseException | None = None
-        try:
-            async with trio.open_nursery() as connection_nursery:
-                with trio.move_on_after(CONNECT_SECONDS_MAX) as opening:
-                    connection = await wrap_client_stream(
-                        connection_nursery,
-                        Upgrading(stream),  # type: ignore[arg-type] # it takes any stream
-                        host,
-                        target,
-                        extra_headers=headers,
-                    )
-                if not opening.cancelled_caught:
-                    ended = await self._listen(connection)
-                    if ended.code != NOTHING_HEARD:
-                        with trio.move_on_after(CLOSE_SECONDS_MAX):
-                            await connection.aclose(PROTOCOL_ERROR if ended.is_strange else NORMAL)
-                connection_nursery.cancel_scope.cancel()
-        except* LocalProtocolError:
-            # trio-websocket answers a Ping that it reads while it closes, which wsproto does not allow.
-            pass
-        except* ConnectionRejected as group:
-            rejected = first_of(group)
-            assert isinstance(rejected, ConnectionRejected)
-            ended = Ended(rejected.status_code, self._why_rejected(rejected), _retry_after_ms(rejected))
-        except* NotHttp as group:
-            refused = first_of(group)
-        if refused is not None:
-            raise refused
-        return ended
-
-    def _why_rejected(self, rejected: ConnectionRejected) -> str:
-        refusal = self._client.refusal(rejected.status_code, "", rejected.body or b"")
-        said = f": {refusal}" if isinstance(refusal, RefusedByServer) else ""
-        return printable(f"instead of a WebSocket{said}")
 
     async def _listen(self, connection: WebSocketConnection) -> Ended:
         """Read frames until the connection ends or falls silent, or until everything asked for was printed."""
@@ -403,6 +362,63 @@ class Tail:
             say_aside(connect_line(self._diagnosis_id, data, self._start))
         elif kind == "error":
             say_aside(f"{data.get('code')}: {data.get('detail')}")
+
+
+@asynccontextmanager
+async def connected(client: Client) -> AsyncIterator[Stream]:
+    """A socket to the server, closed at the end: trio-websocket leaves it open after a close that the server began.
+
+    Raises:
+        OSError, trio.TooSlowError: there is none.
+    """
+    with trio.fail_after(CONNECT_SECONDS_MAX):
+        stream = await _open_stream(client.url)
+    async with stream:
+        yield stream
+
+
+async def upgraded(
+    client: Client, stream: Stream, target: str, converse: Callable[[WebSocketConnection], Awaitable[Ended]]
+) -> Ended:
+    """Upgrade, have a conversation, and close. Raises `NotHttp`."""
+    host = UNIX_HOST if socket_path_of(client.url) is not None else urlsplit(client.url).netloc
+    headers = [(name.encode(), value.encode()) for name, value in client.credentials.headers().items()]
+    ended = Ended(NOTHING_HEARD, "no answer to the upgrade")
+    refused: BaseException | None = None
+    try:
+        async with trio.open_nursery() as connection_nursery:
+            with trio.move_on_after(CONNECT_SECONDS_MAX) as opening:
+                connection = await wrap_client_stream(
+                    connection_nursery,
+                    Upgrading(stream),  # type: ignore[arg-type] # it takes any stream
+                    host,
+                    target,
+                    extra_headers=headers,
+                )
+            if not opening.cancelled_caught:
+                ended = await converse(connection)
+                if ended.code != NOTHING_HEARD:
+                    with trio.move_on_after(CLOSE_SECONDS_MAX):
+                        await connection.aclose(PROTOCOL_ERROR if ended.is_strange else NORMAL)
+            connection_nursery.cancel_scope.cancel()
+    except* LocalProtocolError:
+        # trio-websocket answers a Ping that it reads while it closes, which wsproto does not allow.
+        pass
+    except* ConnectionRejected as group:
+        rejected = first_of(group)
+        assert isinstance(rejected, ConnectionRejected)
+        ended = Ended(rejected.status_code, _why_rejected(client, rejected), _retry_after_ms(rejected))
+    except* NotHttp as group:
+        refused = first_of(group)
+    if refused is not None:
+        raise refused
+    return ended
+
+
+def _why_rejected(client: Client, rejected: ConnectionRejected) -> str:
+    refusal = client.refusal(rejected.status_code, "", rejected.body or b"")
+    said = f": {refusal}" if isinstance(refusal, RefusedByServer) else ""
+    return printable(f"instead of a WebSocket{said}")
 
 
 def _retry_after_ms(rejected: ConnectionRejected) -> int | None:

@@ -455,6 +455,12 @@ class Sender(Channel):
         else:
             super()._take_close(one)
 
+    def _hung_up(self) -> None:
+        if self.state is State.OPEN and self._parting is None and self._due:
+            self._end_by(self._let_go)  # it may still read
+        else:
+            self._let_go()
+
     def _end_by(self, parting: Callable[[], None]) -> None:
         """End the connection, once what is due is answered; whoever ends it first decides how."""
         if self.state > State.OPEN or self._parting is not None:

@@ -428,7 +428,7 @@ class Channel:
         except OSError:
             data = b""
         if not data:
-            self._let_go()
+            self._hung_up()
             return
         self.heard_at = self._hub.now
         self._pinged = False
@@ -443,6 +443,10 @@ class Channel:
             closing.heard_bytes += len(data)
             if closing.heard_bytes > HELD_BYTES_MAX:
                 self.release()
+
+    def _hung_up(self) -> None:
+        """Nothing more comes from the client."""
+        self._let_go()
 
     @property
     def _bytes_wanted(self) -> int:
