@@ -92,8 +92,8 @@ def this_machine(load_before: float) -> Machine:
 
 
 def versions() -> dict[str, str]:
-    """Of our server with what it stands on, and of the peers that are installed."""
-    found = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    """Of our server with what it stands on, and of the peers that are installed; `commit`: of this checkout."""
+    found = {"commit": _commit(), "python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     found |= {name: version(name) for name in OURS_BUILT_ON}
     asking = f"from importlib.metadata import version\nfor name in {PEERS_BUILT_ON!r}: print(name, version(name))"
     python = ROOT / ".venv-bench" / "bin" / "python"
@@ -106,6 +106,13 @@ def versions() -> dict[str, str]:
     if (package := NODE_PEERS / "node_modules" / WS / "package.json").exists():
         found[WS] = msgspec.json.decode(package.read_bytes())["version"]
     return found
+
+
+def _commit() -> str:
+    """Of this checkout, with a `+` where files have changed since; `unknown`: it is none of git."""
+    asking = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    said = subprocess.run(asking, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    return said.stdout.strip() or "unknown"
 
 
 def make_run(

@@ -24,7 +24,7 @@ from benchmarks.servers import FASTAPI, LONG_WAY, LOOP, OURS, ROOT
 
 PLOTS: Final = ROOT / "docs" / "plots"
 
-VERSIONS_SHOWN: Final = ("python", "sqlite", "fastapi", "uvicorn")
+VERSIONS_SHOWN: Final = ("commit", "python", "sqlite", "fastapi", "uvicorn")
 """The others are in the run."""
 
 COLOURS: Final = {OURS: "a", LONG_WAY: "d", FASTAPI: "b", LOOP: "c"}
@@ -169,11 +169,8 @@ def parts_of(runs: Sequence[Run]) -> dict[str, str]:
 
 def _part(run: Run) -> str:
     """One run in the page: where it was made, its plots, its table if it has one, and what went wrong."""
-    said = [
-        f"`{run.command}`; {about(run)}; "
-        + ", ".join(f"{name} {version}" for name, version in run.versions.items() if name in VERSIONS_SHOWN)
-        + f". The run: [{run.benchmark}.json](measured/{run.benchmark}.json)."
-    ]
+    shown = ", ".join(f"{name} {version}" for name, version in run.versions.items() if name in VERSIONS_SHOWN)
+    said = [f"`{run.command}`\n{about(run)}\n{shown}; [{run.benchmark}.json](measured/{run.benchmark}.json)"]
     said += [f"![{name}](plots/{name}.svg)" for name in DRAWN.get(run.benchmark, {})]
     if run.rounds:
         ways = [name for name in (OURS, LONG_WAY) if name in run.rounds]

@@ -66,7 +66,7 @@ FIGURES: Final = (
     Figure("sync_p50_ms", "one fdatasync beside, p50 ms"),
     Figure(
         "single_above_sync_ms",
-        "delivery p50 ms, 100/s to 1, less one fdatasync",
+        "delivery p50 ms, 100/s to 1, less one fdatasync (beside)",
         targets=(Target(1.0, moonshot=0.5, beside_figure="sync_p50_ms"),),
     ),
     Figure(
@@ -145,8 +145,8 @@ def targets(rounds: Rounds, ways: Sequence[str]) -> list[list[str]]:
                 mine = rounds.get(way, {}).get(figure.name, ())
                 other = rounds.get(target.beside or way, {}).get(target.beside_figure or figure.name, ())
                 value = reached(figure, target, rounds, way)
-                named = target.beside or target.beside_figure
-                beside = f"{named} {_cell(other)}" if named else ""
+                is_beside = target.beside or target.beside_figure
+                beside = f"{target.beside or ''} {_cell(other)}".strip() if is_beside else ""
                 of_it = f"{value:.2f}" if target.beside and value is not None else ""
                 limits = [_limit(figure, limit, value) for limit in (target.limit, target.moonshot)]
                 rows.append([figure.label, way, _cell(mine), beside, of_it, *limits[0], *limits[1]])

@@ -54,3 +54,11 @@ def test_the_table_of_targets_says_for_each_way_what_is_met() -> None:
 def test_a_target_that_was_not_measured_says_so() -> None:
     (row,) = (row for row in targets({}, ["avicenna"]) if "10,000 followers" in row[0])
     assert row.count("not measured") == 2
+
+
+def test_an_absolute_target_shows_what_was_taken_off() -> None:
+    rounds = {"avicenna": {"single_above_sync_ms": [0.8], "sync_p50_ms": [1.2]}}
+
+    (row,) = (row for row in targets(rounds, ["avicenna"]) if "fdatasync" in row[0])
+
+    assert row[2:] == ["0.8", "1.2", "", "<= 1", "met", "<= 0.5", "not met"]
