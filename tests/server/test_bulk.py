@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
 import httpx
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.registry import Registry
+from storage.pending import Pending
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
@@ -295,9 +299,9 @@ async def test_of_a_refused_line_only_code_and_detail_stay(settings: Settings, m
     kept: list[Any] = []
     result = bulk._result
 
-    async def noted(services: Any, who: Any, told: Any) -> Any:
+    def noted(services: Any, who: Any, told: Any) -> Any:
         kept.append(told)
-        return await result(services, who, told)
+        return result(services, who, told)
 
     monkeypatch.setattr(bulk, "_result", noted)
     async with running_server(settings) as server:
@@ -338,6 +342,102 @@ def test_the_diagnosis_that_is_judged_is_the_one_that_is_decoded(fields: dict[st
             wire.target_of(line)
     else:
         assert wire.target_of(line) == decoded
+
+
+class Late:
+    """The receipts of one diagnosis, which come when the test says so. All else goes its way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, late: str) -> None:
+        self._receipts: list[tuple[Pending[Any], Pending[Any]]] = []
+        put = Registry.put
+
+        def noted(registry: Registry, diagnosis_id: str, message: Any) -> Pending[Any]:
+            receipt = put(registry, diagnosis_id, message)
+            if diagnosis_id != late:
+                return receipt
+            shown: Pending[Any] = Pending()
+            self._receipts.append((receipt, shown))
+            return shown
+
+        monkeypatch.setattr(Registry, "put", noted)
+
+    async def come(self) -> None:
+        """Let them come."""
+        while self._receipts:
+            receipt, shown = self._receipts.pop(0)
+            shown.answer(await receipt.wait())
+
+
+class Sender:
+    """A client that sends one bulk request and reads its answer by the byte."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.received = b""
+
+    async def until(self, text: bytes) -> None:
+        """Read until this has come."""
+        with trio.fail_after(5):
+            while text not in self.received:
+                self.received += (some := await self.stream.receive_some())
+                assert some, self.received
+
+
+@contextlib.asynccontextmanager
+async def sending(server: Server, content: bytes) -> AsyncIterator[Sender]:
+    async with await trio.open_tcp_stream("127.0.0.1", int(server.url.rpartition(":")[2])) as stream:
+        head = (
+            f"POST /ws/broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+            f"Content-Type: application/x-ndjson\r\nAuthorization: {server.bearer('amira')['Authorization']}\r\n\r\n"
+        )
+        await stream.send_all(head.encode() + content)
+        yield Sender(stream)
+
+
+async def test_a_result_leaves_when_its_commit_and_those_before_it_have_returned(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.register(42)
+    await server.register(43)
+    late = Late(monkeypatch, "43")
+    async with sending(server, text_of(feedback(1), feedback(2), feedback(3, 43), feedback(4))) as client:
+        await client.until(b'{"line":2,')
+        assert b"transfer-encoding: chunked" in client.received.lower()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert b'"line":3' not in client.received
+        await late.come()
+        await client.until(b"\r\n0\r\n\r\n")
+    found = [json.loads(line) for line in client.received.splitlines() if line.startswith(b"{")]
+    assert [(one["line"], one["seq"]) for one in found] == [(1, 1), (2, 2), (3, 1), (4, 3)]
+
+
+async def test_a_client_that_has_ended_its_side_gets_all_results(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.register(42)
+    await server.register(43)
+    late = Late(monkeypatch, "43")
+    async with sending(server, text_of(feedback(1), feedback(2, 43), feedback(3))) as client:
+        await client.until(b'{"line":1,')
+        await client.stream.send_eof()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await late.come()
+        await client.until(b"\r\n0\r\n\r\n")
+    assert b'{"line":3,' in client.received
+
+
+async def test_what_a_client_sent_that_leaves_before_its_results_is_stored(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.register(42)
+    await server.register(43)
+    late = Late(monkeypatch, "43")
+    async with server.live() as follower:
+        async with sending(server, text_of(feedback(0, 43), *(feedback(number) for number in range(1, 501)))) as client:
+            await client.until(b"200")
+        assert [event["data"]["feedback_id"] for event in await follower.events(500)] == list(range(1, 501))
+    await late.come()
+    assert (await server.publish()).json()["seq"] == 501
 
 
 async def test_a_request_pauses_no_longer_than_it_may() -> None:

@@ -87,7 +87,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes | AsyncIterator[bytes] = b""
-    """Whole, or a stream of parts that ends when its client leaves."""
+    """Whole, or a stream of parts. An event stream ends when its client leaves; any other is made to its end."""
 
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -107,10 +107,13 @@ def answer(value: object, status: int = 200) -> Answer:
     return Answer(status, {**wire.ANSWER_HEADERS, "Content-Type": JSON}, wire.encode(value))
 
 
-def answer_lines(values: Iterable[object]) -> Answer:
-    """An answer of one JSON text a line."""
-    body = b"".join(wire.encode(one) + b"\n" for one in values)
-    return Answer(200, {**wire.ANSWER_HEADERS, "Content-Type": NDJSON}, body)
+def answer_lines(lines: AsyncIterator[bytes]) -> Answer:
+    """An answer of one JSON text a line.
+
+    Args:
+        lines: whole lines, in parts.
+    """
+    return Answer(200, {**wire.ANSWER_HEADERS, "Content-Type": NDJSON}, lines)
 
 
 def problem_answer(problem: Problem) -> Answer:

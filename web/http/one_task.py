@@ -21,6 +21,7 @@ from quart_trio.wrappers.request import TrioBody
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from web.contract.exchange import Request
+from web.contract.operations import EVENT_STREAM
 
 LATE_SECONDS_MAX: Final = 1.0
 """Longest time for reading the part of a body that had arrived when its time was up."""
@@ -112,8 +113,9 @@ class LeanHandshake(_Routed, TrioWebsocket):
 class LeanHttp(TrioASGIHTTPConnection):
     """Serves one request.
 
-    A client that leaves is noticed while its body is received or an answer is streamed. Anything else is finished:
-    what a route has begun is done, whether or not somebody still waits for it.
+    A client that leaves is noticed while its body is received, and while its answer is an event stream. Anything else
+    is finished: what a route has begun is done, whether or not somebody still waits for it. A client may end its side
+    and read on.
     """
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -124,6 +126,8 @@ class LeanHttp(TrioASGIHTTPConnection):
             response = await self.app.handle_request(request)
             if isinstance(response, Response) and isinstance(response.response, DataBody):
                 await self._send_whole(send, response, response.response.data)
+            elif _ends_by_itself(request):
+                await self._send_response(send, response)
             else:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_watch, nursery, receive)
@@ -134,6 +138,11 @@ class LeanHttp(TrioASGIHTTPConnection):
         headers = encode_headers(response.headers)
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _ends_by_itself(request: LeanRequest) -> bool:
+    operation = None if request.asked is None else request.asked.operation
+    return operation is not None and operation.answer_type != EVENT_STREAM
 
 
 async def _watch(nursery: trio.Nursery, receive: ASGIReceiveCallable) -> None:

@@ -1,14 +1,18 @@
 """`POST /ws/broadcast`: many updates in one request, one a line, each with a result of its own (PROTOCOL section 7).
 
-All lines are put into the mailboxes of their actors before the first answer is awaited, so that they share commits.
-Where a mailbox is full, only this request waits: its lines keep their order, and other publishers are not held up.
+The body is read whole. Then all lines are put into the mailboxes of their actors, so that they share commits, and the
+answer begins: a result leaves once those before it have left and its event is committed. Where a mailbox is full, only
+this request waits: its lines keep their order, and other publishers are not held up.
+
+What is in a mailbox is stored, whether or not its client reads the results. A client that reads slowly holds up its own
+results only. What is held for it are `PART_BYTES` and the receipts that are still to be shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from math import inf
 from typing import Final
 
 import trio
@@ -18,9 +22,11 @@ from actors.errors import ActorError, MailboxFull
 from actors.messages import Receipt
 from actors.registry import Registry
 from storage.errors import NoSuchDiagnosis, StorageError
+from storage.pending import Pending
 from web.contract import wire
 from web.contract.errors import Asked, Problem, problem_of
 from web.contract.exchange import Answer, Handlers, Request, answer_lines
+from web.contract.log_fields import current_request
 from web.contract.operations import NDJSON
 from web.contract.principals import Principal
 from web.contract.records import Line
@@ -44,8 +50,8 @@ PAUSE_SECONDS_MAX: Final = 30.0
 PAUSE_STEP_SECONDS: Final = 0.01
 """Between two looks at a full mailbox."""
 
-LATE_SECONDS: Final = 0.001
-"""Wait for each further result once the disk has not answered in time: only results that are there are taken."""
+PART_BYTES: Final = 16 * 1024
+"""Results of about so many bytes are sent together. Reason: rendering so many leaves others their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Told:
     """A line whose event is in the mailbox of its actor."""
 
     diagnosis_id: str
-    receipt: Callable[[], Awaitable[Receipt]]
+    receipt: Pending[Receipt]
 
 
 def bulk(publisher: Publisher, registry: Registry) -> Handlers:
@@ -68,8 +74,8 @@ def bulk(publisher: Publisher, registry: Registry) -> Handlers:
         if declared_length(asked):
             await publisher.access.check_may_broadcast_something(who)
         with allowance.room_of(who.sub) as room:
-            body = await read_body(asked, BULK_BYTES_MAX, room.take)
-            return answer_lines(await _publish(publisher, registry, who, body))
+            told = await _publish(publisher, registry, who, await read_body(asked, BULK_BYTES_MAX, room.take))
+        return answer_lines(_results(publisher, asked, told))
 
     return {"broadcastMany": broadcast}
 
@@ -90,17 +96,13 @@ def lines_of(body: bytes) -> Iterator[bytes]:
         begin = end + 1
 
 
-async def _publish(publisher: Publisher, registry: Registry, who: Principal, body: bytes) -> list[dict[str, object]]:
-    """The result of every line, in order.
+async def _publish(publisher: Publisher, registry: Registry, who: Principal, body: bytes) -> deque[Told | Problem]:
+    """Every line, in order, in the mailbox of its actor, or why it is in none.
 
     Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
     """
     pauses = PauseBudget(PAUSE_SECONDS_MAX)
-    told = [await _tell(publisher, registry, who, line, pauses) for line in lines_of(body)]
-    results = await _results(publisher, who, told)
-    if (refused := next((one for one in results if isinstance(one, Problem) and one.status == 401), None)) is not None:
-        say_not_accepted(refused.detail)
-    return [{"line": number, **_shown(one)} for number, one in enumerate(results, start=1)]
+    return deque([await _tell(publisher, registry, who, line, pauses) for line in lines_of(body)])
 
 
 async def _tell(
@@ -113,7 +115,7 @@ async def _tell(
         diagnosis_id, publish = await publisher.decoded(who, line, "the line", _decoded)
         while (refused := publisher.access.refusal_of_sender(who)) is None:
             try:
-                return Told(diagnosis_id, registry.tell(diagnosis_id, publish))
+                return Told(diagnosis_id, registry.put(diagnosis_id, publish))
             except MailboxFull:
                 if not await pauses.paused():
                     raise
@@ -142,32 +144,57 @@ class PauseBudget:
         return True
 
 
-async def _results(
-    publisher: Publisher, who: Principal, told: Sequence[Told | Problem]
-) -> list[tuple[str, Receipt] | Problem]:
-    """The result of every line; once the disk has not answered in time, no further one is waited for."""
-    results: list[tuple[str, Receipt] | Problem] = []
-    seconds = inf
-    for one in told:
-        try:
-            with trio.move_on_after(seconds) as patience:
-                results.append(await _result(publisher, who, one))
-            if patience.cancelled_caught:
-                raise Unanswered("the disk does not answer")
-        except Unanswered as unanswered:
-            seconds = LATE_SECONDS
-            results.append(as_problem(unanswered))
-    return results
+async def _results(publisher: Publisher, asked: Request, told: deque[Told | Problem]) -> AsyncIterator[bytes]:
+    """The results of all lines, in order, each a JSON text and a newline; in parts, as commits return.
+
+    Once the disk has not answered in time, no further one is waited for.
+    """
+    part = bytearray()
+    number, is_late, is_refused = 0, False, False
+    while told:
+        one = told.popleft()
+        if isinstance(one, Told) and not one.receipt.is_there and not is_late:
+            if part:
+                yield bytes(part)
+                part.clear()
+            is_late = not await _arrives(publisher, one.receipt)
+        number += 1
+        result = _result(publisher, asked.who, one)
+        if isinstance(result, Problem) and result.status == 401 and not is_refused:
+            is_refused = True
+            _say_refused(asked, result)
+        part += wire.encode({"line": number, **_shown(result)}) + b"\n"
+        if len(part) >= PART_BYTES:
+            yield bytes(part)
+            part.clear()
+    if part:
+        yield bytes(part)
 
 
-async def _result(publisher: Publisher, who: Principal, told: Told | Problem) -> tuple[str, Receipt] | Problem:
-    if isinstance(told, Problem):
-        return told
+async def _arrives(publisher: Publisher, receipt: Pending[Receipt]) -> bool:
+    """Wait until a receipt is there; False if the disk does not answer in time."""
     try:
         with publisher.acts.patience():
-            return told.diagnosis_id, await told.receipt()
+            await receipt.done.wait()
     except Unanswered:
-        raise
+        return False
+    return True
+
+
+def _say_refused(asked: Request, refused: Problem) -> None:
+    """Tell the operator, once for all lines, as of this request: it was answered before its results were."""
+    outside = current_request.set(asked.id)
+    say_not_accepted(refused.detail)
+    current_request.reset(outside)
+
+
+def _result(publisher: Publisher, who: Principal, told: Told | Problem) -> tuple[str, Receipt] | Problem:
+    if isinstance(told, Problem):
+        return told
+    if not told.receipt.is_there:
+        return as_problem(Unanswered("the disk does not answer"))
+    try:
+        return told.diagnosis_id, told.receipt.result()
     except NoSuchDiagnosis:
         return publisher.access.absent(who)
     except (Problem, ActorError, StorageError) as error:
