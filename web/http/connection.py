@@ -27,7 +27,7 @@ from web.http.handshake import Headers
 from web.http.http1 import Http1, Pause, Written
 from web.http.line import Keeper, Line
 from web.http.plain import Plain, recognised
-from web.http.short_way import Application, PlainBody, Serve, Take, Ways, head_of, says_close, written
+from web.http.short_way import Application, PlainBody, Serve, Take, Ways, says_close, written, written_by_the_edge
 from web.http.tasks import Tasks
 from web.http.turns import Turns
 
@@ -262,8 +262,7 @@ class Connection(Line):
         """Answer in place of a route; it is the last answer."""
         answers.say(problem)
         self.was_answered = True
-        body = answers.body_of(problem)
-        self.write_end((head_of(problem.status, answers.headers_of(problem, len(body))), body))
+        self.write_end(written_by_the_edge(problem))
 
     # The long way
 

@@ -23,7 +23,8 @@ READ_BYTES_MAX: Final = answers.HEAD_BYTES_MAX
 """Read at once. Reason: a head that is too large is seen before much of it is in memory."""
 
 HEAD_BYTES_USUAL: Final = 2 * 1024
-"""Read at once between requests. Reason: nearly every request fits, and room for more costs a tenth of a connect."""
+"""Read first between requests. Reason: nearly every request fits, and room for more costs a tenth of a connect. Beyond:
+read on, so that a longer head is whole."""
 
 LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
 """Read and thrown away after a last answer, so that closing does not reset it away. Beyond: closed all the same.
@@ -159,14 +160,23 @@ class Line:
 
     def arrived(self) -> bytes | None:
         """What lies in the socket; empty: the peer has ended, or is gone; `None`: nothing yet."""
-        if not self.is_broken:
-            try:
-                return self._sock.recv(HEAD_BYTES_USUAL if self.is_idle else READ_BYTES_MAX)
-            except BlockingIOError:
-                return None
-            except OSError:
-                self.is_broken = True
-        return b""
+        if self.is_broken:
+            return b""
+        if not self.is_idle:
+            return self._received(READ_BYTES_MAX)
+        data = self._received(HEAD_BYTES_USUAL)
+        if data is None or len(data) < HEAD_BYTES_USUAL:
+            return data
+        return data + (self._received(READ_BYTES_MAX - HEAD_BYTES_USUAL) or b"")
+
+    def _received(self, bytes_max: int) -> bytes | None:
+        try:
+            return self._sock.recv(bytes_max)
+        except BlockingIOError:
+            return None
+        except OSError:
+            self.is_broken = True
+            return b""
 
     def is_silent(self) -> bool:
         """Whether nothing lies in the socket, and the peer is there; a peer that is not has broken the line."""

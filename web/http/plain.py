@@ -31,6 +31,9 @@ BODY_BYTES_MAX: Final = 64 * 1024
 NAMES_MAX: Final = 256
 """Spellings of header names whose judgement is remembered. Reason: clients use few."""
 
+PATH_CHARACTERS_MAX: Final = 200
+"""Path of a plain request. Beyond: the general parser. Reason: what finds routes remembers some paths."""
+
 _HEAD_END: Final = b"\r\n\r\n"
 
 _PRINTABLE_AND_LINE_ENDS: Final = bytes(range(0x20, 0x7F)) + b"\r\n"
@@ -58,6 +61,8 @@ _NEVER: Final = frozenset(
 _JSON_TYPES: Final = frozenset(
     {"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"}
 )
+
+_HANDSHAKE_HEADERS: Final = ("sec-websocket-key", "sec-websocket-version")
 
 _WITH_BODY: Final = frozenset({"POST", "PUT"})
 
@@ -93,7 +98,12 @@ def recognised(data: bytes) -> Plain | None:
         return None
     headers = _headers_of(lines)
     method, path, query = found.groups(default="")
-    if headers is None or not is_authority(headers.get("host", "").encode()) or query.count("&") >= PARAMETERS_MAX:
+    if (
+        headers is None
+        or len(path) > PATH_CHARACTERS_MAX
+        or not is_authority(headers.get("host", "").encode())
+        or query.count("&") >= PARAMETERS_MAX
+    ):
         return None
     plain = Plain(method, path, query, headers, None, end + len(_HEAD_END))
     is_plain = _has_handshake(plain, len(data)) if "upgrade" in headers else _has_plain_body(plain)
@@ -145,8 +155,9 @@ def _has_handshake(plain: Plain, length: int) -> bool:
     if headers.get("connection", "").lower() not in ("upgrade", "keep-alive, upgrade"):
         return False
     headers.pop("sec-websocket-extensions", None)  # never negotiated
+    looked_at = [(name.encode(), headers[name].encode()) for name in _HANDSHAKE_HEADERS if name in headers]
     try:
-        plain.key = key_of(b"1.1", [(name.encode(), value.encode()) for name, value in headers.items()])
+        plain.key = key_of(b"1.1", looked_at)
     except BadHandshake:
         return False
     return True

@@ -7,7 +7,7 @@ where the setting `short_way` is off.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from time import time
@@ -17,7 +17,9 @@ from wsgiref.handlers import format_date_time
 import trio
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
+from web.contract.errors import Problem
 from web.contract.exchange import Answer, Body
+from web.http import answers
 from web.http.accepting import Address
 from web.http.adoption import Adoption
 from web.http.plain import Plain
@@ -145,19 +147,20 @@ def written(answer: Answer, *, is_last: bool) -> tuple[bytes, bytes]:
         is_last: the connection ends after it, and the answer says so.
     """
     assert isinstance(answer.body, bytes), "an answer in parts takes the long way"
-    pairs = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
-    pairs.append((b"content-length", b"%d" % len(answer.body)))
-    if is_last and not says_close(answer):
-        pairs.append((b"connection", b"close"))
-    return head_of(answer.status, pairs), answer.body
+    lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in answer.headers.items()])
+    close = "connection: close\r\n" if is_last and not says_close(answer) else ""
+    length = f"content-length: {len(answer.body)}\r\n"
+    head = f"HTTP/1.1 {answer.status} \r\n{lines}{length}{close}date: {_date(int(time()))}\r\n\r\n"
+    return head.encode(), answer.body
 
 
-def head_of(status: int, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The head of an answer, dated."""
-    lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
-    return b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (status, lines, _date(int(time())))
+def written_by_the_edge(problem: Problem) -> tuple[bytes, bytes]:
+    """The answer in place of a route, as the long way writes it; the connection ends after it."""
+    body = answers.body_of(problem)
+    lines = b"".join([b"%b: %b\r\n" % header for header in answers.headers_of(problem, len(body))])
+    return b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (problem.status, lines, _date(int(time())).encode()), body
 
 
 @lru_cache(maxsize=1)
-def _date(second: int) -> bytes:
-    return format_date_time(second).encode("ascii")
+def _date(second: int) -> str:
+    return format_date_time(second)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -56,9 +56,11 @@ FOLLOWING: Final = "/ws/<diagnosis_id>"
 PUBLISHING: Final = "/publish"
 """The paths of WebSockets."""
 
+SOCKET_ROUTES_MAX: Final = 1024
+"""Paths of WebSockets whose routes are remembered. Reason: to find one takes 10 us. Beyond: found anew."""
+
 Socket = Callable[[Request, Adoption], Awaitable[None]]
 """Takes the WebSocket whose handshake a request is, and answers it."""
-
 
 Found = tuple[Rule, Mapping[str, str]]
 """A route, and what stands in the path where it has a name."""
@@ -91,10 +93,9 @@ class Application(QuartTrio):
         """What routes call that serve plain requests; by their endpoints."""
         self._sockets: dict[str, Socket] = {}
         """What routes call that take WebSockets; by their endpoints."""
-        self._adapters: dict[str, MapAdapter] = {}
-        """What finds routes of plain requests; by scheme."""
         self._found: dict[tuple[str, str], Found] = {}
-        """Of routes without parameters, what was found; by method and path."""
+        """Routes without parameters that were found; by method and path."""
+        self._found_for_socket = lru_cache(SOCKET_ROUTES_MAX)(partial(self._found_in_table, "ws", "GET"))
 
     def route_operation(self, operation: Operation, handler: Handler) -> None:
         """Have a handler serve an operation."""
@@ -168,7 +169,7 @@ class Application(QuartTrio):
 
     def serving(self, plain: Plain, client: Address | None) -> Serve | None:
         """What serves a plain request; `None`: it takes the long way."""
-        found = self._find("http", plain.method, plain.path)
+        found = self._found.get((plain.method, plain.path)) or self._found_for_request(plain.method, plain.path)
         handler = None if found is None else self._plain.get(found[0].endpoint)
         if found is None or handler is None:
             return None
@@ -181,29 +182,28 @@ class Application(QuartTrio):
 
     def taking(self, plain: Plain, client: Address | None) -> Take | None:
         """What takes the WebSocket of a plain handshake; `None`: it takes the long way."""
-        found = self._find("ws", plain.method, plain.path)
-        follow = None if found is None else self._sockets.get(found[0].endpoint)
-        if found is None or follow is None:
+        found = self._found_for_socket(plain.path)
+        take = None if found is None else self._sockets.get(found[0].endpoint)
+        if found is None or take is None:
             return None
         asked = record_of(plain, *found, None, _peer_of(client))
-        return partial(self._take_plain, asked, follow)
+        return partial(self._take_plain, asked, take)
 
-    async def _take_plain(self, asked: Request, follow: Socket, adoption: Adoption) -> Answer | None:
-        return await self._reception.attend_upgrade(asked, partial(follow, asked, adoption))
+    async def _take_plain(self, asked: Request, take: Socket, adoption: Adoption) -> Answer | None:
+        return await self._reception.attend_upgrade(asked, partial(take, asked, adoption))
 
-    def _find(self, scheme: str, method: str, path: str) -> Found | None:
-        """The route of a plain request in the table of routes; `None`: there is none."""
-        if (known := self._found.get((method, path))) is not None and scheme == "http":
-            return known
-        if (adapter := self._adapters.get(scheme)) is None:
-            adapter = self._adapters[scheme] = self.url_map.bind("localhost", url_scheme=scheme)
-        try:
-            found = adapter.match(path, method, return_rule=True)
-        except HTTPException:  # the long way says what is wrong
-            return None
-        if scheme == "http" and not found[0].arguments:
+    def _found_for_request(self, method: str, path: str) -> Found | None:
+        found = self._found_in_table("http", method, path)
+        if found is not None and not found[0].arguments:
             self._found[method, path] = found
         return found
+
+    def _found_in_table(self, scheme: str, method: str, path: str) -> Found | None:
+        """The route that the table has; `None`: none, and the long way says why."""
+        try:
+            return self.url_map.bind("localhost", url_scheme=scheme).match(path, method, return_rule=True)
+        except HTTPException:
+            return None
 
     # Between Quart's records and ours
 
