@@ -2,6 +2,7 @@
 #
 #   make serve [ARGS="--port 9000"]   the server                  make demo    a server that shows itself
 #   make test  [ARGS="-k mailbox"]    the tests                   make check   what CI runs
+#   make check-all                    the same, and every test that asks a server by both ways of plain requests
 #   make setup                        .venv, up to date           make bench   the benchmarks
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
@@ -16,7 +17,8 @@
 #   make bench-abuse                  what a client that does harm costs everybody else
 #   make bench-compare BEFORE=COMMAND   CPU of each operation as a multiple of another build's
 #   make bench-crowd                  ten thousand followers, slow ones, floods and a stop among them
-#   make fuzz [SECONDS=60]            random damage to requests, for so long
+#   make fuzz [SECONDS=60]            random damage to requests, for so long; half of it compares the two ways
+#   make differential [MUTATIONS=100000] [SEED=1]   so many damaged requests by both ways, compared
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
@@ -26,7 +28,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format lint types layers api-test crash-test relay-test fuzz autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock settings guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -105,6 +107,9 @@ python-client-test: python-client
 
 check: format lint types layers test
 
+check-all: export ALL_WAYS = 1
+check-all: check
+
 format: setup
 	$(BIN)/ruff format --check $(CHECKED)
 
@@ -132,7 +137,11 @@ relay-test: setup python-client
 
 SECONDS ?= 60
 fuzz: setup
-	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/edge/test_crash_hunt.py -o timeout=0
+	FUZZ_SECONDS=$$(($(SECONDS) / 2)) $(BIN)/python -m pytest tests/edge/test_crash_hunt.py tests/differential/test_mutations.py -o timeout=0
+
+MUTATIONS ?= 100000
+differential: setup
+	$(BIN)/python -m tests.differential --mutations $(MUTATIONS) $(if $(SEED),--seed $(SEED))
 
 bench: peers
 	$(BIN)/python -m benchmarks $(ARGS)

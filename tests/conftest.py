@@ -1,17 +1,44 @@
-"""Fails the whole run if anything a server wrote during it holds a token, a key or a payload."""
+"""Fails the whole run if anything a server wrote during it holds a token, a key or a payload; and the two ways.
+
+Tests that ask a server are run by the short way of plain requests. Those marked `both_ways` are run by the long way,
+too. With the variable `ALL_WAYS` all of them are (`make check-all`), but for those marked `one_way`.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 
 from tests.logbook import LOGBOOK, Logbook, LogbookHandler
+from web.server.settings import variable_of
 
 LOGGED: Final[list[tuple[int, list[str]]]] = []
 """For each process that ran tests: characters that were logged, and what leaked."""
+
+
+ASKING: Final = frozenset({"api", "browser", "cli", "clients", "edge", "identity", "javascript", "server"})
+"""Folders whose tests ask servers."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test by each way that it is to be run by."""
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    is_asking = metafunc.definition.path.parent.name in ASKING
+    if "one_way" not in marks and ("both_ways" in marks or (is_asking and os.environ.get("ALL_WAYS"))):
+        metafunc.parametrize("way", ["short", "long"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way that plain requests take to the servers of a test, in its process (`running_server`) and in others."""
+    chosen: str = getattr(request, "param", "short")
+    if chosen == "long":
+        monkeypatch.setenv(variable_of("short_way"), "false")
+    return chosen
 
 
 @pytest.fixture

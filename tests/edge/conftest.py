@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.server.conftest import server, settings, short_way
+from tests.server.conftest import server, settings
 
-__all__ = ["server", "settings", "short_way"]
+__all__ = ["server", "settings"]

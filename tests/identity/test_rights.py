@@ -9,6 +9,8 @@ from web.contract.principals import ANONYMOUS, Principal
 from web.identity import rights
 from web.identity.rights import Right, has_right
 
+pytestmark = pytest.mark.both_ways
+
 DIAGNOSIS = Diagnosis("42", "amira", ("bo",), Epoch("e"), 0.0)
 PEOPLE = {
     "owner": Principal("amira"),

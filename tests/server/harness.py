@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +28,7 @@ from web.contract.wire import render_event
 from web.identity.keyring import KEY_FILE, load_key
 from web.identity.tokens import issue
 from web.server.composition import Engine, open_engine, serve
-from web.server.settings import DATABASE_FILE, Settings
+from web.server.settings import DATABASE_FILE, Settings, variable_of
 
 Frame = dict[str, Any]
 
@@ -211,7 +213,12 @@ def begin(data: Path, key: bytes = b"k" * 32) -> None:
 async def running_server(
     settings: Settings, clock: Clock | None = None, *, render: Render = render_event, engine: Engine = open_engine
 ) -> AsyncIterator[Server]:
-    """A server with these settings (this time, this renderer of events and this store), drained at the end."""
+    """A server with these settings (this time, this renderer of events and this store), drained at the end.
+
+    Where the test goes the long way (`tests/conftest.py`), so do all requests.
+    """
+    if os.environ.get(variable_of("short_way")) == "false":
+        settings = replace(settings, short_way=False)
     stopping = trio.Event()
     is_ready = trio.Event()
     urls: list[str] = []

@@ -10,6 +10,8 @@ import pytest
 
 from tests.server.harness import Server
 
+pytestmark = pytest.mark.both_ways
+
 RECOMMENDATION: dict[str, object] = {"diagnosis_id": 42, "new_data": {"herb": "thyme", "dosage": "2 g"}}
 EFFECTIVENESS: dict[str, object] = {"diagnosis_id": 42, "recommendation_id": 7, "new_effectiveness": 0.85}
 FEEDBACK: dict[str, object] = {"diagnosis_id": 42, "feedback_id": 9, "rating": 5}

@@ -10,6 +10,8 @@ import trio
 
 from tests.server.harness import Client, Server
 
+pytestmark = pytest.mark.both_ways
+
 
 def numbers(frames: list[dict[str, object]]) -> list[object]:
     return [frame["seq"] for frame in frames if "seq" in frame]

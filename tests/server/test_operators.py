@@ -6,9 +6,12 @@ import re
 from typing import Any
 
 import httpx
+import pytest
 import trio
 
 from tests.server.harness import Server
+
+pytestmark = pytest.mark.both_ways
 
 OPERATOR = ("op", "operate")
 

@@ -12,6 +12,8 @@ from tests.server.harness import Client, Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
 from web.server.settings import Settings
 
+pytestmark = pytest.mark.both_ways
+
 
 async def refused(client: Client) -> tuple[str, int, str]:
     """Code of the error frame, close code and reason."""

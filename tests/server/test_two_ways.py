@@ -18,6 +18,8 @@ from web.http import serving
 from web.identity.access import Access
 from web.server.settings import Settings
 
+pytestmark = pytest.mark.one_way
+
 LAST = b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 """Asked at the end: it is answered if the connection is still open."""
 

@@ -19,6 +19,8 @@ from tests.programs import program
 from tests.server.harness import Server, running_server
 from web.server.settings import Settings
 
+pytestmark = pytest.mark.one_way
+
 PATH = "/ws/broadcast-feedback-update"
 BODY = json.dumps({"diagnosis_id": 42, "feedback_id": 1, "rating": 5})
 
