@@ -43,6 +43,7 @@ from avicenna_live.shared import (
     broadcast_recommendation_update,
 )
 from avicenna_live.stores import FileStore, MemoryStore, Store
+from avicenna_live.streams import PublishStream
 from avicenna_live.updates import Update, effectiveness_update, feedback_update, recommendation_update
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "NotFound",
     "Outbox",
     "Position",
+    "PublishStream",
     "QueueFull",
     "RateLimited",
     "Receipt",

@@ -18,9 +18,10 @@ import httpx
 
 from avicenna_live.credentials import checked
 from avicenna_live.errors import BroadcastError, NoAnswer
-from avicenna_live.follower import checked_url
+from avicenna_live.follower import checked_url, new_shell
 from avicenna_live.publishing import Answer, Patience, Receipt, Renew, Send, Sleep, Steps, publish, publish_all
 from avicenna_live.shell import settled
+from avicenna_live.streams import PublishStream
 from avicenna_live.updates import Update, effectiveness_update, feedback_update, recommendation_update
 
 URL_VARIABLE: Final = "AVICENNA_URL"
@@ -284,6 +285,25 @@ class AsyncBroadcaster(_Broadcasting[Awaitable[Receipt]]):
     ) -> list[Receipt | BroadcastError]:
         """Publish many with few requests; see `Broadcaster.batch`."""
         return await self._carry_out(publish_all(list(updates), self._patience(patience_seconds)))
+
+    def stream(self) -> PublishStream:
+        """Publish many over one WebSocket, where each update waits for its own receipt and none for another's.
+
+        ```python
+        async with broadcaster.stream() as stream:
+            receipt = await stream.publish(feedback_update(42, feedback_id=7, rating=5))
+        ```
+
+        After a cut, what was not answered is sent again with the same idempotency key. It connects on its own: the
+        `transport` of this broadcaster is for its requests.
+        """
+        renewable = callable(self._token)
+        return PublishStream(self.url, self._fresh_token, self._patience, new_shell, random.random, renewable=renewable)
+
+    async def _fresh_token(self) -> str:
+        await self._renewed()
+        assert self._in_use is not None, "it was just taken"
+        return self._in_use
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -105,7 +105,7 @@ class Follower:
         """Begin. Raises `RuntimeError` outside of Trio and asyncio, `ImportError` without the library it needs."""
         if self._shell is not None:
             raise RuntimeError("this Follower is in use: each `async with` wants one of its own")
-        shell = _shell()
+        shell = new_shell()
         await shell.__aenter__()
         self._shell = shell
         return self
@@ -206,7 +206,7 @@ class Follower:
             del self._links[diagnosis_id]
 
 
-def _shell() -> Shell:
+def new_shell() -> Shell:
     try:
         library = sniffio.current_async_library()
     except sniffio.AsyncLibraryNotFoundError:

@@ -125,6 +125,11 @@ class Patience:
         self._ends_at = now() + seconds
         self._failures = 0
 
+    @property
+    def left_seconds(self) -> float:
+        """How long it may still be tried."""
+        return max(0.0, self._ends_at - self._now())
+
     def wait(self, wished: float | None) -> float | None:
         """The wait before the next try, `None`: there is none.
 
@@ -147,7 +152,7 @@ def publish(update: Update, patience: Patience) -> Steps[Receipt]:
         {"Idempotency-Key": update.idempotency_key},
     )
     answer = yield from _answered(request, patience)
-    return _receipt(_object(answer.content))
+    return receipt_from(_object(answer.content))
 
 
 def publish_all(updates: Sequence[Update], patience: Patience) -> Steps[list[Receipt | BroadcastError]]:
@@ -162,7 +167,7 @@ def publish_all(updates: Sequence[Update], patience: Patience) -> Steps[list[Rec
     while waiting:
         left: list[int] = []
         for chunk in _chunks(updates, waiting):
-            content = b"".join(_line(updates[at]) for at in chunk)
+            content = b"".join(line_of(updates[at]) for at in chunk)
             request = Send("/ws/broadcast", "application/x-ndjson", content, {})
             try:
                 answer = yield from _answered(request, patience)
@@ -212,10 +217,11 @@ def error_of(answer: Answer) -> BroadcastError | None:
     """What an answer refuses with (RFC 9457); `None`: it does not."""
     if answer.status == 200:
         return None
-    return _error(answer.status, _object(answer.content), answer.headers.get("x-request-id"))
+    return error_from(answer.status, _object(answer.content), answer.headers.get("x-request-id"))
 
 
-def _error(status: int, problem: Mapping[str, Any], request_id: str | None = None) -> BroadcastError:
+def error_from(status: int, problem: Mapping[str, Any], request_id: str | None = None) -> BroadcastError:
+    """What a problem document says."""
     code, detail = problem.get("code"), problem.get("detail")
     return _ERRORS.get(status, BroadcastError)(
         status,
@@ -231,13 +237,14 @@ def _outcome(line: bytes) -> Receipt | BroadcastError:
     status = found.get("status")
     if status == 200:
         try:
-            return _receipt(found)
+            return receipt_from(found)
         except BroadcastError as error:
             return error
-    return _error(status if isinstance(status, int) else 0, found)
+    return error_from(status if isinstance(status, int) else 0, found)
 
 
-def _receipt(found: Mapping[str, Any]) -> Receipt:
+def receipt_from(found: Mapping[str, Any]) -> Receipt:
+    """The receipt that an answer holds. Raises `BroadcastError`."""
     try:
         subscribers = Subscribers(**{name: found["subscribers"][name] for name in ("online", "known", "at_risk")})
         return Receipt(
@@ -261,7 +268,7 @@ def _object(content: bytes) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _line(update: Update) -> bytes:
+def line_of(update: Update) -> bytes:
     """An update as a line of a bulk request."""
     added = {"type": f"{update.kind}_update", "idempotency_key": update.idempotency_key}
     # Between the values of an `Update` that an app has made itself there may be newlines; within one, JSON has none.
@@ -274,7 +281,7 @@ def _chunks(updates: Sequence[Update], waiting: Sequence[int]) -> Iterator[list[
     chunk: list[int] = []
     size = 0
     for at in waiting:
-        line_bytes = len(_line(updates[at]))
+        line_bytes = len(line_of(updates[at]))
         if chunk and (len(chunk) == LINES_MAX or size + line_bytes > BULK_BYTES_MAX):
             yield chunk
             chunk, size = [], 0
