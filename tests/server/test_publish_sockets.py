@@ -118,6 +118,7 @@ async def test_a_frame_is_answered_as_a_request_would_be(server: Server, line: L
     assert (event["seq"], event["data"]["comment"]) == (1, "slept well")
 
 
+@pytest.mark.guarantee(2)
 async def test_answers_come_in_the_order_of_the_frames_whatever_they_are(server: Server, line: Line) -> None:
     await server.register(43)
     frames = [update(n, 42 + n % 2) if n % 3 else update(n, rating=0) for n in range(1, 200)]
@@ -242,6 +243,7 @@ async def test_a_client_that_closes_gets_the_receipts_due_first(line: Line) -> N
     assert code == 1000
 
 
+@pytest.mark.guarantee(9)
 async def test_a_key_makes_one_event_also_on_another_connection(server: Server, line: Line) -> None:
     first = await line.asks(update(1, idempotency_key="k"))
     again = await line.asks(update(2, idempotency_key="k", feedback_id=1))
@@ -348,6 +350,7 @@ async def test_its_events_count_in_the_limit_of_events(settings: Settings) -> No
 # How it ends
 
 
+@pytest.mark.guarantee(16)
 async def test_a_revocation_ends_it_and_nothing_of_it_is_stored_after_that(server: Server, line: Line) -> None:
     assert (await line.asks(update(1)))["type"] == "receipt"
     revoked = await server.http.post("/revocations", json={"sub": "amira"}, headers=server.bearer("op", "operate"))
@@ -390,6 +393,7 @@ class JumpingClock(SystemClock):
         return super().wall() + self.ahead
 
 
+@pytest.mark.guarantee(11)
 async def test_a_drain_answers_what_is_due_and_says_when_to_come_back(settings: Settings) -> None:
     async with running_server(settings) as server:
         await server.register()
