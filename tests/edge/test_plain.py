@@ -63,6 +63,55 @@ def test_a_handshake_is_recognised_with_its_key_and_without_the_extensions_it_of
     assert found.headers["origin"] == "https://live.example.org"
 
 
+PUBLISH = "POST /ws/broadcast-feedback-update HTTP/1.1"
+JSON = "Content-Type: application/json"
+CLIENTS = {
+    "requests": (
+        PUBLISH,
+        *(
+            "Host: localhost:8000",
+            "User-Agent: python-requests/2.32.3",
+            "Accept-Encoding: gzip, deflate",
+            "Accept: */*",
+        ),
+        *("Connection: keep-alive", "Authorization: Bearer a.b.c", "Content-Length: 46", JSON),
+    ),
+    "aiohttp": (
+        PUBLISH,
+        *("Host: localhost:8000", "Authorization: Bearer a.b.c", "Accept: */*", "Accept-Encoding: gzip, deflate"),
+        *("User-Agent: Python/3.11 aiohttp/3.10.5", "Content-Length: 46", JSON),
+    ),
+    "Go": (
+        PUBLISH,
+        *("Host: localhost:8000", "User-Agent: Go-http-client/1.1", "Content-Length: 46"),
+        *("Authorization: Bearer a.b.c", JSON, "Accept-Encoding: gzip"),
+    ),
+    "Chromium": (
+        "GET /ws/42 HTTP/1.1",
+        *("Host: localhost:8000", "Connection: Upgrade", "Pragma: no-cache", "Cache-Control: no-cache"),
+        *("User-Agent: Mozilla/5.0 (X11; Linux x86_64)", "Upgrade: websocket", "Origin: http://localhost:8000"),
+        *("Sec-WebSocket-Version: 13", "Accept-Encoding: gzip, deflate, br", "Accept-Language: en-US,en;q=0.9"),
+        *("Cookie: a=b", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+        "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
+        "Sec-WebSocket-Protocol: avicenna.v1, bearer.a.b.c",
+    ),
+    "Firefox": (
+        "GET /ws/42?after=7 HTTP/1.1",
+        *("Host: localhost:8000", "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0)", "Accept: */*"),
+        *("Accept-Language: en-US,en;q=0.5", "Accept-Encoding: gzip, deflate", "Sec-WebSocket-Version: 13"),
+        *("Origin: http://localhost:8000", "Sec-WebSocket-Extensions: permessage-deflate"),
+        *("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Connection: keep-alive, Upgrade", "Sec-Fetch-Dest: empty"),
+        *("Sec-Fetch-Mode: websocket", "Sec-Fetch-Site: same-origin", "Pragma: no-cache", "Cache-Control: no-cache"),
+        "Upgrade: websocket",
+    ),
+}
+
+
+@pytest.mark.parametrize("lines", CLIENTS.values(), ids=CLIENTS)
+def test_what_usual_clients_send_is_plain(lines: tuple[str, ...]) -> None:
+    assert recognised("\r\n".join((*lines, "", "")).encode()) is not None
+
+
 def test_what_follows_a_request_is_left_where_it_is() -> None:
     found = plain(POST + GET)
     assert found.content_length == 2

@@ -107,8 +107,8 @@ class Connection(Line):
         """A request has been answered, and another one may come."""
         self._protocol: Http1 | None = None
         """Of the long way, as long as it is needed."""
-        self._reading = trio.CancelScope()
-        """Cancelled to end the connection; whatever its reader is at on the long way."""
+        self._reading: trio.CancelScope | None = None
+        """Cancelled to end the connection, whatever its reader is at on the long way."""
 
     async def run(self) -> None:
         """Serve the peer until one side ends the connection.
@@ -139,7 +139,8 @@ class Connection(Line):
     def cut(self) -> None:
         """End the connection now, also if it is writing: that is shielded from everything but the socket's end."""
         super().cut()
-        self._reading.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def turn(self) -> None:
         """Return when it is this peer's turn to have a request begun.
@@ -269,7 +270,6 @@ class Connection(Line):
     async def _serve_long(self, data: bytes) -> bytes:
         """Have Hypercorn's protocol serve requests; a plain one behind them, empty: the connection is over."""
         place = self._place
-        self._reading = trio.CancelScope()
         tasks = Tasks()
         async with tasks:
             protocol = self._protocol = Http1(
@@ -305,7 +305,7 @@ class Connection(Line):
         Args:
             first: what came already, in its turn.
         """
-        with self._reading:
+        with trio.CancelScope() as self._reading:
             data = first or await self._next()
             while data:
                 await protocol.handle(RawData(data))
@@ -363,6 +363,7 @@ class Connection(Line):
 
     async def _end(self) -> None:
         assert self._protocol is not None, "it ends"
+        assert self._reading is not None, "it has begun to read"
         await self._protocol.handle(Closed())
         # The reader may be parked where nothing else wakes it.
         self._reading.cancel()
