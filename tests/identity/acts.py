@@ -52,6 +52,7 @@ ACTS = {
     "liftRevocation": Act("/revocations/1"),
     "makeBackup": Act("/backup"),
     "checkDatabase": Act("/check"),
+    "drainServer": Act("/drain"),
 }
 """By the name of its operation."""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import h11
 import pytest
 import trio
 
 from tests.server.harness import Server
 from web.http.one_task import LeanRequest
+from web.http.short_way import PlainBody
 
 AHEAD_BYTES = 5
 """So much of a body comes with the head."""
@@ -46,12 +48,19 @@ class Travelling:
     async def arrive(self) -> Answered:
         """Send the rest, and read the answer."""
         await self._stream.send_all(self._rest)
-        received = b""
+        reader = h11.Connection(h11.CLIENT)
+        reader.send(h11.Request(method="POST", target="/", headers=[("Host", "stand-in")]))
+        reader.send(h11.EndOfMessage())
+        status, body = 0, b""
         with trio.fail_after(20):
-            while chunk := await self._stream.receive_some():
-                received += chunk
-        head, _, body = received.partition(b"\r\n\r\n")
-        return Answered(int(head.split()[1]), body)
+            while not isinstance(event := reader.next_event(), h11.EndOfMessage):
+                if event is h11.NEED_DATA:
+                    reader.receive_data(await self._stream.receive_some())
+                elif isinstance(event, h11.Response):
+                    status = event.status_code
+                elif isinstance(event, h11.Data):
+                    body += event.data
+        return Answered(status, body)
 
 
 class Arrivals:
@@ -76,14 +85,17 @@ class Arrivals:
 def noted_arrivals(monkeypatch: pytest.MonkeyPatch) -> Iterator[Arrivals]:
     """Watch the routes of the servers of this process."""
     arrivals = Arrivals()
-    receive = LeanRequest.receive_body
 
-    async def receive_body(request: LeanRequest, *args: Any) -> bytes:
-        arrivals.note()
-        return await receive(request, *args)
+    def noted(receive: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+        async def receive_body(*args: Any) -> bytes:
+            arrivals.note()
+            return await receive(*args)
+
+        return receive_body
 
     with monkeypatch.context() as patch:
-        patch.setattr(LeanRequest, "receive_body", receive_body)
+        for way in (LeanRequest, PlainBody):
+            patch.setattr(way, "receive_body", noted(way.receive_body))
         yield arrivals
 
 
@@ -95,7 +107,6 @@ async def travelling(
     host, _, port = server.url.removeprefix("http://").partition(":")
     given = {
         "Host": host,
-        "Connection": "close",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
         "Authorization": f"Bearer {token}",
