@@ -55,7 +55,7 @@ class Travelling:
         with trio.fail_after(20):
             while not isinstance(event := reader.next_event(), h11.EndOfMessage):
                 if event is h11.NEED_DATA:
-                    reader.receive_data(await self._stream.receive_some())
+                    reader.receive_data(bytes(await self._stream.receive_some()))
                 elif isinstance(event, h11.Response):
                     status = event.status_code
                 elif isinstance(event, h11.Data):
