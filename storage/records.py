@@ -383,6 +383,16 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a restoration would do."""
+
+    aside: str | None
+    """Where the former database would be kept; `None`: there is none."""
+    is_in_use: bool
+    """Another process uses the database now: the restoration would be refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class IdempotencyKeys:
     """The idempotency keys of all diagnoses."""
 

@@ -14,7 +14,7 @@ INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its exit code: 0 done, 1 not done, 2 wrongly asked, 3 no server there, 130 interrupted."""
+    """Run one command; its exit code: one of `web.commands.failures`, or 130: interrupted."""
     try:
         _leave_when_interrupted()
         _open_what_is_closed()

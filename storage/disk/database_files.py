@@ -178,6 +178,26 @@ def replace_database(path: Path, arriving: Path, label: str) -> Path | None:
     return aside if kept else None
 
 
+def aside_of(path: Path, label: str) -> Path | None:
+    """Where `replace_database` would put the database; `None`: there is none."""
+    return _free_name(path, label) if path.exists() or wal_of(path).exists() else None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds `path.lock` now. Nothing is made."""
+    try:
+        descriptor = os.open(f"{path}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def kept_of(path: Path) -> list[Path]:
     """Former databases that `replace_database` has kept, or their logs where the database itself is missing."""
     kept = {Path(str(one).removesuffix("-wal")) for one in path.parent.glob(f"{glob.escape(path.name)}.*")}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sqlite3
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Final
 
 from storage.disk import database_files, files
 from storage.disk.unfinished import temporary_name
 from storage.errors import CannotOpen, NotADatabase, NotOurs
+from storage.records import Rehearsal
 from storage.sqlite import integrity, own_log, runs, texts
 from storage.sqlite.runs import Before
 from storage.sqlite.schema import damaged, identify, recognise
+
+REPLACED: Final = "replaced"
+"""Label of a database in whose place a backup was put."""
 
 logger = logging.getLogger("avicenna.storage")
 
@@ -68,22 +77,43 @@ def restore(path: Path, backup: Path) -> Path | None:
         Damaged, NotOurs, NewerVersion: the backup cannot be used.
         CannotCopy: it cannot be read, or there is no room.
     """
-    with database_files.locked(path):
-        arriving = temporary_name(path.with_name(f"{path.name}.restoring"))
-        log, arriving_log = database_files.wal_of(backup), database_files.wal_of(arriving)
+    with database_files.locked(path), _arrived(path.with_name(f"{path.name}.restoring"), backup) as arrived:
+        return database_files.replace_database(path, arrived, REPLACED)
+
+
+def try_restore(path: Path, backup: Path) -> Rehearsal:
+    """What `restore` would do. A server may use the database meanwhile, and nothing is changed.
+
+    Raises:
+        Damaged, NotOurs, NewerVersion, CannotCopy: as `restore`.
+    """
+    with contextlib.ExitStack() as stack:
+        beside = path
+        if not path.parent.is_dir():
+            beside = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+        # Of this process: a restoration may be under way at the same time.
+        stack.enter_context(_arrived(beside.with_name(f"{path.name}.trying-{os.getpid()}"), backup))
+    aside = database_files.aside_of(path, REPLACED)
+    return Rehearsal(None if aside is None else str(aside), database_files.is_locked(path))
+
+
+@contextmanager
+def _arrived(target: Path, backup: Path) -> Iterator[Path]:
+    """A copy of a backup that is found to be usable, on disk, beside `target`; removed if it is still there."""
+    arriving = temporary_name(target)
+    log, arriving_log = database_files.wal_of(backup), database_files.wal_of(arriving)
+    database_files.remove_database(arriving)
+    try:
+        files.copy_private(backup, arriving)
+        before = own_log.belongs(backup) if log.exists() else None
+        if before is not None:
+            files.copy_private(log, arriving_log)
+            _drop_foreign_log(arriving, before)
+        _check(arriving, backup)
+        files.settle_copy(arriving)
+        yield arriving
+    finally:
         database_files.remove_database(arriving)
-        try:
-            files.copy_private(backup, arriving)
-            before = own_log.belongs(backup) if log.exists() else None
-            if before is not None:
-                files.copy_private(log, arriving_log)
-                _drop_foreign_log(arriving, before)
-            _check(arriving, backup)
-            files.settle_copy(arriving)
-            aside = database_files.replace_database(path, arriving, "replaced")
-        finally:
-            database_files.remove_database(arriving)
-        return aside
 
 
 def _drop_foreign_log(arriving: Path, before: Before) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cli.strangers import Stranger, listening
+from tests.server.harness import Server, running_server
+from web.server.settings import Settings
 
 
 @pytest.fixture
@@ -23,3 +26,10 @@ def unused_url() -> Iterator[str]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A running server."""
+    async with running_server(Settings(port=0, data=tmp_path / "data")) as running:
+        yield running

@@ -1,4 +1,4 @@
-"""The commands against a stand-in that answers what a server answers: failures become one line and exit code 1."""
+"""The commands against a stand-in that answers what a server answers: failures become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_program_gets_the_list_as_json(server: StandIn, capsys: pytest.Capture
 def test_a_number_of_an_object_is_sent_as_it_is_written(server: StandIn) -> None:
     new = '{"a":123456789.123456789123,"b":[1e-400,9007199254740993.0,9007199254740993]}'
     server.will_refuse(404, "not_found", "this diagnosis is not registered")
-    assert cli.main(["publish", "recommendation", "a", "--new-data", new]) == 1
+    assert cli.main(["publish", "recommendation", "a", "--new-data", new]) == 5
     assert server.bodies == [b'{"diagnosis_id":"a","new_data":%b}' % new.encode()]
 
 
@@ -144,7 +144,7 @@ def test_an_update_is_published_with_its_key(server: StandIn, capsys: pytest.Cap
 
 def test_a_refusal_is_one_line_with_code_and_detail(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     server.will_refuse(404, "not_found", "this diagnosis is not registered")
-    assert cli.main(["diagnoses", "remove", "a"]) == 1
+    assert cli.main(["diagnoses", "remove", "a"]) == 5
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "avicenna-live: not_found: this diagnosis is not registered\n"
@@ -155,7 +155,7 @@ def test_who_has_no_token_is_told_where_to_get_one(
 ) -> None:
     monkeypatch.delenv("AVICENNA_TOKEN")
     server.will_refuse(401, "unauthenticated", "a bearer token is required")
-    assert cli.main(["status"]) == 1
+    assert cli.main(["status"]) == 4
     assert "authorization" not in server.requests[0][2]
     assert "give --token-file or AVICENNA_TOKEN, or --data DIR" in capsys.readouterr().err
 
@@ -223,7 +223,7 @@ def test_a_server_that_hangs_up_is_said_to_have_done_so(capsys: pytest.CaptureFi
 def test_no_failure_prints_the_token(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     server.will_refuse(401, "token_expired", "the token has expired")
     server.will_answer(500, b"oops")
-    assert cli.main(["status"]) == 1
+    assert cli.main(["status"]) == 4
     assert cli.main(["status", "--json"]) == 1
     printed = capsys.readouterr()
     assert TOKEN not in printed.out + printed.err

@@ -105,7 +105,7 @@ def test_whoever_listens_gets_a_short_token_with_the_one_right_the_command_needs
     argv: list[str], scope: str, stranger: Stranger
 ) -> None:
     key, _ = load_or_create_key(Path("data"))
-    assert cli.main([*argv, "--url", stranger.url]) == 1
+    assert cli.main([*argv, "--url", stranger.url]) == 4
     claims = claims_of(stranger.tokens[0], key)
     assert claims["sub"] == "local-operator"
     assert claims["scope"] == scope
@@ -120,12 +120,12 @@ def test_who_has_the_key_of_another_directory_is_told_which_key_it_was(
     load_or_create_key(Path("data"))
     load_or_create_key(Path("other"))
     for options, key_file in ((["--data", "other"], "other/jwt.key"), ([], "data/jwt.key")):
-        assert cli.main(["status", "--url", stranger.url, *options]) == 1
+        assert cli.main(["status", "--url", stranger.url, *options]) == 4
         said = capsys.readouterr().err
         assert said.startswith(f"avicenna-live: unauthenticated: {detail} (the token was made with the key {key_file}:")
         assert "--data" in said
     monkeypatch.setenv("AVICENNA_TOKEN", "given")
-    assert cli.main(["status", "--url", stranger.url]) == 1
+    assert cli.main(["status", "--url", stranger.url]) == 4
     assert capsys.readouterr().err == f"avicenna-live: unauthenticated: {detail}\n"
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.server.process import COMMAND
-from web.commands.printing import printable, say_json, table
+from web.commands.printing import say_json
 from web.commands.publish import receipt_line
 from web.commands.status import status_text
+from web.commands.tables import table
 from web.commands.tail import connect_line, event_line, gap_line
+from web.commands.text import printable
 
 
 def frame(kind: str, **data: Any) -> dict[str, Any]:

@@ -95,10 +95,10 @@ async def test_a_server_that_is_named_is_asked_whatever_lies_here(tmp_path: Path
         assert not (tmp_path / "copy.db").exists()
         assert not (tmp_path / "other" / "backups").exists()
         code, _, said = await run("check", "--url", other.url)
-        assert code == 1
+        assert code == 4
         assert "the token was made with the key data/jwt.key" in said
         code, _, said = await run("tail", "42", "--url", other.url)
-        assert code == 1
+        assert code == 4
         assert "the connection ended: 1008 invalid token (the token was made with the key data/jwt.key" in said
 
 

@@ -270,7 +270,7 @@ async def test_the_commands_show_both_trails_and_no_row_moves_the_terminal(tmp_p
         code, said, aside = await run("audit", *at, "--json", "--limit", "1")
         (row,) = json.loads(said)
         assert row["before"] == {"state": "running"}
-        assert aside == "older rows are not shown; --limit 1 can be raised\n"
+        assert aside == f"there are more than these 1: raise --limit, or go on with --after {row['id']}\n"
         filters = ("--actor", "op", "--action", "diagnosis.delete", "--diagnosis", "42")
         code, said, aside = await run("audit", *at, *filters, "--since", "2026-01-01T00:00:00Z", "--limit", "1")
         assert (code, aside) == (0, "")

@@ -81,10 +81,20 @@ class Actor(TypedDict):
     subscribers: int
     mailbox: Mailbox
     head: int
+    floor: int
     restarts: int
     last_crash: Crash | None
     damage: NotRequired[str | None]
     lag: list[Lag]
+
+
+class Node(TypedDict, total=False):
+    """Of the status: totals of the server."""
+
+    actors: int
+    ring_bytes: int
+    aborted: int
+    storage_waiting_seconds: float
 
 
 class Status(TypedDict):
@@ -96,7 +106,9 @@ class Status(TypedDict):
     connections_by_diagnosis: NotRequired[dict[str, int]]
     queued_messages_by_diagnosis: NotRequired[dict[str, int]]
     damage_by_diagnosis: NotRequired[dict[str, str]]
-    node: NotRequired[dict[str, float | bool | None]]
+    uptime_seconds: NotRequired[float]
+    version: NotRequired[str]
+    node: NotRequired[Node]
 
 
 class Act(TypedDict):
@@ -120,6 +132,71 @@ class Access(TypedDict):
     diagnosis_id: DiagnosisId
     user_id: str | None
     device: str | None
+
+
+class Event(TypedDict):
+    """A retained event."""
+
+    type: str
+    diagnosis_id: DiagnosisId
+    seq: int
+    timestamp: str
+    data: dict[str, Any]
+
+
+class Delivered(TypedDict):
+    """What became of an event for one subscriber."""
+
+    user_id: str | None
+    device: str | None
+    online: bool
+    cursor: int
+    state: str
+    acknowledged_at: str | None
+    acknowledged_by: str | None
+
+
+class Window(TypedDict):
+    """What an outbox retains: the events behind `floor`, up to `head`."""
+
+    diagnosis_id: DiagnosisId
+    head: int
+    floor: int
+
+
+class Disconnected(TypedDict):
+    """How many connections were ended, and cursors forgotten."""
+
+    disconnected: int
+    forgotten: int
+
+
+class Revocation(TypedDict):
+    """A revocation; one of the two names says of which tokens."""
+
+    id: int
+    sub: NotRequired[str]
+    jti: NotRequired[str]
+    at: str
+    covers_until: str
+
+
+class Erased(TypedDict):
+    """What an erasure has ended and dropped, and what still names the person its owner."""
+
+    connections: int
+    cursors: int
+    viewer_entries: int
+    audit_rows: int
+    access_rows: int
+    owned: list[DiagnosisId]
+    owned_total: int
+
+
+class Draining(TypedDict):
+    """The server ends."""
+
+    status: str
 
 
 class Checked(TypedDict):

@@ -5,13 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from web.contract.number import WrittenNumber
 from web.contract.records import KEY, KEY_RULE
 from web.server import setting_kinds
+
+STANDARD_INPUT: Final = "-"
+"""As the name of a file."""
+
+FILE_MARK: Final = "@"
+"""Stands before the name of a file that holds a value."""
+
+FILE_BYTES_MAX: Final = 1024 * 1024
+"""Largest file that is read for a value. Reason: the server judges bodies, and takes much less."""
 
 _NUMERIC_ID: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 
@@ -40,9 +51,12 @@ def idempotency_key(text: str) -> str:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Reads a JSON object; numbers stay as they are written."""
+    """Reads a JSON object, or `@` and the file that holds it, or `-`: from standard input.
+
+    Numbers stay as they are written.
+    """
     try:
-        value = json.loads(text, parse_float=WrittenNumber, parse_constant=_refuse_constant)
+        value = json.loads(_content_of(text), parse_float=WrittenNumber, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -55,6 +69,24 @@ def _read(kind: setting_kinds.Kind, text: str) -> Any:
         return kind.from_text(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be {kind.limit}") from None
+
+
+def _content_of(text: str) -> str | bytes:
+    """What is meant: the text itself, or what it names."""
+    if text == STANDARD_INPUT:
+        content, where = sys.stdin.buffer.read(FILE_BYTES_MAX + 1), "standard input"
+    elif text.startswith(FILE_MARK):
+        file = Path(text.removeprefix(FILE_MARK))
+        try:
+            with file.open("rb") as opened:
+                content, where = opened.read(FILE_BYTES_MAX + 1), str(file)
+        except OSError as error:
+            raise argparse.ArgumentTypeError(f"cannot read {file}: {error.strerror}") from None
+    else:
+        return text
+    if len(content) > FILE_BYTES_MAX:
+        raise argparse.ArgumentTypeError(f"{where} has more than {FILE_BYTES_MAX} bytes; the server takes 65536")
+    return content
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -139,19 +139,34 @@ class Client:
         item: type[T],
         query: Mapping[str, str | None] | None = None,
         page_items: int = PAGE_ITEMS_MAX,
+        after: str | None = None,
     ) -> Iterator[T]:
-        """The items of a list; a page is asked for when its first item is wanted. Raises as `request`."""
-        after: str | None = None
+        """The items of a list; a page is asked for when its first item is wanted. Raises as `request`.
+
+        Args:
+            after: begin behind the item with this mark; `None`: at the first.
+        """
         while True:
-            asked = {**(query or {}), "limit": str(page_items), "after": after}
-            _, page = self.request("GET", *path, query=asked, answer=Page)
-            if not all(is_a(one, item) for one in page["items"]):
-                raise self.strange()
-            yield from page["items"]
-            after = page["next"]
-            # A page without items that names another would never end.
-            if after is None or not page["items"]:
+            found, after = self.page(*path, item=item, query=query, page_items=page_items, after=after)
+            yield from found
+            if after is None:
                 return
+
+    def page(
+        self,
+        *path: str,
+        item: type[T],
+        query: Mapping[str, str | None] | None = None,
+        page_items: int = PAGE_ITEMS_MAX,
+        after: str | None = None,
+    ) -> tuple[list[T], str | None]:
+        """One page of a list, and where the next one begins; `None`: there is none. Arguments and errors as `items`."""
+        asked = {**(query or {}), "limit": str(page_items), "after": after}
+        _, page = self.request("GET", *path, query=asked, answer=Page)
+        if not all(is_a(one, item) for one in page["items"]):
+            raise self.strange()
+        # A page without items that names another would never end.
+        return page["items"], page["next"] if page["items"] else None
 
     def request(
         self,
@@ -222,7 +237,7 @@ class Client:
         if not is_a(problem, Problem):
             return CommandFailed(f"{self.url} answered {status} {reason}; is it an avicenna-live server?")
         remark = self.credentials.remark if status == HTTPStatus.UNAUTHORIZED else ""
-        return RefusedByServer(problem["code"], f"{problem['detail']}{remark}", status)
+        return RefusedByServer(problem["code"], f"{problem['detail']}{remark}")
 
 
 def _encoded(body: object) -> bytes:

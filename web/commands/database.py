@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from storage.disk.unfinished import SUFFIX, temporary_name
 from storage.errors import InUse, NoSuchDiagnosis, NotDamaged, StorageError
-from storage.records import Dropped
+from storage.records import Dropped, Rehearsal
 from web.commands.answers import Checked, CopyMade, Health
 from web.commands.client import Client
+from web.commands.declaring import Commands, declare
 from web.commands.failures import FAILED, CommandFailed, Unreachable, UsageError
 from web.commands.fetching import Copy, fetched
 from web.commands.finding import (
@@ -27,20 +32,34 @@ from web.commands.finding import (
     find_of_directory,
     given_url,
 )
-from web.commands.printing import printable, say, say_json
+from web.commands.printing import say, say_json
+from web.commands.progress import progress, shows_progress, size_of_all, size_of_newest
+from web.commands.text import printable
 from web.server.listening_file import LISTENING_FILE, NotListening
-from web.server.settings import DATABASE_FILE
+from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE
 
 WORK_SECONDS_MAX: Final = 3600
 """Longest wait for a server that copies or checks its database. Beyond: it counts as unreachable."""
+
+CLOCKS_APART_SECONDS: Final = 2.0
+"""How far the time of a new file may be behind ours. Reason: a file system counts in steps of up to two seconds."""
 
 PROBLEMS_SHOWN_MAX: Final = 20
 """Problems printed for people. Beyond: counted; `--json` has them all."""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the four commands."""
-    checking = commands.add_parser("check", help="check the integrity of the database")
+    checking = declare(
+        commands,
+        "check",
+        "check the integrity of the database",
+        "check",
+        "check --data /srv/avicenna --json",
+        "check --drop-damaged 42",
+        description="Check the integrity of the database, through the server that uses it, or without one. The exit "
+        "code is 1 if something is damaged.",
+    )
     checking.add_argument(
         "--drop-damaged",
         action="append",
@@ -51,23 +70,39 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_client_options(checking)
     checking.set_defaults(run=check)
 
-    copying = commands.add_parser("backup", help="copy the database, consistently, while the server goes on")
+    copying = declare(
+        commands,
+        "backup",
+        "copy the database, consistently, while the server goes on",
+        "backup /backups/avicenna-friday.db",
+        "backup copy.db --data /srv/avicenna",
+        description="Copy the database, consistently, through the server that uses it, or without one. Nobody waits "
+        "for it.",
+    )
     copying.add_argument("file", type=Path, metavar="FILE", help="the copy; must not exist")
     add_client_options(copying)
     copying.set_defaults(run=backup)
 
-    restoring = commands.add_parser(
+    restoring = declare(
+        commands,
         "restore",
-        help="put a backup in the place of the database; the server must be stopped",
-        description="The former database is renamed, not deleted. Every diagnosis begins a new epoch: clients reload.",
+        "put a backup in the place of the database; the server must be stopped",
+        "restore /backups/avicenna-friday.db --dry-run",
+        "restore /backups/avicenna-friday.db --data /srv/avicenna",
+        description="Put a backup in the place of the database. The former database is renamed, not deleted. Every "
+        "diagnosis begins a new epoch: clients reload. With --dry-run: only check the backup, and say what would "
+        "happen.",
     )
     restoring.add_argument("file", type=Path, metavar="FILE", help="the backup")
+    restoring.add_argument("--dry-run", action="store_true", help="change nothing; a server may run meanwhile")
     add_data_options(restoring)
     restoring.set_defaults(run=restore)
 
-    making = commands.add_parser(
+    making = declare(
+        commands,
         "new-database",
-        help="make an empty database, where a start refuses to; the server must be stopped",
+        "make an empty database, where a start refuses to; the server must be stopped",
+        "new-database --data /srv/avicenna",
         description="A former database is not found again by that: put it back, or restore a backup, if you can.",
     )
     add_data_options(making)
@@ -80,7 +115,7 @@ def check(arguments: argparse.Namespace) -> int:
         return _drop_damaged(arguments)
     problems = _checked_here(arguments) if given_url(arguments) is None else None
     if problems is None:
-        problems = _checked_there(_server(arguments))
+        problems = _checked_there(_server(arguments), data_directory(arguments))
     if arguments.json:
         say_json({"status": "damaged" if problems else "ok", "problems": list(problems)})
     else:
@@ -144,18 +179,38 @@ def _checked_here(arguments: argparse.Namespace) -> Sequence[str] | None:
     database = _existing(arguments)
     from web.commands import offline  # noqa: PLC0415 - starts the event loop's packages, which most commands never need
 
-    offline.show_progress()
+    _show_lines()
     try:
-        return offline.check(database)
+        # Read page by page, in place: no file grows.
+        with progress("checking", lambda: None, lambda: 0):
+            return offline.check(database)
     except InUse:
         return None
     except StorageError as error:
         raise CommandFailed(str(error)) from None
 
 
-def _checked_there(client: Client) -> Sequence[str]:
-    _, checked = client.request("POST", "check", seconds_max=WORK_SECONDS_MAX, answer=Checked)
+def _checked_there(client: Client, directory: Path) -> Sequence[str]:
+    with _watching("checking", directory, directory, f".check-*.db{SUFFIX}"):
+        _, checked = client.request("POST", "check", seconds_max=WORK_SECONDS_MAX, answer=Checked)
     return checked["problems"]
+
+
+def _watching(what: str, directory: Path, where: Path, pattern: str) -> AbstractContextManager[None]:
+    """Show how far a copy of the database in `directory` is that fits a pattern, if it can be seen from here."""
+    return progress(
+        what,
+        partial(size_of_newest, where, pattern, time.time() - CLOCKS_APART_SECONDS),
+        partial(size_of_all, directory / DATABASE_FILE),
+    )
+
+
+def _show_lines() -> None:
+    """Where no bar is shown, long work says a line every few seconds."""
+    if not shows_progress():
+        from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
+
+        offline.show_progress()
 
 
 def check_text(problems: Sequence[str]) -> str:
@@ -188,9 +243,10 @@ def _copied_here(arguments: argparse.Namespace, target: Path) -> Copy | None:
         raise CommandFailed(f"{target} exists already; name another file")
     from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
-    offline.show_progress()
+    _show_lines()
     try:
-        made = offline.backup(database, target)
+        with _watching("copying", database.parent, target.parent, temporary_name(target).name):
+            made = offline.backup(database, target)
     except InUse:
         return None
     except StorageError as error:
@@ -200,7 +256,8 @@ def _copied_here(arguments: argparse.Namespace, target: Path) -> Copy | None:
 
 def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
     def ask() -> tuple[str, str]:
-        _, made = client.request("POST", "backup", seconds_max=WORK_SECONDS_MAX, answer=CopyMade)
+        with _watching("copying", directory, directory / BACKUPS_DIRECTORY, f".avicenna-*.db{SUFFIX}"):
+            _, made = client.request("POST", "backup", seconds_max=WORK_SECONDS_MAX, answer=CopyMade)
         return made["path"], made["sha256"]
 
     file = directory / LISTENING_FILE
@@ -215,17 +272,38 @@ def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
 
 def restore(arguments: argparse.Namespace) -> int:
     """Put a backup in place."""
-    database = data_directory(arguments) / DATABASE_FILE
+    database, source = data_directory(arguments) / DATABASE_FILE, arguments.file
     from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
+    written = partial(
+        size_of_newest, database.parent, f".{DATABASE_FILE}.*{SUFFIX}", time.time() - CLOCKS_APART_SECONDS
+    )
     try:
-        aside = offline.restore(database, arguments.file)
+        with progress("restoring", written, partial(size_of_all, source)):
+            if arguments.dry_run:
+                rehearsal = offline.try_restore(database, source)
+            else:
+                aside = offline.restore(database, source)
     except StorageError as error:
         raise CommandFailed(str(error)) from None
+    if arguments.dry_run:
+        say(printable(rehearsal_text(database, source, rehearsal)))
+        return 0
     say(f"restored {database} from {arguments.file}; every diagnosis begins a new epoch")
     if aside is not None:
         say(f"the former database is {aside}")
     return 0
+
+
+def rehearsal_text(database: Path, source: Path, rehearsal: Rehearsal) -> str:
+    """What a restoration would do, for people."""
+    former = (
+        "there is no database that it would replace"
+        if rehearsal.aside is None
+        else f"the former database would be {rehearsal.aside}"
+    )
+    stop = "; a server uses the database now: stop it first" if rehearsal.is_in_use else ""
+    return f"{source} can be restored as {database}; {former}{stop}. Nothing was changed"
 
 
 def create(arguments: argparse.Namespace) -> int:

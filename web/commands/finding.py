@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from web.commands.arguments import STANDARD_INPUT
 from web.commands.client import Client, Credentials
 from web.commands.failures import CommandFailed, UsageError
+from web.commands.look import add_colour_option
 from web.commands.printing import say_aside
 from web.commands.transport import checked_url, socket_path_of
 from web.identity import keyring
@@ -30,9 +32,6 @@ from web.server.listening_file import NotListening, listening_urls
 from web.server.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings, variable_of
 
 URL_DEFAULT: Final = "http://127.0.0.1:8000"
-
-STANDARD_INPUT: Final = "-"
-"""As the name of a token's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,12 @@ class Found:
     """The server that runs on the data directory said so itself."""
 
 
-def add_client_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what every command that talks to a server takes."""
+def add_client_options(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
+    """Declare what every command that talks to a server takes.
+
+    Args:
+        json: it prints JSON, too.
+    """
     group = parser.add_argument_group("the server, and who you are")
     group.add_argument(
         "--url",
@@ -63,7 +66,12 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
     # Accepted but not shown: every user of a machine can see the arguments of its processes.
     group.add_argument("--token", help=argparse.SUPPRESS)
     add_data_options(group)
-    group.add_argument("--json", action="store_true", help="print JSON, for programs")
+    shown = parser.add_argument_group("output")
+    if json:
+        shown.add_argument(
+            "--json", action="store_true", help="print JSON, for programs; a failure is an object on stderr"
+        )
+    add_colour_option(shown)
 
 
 def add_data_options(parser: argparse._ActionsContainer) -> None:

@@ -31,6 +31,23 @@ TOKEN_REFUSED: Final = frozenset({"invalid token", "token expired", "revoked"})
 UNAUTHENTICATED: Final = 401
 TOO_MANY_REQUESTS: Final = 429
 
+_CODE_OF: Final = {401: "unauthenticated", 403: "forbidden", 404: "not_found", 429: "rate_limited", 4000: "replaced"}
+"""By HTTP status or close code."""
+
+_CODE_OF_REASON: Final = {
+    "invalid token": "unauthenticated",
+    "token expired": "token_expired",
+    "revoked": "unauthenticated",
+    "access denied": "forbidden",
+    "viewer removed": "forbidden",
+    "disconnected by operator": "forbidden",
+    "origin not allowed": "origin_not_allowed",
+    "diagnosis not found": "not_found",
+    "diagnosis deleted": "not_found",
+    "rate limited": "rate_limited",
+}
+"""By the reason of a 1008."""
+
 BACKOFF_SECONDS_FIRST: Final = 0.5
 TOKEN_SECONDS_FIRST: Final = 1.0
 """First longest wait after a refused token that may be replaced."""
@@ -116,6 +133,14 @@ def then(code: int, reason: str) -> Then:
     if code == UNAUTHENTICATED or (code == POLICY and reason in TOKEN_REFUSED):
         return Then.NEEDS_AUTH
     return Then.ENDED
+
+
+def code_of(code: int, reason: str) -> str:
+    """The problem code (PROTOCOL section 7) that says the same as this close code and reason, or this HTTP status.
+
+    `failed`: none does.
+    """
+    return _CODE_OF.get(code) or (_CODE_OF_REASON.get(reason, "failed") if code == POLICY else "failed")
 
 
 class Backoff:

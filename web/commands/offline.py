@@ -17,7 +17,7 @@ import trio
 from storage.clock import SystemClock
 from storage.disk import files
 from storage.errors import CannotOpen, Damaged, StorageError
-from storage.records import Act, Backup, Dropped
+from storage.records import Act, Backup, Dropped, Rehearsal
 from storage.sqlite import copies
 from storage.sqlite.opening import open_store
 from storage.sqlite.runs import SELF
@@ -104,6 +104,11 @@ def restore(database: Path, source: Path) -> Path | None:
 
     trio.run(begin_new_epochs)
     return aside
+
+
+def try_restore(database: Path, source: Path) -> Rehearsal:
+    """What `restore` would do; nothing is changed. Raises as `restore`, but not for a server that runs."""
+    return copies.try_restore(database, source)
 
 
 def _opened(database: Path) -> AbstractAsyncContextManager[StoreUpkeep]:

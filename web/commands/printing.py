@@ -1,4 +1,4 @@
-"""What the commands print: tables and lines for people, JSON for programs. Nothing here waits or knows a server."""
+"""How the commands print: lines for people, JSON for programs. Nothing here waits for a server, or knows one."""
 
 from __future__ import annotations
 
@@ -8,29 +8,13 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
 from typing import Any, Final
 
 from web.commands.failures import CommandFailed
-
-JOINERS: Final = "\u200c\u200d"
-"""Invisible, harmless, and needed to write Persian and Arabic: printed as they are."""
+from web.commands.text import printable
 
 LAST_WORDS_SECONDS_MAX: Final = 1.0
 """Longest time the end of a command waits for its last line to be read."""
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that could move a terminal's cursor or hide what stands beside it."""
-    return "".join(
-        character if character.isprintable() or character in JOINERS else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
-def compact(value: object) -> str:
-    """A value as one printable line of JSON."""
-    return printable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def say(text: str) -> None:
@@ -86,11 +70,3 @@ def say_at_last(text: str) -> None:
 def say_json(value: Any) -> None:
     """Print a value for programs, on one line, in ASCII."""
     say(json.dumps(value))
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns aligned at the left, two spaces apart; without rows only the head."""
-    cells = [list(head), *([printable(str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
-    return "\n".join(lines)

@@ -13,11 +13,15 @@ from typing import Any, Final
 from web.commands import publish_stream
 from web.commands.answers import Receipt
 from web.commands.arguments import fraction, idempotency_key, json_object, reference, whole
+from web.commands.declaring import Commands, declare
 from web.commands.finding import add_client_options, client_of
-from web.commands.printing import printable, say, say_json
+from web.commands.printing import say, say_json
+from web.commands.text import printable
 
 SAMPLE_SIZE_MAX: Final = 2**53 - 1
 """Largest integer that every JSON reader keeps exactly."""
+
+OBJECT: Final = "an object; @FILE: from a file; -: from standard input"
 
 RECOMMENDATION_FIELDS: Final = ("new_data", "old_data", "reason")
 EFFECTIVENESS_FIELDS: Final = (
@@ -31,9 +35,16 @@ EFFECTIVENESS_FIELDS: Final = (
 FEEDBACK_FIELDS: Final = ("feedback_id", "rating", "effectiveness", "recommendation_id", "comment")
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
-    parser = commands.add_parser("publish", help="send an update of a diagnosis, or many")
+    parser = declare(
+        commands,
+        "publish",
+        "send an update of a diagnosis, or many",
+        "publish feedback 42 --feedback-id 7 --rating 5",
+        "publish recommendation 42 --new-data @new.json",
+        "publish --stream < updates.ndjson",
+    )
     parser.add_argument(
         "--stream",
         action="store_true",
@@ -43,13 +54,27 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.set_defaults(run=partial(_run_stream, parser))
     kinds = parser.add_subparsers(metavar="KIND", action=Kinds)
 
-    one = _kind(kinds, "recommendation", "the recommendations changed", RECOMMENDATION_FIELDS)
-    one.add_argument("--new-data", type=json_object, required=True, metavar="JSON", help="the new state, an object")
-    one.add_argument("--old-data", type=json_object, metavar="JSON", help="the state before, an object")
+    one = _kind(
+        kinds,
+        "recommendation",
+        "the recommendations changed",
+        RECOMMENDATION_FIELDS,
+        """publish recommendation 42 --new-data '{"herb":"saffron"}' --reason "new evidence\"""",
+        "publish recommendation 42 --new-data @new.json --old-data @old.json",
+        "publish recommendation 42 --new-data - < new.json",
+    )
+    one.add_argument("--new-data", type=json_object, required=True, metavar="JSON", help=f"the new state, {OBJECT}")
+    one.add_argument("--old-data", type=json_object, metavar="JSON", help=f"the state before, {OBJECT}")
     one.add_argument("--reason", metavar="TEXT")
     add_client_options(one)
 
-    one = _kind(kinds, "effectiveness", "a measured effectiveness changed", EFFECTIVENESS_FIELDS)
+    one = _kind(
+        kinds,
+        "effectiveness",
+        "a measured effectiveness changed",
+        EFFECTIVENESS_FIELDS,
+        "publish effectiveness 42 --recommendation-id 5 --new-effectiveness 0.85",
+    )
     one.add_argument("--recommendation-id", type=reference, required=True, metavar="R")
     one.add_argument("--new-effectiveness", type=fraction, required=True, metavar="0-1")
     one.add_argument("--confidence", type=fraction, metavar="0-1")
@@ -58,7 +83,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     one.add_argument("--herb", metavar="TEXT")
     add_client_options(one)
 
-    one = _kind(kinds, "feedback", "feedback arrived", FEEDBACK_FIELDS)
+    one = _kind(
+        kinds,
+        "feedback",
+        "feedback arrived",
+        FEEDBACK_FIELDS,
+        "publish feedback 42 --feedback-id 7 --rating 5",
+        'publish feedback 42 --feedback-id 7 --rating 4 --comment "slept well" --idempotency-key visit-7',
+    )
     one.add_argument("--feedback-id", type=reference, required=True, metavar="F")
     one.add_argument("--rating", type=whole(1, 5), required=True, metavar="1-5")
     one.add_argument("--effectiveness", type=fraction, metavar="0-1")
@@ -89,10 +121,8 @@ def _run_stream(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     return publish_stream.run(arguments)
 
 
-def _kind(
-    kinds: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, names: tuple[str, ...]
-) -> argparse.ArgumentParser:
-    parser = kinds.add_parser(name, help=what)
+def _kind(kinds: Commands, name: str, what: str, names: tuple[str, ...], *examples: str) -> argparse.ArgumentParser:
+    parser = declare(kinds, name, what, *examples)
     parser.add_argument("id", metavar="ID", help="the diagnosis")
     parser.add_argument(
         "--idempotency-key",

@@ -20,12 +20,14 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from web.commands.answers import Receipt, is_a
+from web.commands.arguments import STANDARD_INPUT
 from web.commands.client import Client
-from web.commands.failures import FAILED, WRONG_USAGE, WRONG_VALUE, CommandFailed, UsageError
-from web.commands.finding import STANDARD_INPUT, client_of
-from web.commands.following import NORMAL, NOTHING_HEARD, Backoff, Then, then
-from web.commands.printing import printable, say, say_aside, say_at_last, say_json
+from web.commands.failures import FAILED, WRONG_USAGE, WRONG_VALUE, CommandFailed, RefusedByServer, UsageError
+from web.commands.finding import client_of
+from web.commands.following import NORMAL, NOTHING_HEARD, Backoff, Then, code_of, then
+from web.commands.printing import say, say_aside, say_at_last, say_json
 from web.commands.tail import Ended, NotHttp, connected, first_of, upgraded
+from web.commands.text import printable
 
 LINE_BYTES_MAX: Final = 64 * 1024
 """Longest line. Beyond: it is not sent, and counts as wrong."""
@@ -114,7 +116,8 @@ class Stream:
                 return
             reason = f"the connection ended: {ended.code} {ended.reason}".rstrip()
             if not self._admitted or then(ended.code, ended.reason) is not Then.COME_BACK:
-                raise CommandFailed(f"{reason}; {self.progress}")
+                text = f"{reason}; {self.progress}"
+                raise RefusedByServer(code_of(ended.code, ended.reason), text, text)
             seconds = self._backoff.seconds(ended.retry_after_ms)
             say_aside(f"{reason}; coming back in {seconds:.1f} s")
             await trio.sleep(seconds)

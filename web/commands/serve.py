@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from web.commands.declaring import Commands, declare
 from web.commands.failures import UsageError
 from web.identity import keyring
 from web.server import greeting, settings
@@ -19,9 +20,18 @@ from web.server import greeting, settings
 logger = logging.getLogger("avicenna.server")
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
-    serving = commands.add_parser("serve", help="run the server")
+    serving = declare(
+        commands,
+        "serve",
+        "run the server",
+        "serve",
+        "serve --host 0.0.0.0 --port 8000 --data /srv/avicenna",
+        "serve --config avicenna.toml",
+        description="Run the server until SIGTERM, SIGINT or `drain`. Settings are options, variables of the "
+        "environment (AVICENNA_PORT), or lines of a TOML file.",
+    )
     add_address(serving)
     serving.add_argument("--data", metavar="DIR", help="directory of the database and the key; default ./data")
     serving.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with settings")

@@ -26,6 +26,7 @@ from wsproto.utilities import LocalProtocolError
 
 from web.commands.arguments import whole
 from web.commands.client import Client
+from web.commands.declaring import Commands, declare
 from web.commands.failures import CommandFailed, RefusedByServer, UsageError
 from web.commands.finding import add_client_options, client_of
 from web.commands.following import (
@@ -43,9 +44,11 @@ from web.commands.following import (
     Hole,
     Position,
     Then,
+    code_of,
     then,
 )
-from web.commands.printing import compact, printable, say, say_aside, say_json
+from web.commands.printing import say, say_aside, say_json
+from web.commands.text import compact, printable
 from web.commands.transport import UNIX_HOST, socket_path_of
 
 CONNECT_SECONDS_MAX: Final = 10
@@ -82,9 +85,17 @@ class Ended:
     """We ended it ourselves: the server sent something outside the protocol."""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
-    parser = commands.add_parser("tail", help="follow a diagnosis", description="Follow a diagnosis, line by line.")
+    parser = declare(
+        commands,
+        "tail",
+        "follow a diagnosis",
+        "tail 42 --device phone",
+        "tail 42 --peek --start 10",
+        "tail 42 --json --count 1",
+        description="Follow a diagnosis, line by line, until Ctrl-C. It comes back by itself, exactly where it was.",
+    )
     parser.add_argument("id", metavar="ID", help="the diagnosis")
     parser.add_argument("--device", metavar="D", help="a queue of your own under this name, remembered by the server")
     parser.add_argument(
@@ -237,7 +248,8 @@ class Tail:
             what = self._then(ended) if reconnect else Then.ENDED
             if what is Then.ENDED:
                 self._say_status("ended", ended)
-                raise CommandFailed(reason + (self._client.credentials.remark if self._refused_token else ""))
+                remark = self._client.credentials.remark if self._refused_token else ""
+                raise RefusedByServer(code_of(ended.code, ended.reason), reason, reason + remark)
             if what is Then.COME_BACK:
                 self._say_status("offline", ended)
                 wait_seconds = self._backoff.seconds(ended.retry_after_ms)

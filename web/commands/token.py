@@ -11,6 +11,7 @@ from typing import Final
 from storage.disk import database_files
 from storage.errors import InUse, StorageError
 from web.commands.arguments import whole
+from web.commands.declaring import Commands, declare
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.finding import add_data_options, local_settings
 from web.commands.printing import say, say_aside
@@ -25,11 +26,14 @@ TTL_SECONDS_MAX: Final = 366 * 86_400
 """Longest life a server can be told to accept. Beyond: refused."""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
-    parser = commands.add_parser(
+    parser = declare(
+        commands,
         "token",
-        help="make a token",
+        "make a token",
+        "token --sub doctor-1",
+        'token --sub analytics --scope "broadcast" --ttl 86400',
         description="Make a token with the key in the server's data directory, and print it. If the directory holds no "
         "key yet, one is made, as the server would.",
     )

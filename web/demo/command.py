@@ -6,16 +6,20 @@ import argparse
 import os
 import tempfile
 
+from web.commands.declaring import Commands, declare
 from web.commands.printing import say
 from web.commands.serve import add_address, own_name, settings_of
 from web.server.settings import variable_of
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Declare the command."""
-    showing = commands.add_parser(
+    showing = declare(
+        commands,
         "demo",
-        help="run a server that shows itself",
+        "run a server that shows itself",
+        "demo",
+        "demo --port 8080",
         description="Run a server on a temporary directory, with a stream of sample updates, until Ctrl-C.",
     )
     add_address(showing)
