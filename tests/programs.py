@@ -1,8 +1,8 @@
 """Programs from outside the project that some tests want: the path of one, or a skip that names it.
 
-Users need Python and make, nothing else: a test that wants a C compiler, Node, Chromium or nginx skips where it is
-missing. `.ci/run` installs these programs and names those it has in `REQUIRED_PROGRAMS`: a test that misses one of them
-fails.
+Users need Python and make, nothing else: a test that wants a C compiler, Node, Chromium, nginx or HAProxy skips
+where it is missing. `.ci/run` installs these programs and names those it has in `REQUIRED_PROGRAMS`: a test that misses
+one of them fails.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ NODE_PACKAGES: Final = ROOT / "build" / "node" / "node_modules"
 
 SPELLINGS: Final = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
-    # Debian puts it where only root's PATH leads.
+    # Debian puts both where only root's PATH leads.
     "nginx": ("nginx", "/usr/sbin/nginx"),
+    "haproxy": ("haproxy", "/usr/sbin/haproxy"),
     # `make python-client` makes it.
     "python-client": (str(ROOT / "clients" / "python" / ".venv" / "bin" / "python"),),
 }

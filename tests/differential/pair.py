@@ -199,20 +199,26 @@ async def running_pair(
         if is_hasty:
             stack.enter_context(patch.object(composition, "Patience", HASTY))
             stack.enter_context(patch.object(bodies, "BODY_SECONDS_MAX", HASTY_BODY_SECONDS_MAX))
-        sides = []
-        for name, way in (("first", lambda settings: settings), ("second", otherwise)):
-            data, clock = directory / name, StandingClock(now)
-            data.mkdir(mode=0o700, parents=True)
-            (data / KEY_FILE).write_bytes(KEY)
-            (data / KEY_FILE).chmod(0o600)
-            mine = way(Settings(port=0, data=data, durability="normal", **settings))
-            stores: list[SqliteStore] = []
-            limits = partial(_limits_by, clock)
-            stack.enter_context(patch.object(composition, "Limits", limits))
-            server = await stack.enter_async_context(running_server(mine, clock, engine=_engine(stores)))
-            sides.append(Side(server, int(server.url.rpartition(":")[2]), clock, stores))
+        first, second = [
+            await stack.enter_async_context(
+                running_side(way(Settings(port=0, data=directory / name, durability="normal", **settings)), now)
+            )
+            for name, way in (("first", lambda settings: settings), ("second", otherwise))
+        ]
+        yield Pair(first, second)
+
+
+@asynccontextmanager
+async def running_side(settings: Settings, now: float) -> AsyncIterator[Side]:
+    """A server with these settings, the key of `people.py`, and a clock that begins at this time of Trio's."""
+    settings.data.mkdir(mode=0o700, parents=True)
+    (settings.data / KEY_FILE).write_bytes(KEY)
+    (settings.data / KEY_FILE).chmod(0o600)
+    clock, stores = StandingClock(now), list[SqliteStore]()
+    with patch.object(composition, "Limits", partial(_limits_by, clock)):
+        async with running_server(settings, clock, engine=_engine(stores)) as server:
             await _prepare(server)
-        yield Pair(sides[0], sides[1])
+            yield Side(server, int(server.url.rpartition(":")[2]), clock, stores)
 
 
 def _engine(opened: list[SqliteStore]) -> composition.Engine:

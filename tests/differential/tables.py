@@ -736,6 +736,37 @@ SOCKETS: Final[Mapping[str, Case]] = {
     "a WebSocket with a key of idempotency": (upgrade("Idempotency-Key: a")),
 }
 
+PUBLISHERS: Final[Mapping[str, Case]] = {
+    "a publishing WebSocket": (
+        upgrade(path="/publish", who="@service@"),
+        client_frame(TEXT, f'{{"id": "1", "type": "feedback_update", {FEEDBACK[1:]}'.encode()),
+        Until(b'"type":"receipt"'),
+        CLOSE_FRAME,
+    ),
+    "a publishing WebSocket that is refused": (
+        upgrade(path="/publish", who="@patient@"),
+        client_frame(TEXT, f'{{"id": "1", "type": "feedback_update", {FEEDBACK[1:]}'.encode()),
+        CLOSE_FRAME,
+    ),
+    "a publishing WebSocket that ends": (upgrade(path="/publish", who="@service@"), END),
+    "a publishing WebSocket of an event": (
+        upgrade(path="/publish", who="@service@"),
+        client_frame(TEXT, b'{"type": "feedback_update"}'),
+    ),
+    "a publishing WebSocket without a token": upgrade("-Authorization", path="/publish"),
+    "a publishing WebSocket with a token as a subprotocol": (
+        upgrade("-Authorization", "Sec-WebSocket-Protocol: avicenna.v1, bearer.@service@", path="/publish"),
+        CLOSE_FRAME,
+    ),
+    "a publishing WebSocket with a parameter": upgrade(path="/publish?window=9", who="@service@"),
+    "a publishing WebSocket of a foreign page": upgrade("Origin: https://evil.test", path="/publish", who="@service@"),
+    "a publishing WebSocket and a byte": upgrade(path="/publish", who="@service@") + b"x",
+    "a publishing WebSocket without a key": upgrade("-Sec-WebSocket-Key", path="/publish", who="@service@"),
+    "a publishing WebSocket by POST": upgrade(line="POST /publish HTTP/1.1", who="@service@"),
+    "a publishing WebSocket without an upgrade": get("/publish", who="@service@"),
+    "a publishing WebSocket in packets": (*cut(upgrade(path="/publish", who="@service@"), 30, -3), CLOSE_FRAME),
+}
+
 STREAMS: Final[Mapping[str, Case]] = {
     "an event stream": (get(EVENTS, who="@patient@"), LIVE, END),
     "an event stream with what EventSource sends": (
@@ -913,7 +944,7 @@ class Table:
 
 TABLES: Final[Mapping[str, Table]] = {
     "plain": Table(
-        OPERATIONS | LINES_AND_TARGETS | HEADERS | BODIES | PACKETS | SOCKETS | STREAMS,  # type: ignore[operator]
+        OPERATIONS | LINES_AND_TARGETS | HEADERS | BODIES | PACKETS | SOCKETS | PUBLISHERS | STREAMS,  # type: ignore[operator]
         {"access_trail": True},
     ),
     "pages": Table(

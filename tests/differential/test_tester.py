@@ -86,11 +86,10 @@ async def test_mutations_find_a_fault_and_make_it_short(monkeypatch: pytest.Monk
     monkeypatch.setattr(hunting, "SHORTER_TRIES_MAX", 30)
 
     def with_origins(settings: Settings) -> Settings:
-        return replace(settings, query_tokens=False)
+        return replace(settings, allowed_origins=("https://page.test",))  # every answer says `Vary: Origin`
 
-    numbers = (number for number in range(2000) if b"?token=" in _bytes(mutation(1, number)))
-    held, found = await hunting.hunt(1, numbers, otherwise=with_origins)
-    assert found is not None, f"nothing is found in {held} mutations"
+    _, found = await hunting.hunt(1, range(20), otherwise=with_origins)
+    assert found is not None
     assert len(_bytes(found.steps)) < len(_bytes(mutation(1, found.number)))
     assert f"--seed 1 --only {found.number}" in str(found)
     assert not any(token in str(found) for token in TOKENS.values())
