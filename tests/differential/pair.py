@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,7 @@ from web.identity.limits import Limits, Most
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import composition
 from web.server.settings import DATABASE_FILE, Settings
+from web.websocket.holds import Holds
 
 HASTY: Final = partial(Patience, first_byte_seconds=3.0, head_seconds=0.4, linger_seconds=1.0)
 """How long hasty servers wait for the bytes of a request, so that a test sees what follows."""
@@ -164,6 +165,11 @@ def _limits_by(clock: StandingClock, most: Most, monotonic: Callable[[], float])
     return Limits(most, clock.told)
 
 
+def _no_hold(holds: Holds, name: Hashable, now: float) -> float:
+    """How long a refused socket is held, which depends on how fast others were refused before."""
+    return 0.0
+
+
 def _rows(tables: Sequence[str], database: sqlite3.Connection) -> Tables:
     return {table: sorted(database.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
 
@@ -215,7 +221,10 @@ async def running_side(settings: Settings, now: float) -> AsyncIterator[Side]:
     (settings.data / KEY_FILE).write_bytes(KEY)
     (settings.data / KEY_FILE).chmod(0o600)
     clock, stores = StandingClock(now), list[SqliteStore]()
-    with patch.object(composition, "Limits", partial(_limits_by, clock)):
+    with (
+        patch.object(composition, "Limits", partial(_limits_by, clock)),
+        patch.object(Holds, "seconds", _no_hold),
+    ):
         async with running_server(settings, clock, engine=_engine(stores)) as server:
             await _prepare(server)
             yield Side(server, int(server.url.rpartition(":")[2]), clock, stores)
