@@ -91,7 +91,7 @@ class Side:
             await self.server.http.get("/ws/status", headers={"Authorization": bearer("op", "operate")})
         ).json()
         found["node"]["requests"] = sum(found["node"]["requests"].values())
-        del found["uptime_seconds"]
+        del found["uptime_seconds"], found["node"]["storage_waiting_seconds"]
         del found["connections_open"]  # those of the client that asks, too
         return found
 
