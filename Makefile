@@ -20,6 +20,7 @@
 #   make fuzz [SECONDS=60]            random damage to requests, for so long; half of it compares the two ways
 #   make differential [MUTATIONS=100000] [SEED=1]   so many damaged requests by both ways, compared
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
+#   make metrics                      docs/METRICS.md anew
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
 #   make python-client-test [ARGS="-k core"]   the tests of clients/python, in a .venv of its own (a part of `make test`)
@@ -28,7 +29,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock settings guarantees node-packages clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock settings metrics guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -217,6 +218,9 @@ autobahn: setup
 
 settings: setup
 	$(BIN)/python -m web.server.settings > docs/SETTINGS.md
+
+metrics: setup
+	$(BIN)/python -m web.server.metrics > docs/METRICS.md
 
 guarantees: setup
 	$(BIN)/python -m tests.documents.guarantees

@@ -358,34 +358,41 @@ class DiagnosisActor:
         outcomes = await pending.wait()
         connections = len(self._roster.subscribers) + self._roster.elsewhere
         try:
-            is_same = await self._take_in_own(events, outcomes)
+            is_same = await self._take_in_own(events, outcomes, pending.settled_at)
         except StorageError:
             # The ring lacks something, which its followers will get later. These events are stored all the same.
             self._answer_publishes(zip(batch, outcomes, strict=True), 0)
             raise
         self._answer_publishes(zip(batch, outcomes, strict=True), connections if is_same else 0)
 
-    async def _take_in_own(self, events: Sequence[NewEvent], outcomes: Sequence[Appended | StorageError]) -> bool:
+    async def _take_in_own(
+        self, events: Sequence[NewEvent], outcomes: Sequence[Appended | StorageError], committed_at: float
+    ) -> bool:
         """Take events that were appended here into the ring; False: as `_extend_ring`."""
         stored: list[Event] = []
+        counts = self._roster.totals
         newest = Seq(0)
         for event, outcome in zip(events, outcomes, strict=True):
             if isinstance(outcome, Appended):
+                if not outcome.replayed:
+                    counts.events += 1
+                    counts.event_bytes += len(event.body)
                 if outcome.epoch != self._ring.epoch:
                     await self._load()
                     return False
                 stored.append(Event(outcome.seq, outcome.at, event.kind, event.body))
                 newest = max(newest, outcome.seq)
-        return not stored or await self._extend_ring(stored, newest)
+        return not stored or await self._extend_ring(stored, newest, committed_at)
 
     # The ring
 
-    async def _extend_ring(self, events: Iterable[Event], head: Seq | None) -> bool:
+    async def _extend_ring(self, events: Iterable[Event], head: Seq | None, committed_at: float | None = None) -> bool:
         """Take events into the ring, with what lies between them, and send all of it out. The only way into the ring.
 
         Args:
             events: stored ones, the lowest first; those that do not follow the ring are read from the store.
             head: a number that was given; `None`: the store is asked which that is.
+            committed_at: when these events were committed, on Trio's clock; `None`: it is not known.
 
         Returns:
             False: the ring is now that of another registration, and whoever followed the former one has been told.
@@ -394,10 +401,11 @@ class DiagnosisActor:
         for event in events:
             if event.seq == ring.head + 1:
                 ring.append(event.seq, self._render(self._diagnosis_id, event))
+        self._roster.count_evicted(floor)
         if (head is None or head > ring.head) and not await self._catch_up():
             return False
         if ring.head > before:
-            await self._fan_out(before)
+            await self._fan_out(before, committed_at)
         elif ring.floor > floor:
             await turns.wake_all(self._roster)
         return True
@@ -453,18 +461,30 @@ class DiagnosisActor:
         """Whether the ring is as new as this."""
         return self._ring.epoch == window.epoch and self._ring.head >= window.head
 
-    async def _fan_out(self, before: Seq) -> None:
+    async def _fan_out(self, before: Seq, committed_at: float | None) -> None:
         """Give everyone the events above `before`, in chunks."""
         numbered = tuple(self._ring.texts_after(before, OUTBOX_EVENTS_MAX))
         if not numbered:  # they were dropped for their age between their commit and a look at the store
             await turns.wake_all(self._roster)
             return
         burst = Burst(numbered[0][0], numbered[-1][0], tuple(text for _, text in numbered))
-        for index, subscriber in enumerate(list(self._roster.subscribers), start=1):
-            if not subscriber.gone:
-                subscriber.transport.feed(burst)
+        began_at = trio.current_time()
+        subscribers, not_written = list(self._roster.subscribers), 0
+        for index, subscriber in enumerate(subscribers, start=1):
+            if subscriber.gone or subscriber.transport.feed(burst):
+                not_written += 1
             if index % FANOUT_CHUNK == 0:
                 await trio.lowlevel.checkpoint()
+        self._count_fan_out(burst, len(subscribers) - not_written, began_at, committed_at)
+
+    def _count_fan_out(self, burst: Burst, written: int, began_at: float, committed_at: float | None) -> None:
+        """Count what was written to so many connections: here, as counting each of them would cost each of them."""
+        counts, now = self._roster.totals, trio.current_time()
+        counts.deliveries += written * len(burst.texts)
+        counts.delivered_bytes += written * sum(map(len, burst.texts))
+        counts.fan_out.observe(now - began_at)
+        if committed_at is not None:
+            counts.commit_to_last_write.observe(now - committed_at)
 
     def _answer_publishes(self, settled: Iterable[tuple[Envelope, Appended | StorageError]], connections: int) -> None:
         """Tell each publisher what became of its event; `connections` were attached when it committed."""
@@ -633,6 +653,7 @@ class DiagnosisActor:
     def _attach(self, envelope: Envelope, subscriber: Subscriber, known: Known | None, decided: Plan) -> None:
         if not subscriber.gone:
             self._roster.attach(subscriber, known, decided.position)
+            self._roster.totals.resumes[decided.resume] += 1
         self._answer(envelope, Admission(self._ring.window, decided))
 
     async def _drop_known(self, subscribers: Sequence[SubscriberId]) -> int:

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from actors.counts import Counts
 from actors.errors import Draining, MailboxFull
 from actors.messages import Envelope, Heard, Publish, Subscribe
 from storage.news import News, merged
@@ -31,8 +32,14 @@ class MailboxStatistics:
 class Mailbox:
     """First in, first out; one reader."""
 
-    def __init__(self, publishes_max: int) -> None:
+    def __init__(self, publishes_max: int, counts: Counts) -> None:
+        """Nothing waits.
+
+        Args:
+            counts: what waits here is counted there, too.
+        """
         self._publishes_max = publishes_max
+        self._counts = counts
         self._send, self._receive = trio.open_memory_channel[Envelope](publishes_max + CONTROLS_MAX + 1)
         self._held: Envelope | None = None
         """Peeked at, and kept for the next receive."""
@@ -54,7 +61,10 @@ class Mailbox:
             if self._publishes >= self._publishes_max:
                 raise MailboxFull(f"{self._publishes_max} publishes wait already")
             self._publishes += 1
-            self._peak = max(self._peak, self._publishes)
+            self._counts.mailbox_depth += 1
+            if self._publishes > self._peak:
+                self._peak = self._publishes
+                self._counts.mailbox_peak = max(self._counts.mailbox_peak, self._peak)
         else:
             if self._controls - (self._news is not None) >= CONTROLS_MAX:
                 raise MailboxFull(f"{CONTROLS_MAX} messages wait already")
@@ -128,6 +138,7 @@ class Mailbox:
     def _taken(self, envelope: Envelope) -> Envelope:
         if isinstance(envelope.message, Publish):
             self._publishes -= 1
+            self._counts.mailbox_depth -= 1
         else:
             self._controls -= 1
             if envelope is self._news:

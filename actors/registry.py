@@ -18,6 +18,7 @@ import trio
 from actors import turns
 from actors.access_trail import AccessTrail
 from actors.budget import RingBudget
+from actors.counts import ActorsStatistics, Counts, statistics_of_all
 from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
@@ -80,8 +81,16 @@ class Registry(Watcher):
         self._limits = limits
         self._keeper = CursorKeeper(store, self._outrun)
         self._budget = RingBudget(limits.ring_bytes_max, self._let_go)
+        self._counts = Counts()
         self._supervisor = Supervisor(
-            store, self._keeper, self._budget, render=render, clock=clock, jitter=jitter, limits=limits
+            store,
+            self._keeper,
+            self._budget,
+            render=render,
+            clock=clock,
+            jitter=jitter,
+            limits=limits,
+            counts=self._counts,
         )
         self._slots: dict[str, Slot] = {}
         self._histories: dict[str, History] = {}
@@ -462,11 +471,6 @@ class Registry(Watcher):
             return None
         return slot.roster.unacknowledged()
 
-    @property
-    def ring_bytes(self) -> int:
-        """What events take in memory, of all diagnoses."""
-        return self._budget.bytes
-
     def window(self, diagnosis_id: str) -> Window | None:
         """What a diagnosis retains, if its outbox is in memory; wakes nobody."""
         slot = self._slots.get(diagnosis_id)
@@ -478,19 +482,16 @@ class Registry(Watcher):
         return [one.diagnosis_id for one in self._slots.values() if one.roster.ring is not None]
 
     @property
-    def ring_bytes_max(self) -> int:
-        """What events may take in memory."""
-        return self._budget.bytes_max
-
-    @property
     def escalated(self) -> bool:
         """Whether so many diagnoses were quarantined lately that this server should get no new work."""
         return self._supervisor.escalated
 
-    @property
-    def actors(self) -> int:
-        """Actors in memory."""
-        return len(self._slots)
+    def statistics(self) -> ActorsStatistics:
+        """All actors together; looks at none of them."""
+        budget = self._budget
+        return statistics_of_all(
+            self._counts, actors=len(self._slots), ring_bytes=budget.bytes, ring_bytes_max=budget.bytes_max
+        )
 
     def statistics_of(self, diagnosis_id: str) -> ActorStatistics:
         """One actor; of one that is not in memory, what it would be. Wakes nobody."""
@@ -548,8 +549,8 @@ class Registry(Watcher):
         limits = self._limits
         return Slot(
             diagnosis_id,
-            Mailbox(limits.mailbox_publishes_max),
-            Roster(diagnosis_id, self),
+            Mailbox(limits.mailbox_publishes_max, self._counts),
+            Roster(diagnosis_id, self, self._counts),
             Intensity(limits.restart_intensity_max, limits.restart_intensity_seconds),
             self._histories.get(diagnosis_id) or History(),
         )

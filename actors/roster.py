@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from actors.counts import Counts
 from actors.errors import DevicesExhausted
-from actors.reading import Due, take
+from actors.reading import Due, RenderedEvent, take
 from actors.ring import Ring
 from actors.transport import Ending, Transport
 from storage.records import AcknowledgedBy, Cursor, Epoch, Seq, SubscriberId
@@ -100,6 +101,9 @@ class Subscriber:
             return []
         due, self.position, lost, self._live_due = take(ring, self.position, self._live_due, events_max)
         self._skipped += lost
+        if due:
+            assert self.roster is not None, "it has a ring"
+            self.roster.count_taken(due, lost)
         return due
 
     def detach(self) -> None:
@@ -200,8 +204,14 @@ class Roster:
     online_elsewhere = 0
     """Known subscribers with a connection there."""
 
-    def __init__(self, diagnosis_id: str, watcher: Watcher) -> None:
+    def __init__(self, diagnosis_id: str, watcher: Watcher, counts: Counts) -> None:
+        """Nobody follows.
+
+        Args:
+            counts: of all rosters of this registry.
+        """
         self.diagnosis_id = diagnosis_id
+        self.totals = counts
         self._watcher = watcher
         self.ring: Ring | None = None
         """The newest incarnation's ring; stays readable while the actor restarts or rests."""
@@ -224,6 +234,8 @@ class Roster:
         """How many were at risk when they were last counted; `None`: that may have changed."""
         self._lowest: Seq | None = None
         """The lowest cursor of a known subscriber when it was last looked for; `None`: that may have changed."""
+        self._highest: Seq | None = None
+        """The highest one, likewise."""
         self._safe_until = Seq(0)
         """Until the head passes this number, `_at_risk` holds."""
 
@@ -237,17 +249,17 @@ class Roster:
         if known is not self.known:
             self._devices = Counter(one.sub for one in known if one.device is not None)
         self.ring, self.known = ring, known
-        self._at_risk = self._lowest = None
+        self._at_risk = self._lowest = self._highest = None
 
     def know_nobody(self) -> None:
         """The subscribers of another registration are about to be loaded. Nobody is connected."""
         self.known = None
-        self._at_risk = self._lowest = None
+        self._at_risk = self._lowest = self._highest = None
 
     def learn(self, known: Known) -> Known:
         """Know a subscriber from now on; the one that is known by this name already comes first."""
         assert self.known is not None, "nobody becomes known before the others are loaded"
-        self._at_risk = self._lowest = None
+        self._at_risk = self._lowest = self._highest = None
         if known.id not in self.known and known.id.device is not None:
             self._devices[known.id.sub] += 1
         return self.known.setdefault(known.id, known)
@@ -271,7 +283,7 @@ class Roster:
     def forget(self, subscriber_id: SubscriberId) -> Known | None:
         """Forget a known subscriber that has no connection; `None`: it was not known."""
         assert self.known is not None, "nobody is forgotten before the others are loaded"
-        self._at_risk = self._lowest = None
+        self._at_risk = self._lowest = self._highest = None
         known = self.known.pop(subscriber_id, None)
         if known is not None and subscriber_id.device is not None:
             self._devices[subscriber_id.sub] -= 1
@@ -305,6 +317,8 @@ class Roster:
         if known.epoch != epoch:
             known.stored = Seq(0)
         known.epoch, known.seq = epoch, seq
+        if self._highest is not None and seq > self._highest:
+            self._highest = seq if self.ring is not None and epoch == self.ring.epoch else None
 
     def attach(self, subscriber: Subscriber, known: Known | None, position: Seq) -> None:
         """Let a connection follow from `position`; a named subscriber's older connection is replaced.
@@ -316,6 +330,7 @@ class Roster:
         if known is not None:
             self._connect(known, subscriber)
         self.subscribers[subscriber] = None
+        self.totals.connections += 1
         subscriber.begin(self, known, position, self.ring.head)
         self._watcher.joined(self, subscriber)
 
@@ -332,6 +347,7 @@ class Roster:
         if subscriber not in self.subscribers:
             return
         del self.subscribers[subscriber]
+        self.totals.connections -= 1
         if subscriber.known is not None:
             self._disconnect(subscriber.known, subscriber)
         self._watcher.left(self, subscriber)
@@ -394,6 +410,29 @@ class Roster:
             self._lowest = min(one.seq_in(self.ring.epoch) for one in self.known.values())
         lowest = floor if self._lowest is None else self._lowest
         return max(0, self.ring.head - max(lowest, floor))  # a cursor moved by another process can be ahead of the ring
+
+    def count_taken(self, due: list[Due], lost: int) -> None:
+        """Count what a connection has taken.
+
+        Args:
+            lost: numbers in the gap among it, if there is one.
+        """
+        texts = [one.text for one in due if isinstance(one, RenderedEvent)]
+        self.totals.deliveries += len(texts)
+        self.totals.delivered_bytes += sum(map(len, texts))
+        if lost:
+            self.totals.gaps += 1
+            self.totals.gap_events += lost
+
+    def count_evicted(self, floor: Seq) -> None:
+        """Count the events that have left the ring since its floor was this one, as newer ones came."""
+        if self.ring is None or self.ring.floor == floor:
+            return
+        if self._highest is None:
+            epoch = self.ring.epoch
+            self._highest = max((one.seq_in(epoch) for one in (self.known or {}).values()), default=Seq(0))
+        self.totals.evicted += self.ring.floor - floor
+        self.totals.evicted_unacknowledged += max(0, self.ring.floor - max(floor, self._highest))
 
     def lagging(self, most: int) -> list[Known]:
         """The known subscribers that are furthest behind, at most `most`."""

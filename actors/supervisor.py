@@ -15,6 +15,7 @@ import trio
 
 from actors import turns
 from actors.budget import RingBudget
+from actors.counts import Counts
 from actors.cursors import CursorKeeper
 from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Render
 from actors.errors import Crashed, Draining, Quarantined
@@ -47,7 +48,9 @@ class Supervisor:
         clock: Clock,
         jitter: Callable[[], float],
         limits: ActorLimits,
+        counts: Counts,
     ) -> None:
+        self._counts = counts
         self._store = store
         self._keeper = keeper
         self._budget = budget
@@ -133,6 +136,7 @@ class Supervisor:
                 # Meanwhile it may have been asked for something else.
                 return slot.is_to_stop and not slot.has_work
             case _:
+                self._counts.restarts["asked"] += 1
                 return False
 
     async def _after_refusal(self, slot: Slot, refusal: StorageError) -> bool:
@@ -141,12 +145,14 @@ class Supervisor:
         slot.refuse_all(refusal)
         if not slot.roster.subscribers:
             return True
+        self._counts.restarts["unreadable"] += 1
         slot.become(ActorState.RESTARTING)
         return await self._rest(slot, RELOAD_SECONDS)
 
     async def _after_crash(self, slot: Slot, error: Exception) -> bool:
         now = self._clock.monotonic()
         slot.history.restarts += 1
+        self._counts.restarts["crash"] += 1
         slot.history.last_crash = Crash(self._clock.wall(), describe(error))
         logger.error(
             "diagnosis %s: incarnation %d crashed: %s, in hand: %s",
@@ -182,6 +188,7 @@ class Supervisor:
     async def _quarantine(self, slot: Slot, now: float) -> bool:
         """Rest until the cool-off is over or an operator intervenes."""
         rest = self._limits.quarantine_seconds
+        self._counts.quarantines += 1
         slot.quarantined_until = now + rest
         slot.become(ActorState.QUARANTINED)
         logger.error(

@@ -41,8 +41,12 @@ class Burst:
 class Transport(Protocol):
     """What carries frames to one client. Nothing here waits."""
 
-    def feed(self, burst: Burst) -> None:
-        """New events are in the ring: write them now, or take them from the subscriber's position soon."""
+    def feed(self, burst: Burst) -> bool:
+        """New events are in the ring: write them now, or take them from the subscriber's position soon.
+
+        Returns:
+            False: they are written, and the position is behind them. True: they are not, or were taken.
+        """
 
     def wake(self) -> None:
         """The ring has changed (a restart, a purge): look again from the position."""

@@ -548,10 +548,6 @@ class MemoryStore(TellsDamage):
             self._operations,
             self._operations,
             1,
-            0.0,
-            0.0,
-            0.0,
-            0,
             diagnoses=len(self.engine.streams),
             away_since=self._handle.away_since,
         )

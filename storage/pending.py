@@ -15,22 +15,26 @@ class Pending(Generic[Answer]):
     `answer` or `refuse` is called once, on Trio's thread, and never waits.
     """
 
-    __slots__ = ("_answer", "_error", "done")
+    __slots__ = ("_answer", "_error", "done", "settled_at")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         """Set once there is an answer or an error."""
         self._answer: Answer | None = None
         self._error: Exception | None = None
+        self.settled_at = 0.0
+        """When the answer or the error was given, on Trio's clock; 0: not yet."""
 
     def answer(self, answer: Answer) -> None:
         """Give the answer, and wake whoever waits."""
         self._answer = answer
+        self.settled_at = trio.current_time()
         self.done.set()
 
     def refuse(self, error: Exception) -> None:
         """Give an error in the place of the answer, and wake whoever waits."""
         self._error = error
+        self.settled_at = trio.current_time()
         self.done.set()
 
     @property

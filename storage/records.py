@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NewType
 
+from storage.histogram import NO_COUNTS, NO_SECONDS, Distribution
+
 Seq = NewType("Seq", int)
 """The number of an event: from 1, +1 for each event of its diagnosis; 0 means "before the first"."""
 
@@ -415,11 +417,14 @@ class StoreStatistics:
     operations: int
     """Operations that a commit settled, refused ones included; `operations / commits` is the mean batch."""
     batch_peak: int
-    commit_seconds_last: float
-    commit_seconds_peak: float
-    commit_seconds_total: float
-    wal_bytes: int
+    batch_operations: Distribution = NO_COUNTS
+    """Operations of each commit."""
+    commit_seconds: Distribution = NO_SECONDS
+    """Time of each commit, from when its batch was taken until it was settled."""
+    wal_bytes: int = 0
     """Size of the write-ahead log: what SQLite has not yet moved into the database itself."""
+    database_bytes: int = 0
+    """Size of the database itself."""
     broken: str | None = None
     """Why the store takes nothing any more, in words; `None`: it works. The process is about to end."""
     waiting_seconds: float = 0.0

@@ -55,6 +55,7 @@ import trio
 from storage.belief import Kept, Moment
 from storage.clock import Timekeeper
 from storage.errors import Busy, Failed, OutboxDamaged, Refused, StorageError, StoreBroken
+from storage.histogram import COUNTS, SECONDS, Histogram
 from storage.pending import Pending
 from storage.records import StoreStatistics
 from storage.sqlite.bridge import Call, Database
@@ -154,6 +155,8 @@ class Committer:
         self._time = time
         self.wal_bytes = 0
         """Size of the write-ahead log at the last look. Reason: asking must not wait for the disk."""
+        self.database_bytes = 0
+        """Size of the database itself, likewise."""
         self._lost = lost
         self._keep = keep
         self._is_full = is_full
@@ -188,8 +191,8 @@ class Committer:
         """When the look at the files under way began; `None`: there is none."""
         self._reads: dict[Call[object], float] = {}
         """Reads that have not ended, in order, and when each was asked for."""
-        self._queue_peak = self._commits = self._operations = self._batch_peak = 0
-        self._seconds_last = self._seconds_peak = self._seconds_total = 0.0
+        self._queue_peak = self._operations = self._batch_peak = 0
+        self._batches, self._seconds = Histogram(COUNTS), Histogram(SECONDS)
 
     def submit(
         self,
@@ -441,26 +444,25 @@ class Committer:
                 return Failed(reason)
 
     def _count(self, operations: int, seconds: float) -> None:
-        self._commits += 1
         self._operations += operations
         self._batch_peak = max(self._batch_peak, operations)
-        self._seconds_last = seconds
-        self._seconds_peak = max(self._seconds_peak, seconds)
-        self._seconds_total += seconds
+        self._batches.observe(operations)
+        self._seconds.observe(seconds)
 
     def statistics(self) -> StoreStatistics:
         """Figures since the start."""
+        batches = self._batches.distribution()
         return StoreStatistics(
             queue_depth=len(self._queue),
             queue_peak=self._queue_peak,
             queue_limit=QUEUE_OPERATIONS_MAX,
-            commits=self._commits,
+            commits=batches.count,
             operations=self._operations,
             batch_peak=self._batch_peak,
-            commit_seconds_last=self._seconds_last,
-            commit_seconds_peak=self._seconds_peak,
-            commit_seconds_total=self._seconds_total,
+            batch_operations=batches,
+            commit_seconds=self._seconds.distribution(),
             wal_bytes=self.wal_bytes,
+            database_bytes=self.database_bytes,
             broken=None if self._broken is None else str(self._broken),
             waiting_seconds=self.waiting_seconds,
         )

@@ -105,7 +105,7 @@ async def open_store(
                     committer_nursery.start_soon(_run_shielded, committer, left)
                     try:
                         async with trio.open_nursery() as watch_nursery:
-                            watch_nursery.start_soon(_watch_files, committer, presence, log)
+                            watch_nursery.start_soon(_watch_files, committer, presence, path, log)
                             watch_nursery.start_soon(_watch_time, committer)
                             registered = 0
                             with contextlib.suppress(StorageError):  # of a broken store nobody asks
@@ -281,19 +281,20 @@ async def _run_shielded(committer: Committer, left: trio.Event) -> None:
             raise
 
 
-async def _watch_files(committer: Committer, presence: database_files.Presence, log: Path) -> None:
+async def _watch_files(committer: Committer, presence: database_files.Presence, path: Path, log: Path) -> None:
     """Break the store down when its files are gone, or cannot be looked at."""
 
-    def look() -> tuple[str | None, int]:
+    def look() -> tuple[str | None, int, int]:
         try:
-            return presence.lost(), files.size_of(log)
+            return presence.lost(), files.size_of(path), files.size_of(log)
         except OSError as error:
-            return presence.lost() or f"{log} cannot be looked at: {error.strerror}", 0
+            return presence.lost() or f"{log} cannot be looked at: {error.strerror}", 0, 0
 
     while True:
         # On another thread: where the disk hangs, so may a look at it.
         with committer.looking():
-            what, committer.wal_bytes = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+            looked = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        what, committer.database_bytes, committer.wal_bytes = looked
         if what is not None:
             committer.break_down(what)
             return

@@ -105,7 +105,7 @@ async def test_an_operator_may_interrupt_an_actor_at_any_await(autojump_clock: M
             late.leave()
             await here.registry.stop("d")
             assert here.actor().state is ActorState.PASSIVE
-            assert here.registry.actors == 0
+            assert here.registry.statistics().actors == 0
             incarnations.append(here.actor().incarnation)
         return interrupt.came
 

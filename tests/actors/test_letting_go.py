@@ -125,7 +125,7 @@ async def test_a_person_erased_while_an_actor_loads_is_not_known_to_it(autojump_
             await there.connect(reader)
             reader.leave()
         await there.registry.stop(DIAGNOSIS)
-        assert there.registry.actors == 0
+        assert there.registry.statistics().actors == 0
         is_read, go_on = store.pause("cursors")
         answer = there.registry.tell(DIAGNOSIS, Inspect())
         await is_read.wait()
@@ -204,7 +204,7 @@ async def test_cursors_that_wait_for_the_disk_are_not_stored_after_their_person_
         assert there.acknowledge(reader, 1)
         reader.leave()
         await there.registry.stop(DIAGNOSIS)
-        assert there.registry.actors == 0
+        assert there.registry.statistics().actors == 0
         store = cast(MemoryStore, there.store.inner)
         await erase(there, store, "bo")
         await trio.sleep(30)

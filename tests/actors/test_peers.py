@@ -133,9 +133,11 @@ async def test_an_actor_is_restarted_and_stopped_wherever_it_is(autojump_clock: 
         reader.leave()
         await one.settled()
         await other.registry.stop(DIAGNOSIS)
-        assert [there.registry.actors for there in (one, other)] == [0, 0]
+        assert [there.registry.statistics().actors for there in (one, other)] == [0, 0]
         await other.registry.restart(DIAGNOSIS)
-        assert [there.registry.actors for there in (one, other)] == [0, 1], "where it is not in memory it is not woken"
+        assert [there.registry.statistics().actors for there in (one, other)] == [0, 1], (
+            "where it is not in memory it is not woken"
+        )
 
 
 async def test_receipts_count_who_follows_elsewhere_as_that_process_last_told(autojump_clock: MockClock) -> None:

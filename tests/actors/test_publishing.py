@@ -116,7 +116,7 @@ async def test_an_unknown_diagnosis_is_refused_and_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(NoSuchDiagnosis):
         await small.publish(diagnosis_id="unknown")
-    assert small.registry.actors == 0
+    assert small.registry.statistics().actors == 0
 
 
 async def test_a_broadcast_to_ten_thousand_does_not_stop_the_others(autojump_clock: MockClock, small: World) -> None:

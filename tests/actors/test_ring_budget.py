@@ -38,7 +38,7 @@ async def test_the_longest_unused_leave_until_the_rest_fits(autojump_clock: Mock
         await wait_all_tasks_blocked()
         running = [name for name in NAMES if there.actor(name).state is ActorState.RUNNING]
         assert running == [NAMES[0], NAMES[1], *NAMES[7:]]
-        assert there.registry.ring_bytes <= limits.ring_bytes_max
+        assert there.registry.statistics().ring_bytes <= limits.ring_bytes_max
         assert reader.ending is None
         assert (await there.publish(BODY, NAMES[2])).seq == 2
 
@@ -51,7 +51,7 @@ async def test_those_that_are_followed_stay_even_beyond_the_budget(autojump_cloc
         there.actors_nursery.start_soon(there.registry.keep_rings_small)
         await trio.sleep(3)
         assert all(there.actor(name).state is ActorState.RUNNING for name in NAMES)
-        assert there.registry.ring_bytes > there.registry.ring_bytes_max
+        assert there.registry.statistics().ring_bytes > there.registry.statistics().ring_bytes_max
         there.actors_nursery.cancel_scope.cancel()
 
 
@@ -62,7 +62,7 @@ async def test_what_a_ring_lets_go_of_counts_no_more(autojump_clock: MockClock) 
         held = there.registry._slots["d"].roster.ring
         assert held is not None
         texts = [text for _, text in held.texts_after(held.floor, 1000)]
-        assert there.registry.ring_bytes == sum(map(len, texts))
+        assert there.registry.statistics().ring_bytes == sum(map(len, texts))
 
 
 async def test_who_opens_diagnoses_and_leaves_at_once_never_has_more_in_memory_than_may_be(
@@ -77,7 +77,7 @@ async def test_who_opens_diagnoses_and_leaves_at_once_never_has_more_in_memory_t
             await there.connect(reader, diagnosis_id=name, peeks=True)
             assert reader.numbers == [1]
             reader.leave()
-            assert there.registry.ring_bytes <= limits.ring_bytes_max
+            assert there.registry.statistics().ring_bytes <= limits.ring_bytes_max
 
 
 async def test_what_is_published_to_diagnoses_that_nobody_follows_stays_within_the_budget(
@@ -88,7 +88,7 @@ async def test_what_is_published_to_diagnoses_that_nobody_follows_stays_within_t
         for number, name in enumerate(5 * NAMES):
             assert (await there.publish(BODY, name)).seq == number // len(NAMES) + 1
             await wait_all_tasks_blocked()
-            assert there.registry.ring_bytes <= limits.ring_bytes_max
+            assert there.registry.statistics().ring_bytes <= limits.ring_bytes_max
 
 
 async def test_outboxes_are_loaded_a_few_at_a_time(autojump_clock: MockClock) -> None:
@@ -127,7 +127,7 @@ async def test_a_diagnosis_that_rests_after_crashes_lets_go_of_its_events_and_go
         await there.publish(BODY, "d1")
         assert there.registry.window("d0") is None
         assert there.actor("d0").state is ActorState.QUARANTINED
-        assert there.registry.ring_bytes <= limits.ring_bytes_max
+        assert there.registry.statistics().ring_bytes <= limits.ring_bytes_max
 
 
 async def test_what_has_left_memory_counts_no_more_however_it_left(autojump_clock: MockClock) -> None:
@@ -146,8 +146,8 @@ async def test_what_has_left_memory_counts_no_more_however_it_left(autojump_cloc
         await wait_all_tasks_blocked()
         in_memory = [name for name in NAMES if there.registry.window(name) is not None]
         assert in_memory == [NAMES[0], NAMES[2], *NAMES[5:]]
-        assert 7 * len(BODY) <= there.registry.ring_bytes <= 7 * TEXT_BYTES
+        assert 7 * len(BODY) <= there.registry.statistics().ring_bytes <= 7 * TEXT_BYTES
         for reader in readers.values():
             reader.leave()
         await trio.sleep(10)
-        assert (there.registry.actors, there.registry.ring_bytes) == (0, 0)
+        assert (there.registry.statistics().actors, there.registry.statistics().ring_bytes) == (0, 0)

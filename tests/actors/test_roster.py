@@ -8,6 +8,7 @@ from typing import cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.counts import Counts
 from actors.ring import Ring
 from actors.roster import AT_RISK_LAG, Known, Roster, Subscriber, Watcher
 from actors.transport import Transport
@@ -48,7 +49,7 @@ def counted(roster: Roster) -> tuple[int, int, int]:
 @settings(max_examples=400)
 @given(st.lists(steps, max_size=60), st.data())
 def test_the_counts_are_what_counting_finds(taken: list[tuple[str, int]], data: st.DataObject) -> None:
-    roster = Roster("d", Watcher())
+    roster = Roster("d", Watcher(), Counts())
     roster.begin(new_ring(EPOCHS[0], Seq(0)), {})
     for who in PEOPLE:
         roster.learn(Known("d", Cursor(who, EPOCHS[0], Seq(0), seen_at=0.0, acknowledged_at=None)))

@@ -164,10 +164,10 @@ async def test_an_actor_that_looks_for_something_still_passivates_when_it_is_fou
         epoch = (await one.publish()).epoch
         other.registry.grew(DIAGNOSIS, News(Window(epoch, Seq(2), Seq(0), Seq(0))))
         await trio.sleep(1)
-        assert other.registry.actors == 1
+        assert other.registry.statistics().actors == 1
         await one.publish()
         await trio.sleep(301)
-        assert (one.registry.actors, other.registry.actors) == (0, 0)
+        assert (one.registry.statistics().actors, other.registry.statistics().actors) == (0, 0)
         assert not handle(other)._handle.follows(DIAGNOSIS), "nobody here wants to hear of it any more"
 
 
@@ -189,7 +189,7 @@ async def test_an_actor_that_looks_for_something_is_at_work_and_counts_what_it_f
         await publish(one, 2)
         await trio.sleep(1)
         assert (set(lets_go), other.actor().restarts) == ({False}, 0)
-        assert other.registry.ring_bytes == len(b"1:x2:x")
+        assert other.registry.statistics().ring_bytes == len(b"1:x2:x")
 
 
 async def test_what_was_missed_is_made_up_for_within_a_minute(autojump_clock: MockClock) -> None:

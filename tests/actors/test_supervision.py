@@ -225,7 +225,7 @@ async def test_an_outbox_that_cannot_be_read_refuses_its_publisher_and_leaves_no
     small.store.fail("read_after", Busy("locked"))
     with pytest.raises(Busy):
         await small.publish()
-    assert small.registry.actors == 0
+    assert small.registry.statistics().actors == 0
     assert (await small.publish()).seq == 1
 
 
@@ -256,7 +256,7 @@ async def test_a_deleted_diagnosis_ends_its_connections_and_answers_who_waits(
         await small.store.inner.delete("d")
         await retire(small.registry)
     assert reader.ending is Ending.DELETED
-    assert small.registry.actors == 0
+    assert small.registry.statistics().actors == 0
     with pytest.raises(NoSuchDiagnosis):
         await small.publish()
 

@@ -143,11 +143,12 @@ class Reader:
         self.crashes = 0
         """So many times `feed` raises."""
 
-    def feed(self, burst: Burst) -> None:
+    def feed(self, burst: Burst) -> bool:
         if self.crashes:
             self.crashes -= 1
             raise Bug
         self.wake()
+        return True
 
     def wake(self) -> None:
         if not self.slow:

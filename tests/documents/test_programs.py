@@ -10,7 +10,7 @@ import pytest
 from tests import programs
 from tests.programs import REQUIRED, ROOT
 
-PROGRAMS = ("cc", "node", "npm", "chromium", "nginx", "haproxy")
+PROGRAMS = ("cc", "node", "npm", "chromium", "nginx", "haproxy", "promtool")
 
 
 def test_a_program_that_is_there_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_ci_that_cannot_install_says_so_in_one_line_and_goes_on(stand_ins: Path,
     printed, _ = ci(stand_ins)
     line, required = printed.splitlines()
     assert reason in line
-    assert {"build-essential", "nodejs", "npm", "chromium", "nginx", "haproxy"} < set(line.split())
+    assert {"build-essential", "nodejs", "npm", "chromium", "nginx", "haproxy", "prometheus"} < set(line.split())
     assert required.split() == ["required:", "python-client"]
     assert not (stand_ins / "policy-rc.d").exists()
 

@@ -71,7 +71,7 @@ async def test_who_answered_while_the_process_stood_still_is_not_cut_off(autojum
         await stopped(server, autojump_clock, 60)
         await trio.sleep(3)
         assert server.hub.connections == 20
-        assert server.hub.aborted == 0
+        assert server.hub.counts.aborted == 0
 
 
 async def test_deadlines_begin_anew_after_the_process_stood_still(autojump_clock: MockClock) -> None:
@@ -84,7 +84,7 @@ async def test_deadlines_begin_anew_after_the_process_stood_still(autojump_clock
         while server.hub.connections:
             await trio.sleep(0.1)
         assert trio.current_time() - began_at >= server.hub.limits.pong_seconds - 1
-        assert server.hub.aborted == 1
+        assert server.hub.counts.aborted == 1
 
 
 async def test_nobody_is_cut_off_for_silence_before_its_socket_was_read(autojump_clock: MockClock) -> None:

@@ -109,5 +109,5 @@ async def test_a_hub_serves_a_socket_that_no_kernel_knows_of(autojump_clock: Moc
         await trio.sleep(hub.limits.silence_seconds + 1)
         assert there.taken[:1] == b"\x89", "a client that is silent gets a Ping"
         await trio.sleep(300)
-        assert (there.is_open, hub.connections, hub.aborted) == (False, 0, 1)
+        assert (there.is_open, hub.connections, hub.counts.aborted) == (False, 0, 1)
         nursery.cancel_scope.cancel()

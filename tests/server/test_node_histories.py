@@ -422,7 +422,11 @@ class History:
 
     def nothing_is_left(self, node: Node) -> None:
         peers = node.registry._peers
-        assert (node.registry.actors, node.registry.ring_bytes, node.registry._keeper.depth) == (0, 0, 0)
+        assert (
+            node.registry.statistics().actors,
+            node.registry.statistics().ring_bytes,
+            node.registry._keeper.depth,
+        ) == (0, 0, 0)
         kept = node.store._handle._followed, node.bus._heard, peers._claims, peers._elsewhere
         assert not any(kept), kept
         assert len(node.nursery.child_tasks) == SERVICES

@@ -52,8 +52,9 @@ class Reader:
         assert self.subscriber is not None
         self.due.extend(self.subscriber.take(100))
 
-    def feed(self, burst: Burst) -> None:
+    def feed(self, burst: Burst) -> bool:
         self.wake()
+        return True
 
     def acknowledged(self, seq: Seq) -> None:
         pass
@@ -132,7 +133,7 @@ async def test_an_actor_that_rests_reads_what_is_left(autojump_clock: MockClock)
         await there.registry.stop("d")
         there.clock.now += 2 * DAY
         await housekeeper(there, Settings(events_kept_days=1)).tidy()
-        assert there.registry.actors == 0
+        assert there.registry.statistics().actors == 0
         assert await there.registry.ask("d", Inspect()) == Window(Epoch("epoch-0"), Seq(3), Seq(3), Seq(0))
         await there.publish(1)
         assert (await there.registry.ask("d", Inspect())).head == 4

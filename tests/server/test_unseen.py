@@ -20,7 +20,7 @@ def leave(reader: Reader) -> None:
 
 async def known(there: Room) -> list[str | None]:
     """The subscribers the store knows, once all that waits is done and stored."""
-    if there.registry.actors:
+    if there.registry.statistics().actors:
         await there.registry.ask("d", Inspect())
     await settled_cursors(there.registry)
     return [one.subscriber.sub for one in await there.store.cursors("d")]
@@ -58,7 +58,7 @@ async def test_diagnoses_that_rest_lose_them_too_and_are_not_woken(autojump_cloc
         assert len(await known(there)) == 2
         there.clock.now += DAY
         await house.tidy()
-        assert there.registry.actors == 0
+        assert there.registry.statistics().actors == 0
         for diagnosis_id in ("d", *ids):
             assert await there.store.cursors(diagnosis_id) == []
 

@@ -73,6 +73,8 @@ class Request:
     """Ties its lines in the log to each other."""
     who: Principal = ANONYMOUS
     """Who sent it, once that is known."""
+    is_among_operators: bool = False
+    """Whether it came to the listener that only operators reach."""
 
     @property
     def is_handshake(self) -> bool:

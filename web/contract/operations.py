@@ -16,9 +16,12 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 EVENT_STREAM: Final = "text/event-stream"
 JAVASCRIPT: Final = "text/javascript; charset=utf-8"
+METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The text format of Prometheus."""
 
-Access = Literal["token", "maybe", "nobody"]
-"""A token is required; required unless the operator allows anonymous subscribers; not looked at."""
+Access = Literal["token", "maybe", "elsewhere", "nobody"]
+"""A token is required; required unless the operator allows anonymous subscribers; required but on the listener of the
+operators; not looked at."""
 
 
 @dataclass(frozen=True)
@@ -509,6 +512,17 @@ OPERATIONS: Final = (
         {200: ref("Readiness")},
         ("draining", "quarantined", *STORE),
         access="nobody",
+        tag="looking",
+    ),
+    Operation(
+        "get",
+        "/metrics",
+        "getMetrics",
+        "Figures of this server for Prometheus. Scope `operate`; no token on the listener of the operators.",
+        {200: {"type": "string"}},
+        ("forbidden",),
+        access="elsewhere",
+        answer_type=METRICS,
         tag="looking",
     ),
     Operation(

@@ -134,15 +134,15 @@ class Follower(Channel):
 
     # Transport
 
-    def feed(self, burst: Burst) -> None:
+    def feed(self, burst: Burst) -> bool:
         # The hot path: once for every event and connection.
         if self.blocked:
-            return
+            return True
         subscriber = self._subscriber
         try:
             if subscriber.position + 1 != burst.first:
                 self.flush()
-                return
+                return True
             data = burst.made.get(self._asks) or self._compose_burst(burst)
             subscriber.position = burst.last
             try:
@@ -155,6 +155,8 @@ class Follower(Channel):
             self.abort()
         except Exception as error:  # noqa: BLE001 - the boundary of a connection
             self._hub.contain(self, error)
+            return True
+        return False
 
     def _compose_burst(self, burst: Burst) -> bytes:
         roster = self._subscriber.roster

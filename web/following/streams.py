@@ -56,8 +56,9 @@ class StreamTransport:
         self._woken = trio.Event()
         self._replies: deque[bytes] = deque()
 
-    def feed(self, burst: Burst) -> None:
+    def feed(self, burst: Burst) -> bool:
         self._woken.set()
+        return True
 
     def wake(self) -> None:
         self._woken.set()

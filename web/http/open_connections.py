@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from dataclasses import dataclass
 
 
 class OpenConnections:
@@ -40,6 +41,20 @@ class OpenConnections:
             self.of_address[address] -= 1
             if not self.of_address[address]:
                 del self.of_address[address]
+
+    def statistics(self) -> OpenStatistics:
+        """How many there are."""
+        return OpenStatistics(self.count, self.stalled)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStatistics:
+    """The open connections of one server."""
+
+    count: int
+    """Open now, whatever they are for."""
+    stalled: int
+    """Cut since the start, since their peers accepted nothing of an answer."""
 
 
 class CountedSocket(socket.socket):

@@ -116,6 +116,8 @@ class Terms:
     """Counts requests."""
     excess: Callable[[Address | None], Problem | None] = _unlimited
     """Counts a malformed request of this peer; what it is answered if it is one too many."""
+    state: LifespanState = field(default_factory=dict)
+    """What the scope of a request of the long way says beside the state of the application (ASGI "Lifespan State")."""
     drain: Callable[[], Awaitable[None]] = _nothing
     """Closes connections that were handed over (WebSockets), once nothing new is accepted; cancelled when time is
     up."""
@@ -298,7 +300,7 @@ async def serve(
                 for listener in listeners:
                     accepting_nursery.start_soon(accept_from, listener, edge.accept_counted, connections_nursery)
                 for listener, other in others:
-                    other.state = edge.state
+                    other.state = edge.state | other.terms.state
                     accepting_nursery.start_soon(accept_from, listener, other.accept_counted, connections_nursery)
                 task_status.started()
                 await stop()

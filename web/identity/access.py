@@ -32,7 +32,7 @@ from web.identity import rights
 from web.identity.addresses import Proxy, address_of, is_own_origin
 from web.identity.bearer import token_of
 from web.identity.limits import Limits, TooMany
-from web.identity.refusals import forbidden, problem_of_token, refusal_of_token, say_not_accepted
+from web.identity.refusals import RefusedTokens, forbidden, problem_of_token, refusal_of_token
 from web.identity.tokens import TokenError, Verifier
 
 Told = TypeVar("Told")
@@ -78,6 +78,7 @@ class Access:
         self.rules = rules
         self.limits = limits
         self.verifier = verifier
+        self.refused_tokens = RefusedTokens()
         self._store = store
         self._clock = clock
         self._keys_retry_seconds = keys_retry_seconds
@@ -112,7 +113,7 @@ class Access:
         try:
             return self.verifier.verify(token, self._clock.wall())
         except TokenError as error:
-            say_not_accepted(error)
+            self.refused_tokens.say(error)
             raise
 
     def token_of(self, asked: Request) -> str | None:
@@ -132,7 +133,7 @@ class Access:
         if token is None:
             if anonymous_allowed:
                 return ANONYMOUS
-            say_not_accepted("there is none")
+            self.refused_tokens.say(None)
             raise Problem("unauthenticated", "a bearer token is required", {"WWW-Authenticate": "Bearer"})
         try:
             who = self.verified(token)
@@ -199,7 +200,7 @@ class Access:
             Problem: 401 as `authenticate`.
         """
         if (refused := self.refusal_of_sender(who)) is not None:
-            say_not_accepted(refused.detail)
+            self.refused_tokens.say(refused)
             raise refused
 
     def refusal_of_sender(self, who: Principal) -> Problem | None:
@@ -235,7 +236,7 @@ class Access:
             raise self.absent(who) from None
         except Problem as refused:
             if refused.status == 401:
-                say_not_accepted(refused.detail)
+                self.refused_tokens.say(refused)
             raise
 
     # Following
@@ -268,7 +269,7 @@ class Access:
         try:
             self.verifier.check(who, self._clock.wall())
         except TokenError as error:
-            say_not_accepted(error)
+            self.refused_tokens.say(error)
             raise ConnectionRefused(refusal_of_token(error)) from None
 
     async def may_follow(self, who: Principal, diagnosis_id: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final, Literal, get_args
 
 from web.contract import wire
 from web.contract.errors import (
@@ -20,9 +22,51 @@ from web.identity.tokens import LEEWAY_SECONDS, KeysMissing, TokenError, TokenEx
 logger = logging.getLogger("avicenna.access")
 
 
-def say_not_accepted(why: object) -> None:
-    """One line for the operator: clients are told less."""
-    logger.info("a token was not accepted: %s", why)
+Reason = Literal["missing", "invalid", "expired", "revoked", "unverifiable"]
+"""Why a token is not accepted; `unverifiable`: the keys of its issuer are not here yet."""
+
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
+
+
+class RefusedTokens:
+    """Tokens that were not accepted: counted by reason since the start, each with a line for the operator."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+
+    def say(self, why: TokenError | Problem | None) -> None:
+        """One more; clients are told less than the log.
+
+        Args:
+            why: `None`: there is no token where one is needed.
+        """
+        self._counts[_reason_of(why)] += 1
+        logger.info("a token was not accepted: %s", _shown(why))
+
+    def statistics(self) -> Mapping[str, int]:
+        """How many there were, by reason."""
+        return {str(reason): count for reason, count in self._counts.items()}
+
+
+def _shown(why: TokenError | Problem | None) -> object:
+    if why is None:
+        return "there is none"
+    return why.detail if isinstance(why, Problem) else why
+
+
+def _reason_of(why: TokenError | Problem | None) -> Reason:
+    match why:
+        case None:
+            return "missing"
+        case TokenExpired() | Problem(code="token_expired"):
+            return "expired"
+        case KeysMissing() | Problem(code="storage_unavailable"):
+            return "unverifiable"
+        case TokenRevoked() | Problem():
+            # A problem is of a token that was accepted before: since then it was revoked, or its key was taken away.
+            return "revoked"
+        case _:
+            return "invalid"
 
 
 def detail_of_revoked(error: TokenRevoked) -> str:

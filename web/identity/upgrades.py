@@ -13,7 +13,7 @@ from web.contract.principals import ANONYMOUS, Principal
 from web.identity.access import Access
 from web.identity.bearer import requested_subprotocols
 from web.identity.limits import TooMany
-from web.identity.refusals import refusal_of_token, say_not_accepted
+from web.identity.refusals import refusal_of_token
 from web.identity.tokens import TokenError
 
 SUBPROTOCOL: Final = "avicenna.v1"
@@ -63,7 +63,7 @@ class Upgrades:
         if token is None:
             if anonymous_allowed:
                 return ANONYMOUS
-            say_not_accepted("there is none")
+            self._access.refused_tokens.say(None)
             raise ConnectionRefused(INVALID_TOKEN)
         try:
             who = self._access.verified(token)

@@ -121,14 +121,14 @@ class Figures:
         }
 
     def _node(self) -> dict[str, object]:
-        registry = self._registry
+        actors = self._registry.statistics()
         return {
-            "actors": registry.actors,
-            "connections": sum(registry.connections.values()),
+            "actors": actors.actors,
+            "connections": actors.connections,
             "aborted": self._aborted(),
             "requests": {"short": self._ways.short, "long": self._ways.long},
-            "ring_bytes": registry.ring_bytes,
-            "ring_bytes_exceeded": registry.ring_bytes > registry.ring_bytes_max,
+            "ring_bytes": actors.ring_bytes,
+            "ring_bytes_exceeded": actors.ring_bytes > actors.ring_bytes_max,
             "storage_waiting_seconds": round(self._store.statistics().waiting_seconds, 3),
             "check_pending": self._store.is_check_pending,
         }

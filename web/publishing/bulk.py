@@ -31,7 +31,6 @@ from web.contract.operations import NDJSON
 from web.contract.principals import Principal
 from web.contract.records import Line
 from web.http.bodies import BODY_BYTES_MAX, BULK_BYTES_MAX, declared_length, read_body, require_media_type
-from web.identity.refusals import say_not_accepted
 from web.publishing.body_room import Allowance
 from web.publishing.broadcasts import Publisher, shown_receipt
 
@@ -162,7 +161,7 @@ async def _results(publisher: Publisher, asked: Request, told: deque[Told | Prob
         result = _result(publisher, asked.who, one)
         if isinstance(result, Problem) and result.status == 401 and not is_refused:
             is_refused = True
-            _say_refused(asked, result)
+            _say_refused(publisher, asked, result)
         part += wire.encode({"line": number, **_shown(result)}) + b"\n"
         if len(part) >= PART_BYTES:
             yield bytes(part)
@@ -181,10 +180,10 @@ async def _arrives(publisher: Publisher, receipt: Pending[Receipt]) -> bool:
     return True
 
 
-def _say_refused(asked: Request, refused: Problem) -> None:
+def _say_refused(publisher: Publisher, asked: Request, refused: Problem) -> None:
     """Tell the operator, once for all lines, as of this request: it was answered before its results were."""
     outside = current_request.set(asked.id)
-    say_not_accepted(refused.detail)
+    publisher.access.refused_tokens.say(refused)
     current_request.reset(outside)
 
 

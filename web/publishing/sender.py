@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -31,7 +31,6 @@ from web.contract.principals import Principal
 from web.contract.records import Auth, Ping, PublishFrame
 from web.http.bodies import BODY_BYTES_MAX
 from web.identity.expiry import Expiry
-from web.identity.refusals import say_not_accepted
 from web.publishing.broadcasts import Publisher, broadcasted
 from web.publishing.bulk import PAUSE_SECONDS_MAX, PAUSE_STEP_SECONDS, as_problem
 from web.websocket import frames
@@ -81,6 +80,15 @@ class SenderLog(Protocol):
         """Its client is cut off."""
 
 
+class SendersStatistics(NamedTuple):
+    """The connections of one server that publish."""
+
+    connections: int
+    """Open now."""
+    bytes_under_way: int
+    """Of frames that were read and are not answered."""
+
+
 class Senders:
     """What all senders of one server share."""
 
@@ -92,6 +100,10 @@ class Senders:
         self.live: dict[Sender, None] = {}
         """All that are open."""
         self.bytes_under_way = 0
+
+    def statistics(self) -> SendersStatistics:
+        """All senders together."""
+        return SendersStatistics(len(self.live), self.bytes_under_way)
 
 
 class Frame:
@@ -420,7 +432,7 @@ class Sender(Channel):
         if problem.status == HTTPStatus.UNAUTHORIZED and not self._said_401:
             # Once for each connection: hundreds of frames may be under way.
             self._said_401 = True
-            say_not_accepted(problem.detail)
+            self._senders.publisher.access.refused_tokens.say(problem)
         return wire.refused_frame(frame.id, frame.diagnosis_id, at, problem)
 
     def flush(self) -> None:

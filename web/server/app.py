@@ -43,6 +43,10 @@ _CODE_OF_STATUS = {
     405: ("method_not_allowed", "this path does not take this method"),
 }
 
+AMONG_OPERATORS: Final = "avicenna.among_operators"
+"""In the state of a connection (ASGI lifespan, "Lifespan State"): it came to the listener of the operators. Requests of
+the short way have no state; none of theirs asks for it."""
+
 NO_METHOD: Final = "-"
 """A method no route takes."""
 
@@ -100,7 +104,8 @@ class Application(QuartTrio):
     def route_operation(self, operation: Operation, handler: Handler) -> None:
         """Have a handler serve an operation."""
         self._operations[operation.name] = operation
-        if operation.answer_type == operation.body_type == JSON and not operation.is_static:
+        is_json = operation.answer_type == operation.body_type == JSON
+        if is_json and not operation.is_static and operation.access != "elsewhere":
             self._plain[operation.name] = handler
         self._route(operation.name, operation.method, _rule_of(operation), handler)
 
@@ -281,7 +286,8 @@ def with_sender(operation: Operation, handler: Handler, access: Access) -> Handl
     anonymous_allowed = operation.access == "maybe" and access.rules.allow_anonymous
 
     async def handle(asked: Request) -> Answer:
-        asked.who = access.authenticate(asked, anonymous_allowed=anonymous_allowed)
+        if not (operation.access == "elsewhere" and asked.is_among_operators):
+            asked.who = access.authenticate(asked, anonymous_allowed=anonymous_allowed)
         return await handler(asked)
 
     return handle
@@ -300,6 +306,7 @@ def _record_of(found: BaseRequestWebsocket, operations: Mapping[str, Operation])
         parameters=found.view_args or {},
         route=None if rule is None else rule.rule,
         operation=None if rule is None else operations.get(rule.endpoint),
+        is_among_operators=AMONG_OPERATORS in found.scope.get("state", {}),
     )
 
 

@@ -86,14 +86,17 @@ from web.publishing.broadcasts import Publisher, broadcasts
 from web.publishing.bulk import bulk
 from web.publishing.sender import Senders
 from web.publishing.sockets import PublishSockets
-from web.server.app import Extra, create_app
+from web.server.app import AMONG_OPERATORS, Extra, create_app
 from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.server.client_file import client_file
 from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
 from web.server.front_door import FrontDoor
 from web.server.greeting import facts
 from web.server.listening_file import LISTENING_FILE, announced
+from web.server.log_writer import LogStatistics
 from web.server.logs import set_up_logging
+from web.server.loop_lag import LoopLag
+from web.server.metrics import Seen, metrics
 from web.server.openapi import openapi
 from web.server.reception import Reception
 from web.server.setting_kinds import UNIX_PREFIX
@@ -173,7 +176,7 @@ def run(
 
 
 def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: Render, extras: Extras | None) -> int:
-    set_up_logging(settings)
+    log = set_up_logging(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     has_started = False
 
@@ -184,7 +187,9 @@ def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: R
             ready(url)
 
     try:
-        trio.run(partial(_serve_until_signal, settings, started, signals, render=render, extras=extras))
+        trio.run(
+            partial(_serve_until_signal, settings, started, signals, render=render, extras=extras, log=log.statistics)
+        )
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
         return _explain(failure, has_started=has_started)
     logger.info("stopped")
@@ -212,7 +217,13 @@ def _explain(failure: BaseException, *, has_started: bool) -> int:
 
 
 async def _serve_until_signal(
-    settings: Settings, ready: Ready, signals: Signals, *, render: Render, extras: Extras | None
+    settings: Settings,
+    ready: Ready,
+    signals: Signals,
+    *,
+    render: Render,
+    extras: Extras | None,
+    log: Callable[[], LogStatistics],
 ) -> None:
     stopping = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -232,7 +243,15 @@ async def _serve_until_signal(
     signals.when_first_comes(came)
     begin_drain = partial(signals.begin, DRAIN_REQUEST)
     try:
-        await serve(settings, ready=ready, stopping=stopping, render=render, extras=extras, begin_drain=begin_drain)
+        await serve(
+            settings,
+            ready=ready,
+            stopping=stopping,
+            render=render,
+            extras=extras,
+            begin_drain=begin_drain,
+            log=log,
+        )
     finally:
         end.cancel()
 
@@ -268,6 +287,7 @@ async def serve(
     extras: Extras | None = None,
     engine: Engine = open_engine,
     begin_drain: Callable[[], object] | None = None,
+    log: Callable[[], LogStatistics] = LogStatistics,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -277,6 +297,7 @@ async def serve(
         extras: further routes; given what stops the server.
         engine: opens the store, and the way to other servers on it.
         begin_drain: has `stopping` set, as an operator asks for it; `None`: it is set at once.
+        log: how the log is doing.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -368,7 +389,24 @@ async def serve(
         publish_sockets = PublishSockets(upgrades, access, hub, senders, refusing, actors_nursery, stopping)
         consequences.senders = publish_sockets
         ways = Ways()
-        figures = Figures(patient, registry, clock, lambda: hub.aborted + open_connections.stalled, ways)
+        figures = Figures(patient, registry, clock, lambda: hub.counts.aborted + open_connections.stalled, ways)
+        lag, started_at = LoopLag(), clock.monotonic()
+
+        def see() -> Seen:
+            return Seen(
+                uptime_seconds=clock.monotonic() - started_at,
+                actors=registry.statistics(),
+                store=store.statistics(),
+                damaged=len(store.damaged),
+                hub=hub.statistics(),
+                connections=open_connections.statistics(),
+                ways=ways,
+                senders=senders.statistics(),
+                refused_tokens=access.refused_tokens.statistics(),
+                loop_lag=lag.statistics(),
+                log=log(),
+            )
+
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
         handlers = {
             **broadcasts(publisher),
@@ -383,6 +421,7 @@ async def serve(
             **revocations(access, acts, consequences, patient),
             **trails(patient),
             **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),
+            **metrics(see),
             **openapi(),
             **client_file(),
         }
@@ -393,6 +432,7 @@ async def serve(
         kept_up: dict[str, Callable[[], Awaitable[None]]] = {
             "watch over waits for the disk": acts.watch,
             "turns of decoding": turns.run,
+            "look at how late tasks are woken": lag.run,
             "housekeeper": Housekeeper(settings, store, registry, clock).run,
             "budget of events in memory": registry.keep_rings_small,
             "counts for other processes": registry.tell_peers,
@@ -580,6 +620,7 @@ def _operators_terms(terms: Terms) -> Terms:
         drain_seconds_max=terms.drain_seconds_max,
         patience=terms.patience,
         open=terms.open,
+        state={AMONG_OPERATORS: True},
         is_served=served_to_operators,
         is_served_when_full=terms.is_served_when_full,
         short_way=terms.short_way,

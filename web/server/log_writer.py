@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from web.contract.log_fields import FIELDS, REQUEST_ID, current_request
 
@@ -35,6 +35,15 @@ _LASTING: Final = frozenset({str, int, float, bool, type(None)})
 
 FLUSH_SECONDS_MAX: Final = 1.0
 """Longest time the end of the process waits for what is not written yet."""
+
+
+class LogStatistics(NamedTuple):
+    """How a log is doing."""
+
+    held_bytes: int = 0
+    """Memory of lines that are not written yet."""
+    dropped: int = 0
+    """Lines that did not fit, since the start."""
 
 
 class LogWriter(logging.Handler):
@@ -57,6 +66,8 @@ class LogWriter(logging.Handler):
         self._held_bytes = 0
         """Memory of lines that wait, and of lines that are being written."""
         self._dropped = 0
+        """Lines that were dropped, and that no line has told of yet."""
+        self._dropped_ever = 0
         self._changed = threading.Condition()
         self._is_hurried = False
         """Somebody waits for the queue to be empty."""
@@ -80,6 +91,7 @@ class LogWriter(logging.Handler):
         with self._changed:
             if self._held_bytes + size > HELD_BYTES_MAX:
                 self._dropped += 1
+                self._dropped_ever += 1
                 return
             self._waiting.append(line)
             self._held_bytes += size
@@ -88,6 +100,10 @@ class LogWriter(logging.Handler):
                 self._changed.notify_all()
             elif len(self._waiting) == 1:
                 self._changed.notify_all()
+
+    def statistics(self) -> LogStatistics:
+        """How it is doing."""
+        return LogStatistics(self._held_bytes, self._dropped_ever)
 
     def flush(self) -> None:
         """Wait until all lines are written, `FLUSH_SECONDS_MAX` at most."""

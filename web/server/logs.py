@@ -158,10 +158,13 @@ def _dropped(count: int) -> logging.LogRecord:
     return logging.LogRecord("avicenna.log", logging.WARNING, __file__, 0, said, (count,), None)
 
 
-def set_up_logging(settings: Settings) -> None:
+def set_up_logging(settings: Settings) -> LogWriter:
     """Send every log line of this process to stderr in the format the operator chose.
 
     The end of the process writes what still waits (`logging.shutdown`).
+
+    Returns:
+        What writes them.
     """
     # We never print these, so do not collect them (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -172,3 +175,4 @@ def set_up_logging(settings: Settings) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    return handler

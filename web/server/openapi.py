@@ -28,10 +28,16 @@ OF_THE_EDGE: Final = ((408, "bad_json"), (414, "too_large"), (431, "too_large"),
 OF_ACCESS: Final = {
     "token": ("unauthenticated", "token_expired"),
     "maybe": ("unauthenticated", "token_expired"),
+    "elsewhere": ("unauthenticated", "token_expired"),
     "nobody": (),
 }
 
-SECURITY: Final[dict[str, list[Schema]]] = {"token": [{"token": []}], "maybe": [{"token": []}, {}], "nobody": []}
+SECURITY: Final[dict[str, list[Schema]]] = {
+    "token": [{"token": []}],
+    "maybe": [{"token": []}, {}],
+    "elsewhere": [{"token": []}, {}],
+    "nobody": [],
+}
 
 _HEADERS: Final[dict[str, Schema]] = {
     "X-Request-ID": {"schema": TEXT, "description": "Names this request in the log."},

@@ -22,6 +22,7 @@ from web.contract.errors import CloseCode
 from web.contract.wire import PING_INTERVAL_SECONDS
 from web.http.adoption import AdoptedSocket
 from web.websocket import frames
+from web.websocket.counts import Counts
 from web.websocket.flood import Allowance, Cost
 from web.websocket.inbound import Close, Control, Fragment, Inbound, Message, Violation, sole_pong
 from web.websocket.poller import Poller
@@ -125,8 +126,7 @@ class Keeper(Protocol):
     """How many bytes of a socket have not reached its peer's machine."""
     unread: Callable[[AdoptedSocket], int]
     """How many bytes of its peer's lie unread in a socket."""
-    aborted: int
-    """Connections cut off because their clients took no bytes or answered no Ping, since the start."""
+    counts: Counts
 
     def add(self, channel: Channel) -> None:
         """Look after a channel from now on. Raises OSError: there is no room."""
@@ -315,6 +315,7 @@ class Channel:
 
     def _flooded(self) -> None:
         """The client sends too much, or does not read what it asked for."""
+        self._hub.counts.floods += 1
         self.goodbye(CloseCode.POLICY, "rate limited", deaf=True)
 
     def break_off(self) -> None:
@@ -596,7 +597,7 @@ class Channel:
         self._abort_stalled(f"it {what} for {patience:g} s")
 
     def _abort_stalled(self, why: str) -> None:
-        self._hub.aborted += 1
+        self._hub.counts.aborted += 1
         self.stalled(why)
         self.abort(f"stalled: {why}")
 
@@ -628,4 +629,5 @@ class Channel:
         if was_open:
             self.left()
         code, reason = (NO_CLOSE, why) if closing is None else (closing.code or NO_CODE, closing.reason)
+        self._hub.counts.closed(code)
         self.over(code, reason, self._hub.clock.monotonic() - self._opened_at if self.fd >= 0 else None)

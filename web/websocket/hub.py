@@ -19,6 +19,7 @@ from storage.clock import Clock
 from web.http.adoption import AdoptedSocket
 from web.http.kernel_queues import unread_bytes, unsent_bytes
 from web.websocket.channel import Channel, ChannelLimits, State
+from web.websocket.counts import Counts, HubStatistics
 from web.websocket.holds import Holds
 from web.websocket.inbound import Inbound
 from web.websocket.poller import WRITE, Poller
@@ -101,8 +102,7 @@ class Hub:
         """Channels that have used up their allowance lately."""
         self.resumed_at = -inf
         """When the process last went on after it had stood still."""
-        self.aborted = 0
-        """Connections cut off because their clients took no bytes or answered no Ping, since the start."""
+        self.counts = Counts()
         self._looked_at = inf
         """When deadlines were last looked at; infinite: not yet."""
         self._rounds: tuple[Round, ...] = (
@@ -117,6 +117,11 @@ class Hub:
     def connections(self) -> int:
         """Adopted sockets that are open."""
         return len(self._channels)
+
+    def statistics(self) -> HubStatistics:
+        """All adopted connections; looks at none of them."""
+        counts = self.counts
+        return HubStatistics(len(self._channels), len(self._held), counts.aborted, counts.floods, dict(counts.closes))
 
     # For channels
 
