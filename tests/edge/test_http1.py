@@ -318,6 +318,31 @@ async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
         assert await pipelined(peer, post, get, post, post, missing, get) == [200, 200, 200, 200, 404, 200]
 
 
+@pytest.mark.parametrize("behind", [b"\r\n", request(b"/healthz"), b"\0" * 100_000])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_follows_a_last_request_keeps_nobody_from_its_answer(
+    server: Server, behind: bytes, at_once: bool
+) -> None:
+    await server.register()
+    body = b'{"diagnosis_id": 42, "feedback_id": 1, "rating": 5}'
+    post = request(
+        b"/ws/broadcast-feedback-update",
+        b"POST",
+        body,
+        Content_Type=b"application/json",
+        Authorization=b"Bearer " + server.token("amira").encode(),
+        Connection=b"close",
+    )
+    async with await connect(server.url) as peer:
+        if at_once:
+            await peer.send(post + behind)
+        else:
+            await peer.send(post)
+            await peer.send(behind)
+        assert (await peer.answer()).status == 200
+        assert await peer.end() == b""
+
+
 async def test_expect_100_continue_is_answered_before_the_body(server: Server) -> None:
     await server.register()
     body = b'{"diagnosis_id": 42, "feedback_id": 1, "rating": 5}'

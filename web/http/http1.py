@@ -119,7 +119,8 @@ class _Received(ReceiveBuffer):
 
 
 class Requests(h11.Connection):
-    """h11's, but for one empty line before a request, which is not looked at (RFC 9112 section 2.2)."""
+    """h11's, but for what is not looked at: one empty line before a request, and whatever follows one that is the last
+    (RFC 9112 sections 2.2 and 9.6)."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -132,6 +133,8 @@ class Requests(h11.Connection):
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
         """The next event of the peer."""
+        if self.their_state is h11.MUST_CLOSE and (behind := len(self.trailing_data[0])):
+            self._receive_buffer.maybe_extract_at_most(behind)
         is_head = self.their_state is h11.IDLE
         self._received.lines_max = answers.HEADER_LINES_MAX + (1 if is_head else 0)
         if is_head and not self._has_skipped:
