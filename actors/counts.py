@@ -46,6 +46,8 @@ class Counts:
     """Connections that were attached, by how they continued."""
     restarts: dict[RestartReason, int] = field(default_factory=lambda: dict.fromkeys(RESTART_REASONS, 0))
     """Incarnations that ended and were followed by another one, by why."""
+    mailbox_wait: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """Seconds that a publish waited in its mailbox."""
     fan_out: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     """Seconds from the first write of some events to the last one."""
     commit_to_last_write: Histogram = field(default_factory=lambda: Histogram(SECONDS))
@@ -75,6 +77,7 @@ class ActorsStatistics:
     quarantines: int
     resumes: Mapping[str, int]
     restarts: Mapping[str, int]
+    mailbox_wait_seconds: Distribution
     fan_out_seconds: Distribution
     commit_to_last_write_seconds: Distribution
 
@@ -99,6 +102,7 @@ def statistics_of_all(counts: Counts, *, actors: int, ring_bytes: int, ring_byte
         quarantines=counts.quarantines,
         resumes={kind.value: count for kind, count in counts.resumes.items()},
         restarts={str(reason): count for reason, count in counts.restarts.items()},
+        mailbox_wait_seconds=counts.mailbox_wait.distribution(),
         fan_out_seconds=counts.fan_out.distribution(),
         commit_to_last_write_seconds=counts.commit_to_last_write.distribution(),
     )

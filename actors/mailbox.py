@@ -62,6 +62,7 @@ class Mailbox:
                 raise MailboxFull(f"{self._publishes_max} publishes wait already")
             self._publishes += 1
             self._counts.mailbox_depth += 1
+            envelope.came_at = trio.current_time()
             if self._publishes > self._peak:
                 self._peak = self._publishes
                 self._counts.mailbox_peak = max(self._counts.mailbox_peak, self._peak)
@@ -139,6 +140,7 @@ class Mailbox:
         if isinstance(envelope.message, Publish):
             self._publishes -= 1
             self._counts.mailbox_depth -= 1
+            self._counts.mailbox_wait.observe(trio.current_time() - envelope.came_at)
         else:
             self._controls -= 1
             if envelope is self._news:

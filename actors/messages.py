@@ -196,7 +196,7 @@ Message = Judged | Inspect | Trace | Evict | ForgetUnseen | Heard
 class Envelope:
     """A message on its way, with what is needed to finish it after a crash."""
 
-    __slots__ = ("crashes", "message", "pending", "pending_index", "reply")
+    __slots__ = ("came_at", "crashes", "message", "pending", "pending_index", "reply")
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -207,6 +207,8 @@ class Envelope:
         self.pending: PendingAppend | None = None
         """The append that has reached the store with this message's event in it."""
         self.pending_index = 0
+        self.came_at = 0.0
+        """When a publish was put into the mailbox, on Trio's clock."""
 
     async def outcome(self) -> Appended | StorageError:
         """What became of this message's event; only once `pending` is set."""

@@ -20,7 +20,7 @@ PAGES: Final = sorted(
 OF_TODAY: Final = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
 """Pages that describe what is there. A decision may name a file that has gone since."""
 
-KEPT: Final = ("actors", "storage", "web", "tests", "benchmarks", "clients", "docs", "requirements")
+KEPT: Final = ("actors", "storage", "web", "tests", "benchmarks", "clients", "deploy", "docs", "requirements")
 """The directories whose files a page may name."""
 
 MADE: Final = frozenset({"listening.json", "openapi.json"})
@@ -30,7 +30,7 @@ BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"^```.*?^```|^    [^\n]*$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
-FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|js|mjs|ts|md|yaml|json|toml|lock|c|h|html))`")
+FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|js|mjs|ts|md|yaml|yml|json|toml|lock|c|h|html))`")
 TEST = re.compile(r"`(test_\w+)`")
 INDEXED = re.compile(r"^\| \[(\d{4})\]\((\d{4}-[^)]*\.md)\) \|", re.MULTILINE)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 import trio
 
+from actors.counts import RESTART_REASONS
 from tests.programs import program
 from tests.server.harness import Server, running_server
 from tests.server.test_streams import streamed
@@ -109,6 +112,7 @@ async def test_what_is_published_and_delivered_is_counted(server: Server) -> Non
         assert found["avicenna_events_total"] == 3
         assert found["avicenna_deliveries_total"] == 6
         assert found["avicenna_followers"] == 2
+        assert found["avicenna_mailbox_wait_seconds_count"] == 3
         assert found["avicenna_fan_out_seconds_count"] == found["avicenna_commit_to_last_write_seconds_count"] == 3
         assert found["avicenna_commit_to_last_write_seconds_sum"] >= found["avicenna_fan_out_seconds_sum"]
         assert found["avicenna_delivered_bytes_total"] > found["avicenna_event_bytes_total"] > 0
@@ -207,7 +211,62 @@ async def test_status_and_metrics_say_the_same(server: Server) -> None:
     assert node["actors"] == found["avicenna_actors"] == 1
 
 
-# The page
+# The page, and what is deployed
+
+DEPLOYED = sorted(path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".json", ".yml"))
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"\bavicenna_[a-z_]+", text))
+
+
+def names_shown() -> set[str]:
+    """Every name that Prometheus knows of this server."""
+    found: set[str] = set()
+    for one in TABLE:
+        ends = ("_bucket", "_sum", "_count") if one.kind == "histogram" else ("",)
+        found |= {one.shown + end for end in ends}
+    return found
+
+
+@pytest.mark.parametrize("path", DEPLOYED, ids=[path.name for path in DEPLOYED])
+def test_what_is_deployed_asks_for_metrics_that_exist(path: Path) -> None:
+    assert names_in(path.read_text()) <= names_shown()
+
+
+def test_the_dashboard_shows_every_metric_but_that_of_the_release() -> None:
+    shown = names_in((ROOT / "deploy" / "grafana" / "avicenna-live.json").read_text())
+    of_table = {one.shown for one in TABLE} - {"avicenna_build_info"}
+    assert {one for one in of_table if not any(name.startswith(one) for name in shown)} == set()
+
+
+@pytest.mark.parametrize("path", DEPLOYED, ids=[path.name for path in DEPLOYED])
+def test_labels_and_values_that_are_asked_for_exist(path: Path) -> None:
+    labels = {one.label for one in TABLE if one.label is not None} | {"instance", "le", "job"}
+    text = path.read_text()
+    grouped = {name for found in re.findall(r"by \(([a-z, ]+)\)", text) for name in found.split(", ")}
+    selected = set(re.findall(r"[{,] ?([a-z]+)=~?\\?\"", text))
+    assert grouped | selected <= labels
+    assert set(re.findall(r"reason=\\?\"([a-z]+)", text)) <= set(RESTART_REASONS)
+
+
+def test_dashboards_are_json_and_each_panel_has_a_place_of_its_own() -> None:
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "avicenna-live.json").read_text())
+    places = [(one["gridPos"]["x"], one["gridPos"]["y"]) for one in dashboard["panels"]]
+    assert len(set(places)) == len(places) > 0
+    assert len({one["id"] for one in dashboard["panels"]}) == len(places)
+
+
+def test_prometheus_takes_the_alert_rules() -> None:
+    rules = ROOT / "deploy" / "prometheus" / "alerts.yml"
+    checked = subprocess.run([program("promtool"), "check", "rules", str(rules)], check=False, timeout=30)
+    assert checked.returncode == 0
+
+
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    rules = ROOT / "deploy" / "prometheus" / "alerts_test.yml"
+    checked = subprocess.run([program("promtool"), "test", "rules", str(rules)], check=False, timeout=30)
+    assert checked.returncode == 0
 
 
 def test_the_page_of_metrics_is_that_of_the_table() -> None:

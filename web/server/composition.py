@@ -390,10 +390,11 @@ async def serve(
         consequences.senders = publish_sockets
         ways = Ways()
         figures = Figures(patient, registry, clock, lambda: hub.counts.aborted + open_connections.stalled, ways)
-        lag, started_at = LoopLag(), clock.monotonic()
+        lag, started_at, release = LoopLag(), clock.monotonic(), version("avicenna-live")
 
         def see() -> Seen:
             return Seen(
+                release=release,
                 uptime_seconds=clock.monotonic() - started_at,
                 actors=registry.statistics(),
                 store=store.statistics(),

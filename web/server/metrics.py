@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import ClassVar, Final
 
 from prometheus_client.exposition import generate_latest
@@ -43,6 +42,7 @@ Labelled = Mapping[str, float]
 class Seen:
     """What all rooms say at one moment."""
 
+    release: str
     uptime_seconds: float
     actors: ActorsStatistics
     store: StoreStatistics
@@ -148,7 +148,7 @@ def _closes(seen: Seen) -> Labelled:
 
 
 TABLE: Final[tuple[Counter | Gauge | Spread, ...]] = (
-    Gauge("build_info", "The release that runs; always 1.", lambda seen: {version("avicenna-live"): 1}, "version"),
+    Gauge("build_info", "The release that runs; always 1.", lambda seen: {seen.release: 1}, "version"),
     Gauge("uptime_seconds", "Time since the start.", lambda seen: seen.uptime_seconds),
     # Publishing and delivering
     Counter("events", "Events that were published here and are stored.", lambda seen: seen.actors.events),
@@ -197,6 +197,11 @@ TABLE: Final[tuple[Counter | Gauge | Spread, ...]] = (
     Counter("quarantines", "Diagnoses put into quarantine.", lambda seen: seen.actors.quarantines),
     Gauge("mailbox_messages", "Broadcasts that wait in all mailboxes.", lambda seen: seen.actors.mailbox_depth),
     Gauge("mailbox_peak_messages", "The most that ever waited in one mailbox.", lambda seen: seen.actors.mailbox_peak),
+    Spread(
+        "mailbox_wait_seconds",
+        "For how long a broadcast waited in its mailbox.",
+        lambda seen: seen.actors.mailbox_wait_seconds,
+    ),
     Gauge("ring_bytes", "Events in memory, of all diagnoses.", lambda seen: seen.actors.ring_bytes),
     Gauge("ring_limit_bytes", "What they may take (`ring_bytes_max`).", lambda seen: seen.actors.ring_bytes_max),
     # Storing
