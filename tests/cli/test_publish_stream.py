@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
+from tests.hanging import hangable_disk
 from tests.server.harness import Server, running_server
 from web.server.settings import Settings
 
@@ -88,6 +90,40 @@ async def test_what_a_restart_leaves_unanswered_is_sent_again_and_makes_one_even
         assert sorted(one["line"] for one in receipts) == list(range(1, 401))
         assert sorted(one["seq"] for one in receipts) == list(range(1, 401))
         assert (await server.publish(1)).json()["seq"] == 401
+
+
+async def test_what_a_stopping_server_does_not_finish_is_sent_again_to_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = hangable_disk(monkeypatch)
+    settings = Settings(port=0, data=tmp_path / "data", mailbox_messages_max=3)
+    pipe = subprocess.PIPE
+    async with running_server(settings) as server:
+        await server.register()
+        assert (await server.publish(1)).json()["seq"] == 1
+        port = int(server.url.rpartition(":")[2])
+        environment = {**os.environ, "AVICENNA_TOKEN": server.token("clinic", "broadcast")}
+        command = [*COMMAND, "--url", server.url, "--json"]
+        running = await trio.lowlevel.open_process(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        assert running.stdin is not None
+        assert running.stdout is not None
+        await running.stdin.send_all(update(1).encode())
+        said = (await line_of(running.stdout) + "\n").encode()
+        with disk.hanging(), trio.fail_after(30):
+            # Some are told to the actor, and others wait for room in its mailbox.
+            await running.stdin.send_all("".join(update(n) for n in range(2, 21)).encode())
+            await running.stdin.aclose()
+            while not (await server.status())["node"]["storage_waiting_seconds"]:
+                await trio.sleep(0.02)
+            server.stop()
+            assert (await line_of(running.stderr)).startswith("the connection ended: 1012 restart")
+    async with running_server(Settings(port=port, data=tmp_path / "data")):
+        with trio.fail_after(60):
+            async for chunk in running.stdout:
+                said += chunk
+            assert await running.wait() == 0
+    receipts = [json.loads(line) for line in said.splitlines()]
+    assert [(one["line"], one["seq"]) for one in receipts] == [(n, n + 1) for n in range(1, 21)]
 
 
 async def line_of(stream: trio.abc.ReceiveStream | None) -> str:

@@ -409,6 +409,25 @@ async def test_a_drain_answers_what_is_due_and_says_when_to_come_back(settings: 
     assert 0 <= bye["data"]["retry_after_ms"] <= 5000
 
 
+async def test_frames_that_wait_for_room_when_the_server_stops_are_told_that_it_stops(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = hangable_disk(monkeypatch)
+    async with running_server(replace(settings, mailbox_messages_max=1)) as server:
+        await server.register()
+        assert (await server.publish(1)).status_code == 200
+        async with opened(server) as line:
+            with disk.hanging(), trio.fail_after(20):
+                await line.say(*(update(n) for n in range(5)), {"type": "ping"})
+                assert (await line.next())["type"] == "pong"
+                server.stop()
+                frames, code, reason = await line.end()
+    codes = [one["problem"]["code"] for one in frames if one["type"] == "refused"]
+    assert (len(codes), codes[0], codes[-1]) == (5, "storage_unavailable", "draining")
+    assert set(codes) == {"storage_unavailable", "draining"}
+    assert (code, reason) == (1012, "restart")
+
+
 # How much it may take
 
 

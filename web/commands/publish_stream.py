@@ -35,6 +35,11 @@ LINE_BYTES_MAX: Final = 64 * 1024
 SILENT_SECONDS_MAX: Final = 60.0
 """Longest wait for an answer. Reason: a full mailbox waits for 30 s. Beyond: the connection counts as dead."""
 
+PUT_OFF: Final = frozenset({"draining", "storage_unavailable"})
+"""Codes that a server says of what it does not finish when it stops; while it goes on, they are an answer."""
+
+PING: Final = json.dumps({"type": "ping"})
+
 
 @dataclass(slots=True)
 class Line:
@@ -58,6 +63,8 @@ class Stream:
         """Begins the keys of lines that have none."""
         self._unanswered: OrderedDict[str, Line] = OrderedDict()
         """By id, in the order of the lines."""
+        self._put_off: list[tuple[Line, dict[str, Any]]] = []
+        """Lines that were refused with `PUT_OFF`, and why; they are sent again if the connection ends for it."""
         self._read = self._stored = self._refused = self._wrong = 0
         """Lines; a wrong one is also one that the server refuses for its fields."""
         self._is_over = False
@@ -77,12 +84,16 @@ class Stream:
         return WRONG_USAGE if self._refused == self._wrong else FAILED
 
     @property
+    def _is_done(self) -> bool:
+        return self._is_over and not self._unanswered and not self._put_off
+
+    @property
     def progress(self) -> str:
         """How far it has come, for people."""
         text = f"{self._read} lines read: {self._stored} stored, {self._refused} refused"
-        if self._unanswered:
-            first = next(iter(self._unanswered.values())).number
-            text += f", {len(self._unanswered)} not answered, from line {first} on: each may be stored or not"
+        if waiting := [*self._unanswered.values(), *(line for line, _ in self._put_off)]:
+            first = min(line.number for line in waiting)
+            text += f", {len(waiting)} not answered, from line {first} on: each may be stored or not"
         return text
 
     async def run(self) -> None:
@@ -110,14 +121,16 @@ class Stream:
                 await self._texts.send(rest)
 
     async def _publish_all(self) -> None:
-        while not (self._is_over and not self._unanswered):
+        while not self._is_done:
             ended = await self._connect_once()
             if ended.done:
                 return
             reason = f"the connection ended: {ended.code} {ended.reason}".rstrip()
             if not self._admitted or then(ended.code, ended.reason) is not Then.COME_BACK:
+                self._say_put_off()
                 text = f"{reason}; {self.progress}"
                 raise RefusedByServer(code_of(ended.code, ended.reason), text, text)
+            self._take_back()
             seconds = self._backoff.seconds(ended.retry_after_ms)
             say_aside(f"{reason}; coming back in {seconds:.1f} s")
             await trio.sleep(seconds)
@@ -151,9 +164,15 @@ class Stream:
                         case "auth_expiring" if self._client.credentials.renewable:
                             token = self._client.credentials.token()
                             await connection.send_message(json.dumps({"type": "auth", "token": token}))
-                        case "receipt" | "refused":
-                            self._answered(frame)
-                    if self._is_over and not self._unanswered:
+                        case "receipt":
+                            self._stored_line(frame)
+                        case "refused":
+                            if self._refused_line(frame):
+                                await connection.send_message(PING)
+                        case "pong":
+                            # The connection goes on.
+                            self._say_put_off()
+                    if self._is_done:
                         ended = Ended(NORMAL, "", done=True)
                         break
             except ConnectionClosed as closed:
@@ -179,14 +198,13 @@ class Stream:
                 except trio.EndOfChannel:
                     self._is_over = True
                     # Whoever reads must look whether that was all.
-                    await connection.send_message(json.dumps({"type": "ping"}))
+                    await connection.send_message(PING)
                     return
                 self._read += 1
                 try:
                     line = self._line(text)
                 except WrongLine as wrong:
                     self._say_refused(self._read, {"status": 400, "code": "bad_json", "detail": str(wrong)})
-                    self._wrong += 1
                     if len(text) > LINE_BYTES_MAX:
                         raise CommandFailed(f"line {self._read} is too long; {self.progress}") from None
                     continue
@@ -215,14 +233,35 @@ class Stream:
         rest = decoded[1:] if found else "}"
         return Line(self._read, json.dumps(added)[:-1] + ("," if found else "") + rest)
 
-    def _answered(self, frame: dict[str, Any]) -> None:
+    def _answered(self, frame: dict[str, Any]) -> Line:
         line = self._unanswered.pop(frame["id"])
         self._room.set()
         self._backoff.reset()
-        if frame["type"] == "refused":
-            self._wrong += frame["problem"]["code"] in (WRONG_VALUE, "bad_json")
-            self._say_refused(line.number, frame["problem"])
-            return
+        return line
+
+    def _refused_line(self, frame: dict[str, Any]) -> bool:
+        """Take in a refusal; whether the server is to be asked, by a `PING`, if the connection goes on."""
+        line, problem = self._answered(frame), frame["problem"]
+        if problem["code"] not in PUT_OFF:
+            self._say_refused(line.number, problem)
+            return False
+        self._put_off.append((line, problem))
+        return len(self._put_off) == 1
+
+    def _say_put_off(self) -> None:
+        """What was put off stays refused: the connection goes on, or there is no other one."""
+        put_off, self._put_off = self._put_off, []
+        for line, problem in put_off:
+            self._say_refused(line.number, problem)
+
+    def _take_back(self) -> None:
+        """What was put off is due on the next connection, in its order."""
+        lines = sorted([*self._unanswered.values(), *(line for line, _ in self._put_off)], key=lambda one: one.number)
+        self._unanswered = OrderedDict((str(line.number), line) for line in lines)
+        self._put_off = []
+
+    def _stored_line(self, frame: dict[str, Any]) -> None:
+        line = self._answered(frame)
         receipt = frame["receipt"]
         if not is_a(receipt, Receipt):
             raise TypeError("a receipt must have its fields")
@@ -235,6 +274,7 @@ class Stream:
 
     def _say_refused(self, number: int, problem: dict[str, Any]) -> None:
         self._refused += 1
+        self._wrong += problem["code"] in (WRONG_VALUE, "bad_json")
         if self._as_json:
             say_json({"line": number, **problem})
         else:

@@ -353,7 +353,7 @@ class Sender(Channel):
                     frame.pending = self._senders.registry.put(frame.diagnosis_id, message)
                     return
                 except MailboxFull:
-                    if self._parting is not None or self._hub.clock.monotonic() >= frame.came_at + PAUSE_SECONDS_MAX:
+                    if self._hub.clock.monotonic() >= frame.came_at + PAUSE_SECONDS_MAX:
                         raise
                 await trio.sleep(PAUSE_STEP_SECONDS)
         except (Problem, ActorError, StorageError) as error:

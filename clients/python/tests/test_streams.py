@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,10 +63,31 @@ async def test_no_more_is_sent_than_the_window_allows_and_a_cut_makes_it_due_aga
     assert core.forget(ids[1]), "it may be stored"
 
 
+async def test_what_is_refused_for_a_token_that_may_be_renewed_is_due_again_on_the_next_connection() -> None:
+    core = StreamCore(renewable=True)
+    ids = [core.add(update(number)) for number in range(1, 4)]
+    core.opened()
+    core.receive(said(**CONNECT))
+    core.due(), core.due()
+    assert core.receive(refused(ids[0], 401, "token_expired")) is None
+    assert core.due() is None, "the token of this connection is refused"
+    assert (core.expects, core.is_spent) == (True, False), "the second one is still to be answered"
+    assert core.receive(refused(ids[1])) is not None
+    assert (core.expects, core.is_spent) == (False, True)
+    core.opened()
+    core.receive(said(**CONNECT))
+    assert [json.loads(core.due() or "")["id"] for _ in range(2)] == [ids[0], ids[2]]
+
+
 @pytest.mark.parametrize("message", ["", "[]", "{}", '{"type":"receipt","id":"1","receipt":{}}', '{"type":"bye"}'])
 async def test_what_is_none_of_the_protocol_is_a_fault(message: str) -> None:
     with pytest.raises(ProtocolFault):
         StreamCore().receive(message)
+
+
+def jti_of(token: str) -> str:
+    claims = token.split(".")[1]
+    return str(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["jti"])
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +137,37 @@ async def test_a_token_that_is_not_accepted_is_told_to_whoever_publishes(server:
     async with AsyncBroadcaster(server.url, token="no.token.here") as publisher, publisher.stream() as stream:
         with anyio.fail_after(20), pytest.raises(Unauthenticated):
             await stream.publish(update(1))
+
+
+async def test_updates_that_wait_when_their_token_is_revoked_are_published_with_the_next_one(tmp_path: Path) -> None:
+    # So small a mailbox that updates wait before it when the token is revoked.
+    with Server(tmp_path, AVICENNA_MAILBOX_MESSAGES_MAX="1") as server:
+        server.register(4)
+        tokens = [server.token("clinic", "broadcast") for _ in range(2)]
+        used = 0
+        receipts: list[Receipt] = []
+
+        def token() -> str:
+            nonlocal used
+            used += 1
+            return tokens[min(used, 2) - 1]
+
+        publisher = AsyncBroadcaster(server.url, token=token, patience_seconds=30)
+        async with publisher, publisher.stream() as stream:
+
+            async def publish(number: int) -> None:
+                receipts.append(await stream.publish(update(number, 4)))
+
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as group:
+                    for number in range(150):
+                        group.start_soon(publish, number)
+                    while not receipts:
+                        await anyio.sleep(0.01)
+                    revocation = {"jti": jti_of(tokens[0])}
+                    await anyio.to_thread.run_sync(server.ask, "POST", "/revocations", revocation)
+        assert sorted(one.seq for one in receipts) == list(range(1, 151))
+        assert used == 2
 
 
 async def test_a_server_that_is_killed_and_comes_back_makes_one_event_of_each_update(tmp_path: Path) -> None:

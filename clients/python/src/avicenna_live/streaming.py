@@ -10,7 +10,7 @@ import json
 from collections import OrderedDict
 from typing import Final
 
-from avicenna_live.closing import NOTHING_HEARD, wished_seconds
+from avicenna_live.closing import HTTP_UNAUTHORIZED, NOTHING_HEARD, wished_seconds
 from avicenna_live.errors import BroadcastError, ProtocolFault, TooLarge
 from avicenna_live.publishing import Receipt, error_from, line_of, receipt_from
 from avicenna_live.updates import Update
@@ -24,7 +24,9 @@ Outcome = Receipt | BroadcastError
 class StreamCore:
     """What is on its way."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, renewable: bool = False) -> None:
+        """`renewable`: the next connection may bring another token, so an update refused for this one is due again."""
+        self._renewable = renewable
         self._count = 0
         self._waiting: OrderedDict[str, str] = OrderedDict()
         """Frames that were not sent over this connection, by id, the oldest first."""
@@ -38,6 +40,8 @@ class StreamCore:
         """The server has let us in, over this connection or an earlier one."""
         self.auth_due = False
         """The token is about to expire."""
+        self._refused: set[str] = set()
+        """Ids of sent frames that were refused for the token of this connection: nothing more is sent over it."""
         self.code = NOTHING_HEARD
         self.reason = ""
         """Of the end of this connection, as far as the server has said it."""
@@ -47,7 +51,12 @@ class StreamCore:
     @property
     def expects(self) -> bool:
         """Whether the server owes an answer."""
-        return bool(self._sent) or not self._window
+        return len(self._sent) > len(self._refused) or not self._window
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether this connection is of no more use: its token is refused, and no answer is due."""
+        return bool(self._refused) and len(self._sent) == len(self._refused)
 
     def add(self, update: Update) -> str:
         """Have an update sent; the id under which its outcome comes. Raises `TooLarge`."""
@@ -64,6 +73,7 @@ class StreamCore:
         """Nobody waits for an outcome any more; whether the update may be stored."""
         self._waiting.pop(publish_id, None)
         self._sent.pop(publish_id, None)
+        self._refused.discard(publish_id)
         was_sent = publish_id in self._ever_sent
         self._ever_sent.discard(publish_id)
         return was_sent
@@ -74,12 +84,13 @@ class StreamCore:
             self._waiting[publish_id] = frame
             self._waiting.move_to_end(publish_id, last=False)
         self._sent.clear()
+        self._refused.clear()
         self._window, self.auth_due = 0, False
         self.code, self.reason, self.wait_seconds = NOTHING_HEARD, "", None
 
     def due(self) -> str | None:
         """The next frame to send; `None`: none for now."""
-        if not self._waiting or len(self._sent) >= self._window:
+        if self._refused or not self._waiting or len(self._sent) >= self._window:
             return None
         publish_id, frame = self._waiting.popitem(last=False)
         self._sent[publish_id] = frame
@@ -108,6 +119,9 @@ class StreamCore:
                     return self._answered(frame["id"], receipt_from(frame["receipt"]))
                 case "refused":
                     problem = frame["problem"]
+                    if problem["status"] == HTTP_UNAUTHORIZED and self._renewable:
+                        self._refused |= self._sent.keys() & {frame["id"]}
+                        return None
                     return self._answered(frame["id"], error_from(int(problem["status"]), problem))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, BroadcastError):
             raise ProtocolFault("a frame that is none of this protocol") from None

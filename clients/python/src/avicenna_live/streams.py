@@ -60,7 +60,7 @@ class PublishStream:
         self._make_shell = make_shell
         self._random = random
         self._renewable = renewable
-        self._core = StreamCore()
+        self._core = StreamCore(renewable=renewable)
         self._outcomes: dict[str, Outcome] = {}
         self._events: dict[str, Event] = {}
         """Of those who wait, by id."""
@@ -188,7 +188,7 @@ class PublishStream:
 
     async def _read(self, socket: Socket) -> None:
         core = self._core
-        while True:
+        while not core.is_spent:
             if core.expects:
                 found = core.receive(await self._shell.within(ANSWER_SECONDS_MAX, socket.receive))
             else:
