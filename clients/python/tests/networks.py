@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
+import h11
 import httpx
 
 
@@ -71,6 +72,20 @@ class PartlyAway(httpx.BaseTransport):
         self._inner.close()
 
 
+def _whole(begun: bytes, server: socket.socket) -> bytes:
+    """The body of an answer that begins so; it may come in parts."""
+    reader, body = h11.Connection(h11.CLIENT), b""
+    reader.send(h11.Request(method="GET", target="/", headers=[("Host", "stand-in")]))
+    reader.send(h11.EndOfMessage())
+    reader.receive_data(begun)
+    while not isinstance(event := reader.next_event(), h11.EndOfMessage):
+        if event is h11.NEED_DATA:
+            reader.receive_data(server.recv(65536))
+        elif isinstance(event, h11.Data):
+            body += event.data
+    return body
+
+
 class AnswerTaker:
     """A TCP proxy that takes an answer away when it is told to: the server has sent it, the client never gets it."""
 
@@ -83,7 +98,7 @@ class AnswerTaker:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def take_next(self, then: Callable[[bytes], object]) -> None:
-        """Call this with the next answer, and end its connection."""
+        """Call this with the body of the next answer, and end its connection."""
         self._then = then
 
     def _accept(self) -> None:
@@ -98,7 +113,7 @@ class AnswerTaker:
             while answer := server.recv(65536):
                 then, self._then = self._then, None
                 if then is not None:
-                    then(answer)
+                    then(_whole(answer, server))
                     break
                 client.sendall(answer)
             # Another thread reads from both: only this wakes it.
