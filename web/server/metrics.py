@@ -58,51 +58,44 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Counter:
+class Value:
+    """A number, or one for each value of a label."""
+
+    name: str
+    """Without `PREFIX` and `suffix`, its unit last."""
+    doc: str
+    read: Callable[[Seen], float | Labelled]
+    label: str | None = None
+
+    kind: ClassVar[str]
+    suffix: ClassVar = ""
+    family_class: ClassVar[type[CounterMetricFamily | GaugeMetricFamily]]
+
+    @property
+    def shown(self) -> str:
+        """Its name as Prometheus has it."""
+        return PREFIX + self.name + self.suffix
+
+    def family(self, seen: Seen) -> Metric:
+        """Its values."""
+        family = self.family_class(self.shown, self.doc, labels=_labels(self.label))
+        _fill(family, self.read(seen))
+        return family
+
+
+class Counter(Value):
     """Something that only grows, and begins anew with the process."""
 
-    name: str
-    """Without `PREFIX` and `_total`, its unit last."""
-    doc: str
-    read: Callable[[Seen], float | Labelled]
-    label: str | None = None
-
-    kind: ClassVar = "counter"
-
-    @property
-    def shown(self) -> str:
-        """Its name as Prometheus has it."""
-        return f"{PREFIX}{self.name}_total"
-
-    def family(self, seen: Seen) -> Metric:
-        """Its values."""
-        family = CounterMetricFamily(PREFIX + self.name, self.doc, labels=_labels(self.label))
-        _fill(family, self.read(seen))
-        return family
+    kind = "counter"
+    suffix = "_total"
+    family_class = CounterMetricFamily
 
 
-@dataclass(frozen=True, slots=True)
-class Gauge:
+class Gauge(Value):
     """Something that is so much now."""
 
-    name: str
-    """Without `PREFIX`, its unit last."""
-    doc: str
-    read: Callable[[Seen], float | Labelled]
-    label: str | None = None
-
-    kind: ClassVar = "gauge"
-
-    @property
-    def shown(self) -> str:
-        """Its name as Prometheus has it."""
-        return PREFIX + self.name
-
-    def family(self, seen: Seen) -> Metric:
-        """Its values."""
-        family = GaugeMetricFamily(self.shown, self.doc, labels=_labels(self.label))
-        _fill(family, self.read(seen))
-        return family
+    kind = "gauge"
+    family_class = GaugeMetricFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +140,7 @@ def _closes(seen: Seen) -> Labelled:
     return {"other" if code == OTHER else str(code): count for code, count in seen.hub.closes.items()}
 
 
-TABLE: Final[tuple[Counter | Gauge | Spread, ...]] = (
+TABLE: Final[tuple[Value | Spread, ...]] = (
     Gauge("build_info", "The release that runs; always 1.", lambda seen: {seen.release: 1}, "version"),
     Gauge("uptime_seconds", "Time since the start.", lambda seen: seen.uptime_seconds),
     # Publishing and delivering
