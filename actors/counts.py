@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from actors.resume import Resume
 from storage.histogram import SECONDS, Distribution, Histogram
 
-RestartReason = Literal["crash", "asked", "unreadable"]
-"""It crashed; an operator, a repair or a renewal of numbers wants it; its outbox could not be read."""
+RestartReason = Literal["crash", "operator", "renewed", "damaged", "behind", "unreadable"]
+"""It crashed; an operator wants it; the numbers of its diagnosis began anew; its outbox was found damaged; its mailbox
+had no room for the news that events were dropped; its outbox could not be read."""
 
-RESTART_REASONS: Final[tuple[RestartReason, ...]] = ("crash", "asked", "unreadable")
+RESTART_REASONS: Final[tuple[RestartReason, ...]] = get_args(RestartReason)
 
 
 @dataclass(slots=True, eq=False)

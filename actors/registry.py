@@ -206,7 +206,7 @@ class Registry(Watcher):
         try:
             self.tell(diagnosis_id, Evict(window))
         except MailboxFull:
-            slot.interrupt(Interruption.RESTART)
+            slot.interrupt(Interruption.BEHIND)
         except ActorError:
             pass  # it will read its outbox again before anybody reads it
 
@@ -219,7 +219,7 @@ class Registry(Watcher):
         for slot in slots:
             slot.roster.is_renewed = True
             if slot.state is not ActorState.QUARANTINED:  # else it reads its outbox when it has rested
-                slot.interrupt(Interruption.RESTART)
+                slot.interrupt(Interruption.RENEWED)
                 if not self._draining:
                     self._wake(slot)
 
@@ -243,7 +243,7 @@ class Registry(Watcher):
         """An outbox was found damaged: have its actor, if it is in memory, read it anew, which ends it."""
         slot = self._slots.get(diagnosis_id)
         if slot is not None:
-            slot.interrupt(Interruption.RESTART)
+            slot.interrupt(Interruption.DAMAGED)
             if not self._draining:  # else everybody has been told goodbye
                 self._wake(slot)
 

@@ -44,10 +44,17 @@ class ActorState(StrEnum):
 
 
 class Interruption(StrEnum):
-    """Why an actor is interrupted: an operator asks for it, its diagnosis is deleted, or its outbox is damaged."""
+    """Why an actor is interrupted. The four after `NONE` begin a new incarnation, which reads the outbox anew."""
 
     NONE = "none"
     RESTART = "restart"
+    """An operator wants it."""
+    RENEWED = "renewed"
+    """The numbering of its diagnosis began anew."""
+    DAMAGED = "damaged"
+    """Its outbox was found damaged."""
+    BEHIND = "behind"
+    """Its mailbox had no room for the news that events were dropped."""
     STOP = "stop"
     RETIRE = "retire"
 

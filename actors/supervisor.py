@@ -8,14 +8,14 @@ restart intensity quarantine the diagnosis until its cool-off or an operator's r
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
 
 from actors import turns
 from actors.budget import RingBudget
-from actors.counts import Counts
+from actors.counts import Counts, RestartReason
 from actors.cursors import CursorKeeper
 from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Render
 from actors.errors import Crashed, Draining, Quarantined
@@ -31,6 +31,14 @@ from storage.store import Store
 
 RELOAD_SECONDS: Final = 1.0
 """Wait before an outbox that could not be read is tried again, while somebody follows it."""
+
+RESTART_REASONS_OF: Final[Mapping[Interruption, RestartReason]] = {
+    Interruption.RESTART: "operator",
+    Interruption.RENEWED: "renewed",
+    Interruption.DAMAGED: "damaged",
+    Interruption.BEHIND: "behind",
+}
+"""How a restart is counted that an interruption has caused."""
 
 logger = logging.getLogger("avicenna.actors")
 
@@ -135,8 +143,9 @@ class Supervisor:
                     await self._keeper.flush(slot.diagnosis_id)
                 # Meanwhile it may have been asked for something else.
                 return slot.is_to_stop and not slot.has_work
-            case _:
-                self._counts.restarts["asked"] += 1
+            case why:
+                if (reason := RESTART_REASONS_OF.get(why)) is not None:
+                    self._counts.restarts[reason] += 1
                 return False
 
     async def _after_refusal(self, slot: Slot, refusal: StorageError) -> bool:

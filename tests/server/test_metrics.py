@@ -178,12 +178,21 @@ async def test_closes_are_counted_by_code_and_strange_codes_together(server: Ser
     assert found['avicenna_closes_total{code="other"}'] == 2
 
 
+async def test_the_ends_of_event_streams_are_counted_by_code_too(server: Server) -> None:
+    await server.register()
+    async with streamed(server, device="a") as first, streamed(server, device="a"):
+        while (await first.next()).frame["type"] != "bye":
+            pass
+        await until(server, 'avicenna_closes_total{code="4000"}', 1)
+    await until(server, 'avicenna_closes_total{code="none"}', 1)
+
+
 async def test_an_operators_restart_is_counted(server: Server) -> None:
     await server.register()
     async with server.live():
         answer = await server.http.post("/actors/42/restart", headers=server.bearer("op", "operate"))
         assert answer.status_code == 200
-        assert (await figures(server))['avicenna_restarts_total{reason="asked"}'] == 1
+        assert (await figures(server))['avicenna_restarts_total{reason="operator"}'] == 1
 
 
 async def test_commits_the_database_and_requests_are_shown(server: Server) -> None:

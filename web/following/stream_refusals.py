@@ -18,7 +18,7 @@ from web.contract.operations import EVENT_STREAM
 from web.contract.parameters import event_id_given, position_of, repeated_parameter
 from web.contract.records import DIAGNOSIS_ID
 from web.following.connection_log import ConnectionLog
-from web.following.streams import last_event_id, message, stream_answer, with_retry
+from web.following.streams import StreamCloses, last_event_id, message, stream_answer, with_retry
 
 REASONS: Final = {
     "draining": "restart",
@@ -31,7 +31,9 @@ REASONS: Final = {
 """The codes of problems that pass, and the reason of the `bye` in their place."""
 
 
-def goodbye_instead(asked: Request, problem: Problem, log: ConnectionLog, clock: Clock) -> Answer | None:
+def goodbye_instead(
+    asked: Request, problem: Problem, log: ConnectionLog, closes: StreamCloses, clock: Clock
+) -> Answer | None:
     """The stream in place of a problem: `retry`, one `bye`, and the end; `None`: the problem is the answer."""
     is_stream = asked.operation is not None and asked.operation.answer_type == EVENT_STREAM
     if asked.method != "GET" or not is_stream or problem.code not in REASONS or not _wants_a_stream(asked):
@@ -39,6 +41,7 @@ def goodbye_instead(asked: Request, problem: Problem, log: ConnectionLog, clock:
     diagnosis_id = asked.parameters.get("diagnosis_id", "")
     shown = diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else ""
     reason = REASONS[problem.code]
+    closes.closed(CloseCode.TRY_LATER)
     log.refused("event stream", asked, CloseCode.TRY_LATER, reason)
     retry_ms = int(problem.headers.get("Retry-After", RETRY_AFTER_SECONDS)) * 1000
     data = wire.bye_data(CloseCode.TRY_LATER, reason, retry_ms)

@@ -7,7 +7,7 @@ position. The stream goes one way, so nothing in it acknowledges; the next reque
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -21,7 +21,7 @@ from actors.transport import Burst, Ending
 from storage.clock import Clock
 from storage.records import Epoch, Seq, SubscriberId
 from web.contract import wire
-from web.contract.errors import ConnectionRefused, Problem, close_of, problem_of_refusal
+from web.contract.errors import CloseCode, ConnectionRefused, Problem, close_of, problem_of_refusal
 from web.contract.exchange import Answer, Request
 from web.contract.operations import EVENT_STREAM
 from web.contract.parameters import Parameters, parse_stream
@@ -93,6 +93,25 @@ class StreamTransport:
         return False
 
 
+class StreamCloses:
+    """Streams that ended, by why; figures since the start."""
+
+    def __init__(self) -> None:
+        self._by_code = dict.fromkeys((None, *map(int, CloseCode)), 0)
+
+    def closed(self, code: int | None) -> None:
+        """Count the end of a stream.
+
+        Args:
+            code: of its `bye`; `None`: its client has left.
+        """
+        self._by_code[code] += 1
+
+    def statistics(self) -> Mapping[int | None, int]:
+        """How many there were, by code."""
+        return dict(self._by_code)
+
+
 class Streams:
     """Serves event streams. One per server."""
 
@@ -101,6 +120,7 @@ class Streams:
         access: Access,
         entrance: Entrance,
         log: ConnectionLog,
+        closes: StreamCloses,
         clock: Clock,
         jitter: Callable[[], float],
         hold: Callable[[object], Awaitable[None]],
@@ -114,6 +134,7 @@ class Streams:
         self._access = access
         self._entrance = entrance
         self._log = log
+        self._closes = closes
         self._clock = clock
         self._jitter = jitter
         self._hold = hold
@@ -148,6 +169,7 @@ class Streams:
         elif transport.overflowed:
             reason = "it did not read its replies"
         seconds = self._clock.monotonic() - began_at
+        self._closes.closed(code)
         self._log.ended("event stream", subscriber, code, reason, seconds, request_id)
 
     async def _frames(

@@ -48,7 +48,7 @@ from web.following.connection_log import ConnectionLog
 from web.following.follower import Followers
 from web.following.sockets import Sockets
 from web.following.stream_refusals import goodbye_instead
-from web.following.streams import Streams
+from web.following.streams import StreamCloses, Streams
 from web.http.bodies import TURN_BYTES
 from web.http.descriptors import connections_possible
 from web.http.line import Patience
@@ -380,7 +380,8 @@ async def serve(
         turns = Turns(TURN_BYTES)
         open_connections = OpenConnections()
         entrance = Entrance(access, acts, registry, expiry, clock, stopping)
-        streams = Streams(access, entrance, connection_log, clock, jitter=jitter, hold=hub.hold_stream)
+        stream_closes = StreamCloses()
+        streams = Streams(access, entrance, connection_log, stream_closes, clock, jitter=jitter, hold=hub.hold_stream)
         upgrades = Upgrades(access)
         refusing = Refusing(hub, connection_log, upgrades.name_of)
         sockets = Sockets(upgrades, entrance, access, hub, followers, refusing)
@@ -400,6 +401,7 @@ async def serve(
                 store=store.statistics(),
                 damaged=len(store.damaged),
                 hub=hub.statistics(),
+                stream_closes=stream_closes.statistics(),
                 connections=open_connections.statistics(),
                 ways=ways,
                 senders=senders.statistics(),
@@ -427,7 +429,8 @@ async def serve(
             **client_file(),
         }
         door = FrontDoor(settings, access, remote_keys)
-        reception = Reception(door, clock, _request_ids(), partial(goodbye_instead, log=connection_log, clock=clock))
+        instead = partial(goodbye_instead, log=connection_log, closes=stream_closes, clock=clock)
+        reception = Reception(door, clock, _request_ids(), instead)
         further = () if extras is None else extras(stopping)
         app = create_app(reception, access, handlers, sockets.follow, publish_sockets.publish, further)
         kept_up: dict[str, Callable[[], Awaitable[None]]] = {

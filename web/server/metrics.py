@@ -22,6 +22,7 @@ from actors.counts import ActorsStatistics
 from storage.histogram import Distribution
 from storage.records import StoreStatistics
 from web.contract import wire
+from web.contract.errors import CloseCode
 from web.contract.exchange import Answer, Handlers, Request
 from web.contract.operations import METRICS
 from web.http.open_connections import OpenStatistics
@@ -49,6 +50,8 @@ class Seen:
     damaged: int
     """Diagnoses whose outbox is damaged."""
     hub: HubStatistics
+    stream_closes: Mapping[int | None, int]
+    """Event streams that ended, by the code of their `bye`; `None`: without one."""
     connections: OpenStatistics
     ways: Ways
     senders: SendersStatistics
@@ -137,7 +140,11 @@ def _fill(family: CounterMetricFamily | GaugeMetricFamily, found: float | Labell
 
 
 def _closes(seen: Seen) -> Labelled:
-    return {"other" if code == OTHER else str(code): count for code, count in seen.hub.closes.items()}
+    streams = seen.stream_closes
+    found = {"other" if code == OTHER else str(code): count for code, count in seen.hub.closes.items()}
+    return (
+        found | {str(int(code)): found[str(int(code))] + streams[code] for code in CloseCode} | {"none": streams[None]}
+    )
 
 
 TABLE: Final[tuple[Value | Spread, ...]] = (
@@ -218,7 +225,13 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     Gauge("connections", "Open connections, whatever they are for.", lambda seen: seen.connections.count),
     Gauge("websockets", "Open WebSockets, refused ones included.", lambda seen: seen.hub.connections),
     Gauge("held_closes", "WebSockets whose Close is held back.", lambda seen: seen.hub.held),
-    Counter("closes", "WebSockets that ended, by the code of the first Close.", _closes, "code"),
+    Counter(
+        "closes",
+        "WebSockets and event streams that ended, by the code of the first Close, or of the `bye` of a stream; `none`: "
+        "the client has left the stream.",
+        _closes,
+        "code",
+    ),
     Counter(
         "stalls",
         "Connections cut off, since their clients accepted nothing or answered no Ping.",

@@ -98,8 +98,8 @@ class Settings:
     operators_listen: str | None = _setting(
         None,
         LISTENING,
-        "Listen here, too, with limits of its own, for `/healthz`, `/readyz`, the status and operators' routes alone; "
-        "`host` and `port` keep all routes.",
+        "Listen here, too, with limits of its own, for `/healthz`, `/readyz`, `/metrics` (without a token), the status "
+        "and operators' routes alone; `host` and `port` keep all routes.",
     )
     data: Path = _setting(DATA_DEFAULT, DIRECTORY, "Directory of the database and the key; made if it is missing.")
 
