@@ -20,6 +20,7 @@
 #   make fuzz [SECONDS=60]            random damage to requests, for so long; half of it compares the two ways
 #   make differential [MUTATIONS=100000] [SEED=1]   so many damaged requests by both ways, compared
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
+#   make docs                         the site of the documents, in build/site; a link that leads nowhere ends it
 #   make metrics                      docs/METRICS.md anew
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
@@ -29,7 +30,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock settings metrics guarantees node-packages clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,6 +39,8 @@ STAMP := $(VENV)/.up-to-date
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.up-to-date
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.up-to-date
 NATIVE := build/benchmarks
 NODE := build/node
 NODE_PEERS := build/peers
@@ -45,7 +48,7 @@ ROOMS := actors storage web
 PYTHON_CLIENT := clients/python
 PYTHON_CLIENT_BIN := $(PYTHON_CLIENT)/.venv/bin
 PYTHON_CLIENT_STAMP := $(PYTHON_CLIENT)/.venv/.up-to-date
-CHECKED := $(ROOMS) tests benchmarks $(PYTHON_CLIENT)
+CHECKED := $(ROOMS) tests benchmarks docs/site $(PYTHON_CLIENT)
 
 # A name on the PATH may be a shim that fails, or a Python without venv: try each by running it.
 SUITABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
@@ -106,7 +109,7 @@ $(PYTHON_CLIENT_STAMP): $(PYTHON_CLIENT)/pyproject.toml $(PYTHON_CLIENT)/require
 python-client-test: python-client
 	cd $(PYTHON_CLIENT) && .venv/bin/python -m pytest $(ARGS)
 
-check: format lint types layers test
+check: format lint types layers docs test
 
 check-all: export ALL_WAYS = 1
 check-all: check
@@ -183,6 +186,20 @@ $(BENCH_STAMP): requirements/bench.lock $(STAMP)
 	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check -qq install --require-hashes -r requirements/bench.lock
 	@touch $@
 
+$(DOCS_STAMP): requirements/docs.lock | $(STAMP)
+	@echo "installing what builds the site into $(DOCS_VENV) ..."
+	@[ -x $(DOCS_VENV)/bin/python ] || $(BIN)/python -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check -qq install --require-hashes -r requirements/docs.lock
+	@touch $@
+
+# What Sphinx kept of the last build may hide a warning: a page that has not changed is not read again. Hence -E.
+docs: $(DOCS_STAMP)
+	@rm -rf build/site
+	@$(DOCS_VENV)/bin/python -m sphinx -q -E -n -W --keep-going -j 2 -c docs/site -d build/site-read . build/site
+	@echo '<!doctype html><meta http-equiv="refresh" content="0; url=docs/README.html">' > build/site/index.html
+	@$(DOCS_VENV)/bin/python docs/site/built.py build/site
+	@echo "the site begins at build/site/index.html"
+
 # Without npm the peer on Node.js is left out, and the benchmark says so.
 peers: setup $(BENCH_STAMP) load-generator $(if $(shell command -v npm),$(NODE_PEERS)/.up-to-date)
 
@@ -210,6 +227,7 @@ lock:
 	$(COMPILE) pyproject.toml --output-file requirements/run.lock
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/run.lock --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --group bench --constraint requirements/run.lock --output-file requirements/bench.lock
+	$(COMPILE) --group pyproject.toml:docs --output-file requirements/docs.lock
 	$(COMPILE) $(PYTHON_CLIENT)/pyproject.toml --extra trio --extra sqlalchemy --group $(PYTHON_CLIENT)/pyproject.toml:dev \
 		--constraint requirements/dev.lock --output-file $(PYTHON_CLIENT)/requirements.lock
 
@@ -235,6 +253,6 @@ $(NODE)/.up-to-date: tests/documents/package.json tests/documents/package-lock.j
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(BENCH_VENV) $(DOCS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf $(addprefix $(PYTHON_CLIENT)/,.venv .mypy_cache .pytest_cache .hypothesis)
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +

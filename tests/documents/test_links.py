@@ -13,7 +13,15 @@ from tests.contract import ROOT
 
 PAGES: Final = sorted(
     path.relative_to(ROOT)
-    for pattern in ("*.md", "docs/*.md", "docs/decisions/*.md", "clients/*.md", "clients/*/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "docs/*/*.md",
+        "clients/*.md",
+        "clients/*/*.md",
+        "examples/*.md",
+        "examples/*/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 
