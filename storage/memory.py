@@ -300,6 +300,19 @@ class MemoryStore(TellsDamage):
         await self._asked()
         return self._stream(diagnosis_id).cursors.get(subscriber)
 
+    async def furthest_behind(self, diagnosis_ids: Sequence[str], limit: int) -> Sequence[Sequence[records.Cursor]]:
+        await self._asked()
+        return [self._furthest_behind(one)[:limit] for one in diagnosis_ids]
+
+    def _furthest_behind(self, diagnosis_id: str) -> list[records.Cursor]:
+        stream = self.engine.streams.get(diagnosis_id)
+        if stream is None:
+            return []
+        epoch = stream.diagnosis.epoch
+        return sorted(
+            stream.cursors.values(), key=lambda one: (one.seq if one.epoch == epoch else 0, one.subscriber.order)
+        )
+
     @_change
     def forget(
         self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], act: records.Act | None = None

@@ -222,6 +222,15 @@ class CursorStore(StoreTime, Protocol):
             NoSuchDiagnosis: it is not registered.
         """
 
+    async def furthest_behind(self, diagnosis_ids: Sequence[str], limit: int) -> Sequence[Sequence[Cursor]]:
+        """Of each of these diagnoses the cursors of the known subscribers that are furthest behind, lowest first.
+
+        A cursor of another epoch than the diagnosis counts as 0. Of a diagnosis that is not registered there are none.
+
+        Args:
+            limit: the most cursors of one diagnosis.
+        """
+
     async def forget(self, diagnosis_id: str, subscribers: Sequence[SubscriberId], act: Act | None = None) -> int:
         """Drop the cursors of some subscribers; how many there were.
 

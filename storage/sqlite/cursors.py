@@ -77,6 +77,18 @@ def cursors(db: sqlite3.Connection, diagnosis_id: str, after: SubscriberId | Non
     ]
 
 
+def furthest_behind(db: sqlite3.Connection, diagnosis_ids: Sequence[str], limit: int) -> list[list[Cursor]]:
+    """The lowest cursors of each of some diagnoses, lowest first; of one that is not registered: none."""
+    return [[_cursor(*row) for row in db.execute(_FURTHEST_BEHIND, (one, limit))] for one in diagnosis_ids]
+
+
+_FURTHEST_BEHIND: Final = (
+    "SELECT sub, device, cursor.epoch, seq, seen_at, acknowledged_at, acknowledged_by"
+    " FROM diagnosis JOIN cursor USING (dx) WHERE public_id = ? AND deleted_at IS NULL"
+    " ORDER BY iif(cursor.epoch = diagnosis.epoch, seq, 0), sub, device LIMIT ?"
+)
+
+
 def _cursor(sub: str, device: str, epoch: Epoch, seq: Seq, *rest: Any) -> Cursor:
     return Cursor(SubscriberId(sub or None, device or None), epoch, seq, *rest)
 

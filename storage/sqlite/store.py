@@ -300,6 +300,9 @@ class SqliteStore(TellsDamage):
     async def cursor(self, diagnosis_id: str, subscriber: records.SubscriberId) -> records.Cursor | None:
         return await self._read(cursors.cursor, diagnosis_id, subscriber)
 
+    async def furthest_behind(self, diagnosis_ids: Sequence[str], limit: int) -> Sequence[Sequence[records.Cursor]]:
+        return await self._read(cursors.furthest_behind, tuple(diagnosis_ids), limit)
+
     async def forget(
         self, diagnosis_id: str, subscribers: Sequence[records.SubscriberId], act: records.Act | None = None
     ) -> int:

@@ -410,6 +410,20 @@ async def test_outboxes_show_windows_and_the_lowest_cursor(store: Store) -> None
     assert (shown["e"].window.head, shown["e"].lowest_cursor) == (0, None)
 
 
+async def test_who_is_furthest_behind_is_found_for_many_diagnoses_at_once(store: Store) -> None:
+    for diagnosis_id in ("d", "e", "former"):
+        await store.register(diagnosis_id, "amira", [])
+    await append_numbers(store, 60)
+    await move(store, PHONE, 50)
+    await move(store, UNNAMED, 30)
+    await store.delete("former")
+    of_d, of_e, of_former, of_none = await store.furthest_behind(["d", "e", "former", "none"], 10)
+    assert [(one.subscriber, one.seq) for one in of_d] == [(UNNAMED, 30), (PHONE, 50)]
+    assert (of_e, of_former, of_none) == ([], [], [])
+    ((only,),) = await store.furthest_behind(["d"], 1)
+    assert only.subscriber == UNNAMED
+
+
 async def test_audit_rows_are_read_newest_first_in_pages(store: Store, clock: ManualClock) -> None:
     await store.register("d", "amira", [], AN_ACT)
     await store.record(NewAuditRow("op", "second", "d"))

@@ -19,9 +19,9 @@ from actors.slot import ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
 from actors.which import OfUser
-from storage.errors import NoSuchDiagnosis, OutboxDamaged
+from storage.errors import OutboxDamaged
 from storage.records import Cursor, Diagnosis, Seq, Window
-from storage.store import Store
+from storage.store import CursorStore, Store
 from web.contract import wire
 from web.contract.errors import Problem
 from web.contract.exchange import Answer, Handlers, Request, answer
@@ -40,6 +40,10 @@ _WORST: Final[dict[str, int]] = {
     ActorState.PASSIVE: 3,
 }
 """States, the worst first. One that a newer version has is taken for no trouble."""
+
+
+ACTORS_AT_ONCE: Final = 50
+"""Resting diagnoses whose cursors are read from the store at once. Reason: commits wait meanwhile, some milliseconds."""
 
 
 def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Handlers:
@@ -68,19 +72,25 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
             window = (await store.read_after(diagnosis.diagnosis_id, Seq(0), 0)).window
         except OutboxDamaged as damaged:
             window = damaged.damage.window(diagnosis.epoch)
-        elsewhere = await registry.actors_elsewhere([diagnosis.diagnosis_id])
-        return answer(await _actor(registry, store, diagnosis.diagnosis_id, window, elsewhere))
+        diagnosis_id = diagnosis.diagnosis_id
+        elsewhere = await registry.actors_elsewhere([diagnosis_id])
+        (behind,) = await _behind(registry, store, [diagnosis_id])
+        return answer(_actor(registry, diagnosis_id, window, behind, elsewhere[diagnosis_id]))
 
     async def list_actors(asked: Request) -> Answer:
         require(asked.who, rights.OPERATE)
         page = page_of(asked.query)
         outboxes = await store.outboxes(after=page.after, limit=page.limit + 1)
-        shown = Shown()
-        elsewhere = await registry.actors_elsewhere([one.diagnosis_id for one in outboxes[: page.limit]])
-        for one in outboxes[: page.limit]:
+        shown, wanted = Shown(), [one.diagnosis_id for one in outboxes[: page.limit]]
+        elsewhere = await registry.actors_elsewhere(wanted)
+        for first in range(0, len(wanted), ACTORS_AT_ONCE):
+            behind = await _behind(registry, store, wanted[first : first + ACTORS_AT_ONCE])
+            for one, cursors in zip(outboxes[first:], behind, strict=False):
+                if not shown.is_full:
+                    found = elsewhere[one.diagnosis_id]
+                    shown.add(_actor(registry, one.diagnosis_id, one.window, cursors, found))
             if shown.is_full:
                 break
-            shown.add(await _actor(registry, store, one.diagnosis_id, one.window, elsewhere))
         return answer(page.answer(outboxes, shown, lambda one: one.diagnosis_id))
 
     async def show_actor(asked: Request) -> Answer:
@@ -187,27 +197,30 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
     }
 
 
-async def _actor(
-    registry: Registry, store: Store, diagnosis_id: str, outbox: Window, elsewhere: Mapping[str, Mapping[str, ActorAt]]
+async def _behind(registry: Registry, store: CursorStore, diagnosis_ids: Sequence[str]) -> list[Sequence[Cursor]]:
+    """The cursors that are furthest behind in each of these diagnoses, of those that rest; of others: none."""
+    resting = [one for one in diagnosis_ids if registry.window(one) is None]
+    found = dict(zip(resting, await store.furthest_behind(resting, LAG_SHOWN), strict=True)) if resting else {}
+    return [found.get(one, ()) for one in diagnosis_ids]
+
+
+def _actor(
+    registry: Registry, diagnosis_id: str, outbox: Window, behind: Sequence[Cursor], elsewhere: Mapping[str, ActorAt]
 ) -> dict[str, object]:
     """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store.
 
     Of a damaged one they are what is left once the damage is dropped.
 
     Args:
-        elsewhere: the actors of diagnoses at other processes.
+        behind: its lowest cursors in the store.
+        elsewhere: this actor at other processes.
     """
     statistics = registry.statistics_of(diagnosis_id)
-    nodes = {registry.node: registry.actor_at(diagnosis_id), **elsewhere[diagnosis_id]}
+    nodes = {registry.node: registry.actor_at(diagnosis_id), **elsewhere}
     damage = statistics.damage
     stored = outbox if damage is None else damage.window(outbox.epoch)
     window = statistics.window or stored
-    lag = statistics.lag
-    if lag is None:
-        try:
-            lag = _lag_of(await store.cursors(diagnosis_id), window)
-        except NoSuchDiagnosis:  # deleted since it was listed
-            lag = ()
+    lag = _lag_of(behind, window) if statistics.lag is None else statistics.lag
     together = _together(list(nodes.values()))
     shown: dict[str, object] = {
         **_window(diagnosis_id, window),
@@ -259,9 +272,8 @@ def _together(actors: Sequence[ActorAt]) -> ActorAt:
 
 def _lag_of(cursors: Sequence[Cursor], window: Window) -> tuple[Lag, ...]:
     positions = [(one, one.seq if one.epoch == window.epoch else Seq(0)) for one in cursors]
-    behind = sorted(positions, key=lambda pair: pair[1])[:LAG_SHOWN]
     # Of a damaged diagnosis less may be left than somebody has acknowledged.
-    lags = [(one.subscriber, seq, max(0, window.head - seq)) for one, seq in behind]
+    lags = [(one.subscriber, seq, max(0, window.head - seq)) for one, seq in positions]
     return tuple(Lag(subscriber, online=False, cursor=seq, events=events) for subscriber, seq, events in lags)
 
 
