@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 import trio
 
+from actors.counts import RestartReason
 from actors.intensity import Intensity
 from actors.mailbox import InHand, Mailbox
 from actors.roster import Roster
@@ -68,6 +70,22 @@ class Crash:
     """Kind of exception and where it was raised; never its text, which may hold a payload."""
 
 
+RESTARTS_KEPT: Final = 10
+"""Restarts that are remembered of one actor, the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """An incarnation that ended, and was or will be followed by another one."""
+
+    incarnation: int
+    at: float
+    """When it ended, on the wall clock."""
+    reason: RestartReason
+    error: str | None
+    """As `Crash.error`; `None`: it did not crash."""
+
+
 @dataclass(eq=False, slots=True)
 class History:
     """What is remembered of an actor, even while it is not in memory."""
@@ -77,6 +95,12 @@ class History:
     restarts: int = 0
     """Incarnations that crashed."""
     last_crash: Crash | None = None
+    recent: tuple[Restart, ...] = ()
+    """The newest restarts for whatever reason, at most `RESTARTS_KEPT`, the oldest first."""
+
+    def restarted(self, at: float, reason: RestartReason, error: str | None = None) -> None:
+        """The incarnation has ended, and is not the last one."""
+        self.recent = (*self.recent, Restart(self.incarnation, at, reason, error))[-RESTARTS_KEPT:]
 
 
 @dataclass(eq=False, slots=True)

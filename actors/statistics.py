@@ -8,7 +8,7 @@ from typing import Final
 from actors.mailbox import MailboxStatistics
 from actors.ring import Ring
 from actors.roster import Roster
-from actors.slot import ActorState, Crash, Slot
+from actors.slot import ActorState, Crash, Restart, Slot
 from storage.damage import Damage
 from storage.records import Seq, SubscriberId, Window
 
@@ -38,6 +38,8 @@ class ActorStatistics:
     mailbox: MailboxStatistics
     restarts: int
     last_crash: Crash | None
+    recent: tuple[Restart, ...]
+    """See `History.recent`."""
     window: Window | None
     """What its ring holds; `None`: not loaded."""
     lag: tuple[Lag, ...] | None
@@ -61,6 +63,7 @@ def statistics_of(slot: Slot, damage: Damage | None) -> ActorStatistics:
         slot.mailbox.statistics(),
         slot.history.restarts,
         slot.history.last_crash,
+        slot.history.recent,
         window=None if ring is None else ring.window,
         lag=None if ring is None or slot.roster.known is None else _lag(slot.roster, ring),
         damage=damage,

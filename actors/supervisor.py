@@ -145,7 +145,7 @@ class Supervisor:
                 return slot.is_to_stop and not slot.has_work
             case why:
                 if (reason := RESTART_REASONS_OF.get(why)) is not None:
-                    self._counts.restarts[reason] += 1
+                    self._count_restart(slot, reason)
                 return False
 
     async def _after_refusal(self, slot: Slot, refusal: StorageError) -> bool:
@@ -154,15 +154,15 @@ class Supervisor:
         slot.refuse_all(refusal)
         if not slot.roster.subscribers:
             return True
-        self._counts.restarts["unreadable"] += 1
+        self._count_restart(slot, "unreadable")
         slot.become(ActorState.RESTARTING)
         return await self._rest(slot, RELOAD_SECONDS)
 
     async def _after_crash(self, slot: Slot, error: Exception) -> bool:
         now = self._clock.monotonic()
         slot.history.restarts += 1
-        self._counts.restarts["crash"] += 1
         slot.history.last_crash = Crash(self._clock.wall(), describe(error))
+        self._count_restart(slot, "crash", slot.history.last_crash.error)
         logger.error(
             "diagnosis %s: incarnation %d crashed: %s, in hand: %s",
             slot.diagnosis_id,
@@ -175,6 +175,10 @@ class Supervisor:
             return await self._quarantine(slot, now)
         slot.become(ActorState.RESTARTING)
         return await self._rest(slot, slot.intensity.backoff_seconds(self._jitter))
+
+    def _count_restart(self, slot: Slot, reason: RestartReason, error: str | None = None) -> None:
+        self._counts.restarts[reason] += 1
+        slot.history.restarted(self._clock.wall(), reason, error)
 
     async def _rest(self, slot: Slot, seconds: float) -> bool:
         """Wait, unless an operator wants something; True: the operator wants the actor to rest."""

@@ -43,6 +43,7 @@ async def test_an_outbox_is_shown_without_its_payload_unless_that_is_asked_for(s
     events = await told(server, "outbox", "42", "--after", "1", "--limit", "1")
     assert [(one["seq"], "data" in one) for one in events] == [(2, False)]
     assert await told(server, "outbox", "42", "--type", "recommendation_update") == []
+    assert [row["after"]["first"] for row in await told(server, "audit", "--action", "outbox.read")] == [3]
     with_payload = await told(server, "outbox", "42", "--payload")
     assert [one["data"]["feedback_id"] for one in with_payload] == [1, 2, 3]
 

@@ -85,6 +85,23 @@ async def test_a_purge_is_told_by_its_numbers(settings: Settings) -> None:
     assert trail.states("outbox.purge") == [(before, after)]
 
 
+async def test_reading_what_events_say_leaves_a_row_that_says_which(settings: Settings) -> None:
+    async with trailing(settings) as (server, trail):
+        await server.register()
+        assert (await act(server, "GET", "/actors/42/outbox"))["items"] == []  # nothing to be read
+        for number in range(3):
+            epoch = (await server.publish(number)).json()["epoch"]
+        await act(server, "GET", "/actors/42/outbox?payload=0")
+        await act(server, "GET", "/actors/42/outbox?after=1&limit=1")
+        await act(server, "GET", "/actors/42/outbox?payload=1")
+    stood = {"epoch": epoch, "head": 3, "floor": 0}
+    assert trail.states("outbox.read") == [
+        (stood, {"first": 2, "last": 2, "events": 1}),
+        (stood, {"first": 1, "last": 3, "events": 3}),
+    ]
+    assert {(row.who, row.target, row.diagnosis_id) for row in trail[1:]} == {("op", "42", "42")}
+
+
 @pytest.mark.parametrize(("query", "forgotten"), [("", 0), ("&forget=1", 2)])
 async def test_a_disconnect_leaves_one_row_whether_it_forgets_or_not(
     settings: Settings, query: str, forgotten: int

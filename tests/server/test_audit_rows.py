@@ -66,6 +66,11 @@ ROWS: list[tuple[Act, object, tuple[str, str | None, str | None, str | None]]] =
         Purged(window(3, 0), window(3, 3, 3)),
         ("42", '{"epoch":"e1","head":3,"floor":0}', '{"epoch":"e1","head":3,"floor":3}', "42"),
     ),
+    (
+        act(WHO, "outbox.read", diagnosis_id="42", epoch="e1", head=9, floor=2, first=3, last=5, events=3),
+        None,
+        ("42", '{"epoch":"e1","head":9,"floor":2}', '{"first":3,"last":5,"events":3}', "42"),
+    ),
     (LEAVING, 3, ("42", '{"sub":"b o","device":null}', '{"disconnected":2,"forgotten":3}', "42")),
     (ANYBODY, None, ("42", '{"sub":null,"device":"phone"}', '{"disconnected":2,"forgotten":0}', "42")),
     (act(WHO, "actor.restart", **RESTART), None, ("42", *RESTARTED, "42")),

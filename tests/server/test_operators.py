@@ -109,6 +109,27 @@ async def test_an_outbox_can_be_looked_at_and_purged(server: Server) -> None:
     assert (await server.publish(4)).json()["seq"] == 4
 
 
+async def test_an_outbox_can_be_looked_at_without_what_its_events_say(server: Server) -> None:
+    await server.register()
+    await server.publish(1, comment="slept well")
+    ((event,), _) = (await get(server, "/actors/42/outbox?payload=0")).values()
+    assert (event["seq"], event["type"], event["bytes"] > 0, "data" in event) == (1, "feedback_update", True, False)
+    answer = await server.http.get("/actors/42/outbox?payload=2", headers=server.bearer("op", "operate"))
+    assert (answer.status_code, answer.json()["detail"]) == (422, "payload must be 0 or 1")
+
+
+async def test_an_actor_tells_its_latest_restarts_and_why(server: Server) -> None:
+    await server.register()
+    await server.publish(1)
+    for _ in range(2):
+        await server.http.post("/actors/42/restart", headers=server.bearer("op", "operate"))
+    found = (await get(server, "/actors/42"))["recent_restarts"]
+    assert [(one["incarnation"], one["reason"], one["error"]) for one in found] == [
+        (1, "operator", None),
+        (2, "operator", None),
+    ]
+
+
 async def test_a_purge_is_told_to_who_was_away_and_to_who_comes_back_by_number(server: Server) -> None:
     await server.register()
     async with server.live(device="phone", ack="app"):

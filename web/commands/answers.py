@@ -134,13 +134,18 @@ class Access(TypedDict):
     device: str | None
 
 
-class Event(TypedDict):
-    """A retained event."""
+class EventHead(TypedDict):
+    """A retained event, without what it says."""
 
     type: str
     diagnosis_id: DiagnosisId
     seq: int
     timestamp: str
+
+
+class Event(EventHead):
+    """A retained event."""
+
     data: dict[str, Any]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import cast
 
-from web.commands.answers import Actor, Delivered, Event, Window
+from web.commands.answers import Actor, Delivered, Event, EventHead, Window
 from web.commands.arguments import whole
 from web.commands.client import Client
 from web.commands.confirming import add_yes_option, confirm
@@ -35,7 +34,7 @@ def add_to(commands: Commands) -> None:
         "outbox 42 --payload --type feedback_update",
         "outbox 42 --after 17 --limit 10 --json",
         description="Show the retained events of a diagnosis, oldest first. What they say is shown with --payload "
-        "only: it is about a patient.",
+        "only: it is about a patient, and the audit trail then names who has read it.",
     )
     showing.add_argument("id", metavar="ID", help="the diagnosis")
     showing.add_argument("--type", choices=sorted(EVENTS), help="only events of this type")
@@ -78,31 +77,27 @@ def add_to(commands: Commands) -> None:
 
 def show(arguments: argparse.Namespace) -> int:
     """Show the events."""
-    kind = arguments.type
-    payload = arguments.payload
+    kind, payload = arguments.type, arguments.payload
+    item: type[EventHead] = Event if payload else EventHead
     return show_list(
         arguments,
         client_of(arguments, "operate"),
         *("actors", arguments.id, "outbox"),
-        item=Event,
+        item=item,
         mark=lambda one: one["seq"],
         text=partial(events_text, payload=payload),
-        as_json=list if payload else _without_payload,
+        query=None if payload else {"payload": "0"},
         wanted=None if kind is None else lambda one: one["type"] == kind,
     )
 
 
-def _without_payload(events: Sequence[Event]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in one.items() if name != "data"} for one in events]
-
-
-def events_text(events: list[Event], look: Look = PLAIN, *, payload: bool = False) -> str:
+def events_text(events: list[EventHead], look: Look = PLAIN, *, payload: bool = False) -> str:
     """Events, for people."""
     head: tuple[str, ...] = ("SEQ", "AT", "TYPE")
     rows: list[tuple[object, ...]] = [(one["seq"], one["timestamp"], one["type"]) for one in events]
     if payload:
         head += ("PAYLOAD",)
-        rows = [(*row, compact(one["data"])) for row, one in zip(rows, events, strict=True)]
+        rows = [(*row, compact(cast(Event, one)["data"])) for row, one in zip(rows, events, strict=True)]
     return table(head, rows, look)
 
 

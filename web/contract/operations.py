@@ -338,11 +338,12 @@ OPERATIONS: Final = (
         "get",
         "/actors/{diagnosis_id}/outbox",
         "getOutbox",
-        "The retained events.",
+        "The retained events. Reading what they say leaves an audit row.",
         {200: ref("Events")},
         ("forbidden", "not_found", "invalid_field", *STORE),
         (
             ID,
+            Parameter("payload", "query", {"type": "string", "enum": ["0", "1"]}, "0: without what they say."),
             LIMIT,
             NUMBERED_AFTER,
         ),

@@ -26,6 +26,7 @@ NAMES: Final = frozenset(
         "heartbeat",
         "lastEventId",
         "limit",
+        "payload",
         "peek",
         "seq",
         "since",

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from actors.counts import RESTART_REASONS
 from storage.records import OUTBOX_EVENTS_MAX
 from web.contract.errors import STATUS_OF_CODE, STATUSES_OF_THE_EDGE
 from web.contract.records import (
@@ -213,6 +214,9 @@ _ANSWERS: Final[dict[str, Schema]] = {
         **_WINDOW,
         **_NODE,
         restarts=COUNT,
+        recent_restarts=items(
+            thing(incarnation=COUNT, at=TIME, reason=words(*RESTART_REASONS), error=TEXT_OR_NULL), 10
+        ),
         damage=or_null(
             TEXT | {"description": "What is wrong with what is stored of it; no event of it is sent or taken."}
         ),
@@ -226,7 +230,14 @@ _ANSWERS: Final[dict[str, Schema]] = {
         timestamp=TIME,
         data={"type": "object"},
     ),
-    "Events": thing(items=items(ref("Event"), OUTBOX_EVENTS_MAX), next=TEXT_OR_NULL),
+    "EventHead": thing(
+        type=words(*KINDS),
+        diagnosis_id=ref("DiagnosisId"),
+        seq={"type": "integer", "minimum": 1},
+        timestamp=TIME,
+        bytes=COUNT,
+    ),
+    "Events": thing(items=items({"anyOf": [ref("Event"), ref("EventHead")]}, OUTBOX_EVENTS_MAX), next=TEXT_OR_NULL),
     "Disconnected": thing(disconnected=COUNT, forgotten=COUNT),
     "Erased": thing(
         connections=COUNT,

@@ -373,6 +373,17 @@ def event_object(diagnosis_id: str, event: Event) -> msgspec.Raw:
     return msgspec.Raw(render_event(diagnosis_id, event))
 
 
+def event_head(diagnosis_id: str, event: Event) -> dict[str, object]:
+    """A stored event as it stands in a list that does not show what it says."""
+    return {
+        "type": event.kind,
+        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
+        "seq": event.seq,
+        "timestamp": timestamp(event.at),
+        "bytes": len(event.body),
+    }
+
+
 def frame(kind: str, diagnosis_id: str | None, at: float, data: object) -> bytes:
     """A server frame that is no event.
 

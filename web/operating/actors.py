@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Final
+from typing import Final, cast
 
 from actors.acts import Acts
 from actors.messages import Forget, Forgotten, Inspect, Purge
@@ -20,7 +20,7 @@ from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
 from actors.which import OfUser
 from storage.errors import OutboxDamaged
-from storage.records import Cursor, Diagnosis, Seq, Window
+from storage.records import Cursor, Diagnosis, Event, Seq, Window
 from storage.store import CursorStore, Store
 from web.contract import wire
 from web.contract.errors import Problem
@@ -43,7 +43,7 @@ _WORST: Final[dict[str, int]] = {
 
 
 ACTORS_AT_ONCE: Final = 50
-"""Resting diagnoses whose cursors are read from the store at once. Reason: commits wait meanwhile, some milliseconds."""
+"""Resting diagnoses whose cursors are read from the store at once. Reason: commits wait for that, some milliseconds."""
 
 
 def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Handlers:
@@ -126,11 +126,25 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
         return await actor_as_answer(diagnosis)
 
     async def show_outbox(asked: Request) -> Answer:
-        require(asked.who, rights.OPERATE)
-        diagnosis_id = (await named(asked)).diagnosis_id
-        page = page_of(asked.query)
+        who = asked.who
+        require(who, rights.OPERATE)
+        diagnosis_id, page = (await named(asked)).diagnosis_id, page_of(asked.query)
+        if (payload := asked.query.get("payload", "1")) not in ("0", "1"):
+            raise Problem("invalid_field", "payload must be 0 or 1")
         found = await store.read_after(diagnosis_id, Seq(page.after_number), page.limit + 1, PAGE_BYTES_MAX)
-        return answer(page.of(found.events, partial(wire.event_object, diagnosis_id), lambda event: str(event.seq)))
+        show = partial(wire.event_object if payload == "1" else wire.event_head, diagnosis_id)
+        shown = page.of(found.events, show, lambda event: str(event.seq))
+        if payload == "1" and found.events:
+            count = len(cast("list[object]", shown["items"]))
+            await record_reading(who, diagnosis_id, found.window, found.events[:count])
+        return answer(shown)
+
+    async def record_reading(who: Principal, diagnosis_id: str, window: Window, events: Sequence[Event]) -> None:
+        """Store the row of a reading that follows."""
+        reading = act(who, "outbox.read", diagnosis_id=diagnosis_id, **positions(window))
+        read = reading.adding(first=events[0].seq, last=events[-1].seq, events=len(events))
+        access.judge_token(who)
+        await store.record(row_of(read))
 
     async def purge(asked: Request) -> Answer:
         who = asked.who
@@ -227,6 +241,15 @@ def _actor(
         **_node(together),
         "restarts": together.restarts,
         "damage": None if damage is None else damage.what,
+        "recent_restarts": [
+            {
+                "incarnation": one.incarnation,
+                "at": wire.timestamp(one.at),
+                "reason": one.reason,
+                "error": one.error,
+            }
+            for one in statistics.recent
+        ],
         "lag": [
             {
                 "user_id": one.subscriber.sub,

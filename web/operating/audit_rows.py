@@ -6,6 +6,7 @@ row are JSON objects. Their form does not change: rows of former versions lie be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -54,6 +55,10 @@ def row_of(act: Act, answer: object = None) -> NewAuditRow:
             return _row_about(act, answer.diagnosis_id, _rights(answer))
         case "outbox.purge", Purged(before=before, after=after):
             return _row_about(act, told["diagnosis_id"], _text(positions(before)), _text(positions(after)))
+        case "outbox.read", None:
+            stood = _text({name: told[name] for name in ("epoch", "head", "floor")})
+            shown = _text({name: told[name] for name in ("first", "last", "events")})
+            return _row_about(act, told["diagnosis_id"], stood, shown)
         case "outbox.drop_damaged", Dropped():
             left = _text({**positions(answer.after), "dropped": answer.events})
             return _row_about(act, answer.diagnosis_id, _text({"damage": answer.damage}), left)
@@ -89,7 +94,7 @@ def _row_about(
     return NewAuditRow(act.who, act.what, diagnosis_id, before, after, diagnosis_id)
 
 
-def positions(window: Window) -> dict[str, object]:
+def positions(window: Window) -> dict[str, str | int]:
     """Where an outbox stands."""
     return {"epoch": window.epoch, "head": window.head, "floor": window.floor}
 
@@ -124,7 +129,7 @@ def _rights(diagnosis: Diagnosis) -> str:
     return _text({"owner": diagnosis.owner, "viewers": list(diagnosis.viewers)})
 
 
-def _text(shown: dict[str, object]) -> str:
+def _text(shown: Mapping[str, object]) -> str:
     return wire.encode(shown).decode()
 
 
