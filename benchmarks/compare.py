@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Final
 
+from benchmarks import publishing
 from benchmarks.measuring import QUICK, Effort, Session, session
-from benchmarks.processes import cpu_seconds
-from benchmarks.servers import OURS, THIS_CHECKOUT
+from benchmarks.processes import cores, cpu_seconds
+from benchmarks.servers import OURS, THIS_CHECKOUT, Running, running
 
 # Student's t for a two-sided interval of 95 %, by degrees of freedom; beyond the last one the next lower is used.
 T_95: Final = {
@@ -25,11 +26,19 @@ T_95: Final = {
 }  # fmt: skip
 
 
-def spent_on(opened: Session, work: Callable[[], int]) -> float:
+BULK_DIAGNOSES: Final = 100
+
+
+def spent_by(server: Running, work: Callable[[], int]) -> float:
     """CPU seconds of the server for each of the operations that `work` did; it returns how many."""
-    before = cpu_seconds(opened.server.pid)
+    before = cpu_seconds(server.pid)
     done = work()
-    return (cpu_seconds(opened.server.pid) - before) / max(done, 1)
+    return (cpu_seconds(server.pid) - before) / max(done, 1)
+
+
+def spent_on(opened: Session, work: Callable[[], int]) -> float:
+    """As `spent_by`, of the server of a session."""
+    return spent_by(opened.server, work)
 
 
 def delivery(command: str, effort: Effort) -> float:
@@ -59,7 +68,33 @@ def connect(command: str, effort: Effort) -> float:
         return cpu_seconds(opened.server.pid) / max(connecting.opened, 1)
 
 
-OPERATIONS: Final = {"delivery": delivery, "spread": spread, "post": post, "connect": connect}
+def bulk(command: str, effort: Effort) -> float:
+    """100 diagnoses without followers, requests of 1000 lines, two at a time; of each line."""
+    server_core, generator_core = cores()
+    with running(OURS, server_core, command) as server, publishing.on_core(generator_core):
+        names = server.register(BULK_DIAGNOSES)
+        publishing.bulk(server.target, names, effort.warm_up_seconds)
+        return spent_by(server, lambda: publishing.bulk(server.target, names, effort.seconds).accepted)
+
+
+def stream(command: str, effort: Effort) -> float:
+    """One diagnosis with one subscriber, a WebSocket with 256 updates on their way; of each update."""
+    with session(OURS, command, effort, 1, 1) as (opened, _), publishing.on_core(cores()[1]):
+        done = publishing.stream(opened.server.target, "bench-0", effort.warm_up_seconds)
+        first = done.accepted + done.refused + 1
+        return spent_on(
+            opened, lambda: publishing.stream(opened.server.target, "bench-0", effort.seconds, first).accepted
+        )
+
+
+OPERATIONS: Final = {
+    "delivery": delivery,
+    "spread": spread,
+    "post": post,
+    "connect": connect,
+    "bulk": bulk,
+    "stream": stream,
+}
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
