@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -15,8 +17,12 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.errors import MailboxFull
 from actors.registry import Registry
 from storage.pending import Pending
+from storage.records import NewEvent
+from storage.sqlite.store import SqliteStore
+from storage.store import PendingAppend
 from tests.logbook import PAYLOAD_MARKER
 from tests.server.harness import Server, running_server
 from tests.server.test_broadcasts import assert_problem
@@ -24,8 +30,10 @@ from web.contract import wire
 from web.contract.errors import Problem
 from web.contract.records import diagnosis_id_of
 from web.http.bodies import BULK_BYTES_MAX
+from web.http.line import Line, Patience
 from web.publishing import bulk
 from web.publishing.bulk import PauseBudget, lines_of
+from web.server import composition
 from web.server.settings import Settings
 
 SPELLINGS = (
@@ -383,14 +391,17 @@ class Sender:
                 assert some, self.received
 
 
+def head_of(server: Server, content: bytes) -> bytes:
+    return (
+        f"POST /ws/broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+        f"Content-Type: application/x-ndjson\r\nAuthorization: {server.bearer('amira')['Authorization']}\r\n\r\n"
+    ).encode()
+
+
 @contextlib.asynccontextmanager
 async def sending(server: Server, content: bytes) -> AsyncIterator[Sender]:
     async with await trio.open_tcp_stream("127.0.0.1", int(server.url.rpartition(":")[2])) as stream:
-        head = (
-            f"POST /ws/broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
-            f"Content-Type: application/x-ndjson\r\nAuthorization: {server.bearer('amira')['Authorization']}\r\n\r\n"
-        )
-        await stream.send_all(head.encode() + content)
+        await stream.send_all(head_of(server, content) + content)
         yield Sender(stream)
 
 
@@ -443,3 +454,83 @@ async def test_what_a_client_sent_that_leaves_before_its_results_is_stored(
 async def test_a_request_pauses_no_longer_than_it_may() -> None:
     pauses = PauseBudget(0.03)
     assert [await pauses.paused() for _ in range(4)] == [True, True, True, False]
+
+
+async def test_the_lines_of_a_diagnosis_are_stored_together_wherever_they_stand(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended: list[tuple[str, int]] = []
+    append = SqliteStore.append_nowait
+
+    def noted(store: SqliteStore, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+        appended.append((diagnosis_id, len(events)))
+        return append(store, diagnosis_id, events)
+
+    monkeypatch.setattr(SqliteStore, "append_nowait", noted)
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        await server.register(name)
+    found = results(await send(server, text_of(*(feedback(number, names[number % 4]) for number in range(60)))))
+    assert [(one["diagnosis_id"], one["seq"]) for one in found] == [(names[n % 4], n // 4 + 1) for n in range(60)]
+    assert sorted(appended) == [(name, 15) for name in names]
+
+
+async def test_a_full_mailbox_holds_up_the_lines_for_it_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "PAUSE_SECONDS_MAX", 0.05)
+    put = Registry.put
+
+    def full_for_one(registry: Registry, diagnosis_id: str, message: Any) -> Pending[Any]:
+        if diagnosis_id == "43":
+            raise MailboxFull("3 publishes wait already")
+        return put(registry, diagnosis_id, message)
+
+    monkeypatch.setattr(Registry, "put", full_for_one)
+    async with running_server(settings) as server:
+        await server.register(42)
+        await server.register(43)
+        found = results(await send(server, text_of(*(feedback(number, 43 - number % 2) for number in range(20)))))
+    assert [one["status"] for one in found] == [429, 200] * 10
+    assert [one["seq"] for one in found if one["status"] == 200] == list(range(1, 11))
+
+
+async def test_a_client_that_reads_no_results_costs_little_holds_up_nobody_and_is_cut_off(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = 0
+    result, begin_line = bulk._result, Line.__init__
+
+    def noted(*asked: Any) -> Any:
+        nonlocal rendered
+        rendered += 1
+        return result(*asked)
+
+    def of_small_buffer(line: Line, keeper: Any, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        begin_line(line, keeper, sock)
+
+    monkeypatch.setattr(bulk, "_result", noted)
+    monkeypatch.setattr(Line, "__init__", of_small_buffer)
+    monkeypatch.setattr(composition, "Patience", partial(Patience, stall_seconds=1.0))
+    async with running_server(settings) as server:
+        await server.register()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+            sock.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            content = text_of(*(feedback(number, comment="") for number in range(1000)))
+            async with server.live() as follower:
+                await stream.send_all(head_of(server, content) + content)
+                assert [one["seq"] for one in await follower.events(1000)] == list(range(1, 1001))
+            assert (await server.publish()).json()["seq"] == 1001
+            assert 0 < rendered < 500, "what the sockets hold, and one part"
+            with trio.fail_after(20):
+                while 'stalls_total{kind="answer"} 1' not in await metrics_of(server):
+                    await trio.sleep(0.05)
+            assert (await server.publish()).json()["seq"] == 1002
+
+
+async def metrics_of(server: Server) -> str:
+    return (await server.http.get("/metrics", headers=server.bearer("op", "operate"))).text

@@ -1,8 +1,8 @@
 """`POST /ws/broadcast`: many updates in one request, one a line, each with a result of its own (PROTOCOL section 7).
 
-The body is read whole. Then all lines are put into the mailboxes of their actors, so that they share commits, and the
-answer begins: a result leaves once those before it have left and its event is committed. Where a mailbox is full, only
-this request waits: its lines keep their order, and other publishers are not held up.
+The body is read whole. Then all lines are decoded and put into the mailboxes of their actors, those of a diagnosis
+together, and the answer begins: a result leaves once those before it have left and its event is committed. Where a
+mailbox is full, only the lines for it wait: they keep their order, and nobody else is held up.
 
 What is in a mailbox is stored, whether or not its client reads the results. A client that reads slowly holds up its own
 results only. What is held for it are `PART_BYTES` and the receipts that are still to be shown.
@@ -11,16 +11,19 @@ results only. What is held for it are `PART_BYTES` and the receipts that are sti
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Final
 
 import trio
 
 from actors.acts import Unanswered
 from actors.errors import ActorError, MailboxFull
-from actors.messages import Receipt
+from actors.messages import Publish, Receipt
 from actors.registry import Registry
+from actors.turns import Share
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.pending import Pending
 from web.contract import wire
@@ -48,6 +51,13 @@ PAUSE_SECONDS_MAX: Final = 30.0
 
 PAUSE_STEP_SECONDS: Final = 0.01
 """Between two looks at a full mailbox."""
+
+SHARE_BYTES: Final = 256 * 1024
+"""Lines of about so many bytes are handed over to their actors together. Reason: their first commit need not wait for
+the last line to be decoded."""
+
+HANDED_AT_ONCE_MAX: Final = 64
+"""Lines put into mailboxes between two checkpoints."""
 
 PART_BYTES: Final = 16 * 1024
 """Results of about so many bytes are sent together. Reason: rendering so many leaves others their turn."""
@@ -100,27 +110,94 @@ async def _publish(publisher: Publisher, registry: Registry, who: Principal, bod
 
     Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
     """
-    pauses = PauseBudget(PAUSE_SECONDS_MAX)
-    return deque([await _tell(publisher, registry, who, line, pauses) for line in lines_of(body)])
+    delivery = Delivery(registry, partial(publisher.access.refusal_of_sender, who))
+    for line in lines_of(body):
+        try:
+            delivery.add(len(line), *await _read(publisher, who, line))
+        except (Problem, StorageError) as error:
+            delivery.refuse(as_problem(error))
+        if delivery.is_full:
+            await delivery.hand_over()
+    await delivery.hand_over()
+    return deque(delivery.told)
 
 
-async def _tell(
-    publisher: Publisher, registry: Registry, who: Principal, line: bytes, pauses: PauseBudget
-) -> Told | Problem:
-    try:
-        publisher.access.count_event(who)
-        if len(line) > LINE_BYTES_MAX:
-            raise Problem("too_large", f"a line must be at most {LINE_BYTES_MAX} bytes")
-        diagnosis_id, publish = await publisher.decoded(who, line, "the line", _decoded)
-        while (refused := publisher.access.refusal_of_sender(who)) is None:
-            try:
-                return Told(diagnosis_id, registry.put(diagnosis_id, publish))
-            except MailboxFull:
-                if not await pauses.paused():
-                    raise
-        return refused
-    except (Problem, ActorError, StorageError) as error:
-        return as_problem(error)
+async def _read(publisher: Publisher, who: Principal, line: bytes) -> tuple[str, Publish]:
+    publisher.access.count_event(who)
+    if len(line) > LINE_BYTES_MAX:
+        raise Problem("too_large", f"a line must be at most {LINE_BYTES_MAX} bytes")
+    return await publisher.decoded(who, line, "the line", _decoded)
+
+
+class Delivery:
+    """The lines of one request on their way to their actors, a share of them at a time.
+
+    The lines of a diagnosis are put into its mailbox together, so that its actor stores and sends them together.
+    """
+
+    def __init__(self, registry: Registry, refusal_of_sender: Callable[[], Problem | None]) -> None:
+        self._registry = registry
+        self._refusal_of_sender = refusal_of_sender
+        self._pauses = PauseBudget(PAUSE_SECONDS_MAX)
+        self._turn = Share()
+        self._waiting: dict[str, deque[tuple[int, Publish]]] = {}
+        """What is to be handed over, by diagnosis; each with its place among all lines."""
+        self._waiting_bytes = 0
+        self._told: list[Told | Problem | None] = []
+        """What became of each line so far; `None`: it is to be handed over."""
+
+    def add(self, length: int, diagnosis_id: str, publish: Publish) -> None:
+        """Take the next line, of so many bytes."""
+        self._waiting.setdefault(diagnosis_id, deque()).append((len(self._told), publish))
+        self._waiting_bytes += length
+        self._told.append(None)
+
+    def refuse(self, problem: Problem) -> None:
+        """Take note that the next line is for no actor."""
+        self._told.append(problem)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to hand over."""
+        return self._waiting_bytes >= SHARE_BYTES
+
+    @property
+    def told(self) -> Iterator[Told | Problem]:
+        """What became of each line, once all are handed over."""
+        for one in self._told:
+            assert one is not None, "it is handed over"
+            yield one
+
+    async def hand_over(self) -> None:
+        """Put what was taken into the mailboxes of its actors. Where one is full, its lines alone wait."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        while waiting:
+            full: Problem | None = None
+            for diagnosis_id, lines in list(waiting.items()):
+                try:
+                    while lines:
+                        place, publish = lines[0]
+                        self._told[place] = self._put(diagnosis_id, publish)
+                        lines.popleft()
+                        await self._turn.spend(HANDED_AT_ONCE_MAX)
+                    del waiting[diagnosis_id]
+                except MailboxFull as error:
+                    full = as_problem(error)
+            if waiting and not await self._pauses.paused():
+                for place, _ in chain.from_iterable(waiting.values()):
+                    self._told[place] = full
+                return
+
+    def _put(self, diagnosis_id: str, publish: Publish) -> Told | Problem:
+        """Put one line into the mailbox of its actor; or why it is for none. Raises `MailboxFull`."""
+        if (refused := self._refusal_of_sender()) is not None:
+            return as_problem(refused)
+        try:
+            return Told(diagnosis_id, self._registry.put(diagnosis_id, publish))
+        except MailboxFull:
+            raise
+        except ActorError as error:
+            return as_problem(error)
 
 
 def _decoded(line: bytes) -> tuple[Line, str | None]:
