@@ -69,6 +69,11 @@ class Terminal:
         """Send a signal to the command."""
         os.kill(self.pid, number)
 
+    def go_away(self) -> None:
+        """End the terminal, as the end of its window or its connection does."""
+        os.close(self._master)
+        self._master = os.open(os.devnull, os.O_RDONLY)
+
     def resize(self, columns: int, lines: int) -> None:
         """Give it another size; the system tells the command."""
         self.screen.resize(lines, columns)
@@ -106,6 +111,8 @@ class Terminal:
                 raise
             time.sleep(seconds)  # nobody has the other end any more: the command is about to end
             return ""
+        if not data:
+            time.sleep(seconds)  # it was made to go away
         LOGBOOK.write(data)
         text = data.decode(errors="replace")
         self.written += text

@@ -36,6 +36,7 @@ ALLOWED = {
     "storage/clock.py": {"time"},  # the machine's clock, which is handed in
     "storage/memory_engine.py": {"random"},  # a generator with a seed, which is handed in
     "web/server/composition.py": {"random", "secrets"},  # what is handed in comes from here
+    "web/http/handed_over.py": {"socket.socket"},  # listeners that were made by whoever started the process
     "web/http/listening.py": {"socket.create_server", "socket.socket"},  # listeners, made by the composition root
     # Files and threads of the machine, which no simulation runs.
     "storage/disk/files.py": {"secrets"},  # names of files that have no name yet
@@ -44,6 +45,7 @@ ALLOWED = {
     "web/http/short_way.py": {"time"},  # the `Date` of an answer, which Hypercorn reads by itself as well
     "web/identity/download.py": {"time"},  # a download on a thread; `RemoteKeys` is handed the function
     "web/identity/keyring.py": {"secrets"},  # the local key: nobody but the machine may choose it
+    "web/server/service_manager.py": {"socket.socket"},  # what systemd is told
     "web/server/log_writer.py": {"time"},  # the thread that writes log lines
     "web/server/logs.py": {"time"},  # when a line was logged, as `logging` itself reads it
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -334,7 +335,9 @@ async def test_a_fetch_that_hangs_does_not_stop_the_next_ones() -> None:
 
 @contextmanager
 def web_of(
-    pages: dict[str, tuple[int, dict[str, str], bytes]], wait: Callable[[], object] = lambda: None
+    pages: dict[str, tuple[int, dict[str, str], bytes]],
+    wait: Callable[[], object] = lambda: None,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[str]:
     """A web server with these pages: status, headers, body; it calls `wait` before it answers."""
 
@@ -353,10 +356,12 @@ def web_of(
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        if tls is not None:
+            web.socket = tls.wrap_socket(web.socket, server_side=True)
         thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{web.server_port}"
+            yield f"{'http' if tls is None else 'https'}://127.0.0.1:{web.server_port}"
         finally:
             web.shutdown()
             thread.join()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +18,20 @@ from tests.logbook import LOGBOOK, Logbook
 from tests.server.harness import Server
 
 COMMAND = Path(sys.executable).with_name("avicenna-live")
+
+
+HAND_OVER = """
+import os, sys
+names, *rest = sys.argv[1:]
+at = rest.index("--")
+kept = [int(one) for one in rest[:at]]
+high = [os.dup2(one, to, inheritable=False) for to, one in enumerate(kept, 100)]
+for to, one in enumerate(high, 3):
+    os.dup2(one, to)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": names}
+os.execv(rest[at + 1], rest[at + 1:])
+"""
+"""A program that hands sockets over as systemd does, and becomes the command."""
 
 
 class Process:
@@ -63,8 +78,27 @@ async def served(
         logbook: gets everything it writes.
         variables: of its environment, beside ours.
     """
+    async with served_on((), data, *options, logbook=logbook, **variables) as both:
+        yield both
+
+
+@asynccontextmanager
+async def served_on(
+    listeners: Sequence[tuple[str, socket.socket]],
+    data: Path,
+    *options: str,
+    logbook: Logbook = LOGBOOK,
+    **variables: str,
+) -> AsyncIterator[tuple[Process, Server]]:
+    """As `served`, on listeners that are handed over to it as systemd does, by these names; they stay open."""
     command = [str(COMMAND), "serve", "--port", "0", "--data", str(data), *options]
-    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE, env=os.environ | variables)
+    descriptors = [listener.fileno() for _, listener in listeners]
+    if listeners:
+        names = ":".join(name for name, _ in listeners)
+        command = [sys.executable, "-c", HAND_OVER, names, *map(str, descriptors), "--", *command]
+    process = await trio.lowlevel.open_process(
+        command, stderr=subprocess.PIPE, env=os.environ | variables, pass_fds=descriptors
+    )
     assert process.stderr is not None
     try:
         url = await _announced_url(process.stderr, logbook)

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 import pytest
 import trio
 
+from tests.cli.terminal import on_terminal
 from tests.logbook import Logbook
 from tests.server.process import COMMAND, run, served
 
@@ -152,11 +154,33 @@ async def test_what_the_server_says_at_start_is_what_one_needs_next_and_stopped_
     assert said.splitlines()[-1].endswith("stopped")
 
 
-async def test_the_end_of_its_terminal_stops_a_server_in_order(tmp_path: Path) -> None:
-    async with served(tmp_path / "data") as (process, _):
-        process.process.send_signal(signal.SIGHUP)
-        with trio.fail_after(15):
-            assert await process.process.wait() == 0
+def test_the_end_of_its_terminal_stops_a_server_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    script = f"exec {COMMAND} serve --port 0 --data {tmp_path / 'data'} 2>>{log}"
+    with on_terminal(["sh", "-c", script]) as terminal:
+        until_said(log, "listening on")
+        terminal.signal(signal.SIGHUP)  # the terminal is there: somebody else has sent it
+        until_said(log, "keys anew")
+        terminal.go_away()
+        assert terminal.until_ended() == 0
+    assert log.read_text().endswith("stopped\n")
+    assert "draining after SIGHUP" in log.read_text()
+
+
+def until_said(log: Path, words: str) -> None:
+    deadline = time.monotonic() + 20
+    while words not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+
+
+async def test_no_signal_but_those_that_end_a_server_ends_it(tmp_path: Path) -> None:
+    async with served(tmp_path / "data") as (process, server):
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGHUP):
+            process.process.send_signal(number)
+        assert (await server.http.get("/healthz")).status_code == 200
+        assert await process.stop() == 0
 
 
 async def test_a_server_that_is_to_survive_its_terminal_does(tmp_path: Path) -> None:

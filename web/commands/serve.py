@@ -6,6 +6,7 @@ The server is imported when it is about to run: the other commands start without
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
@@ -47,7 +48,14 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
     chosen = settings_of(arguments.config, {"host": arguments.host, "port": arguments.port, "data": arguments.data})
-    from web.server import composition  # noqa: PLC0415 - see the docstring of this file
+    from web.http import handed_over  # noqa: PLC0415 - see the docstring of this file
+    from web.server import composition, service_manager  # noqa: PLC0415
+
+    try:
+        listeners = handed_over.take(os.environ, os.getpid())
+    except handed_over.HandOverError as error:
+        raise UsageError(str(error)) from None
+    faulthandler.enable()  # a watchdog ends a hung process by SIGABRT: where it hung is on stderr then
 
     def say_next(_: str) -> None:
         if not (chosen.local_key and (chosen.data / keyring.KEY_FILE).exists()):
@@ -55,7 +63,8 @@ def serve(arguments: argparse.Namespace) -> int:
         for line in greeting.next_steps(chosen, own_name()):
             logger.info("%s", line)
 
-    return composition.run(chosen, ready=say_next)
+    manager = service_manager.find(os.environ, os.getpid())
+    return composition.run(chosen, ready=say_next, handed_over=listeners, manager=manager)
 
 
 def own_name() -> str:

@@ -45,13 +45,19 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
             raise
         cure = "end what listens there, or choose another port (0 takes any free one)"
         raise OSError(error.errno, f"{os.strerror(error.errno)}; {cure}") from None
-    # Accepted sockets inherit all of them.
-    held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for_accepted_sockets(held)
+    return held
+
+
+def for_accepted_sockets(listener: socket.socket) -> None:
+    """Set what the sockets shall have that it accepts: they inherit it. The listener itself does not block."""
+    listener.setblocking(False)
+    if listener.family == socket.AF_UNIX:
+        return
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (("TCP_USER_TIMEOUT", TCP_USER_TIMEOUT_MS), ("TCP_NOTSENT_LOWAT", TCP_NOTSENT_BYTES)):
         if (option := getattr(socket, name, None)) is not None:
-            held.setsockopt(socket.IPPROTO_TCP, option, value)
-    held.setblocking(False)
-    return held
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 @contextlib.contextmanager
@@ -89,6 +95,8 @@ def listening_on_unix(path: Path) -> Iterator[socket.socket]:
 def url_of(listener: socket.socket) -> str:
     """Where clients find it."""
     name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
     if listener.family == socket.AF_INET6:
         return f"http://[{name[0]}]:{name[1]}"
     return f"http://{name[0]}:{name[1]}"

@@ -100,6 +100,10 @@ class RemoteKeys:
             self._fetched.set()
             self._fetched = trio.Event()
 
+    def fetch_soon(self) -> None:
+        """Have `run` fetch now, as an operator asks for it."""
+        self._asked.set()
+
     async def ready_for(self, token: str) -> None:
         """Wait for the key this token names, if it is unknown and a fetch is under way or may begin now."""
         with trio.move_on_after(FETCH_SECONDS_MAX):

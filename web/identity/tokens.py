@@ -97,6 +97,7 @@ class Verifier:
             unknown: what more keys may come from a JWKS URL (`take_fetched`); `None`: none will.
         """
         self._configured = tuple(keys)
+        self._fetched: tuple[Key, ...] = ()
         self._keys = KeySet(self._configured)
         self._revoked = revoked
         self._issuer = issuer
@@ -158,7 +159,16 @@ class Verifier:
 
     def take_fetched(self, keys: Iterable[Key]) -> None:
         """Accept these keys of a JWKS URL from now on, beside the configured ones, and no fetched before."""
-        self._keys = KeySet((*self._configured, *keys))
+        self._fetched = tuple(keys)
+        self._take_all()
+
+    def take_configured(self, keys: Iterable[Key]) -> None:
+        """Accept these configured keys from now on, beside those of the JWKS URL, and no configured before."""
+        self._configured = tuple(keys)
+        self._take_all()
+
+    def _take_all(self) -> None:
+        self._keys = KeySet((*self._configured, *self._fetched))
         self._verified.clear()
 
     @property

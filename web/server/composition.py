@@ -51,6 +51,7 @@ from web.following.stream_refusals import goodbye_instead
 from web.following.streams import StreamCloses, Streams
 from web.http.bodies import TURN_BYTES
 from web.http.descriptors import connections_possible
+from web.http.handed_over import HandedOver
 from web.http.line import Patience
 from web.http.listening import listen_on_tcp, listening_on_unix, url_of
 from web.http.open_connections import OpenConnections
@@ -99,6 +100,8 @@ from web.server.loop_lag import LoopLag
 from web.server.metrics import Seen, metrics
 from web.server.openapi import openapi
 from web.server.reception import Reception
+from web.server.reloading import Reloading, ReloadRequests
+from web.server.service_manager import NOBODY, ServiceManager
 from web.server.setting_kinds import UNIX_PREFIX
 from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
 from web.server.signals import Signals
@@ -156,26 +159,43 @@ Extras = Callable[[trio.Event], Sequence[Extra]]
 
 
 def run(
-    settings: Settings, *, ready: Ready | None = None, render: Render = render_event, extras: Extras | None = None
+    settings: Settings,
+    *,
+    ready: Ready | None = None,
+    render: Render = render_event,
+    extras: Extras | None = None,
+    handed_over: HandedOver | None = None,
+    manager: ServiceManager = NOBODY,
 ) -> int:
     """Serve until a signal.
 
     Args:
         render: makes the text of an event that subscribers get.
         extras: further routes; given what stops the server.
+        handed_over: listeners to serve, in place of those that the settings name.
+        manager: is told how the server is.
 
     Returns:
         The exit code: 0 after a drain, 1 after a failure, 2 if it could not start.
     """
     signals = Signals()
     with signals:
-        code = _run(settings, ready, signals, render=render, extras=extras)
+        code = _run(settings, ready, signals, render=render, extras=extras, handed_over=handed_over, manager=manager)
     if code == 0 and signals.first is None:
         signals.give_back()  # somebody has ended this server, and goes on
     return code
 
 
-def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: Render, extras: Extras | None) -> int:
+def _run(
+    settings: Settings,
+    ready: Ready | None,
+    signals: Signals,
+    *,
+    render: Render,
+    extras: Extras | None,
+    handed_over: HandedOver | None,
+    manager: ServiceManager,
+) -> int:
     log = set_up_logging(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     has_started = False
@@ -188,7 +208,17 @@ def _run(settings: Settings, ready: Ready | None, signals: Signals, *, render: R
 
     try:
         trio.run(
-            partial(_serve_until_signal, settings, started, signals, render=render, extras=extras, log=log.statistics)
+            partial(
+                _serve_until_signal,
+                settings,
+                started,
+                signals,
+                render=render,
+                extras=extras,
+                log=log.statistics,
+                handed_over=handed_over,
+                manager=manager,
+            )
         )
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
         return _explain(failure, has_started=has_started)
@@ -224,8 +254,10 @@ async def _serve_until_signal(
     render: Render,
     extras: Extras | None,
     log: Callable[[], LogStatistics],
+    handed_over: HandedOver | None,
+    manager: ServiceManager,
 ) -> None:
-    stopping = trio.Event()
+    stopping, reload_requests = trio.Event(), ReloadRequests()
     token = trio.lowlevel.current_trio_token()
     # A thread, not a task: whatever hangs, also this one's, does not hold it up.
     end = threading.Timer(EXIT_SECONDS_MAX, _end_without_the_disk)
@@ -240,7 +272,12 @@ async def _serve_until_signal(
         with contextlib.suppress(trio.RunFinishedError):  # there is nothing left to drain
             token.run_sync_soon(begin, first)
 
+    def reload() -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(reload_requests.ask, idempotent=True)
+
     signals.when_first_comes(came)
+    signals.when_to_reload(reload)
     begin_drain = partial(signals.begin, DRAIN_REQUEST)
     try:
         await serve(
@@ -251,6 +288,9 @@ async def _serve_until_signal(
             extras=extras,
             begin_drain=begin_drain,
             log=log,
+            handed_over=handed_over,
+            manager=manager,
+            reload_requests=reload_requests,
         )
     finally:
         end.cancel()
@@ -288,6 +328,9 @@ async def serve(
     engine: Engine = open_engine,
     begin_drain: Callable[[], object] | None = None,
     log: Callable[[], LogStatistics] = LogStatistics,
+    handed_over: HandedOver | None = None,
+    manager: ServiceManager = NOBODY,
+    reload_requests: ReloadRequests | None = None,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -298,6 +341,9 @@ async def serve(
         engine: opens the store, and the way to other servers on it.
         begin_drain: has `stopping` set, as an operator asks for it; `None`: it is set at once.
         log: how the log is doing.
+        handed_over: listeners to serve, in place of those that the settings name. Takes them.
+        manager: is told how the server is.
+        reload_requests: when to read the keys anew; `None`: never.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -444,7 +490,11 @@ async def serve(
             "sums in the log": connection_log.run,
             "expiry of revocations": partial(expire_revocations, store, settings.token_lifetime_seconds_max),
             "check of all outboxes": partial(_check_once, store),
+            "signs of life for the service manager": manager.watch,
         }
+        if reload_requests is not None:
+            reloading = Reloading(reload_requests, settings, verifier, remote_keys, manager, clock)
+            kept_up["reloading of keys"] = reloading.run
         if trail is not None:
             kept_up["access trail"] = trail.run
         if remote_keys is not None:
@@ -473,7 +523,8 @@ async def serve(
         )
         if settings.address_share < 1:
             terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
-        deadline = await _serve_front_end(app, settings, terms, stopping, ready)
+        listen = partial(_listen, settings, handed_over or HandedOver())
+        deadline = await _serve_front_end(app, settings, terms, listen, stopping, ready, manager)
         with trio.move_on_at(deadline):
             async with trio.open_nursery() as drain_nursery:
                 drain_nursery.start_soon(acts.settle)
@@ -549,12 +600,18 @@ async def _no_keys(token: str) -> None:
 
 
 async def _serve_front_end(
-    app: QuartTrio, settings: Settings, terms: Terms, stopping: trio.Event, ready: Ready
+    app: QuartTrio,
+    settings: Settings,
+    terms: Terms,
+    listen: Callable[[contextlib.ExitStack], _Listening],
+    stopping: trio.Event,
+    ready: Ready,
+    manager: ServiceManager,
 ) -> float:
     """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
     with contextlib.ExitStack() as listening:
-        listeners, urls = _listen(settings, listening)
-        beside = [(one, _operators_terms(terms)) for one in _listen_for_operators(settings, listening)]
+        listeners, urls, of_operators = listen(listening)
+        beside = [(one, _operators_terms(terms)) for one in of_operators]
         async with trio.open_nursery() as front_nursery:
             await front_nursery.start(partial(serve_http, app, listeners, terms, beside=beside, stop=stopping.wait))
             announcing = contextlib.ExitStack()
@@ -568,7 +625,9 @@ async def _serve_front_end(
                     logger.info("listening on %s", url)
                 _settle_memory()
                 ready(urls[0])
+                manager.ready(f"listening on {', '.join(urls)}")
                 await stopping.wait()
+                manager.stopping()
             finally:
                 deadline = trio.current_time() + DRAIN_SECONDS_MAX
                 # On another thread, and not waited for long: where the disk hangs, so does the removal of a file.
@@ -577,12 +636,33 @@ async def _serve_front_end(
     return deadline
 
 
-def _listen(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[socket.socket], list[str]]:
-    """The listeners, closed with `listening`, and how each is found.
+_Listening = tuple[list[socket.socket], list[str], list[socket.socket]]
+"""Listeners for everybody, how each is found, and those for operators."""
+
+
+def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.ExitStack) -> _Listening:
+    """All listeners, closed with `listening`: those that were handed over, else those of the settings.
 
     Raises:
         OSError: one of them cannot be had; the message says which.
     """
+    listening.callback(handed_over.close)
+    listeners, of_operators = list(handed_over.public), list(handed_over.operators)
+    urls = [url_of(one) for one in listeners]
+    for one in listeners:
+        if one.family != socket.AF_UNIX:
+            _warn(caution_about_listening(settings, one.getsockname()[0]))
+    if not listeners:
+        listeners, urls = _listen_for_everybody(settings, listening)
+    if not of_operators:
+        of_operators = _listen_for_operators(settings, listening)
+    for one in of_operators:
+        logger.info("listening for operators on %s", url_of(one))
+    return listeners, urls, of_operators
+
+
+def _listen_for_everybody(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[socket.socket], list[str]]:
+    """The listeners of the settings, and how each is found. Raises as `_listen`."""
     listeners: list[socket.socket] = []
     urls: list[str] = []
     if settings.tcp:
@@ -606,14 +686,10 @@ def _listen_for_operators(settings: Settings, listening: contextlib.ExitStack) -
         return []
     with _naming(place, "operators_listen"):
         if place.startswith(UNIX_PREFIX):
-            path = Path(place.removeprefix(UNIX_PREFIX))
-            listener = listening.enter_context(listening_on_unix(path))
-            logger.info("listening for operators on %s", place)
-            return [listener]
+            return [listening.enter_context(listening_on_unix(Path(place.removeprefix(UNIX_PREFIX))))]
         host, _, port = place.rpartition(":")
         listener = listen_on_tcp(host.removeprefix("[").removesuffix("]"), int(port))
     listening.callback(listener.close)
-    logger.info("listening for operators on %s", url_of(listener))
     return [listener]
 
 
