@@ -48,7 +48,7 @@ ROOMS := actors storage web
 PYTHON_CLIENT := clients/python
 PYTHON_CLIENT_BIN := $(PYTHON_CLIENT)/.venv/bin
 PYTHON_CLIENT_STAMP := $(PYTHON_CLIENT)/.venv/.up-to-date
-CHECKED := $(ROOMS) tests benchmarks docs/site $(PYTHON_CLIENT)
+CHECKED := $(ROOMS) tests benchmarks docs/site examples $(PYTHON_CLIENT)
 
 # A name on the PATH may be a shim that fails, or a Python without venv: try each by running it.
 SUITABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))

@@ -19,7 +19,7 @@ START: Final = "docs/README"
 """The page that the site begins with."""
 
 NAVIGATION: Final = {
-    "Begin": ["README"],
+    "Begin": ["README", "examples/README"],
     "Look up": [
         "docs/PROTOCOL",
         "docs/SETTINGS",

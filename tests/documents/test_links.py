@@ -28,7 +28,9 @@ PAGES: Final = sorted(
 OF_TODAY: Final = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
 """Pages that describe what is there. A decision may name a file that has gone since."""
 
-KEPT: Final = ("actors", "storage", "web", "tests", "benchmarks", "clients", "deploy", "docs", "requirements")
+KEPT: Final = (
+    "actors", "storage", "web", "tests", "benchmarks", "clients", "deploy", "docs", "examples", "requirements",
+)  # fmt: skip
 """The directories whose files a page may name."""
 
 MADE: Final = frozenset({"listening.json", "openapi.json"})
