@@ -22,6 +22,7 @@
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make docs                         the site of the documents, in build/site; a link that leads nowhere ends it
 #   make metrics                      docs/METRICS.md anew
+#   make log                          docs/LOG.md anew
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
 #   make python-client-test [ARGS="-k core"]   the tests of clients/python, in a .venv of its own (a part of `make test`)
@@ -30,7 +31,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics guarantees node-packages clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics log guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -236,6 +237,9 @@ autobahn: setup
 
 settings: setup
 	$(BIN)/python -m web.server.settings > docs/SETTINGS.md
+
+log: setup
+	$(BIN)/python -m web.server.log_events > docs/LOG.md
 
 metrics: setup
 	$(BIN)/python -m web.server.metrics > docs/METRICS.md

@@ -44,6 +44,7 @@ from actors.messages import (
 from actors.resume import Plan, plan
 from actors.ring import Ring
 from actors.roster import Known, Roster, Subscriber
+from actors.tracing import Tracing
 from actors.transport import Burst, Ending
 from actors.which import EVERYBODY
 from storage.belief import Moment
@@ -130,12 +131,14 @@ class DiagnosisActor:
         render: Render,
         passivate_after_seconds: float,
         stops: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         """An incarnation that begins with `run`.
 
         Args:
             passivate_after_seconds: without subscribers and mail for so long, it passivates.
             stops: it passivates as soon as no mail waits, whoever follows.
+            tracing: is told of publishes; `None`: nobody is.
         """
         self._diagnosis_id = diagnosis_id
         self._mailbox = mailbox
@@ -147,6 +150,7 @@ class DiagnosisActor:
         self._render = render
         self._passivate_after_seconds = passivate_after_seconds
         self._stops = stops
+        self._tracing = tracing
         self._missing: News | None = None
         """What was heard of and could not be read yet; `None` (usual): nothing."""
         self._looks = 0
@@ -348,7 +352,8 @@ class DiagnosisActor:
             return
         events = [_event_in(envelope) for envelope in batch]
         try:
-            pending = self._store.append_nowait(self._diagnosis_id, events)
+            spans = () if self._tracing is None else _taken(self._tracing, self._diagnosis_id, batch)
+            pending = self._store.append_nowait(self._diagnosis_id, events, spans)
         except Busy as refusal:
             for envelope in batch:
                 self._refuse(envelope, refusal)
@@ -363,6 +368,8 @@ class DiagnosisActor:
             # The ring lacks something, which its followers will get later. These events are stored all the same.
             self._answer_publishes(zip(batch, outcomes, strict=True), 0)
             raise
+        if self._tracing is not None:
+            self._tracing.sent_out(self._diagnosis_id, spans, pending.settled_at, connections if is_same else 0)
         self._answer_publishes(zip(batch, outcomes, strict=True), connections if is_same else 0)
 
     async def _take_in_own(
@@ -788,6 +795,10 @@ def _carried_out() -> trio.CancelScope:
     Without a deadline: the store ends every operation, and one that it has taken cannot be called back.
     """
     return trio.CancelScope(shield=True)
+
+
+def _taken(tracing: Tracing, diagnosis_id: str, batch: Sequence[Envelope]) -> Sequence[object]:
+    return tracing.taken(diagnosis_id, [(envelope.span, envelope.came_at) for envelope in batch])
 
 
 def _event_in(envelope: Envelope) -> NewEvent:

@@ -196,7 +196,7 @@ Message = Judged | Inspect | Trace | Evict | ForgetUnseen | Heard
 class Envelope:
     """A message on its way, with what is needed to finish it after a crash."""
 
-    __slots__ = ("came_at", "crashes", "message", "pending", "pending_index", "reply")
+    __slots__ = ("came_at", "crashes", "message", "pending", "pending_index", "reply", "span")
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -209,6 +209,8 @@ class Envelope:
         self.pending_index = 0
         self.came_at = 0.0
         """When a publish was put into the mailbox, on Trio's clock."""
+        self.span: object = None
+        """Of the request it came with (`actors.tracing`); `None`: it has none."""
 
     async def outcome(self) -> Appended | StorageError:
         """What became of this message's event; only once `pending` is set."""

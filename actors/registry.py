@@ -30,6 +30,7 @@ from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
 from actors.statistics import ActorStatistics, statistics_of
 from actors.supervisor import Supervisor
+from actors.tracing import Tracing
 from actors.transport import Ending
 from actors.upkeep import restart_on_crash
 from actors.which import EVERYBODY, OfUser
@@ -65,11 +66,13 @@ class Registry(Watcher):
         limits: ActorLimits,
         trail: AccessTrail | None = None,
         bus: Bus | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """A registry without actors.
 
         Args:
             bus: the way to the registries of other processes; `None`: there are none.
+            tracing: is told of publishes; `None`: nobody is.
             trail: is told of every connection that comes and goes; `None`: nobody is.
         """
         self._trail = trail
@@ -91,10 +94,12 @@ class Registry(Watcher):
             jitter=jitter,
             limits=limits,
             counts=self._counts,
+            tracing=tracing,
         )
         self._slots: dict[str, Slot] = {}
         self._histories: dict[str, History] = {}
         self._draining = False
+        self._tracing = tracing
         self._peers = Peers(NoBus() if bus is None else bus, self, clock)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -140,6 +145,8 @@ class Registry(Watcher):
         if slot.state is ActorState.QUARANTINED:
             raise Quarantined(max(0.0, slot.quarantined_until - self._clock.monotonic()))
         envelope = Envelope(cast(Message, message))
+        if self._tracing is not None:
+            envelope.span = self._tracing.sender()
         slot.mailbox.tell_nowait(envelope)
         self._budget.used(slot.roster)
         self._wake(slot)

@@ -22,6 +22,7 @@ from actors.errors import Crashed, Draining, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import InHand
 from actors.slot import ActorLimits, ActorState, Crash, Interruption, Slot
+from actors.tracing import Tracing
 from actors.transport import Ending
 from actors.upkeep import describe
 from actors.which import EVERYBODY
@@ -57,6 +58,7 @@ class Supervisor:
         jitter: Callable[[], float],
         limits: ActorLimits,
         counts: Counts,
+        tracing: Tracing | None,
     ) -> None:
         self._counts = counts
         self._store = store
@@ -66,6 +68,7 @@ class Supervisor:
         self._clock = clock
         self._jitter = jitter
         self._limits = limits
+        self._tracing = tracing
         self._quarantines = Intensity(limits.escalation_quarantines_max, limits.escalation_seconds)
 
     @property
@@ -130,6 +133,7 @@ class Supervisor:
             render=self._render,
             passivate_after_seconds=self._limits.passivate_after_seconds,
             stops=stops,
+            tracing=self._tracing,
         )
 
     async def _after_interruption(self, slot: Slot) -> bool:

@@ -146,7 +146,7 @@ class FoundDamage:
         if diagnosis_id not in self._found:
             self._found[diagnosis_id] = damage
             if len(self._found) <= NAMED_MAX:
-                logger.error("%s", problem(diagnosis_id, damage))
+                logger.error("%s%.0s", problem(diagnosis_id, damage), diagnosis_id)
             self.tell(diagnosis_id)
 
     def evicted(self, diagnosis_id: str, floor: Seq) -> None:

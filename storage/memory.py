@@ -32,7 +32,7 @@ from storage.errors import (
 )
 from storage.memory_engine import MemoryEngine, Stream
 from storage.pages import within
-from storage.store import PendingAppend
+from storage.store import Committed, PendingAppend
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -78,6 +78,7 @@ class MemoryStore(TellsDamage):
         self._operations = 0
         self.broke = trio.Event()
         self._damage = FoundDamage()
+        self._told: Committed | None = None
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything changes; a test makes it raise what a store raises (or a bug)."""
 
@@ -149,7 +150,12 @@ class MemoryStore(TellsDamage):
             self._damage.add(diagnosis_id, damage)
         return damage
 
-    def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
+    def on_commit(self, tell: Committed) -> None:
+        self._told = tell
+
+    def append_nowait(
+        self, diagnosis_id: str, events: Sequence[records.NewEvent], spans: Sequence[object] = ()
+    ) -> PendingAppend:
         checks.check_text(diagnosis_id)
         self._changing()
         damage = self.engine.streams[diagnosis_id].judge() if diagnosis_id in self.engine.streams else None
@@ -157,7 +163,10 @@ class MemoryStore(TellsDamage):
             self._damage.add(diagnosis_id, damage)
             return _answered([OutboxDamaged(diagnosis_id, damage) for _ in events])
         now = self.moment()
-        return _answered([self._append(diagnosis_id, event, now) for event in events])
+        outcomes = [self._append(diagnosis_id, event, now) for event in events]
+        if self._told is not None and spans:
+            self._told([spans], self._time.monotonic(), None)
+        return _answered(outcomes)
 
     def _append(self, diagnosis_id: str, event: records.NewEvent, now: Moment) -> records.Appended | StorageError:
         if (refusal := checks.refusal_of(event)) is not None:

@@ -77,6 +77,10 @@ from storage.records import (
 PendingAppend = Pending[Sequence[Appended | StorageError]]
 """An append that was handed over: the outcome of each event, in the order given, once the commit has returned."""
 
+Committed = Callable[[Sequence[Sequence[object]], float, str | None], None]
+"""Hears of a transaction that has ended, with events of traced requests in it: of the spans that were given with each
+append, when it began (on the monotonic clock), and the kind of error that has ended it, if one has."""
+
 
 class StoreTime(Protocol):
     """What time it is for a store."""
@@ -152,11 +156,22 @@ class EventStore(Protocol):
         nothing is called.
         """
 
-    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+    def on_commit(self, tell: Committed) -> None:
+        """Have this function, and no earlier one, called after each transaction with spans in it.
+
+        It must not raise or wait.
+        """
+
+    def append_nowait(
+        self, diagnosis_id: str, events: Sequence[NewEvent], spans: Sequence[object] = ()
+    ) -> PendingAppend:
         """Queue events of one diagnosis for the next group commit.
 
         They get consecutive numbers in the order given; a key that is known gets its old number. The oldest above
         100 go in the same transaction. A number is given only to what is on disk.
+
+        Args:
+            spans: of the requests that these events came with, for `on_commit`.
 
         Returns:
             The outcome of each event: `Appended`, or what was refused: `KeyReused`, `KeysExhausted`,

@@ -62,6 +62,7 @@ from storage.sqlite.bridge import Call, Database
 from storage.sqlite.disk_errors import WHAT_TO_DO, described, had_no_room
 from storage.sqlite.disk_log import Outage
 from storage.stall import Stall
+from storage.store import Committed
 
 QUEUE_OPERATIONS_MAX: Final = 4096
 """Operations that may wait for the next transaction. Beyond: refused at once (`Busy`), certainly not stored. Those of a
@@ -99,7 +100,7 @@ _OPERATION_CODES: Final = frozenset(
 class Operation(Pending[Answer]):
     """An operation that is queued, and its answer: it will be carried out, whatever becomes of whoever asked."""
 
-    __slots__ = ("after", "instead", "since", "work")
+    __slots__ = ("after", "instead", "since", "spans", "work")
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class Operation(Pending[Answer]):
         after: Callable[[Answer], None] | None,
         instead: Callable[[StorageError], Answer] | None,
         since: float,
+        spans: Sequence[object],
     ) -> None:
         super().__init__()
         self.work = work
@@ -116,6 +118,8 @@ class Operation(Pending[Answer]):
         """What the answer is where there is none, for an error of the whole operation; `None`: the error is raised."""
         self.since = since
         """When it was submitted, in seconds this process has run."""
+        self.spans = spans
+        """Of the requests whose events it stores; see `Store.on_commit`."""
 
     def settle(self, outcome: Answer | StorageError) -> None:
         """Take what became of it, and wake whoever waits. Called once."""
@@ -178,6 +182,8 @@ class Committer:
         """Set when there is something to do for `run`."""
         self._unexpected: Exception | None = None
         """What a transaction raised that nothing is known about, for `run` to raise."""
+        self.told: Committed | None = None
+        """Is told of transactions that store events of traced requests; `None`: nobody is."""
         self._last: Operation[object] | None = None
         """What was submitted last; operations are settled in the order in which they were submitted."""
         self._broken: StoreBroken | None = None
@@ -199,16 +205,17 @@ class Committer:
         work: Work[Answer],
         after: Callable[[Answer], None] | None = None,
         instead: Callable[[StorageError], Answer] | None = None,
+        spans: Sequence[object] = (),
     ) -> Pending[Answer]:
         """Queue an operation; a broken store answers `Failed` at once.
 
         Args:
-            after, instead: see `Operation`.
+            after, instead, spans: see `Operation`.
 
         Raises:
             Busy: the queue is full; nothing was queued.
         """
-        operation = Operation(work, after, instead, self._stall.ran(trio.current_time()))
+        operation = Operation(work, after, instead, self._stall.ran(trio.current_time()), spans)
         if self._broken is not None:
             operation.settle(Failed(str(self._broken)))
             return operation
@@ -370,6 +377,7 @@ class Committer:
             else:
                 _settle(batch, [self._translate(spoiled.cause)])
         except TransactionFailed as failed:
+            self._tell(batch, began, type(failed.cause).__name__)
             _settle(batch, [self._refused(failed)] * len(batch))
         except StoreBroken as broken:
             self.break_down(str(broken))
@@ -383,9 +391,14 @@ class Committer:
             if kept is not None:
                 self._kept_at, self._kept_held = began, kept.held
             self._count(len(batch), now - began)
+            self._tell(batch, began)
             _settle(batch, outcomes)
             self._outage.is_over(now)
         self._go_on()
+
+    def _tell(self, batch: Sequence[Operation[object]], began: float, error: str | None = None) -> None:
+        if self.told is not None and (spans := [one.spans for one in batch if one.spans]):
+            self.told(spans, began, error)
 
     def _go_on(self) -> None:
         """Begin the next transaction, unless who was settled just now has submitted something and that has begun."""

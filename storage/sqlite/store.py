@@ -40,7 +40,7 @@ from storage.sqlite import (
 from storage.sqlite.bridge import Database
 from storage.sqlite.committer import Committer, Work
 from storage.sqlite.runs import settle_check
-from storage.store import PendingAppend
+from storage.store import Committed, PendingAppend
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
@@ -175,7 +175,12 @@ class SqliteStore(TellsDamage):
         self._time.moment()
         return self._time.held_since
 
-    def append_nowait(self, diagnosis_id: str, events: Sequence[records.NewEvent]) -> PendingAppend:
+    def on_commit(self, tell: Committed) -> None:
+        self._committer.told = tell
+
+    def append_nowait(
+        self, diagnosis_id: str, events: Sequence[records.NewEvent], spans: Sequence[object] = ()
+    ) -> PendingAppend:
         checks.check_text(diagnosis_id)
         refusals = checks.refusals_of(events)
         if refusals:
@@ -185,7 +190,7 @@ class SqliteStore(TellsDamage):
         def all_failed(error: StorageError) -> Sequence[records.Appended | StorageError]:
             return checks.with_refusals([error] * len(given), refusals)
 
-        return self._committer.submit(self._appending(diagnosis_id, given, refusals), self._appended, all_failed)
+        return self._committer.submit(self._appending(diagnosis_id, given, refusals), self._appended, all_failed, spans)
 
     def _appending(
         self, diagnosis_id: str, given: Sequence[records.NewEvent], refusals: Sequence[Unstorable | None]
@@ -343,8 +348,10 @@ class SqliteStore(TellsDamage):
         if not damaged:
             await self._change(lambda db, now: settle_check(db))
         self._damage.is_check_pending = False
-        level, verdict = (logging.ERROR, f"damaged: {damaged}") if damaged else (logging.INFO, "all are whole")
-        logger.log(level, "the events of %d diagnoses were checked: %s", diagnoses, verdict)
+        if damaged:
+            logger.error("the events of %d diagnoses were checked: damaged: %d", diagnoses, damaged)
+        else:
+            logger.info("the events of %d diagnoses were checked: all are whole", diagnoses)
 
     async def revoke(
         self,

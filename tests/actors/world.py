@@ -90,12 +90,14 @@ class FaultyStore:
         if self.faults.get(method):
             raise self.faults[method].pop(0)
 
-    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+    def append_nowait(
+        self, diagnosis_id: str, events: Sequence[NewEvent], spans: Sequence[object] = ()
+    ) -> PendingAppend:
         self._maybe_fail("append_nowait")
         if any(event.body == self.poison for event in events):
             raise Bug
         self.appends += 1
-        return HeldAppend(self, self.inner.append_nowait(diagnosis_id, events))
+        return HeldAppend(self, self.inner.append_nowait(diagnosis_id, events, spans))
 
     async def move_cursors(self, moves: Sequence[Any]) -> Sequence[Seq | None]:
         self._maybe_fail("move_cursors")

@@ -23,7 +23,9 @@ ROOMS: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packag
 
 def declared() -> set[str]:
     """The distributions that an installation brings because we ask for them, as indexes spell them."""
-    return {re.split(r"[^A-Za-z0-9._-]", text)[0] for text in PROJECT["project"]["dependencies"]}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    declared = [*PROJECT["project"]["dependencies"], *(text for extra in extras for text in extra)]
+    return {re.split(r"[^A-Za-z0-9._-]", text)[0] for text in declared}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

@@ -29,6 +29,7 @@ from web.identity.keyring import KEY_FILE, load_key
 from web.identity.tokens import issue
 from web.server.composition import Engine, open_engine, serve
 from web.server.settings import DATABASE_FILE, Settings, variable_of
+from web.server.spans import Spans
 
 Frame = dict[str, Any]
 
@@ -211,7 +212,12 @@ def begin(data: Path, key: bytes = b"k" * 32) -> None:
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings, clock: Clock | None = None, *, render: Render = render_event, engine: Engine = open_engine
+    settings: Settings,
+    clock: Clock | None = None,
+    *,
+    render: Render = render_event,
+    engine: Engine = open_engine,
+    spans: Spans | None = None,
 ) -> AsyncIterator[Server]:
     """A server with these settings (this time, this renderer of events and this store), drained at the end.
 
@@ -230,7 +236,9 @@ async def running_server(
     async with trio.open_nursery() as server_nursery:
 
         async def run() -> None:
-            await serve(settings, ready=ready, stopping=stopping, clock=clock, render=render, engine=engine)
+            await serve(
+                settings, ready=ready, stopping=stopping, clock=clock, render=render, engine=engine, spans=spans
+            )
 
         server_nursery.start_soon(run)
         with trio.fail_after(10):

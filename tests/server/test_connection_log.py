@@ -27,7 +27,7 @@ from tests.server.process import served
 from tests.server.test_streams import streamed
 from web.server.settings import Settings
 
-FIELDS = ("diagnosis_id", "subject", "device", "code", "reason", "seconds", "events_sent", "acknowledged")
+FIELDS = ("diagnosis_id", "subject", "device", "close_code", "reason", "seconds", "events_sent", "acknowledged")
 
 
 def ends(logbook: Logbook) -> list[dict[str, str]]:
@@ -147,7 +147,7 @@ async def test_every_way_out_of_a_websocket_is_one_line(
     found, *newer = ends(logbook)
     assert len(newer) == (end is replaced)
     assert (found["diagnosis_id"], found["device"], found["subject"]) == ("42", "phone", "-")
-    assert (found["code"], found["reason"]) == (code, reason)
+    assert (found["close_code"], found["reason"]) == (code, reason)
     assert found["events_sent"] == "1"
     # Whoever takes over has acknowledged for both.
     assert found["acknowledged"] == ("1" if end is replaced else "0")
@@ -162,7 +162,7 @@ async def test_an_expired_token_is_one_line(settings: Settings, logbook: Logbook
             clock.ahead_seconds = 700
             await client.close_frames()
         found = await the_end(logbook)
-    assert (found["code"], found["reason"]) == ("1008", '"token expired"')
+    assert (found["close_code"], found["reason"]) == ("1008", '"token expired"')
 
 
 async def test_a_refusal_is_one_line_with_the_id_of_its_request(server: Server, logbook: Logbook) -> None:
@@ -171,7 +171,7 @@ async def test_a_refusal_is_one_line_with_the_id_of_its_request(server: Server, 
         await client.close_frames()
     found = await the_end(logbook)
     assert (found["diagnosis_id"], found["device"], found["acknowledged"]) == ("43", "phone", "-")
-    assert (found["code"], found["reason"]) == ("1008", '"access denied"')
+    assert (found["close_code"], found["reason"]) == ("1008", '"access denied"')
     (opened, ended) = [line for line in logbook.lines if "GET /ws/43" in line or " ended: " in line]
     assert opened.rpartition("[")[2] == ended.rpartition("[")[2]
 
@@ -213,7 +213,7 @@ async def test_the_end_of_an_event_stream_is_one_line_with_the_id_of_its_request
     async with streamed(server, device="tab") as stream:
         await stream.until_live()
     found = await the_end(logbook)
-    assert (found["diagnosis_id"], found["device"], found["code"]) == ("42", "tab", "-")
+    assert (found["diagnosis_id"], found["device"], found["close_code"]) == ("42", "tab", "-")
     assert (found["reason"], found["events_sent"]) == ('"its connection ended"', "1")
     (line,) = [one for one in logbook.lines if "event stream ended" in one]
     (request,) = [one for one in logbook.lines if "GET /diagnoses/42/events" in one]
@@ -228,7 +228,7 @@ async def test_a_stream_that_the_server_ends_says_why(server: Server, logbook: L
             await newer.until_live()
             await older.next()
             found = await the_end(logbook)
-    assert (found["code"], found["reason"]) == ("4000", "replaced")
+    assert (found["close_code"], found["reason"]) == ("4000", "replaced")
 
 
 async def test_a_request_for_a_stream_that_is_refused_has_no_line_but_its_own(server: Server, logbook: Logbook) -> None:
@@ -249,7 +249,7 @@ async def test_a_stream_that_says_only_when_to_come_back_has_a_line(settings: Se
             answer = await server.http.get("/diagnoses/42/events?device=tab", headers=headers)
             assert (answer.status_code, b"1013" in answer.content) == (200, True)
             found = await the_end(logbook)
-    assert (found["device"], found["code"], found["reason"]) == ("tab", "1013", '"rate limited"')
+    assert (found["device"], found["close_code"], found["reason"]) == ("tab", "1013", '"rate limited"')
 
 
 @pytest.mark.parametrize(
@@ -290,12 +290,12 @@ async def test_json_lines_have_the_fields_beside_the_message(tmp_path: Path) -> 
         await process.stop()
     lines = [json.loads(line) for line in "".join(mine.lines).splitlines()]
     (end,) = [line for line in lines if line["logger"] == "avicenna.connections"]
-    assert end["message"].startswith("WebSocket ended: diagnosis_id=42 subject=- device=phone code=1000 ")
+    assert end["message"].startswith("WebSocket ended: diagnosis_id=42 subject=- device=phone close_code=1000 ")
     assert {name: end[name] for name in FIELDS if name not in ("seconds", "acknowledged")} == {
         "diagnosis_id": "42",
         "subject": None,
         "device": "phone",
-        "code": 1000,
+        "close_code": 1000,
         "reason": "closed by the client",
         "events_sent": 1,
     }
@@ -323,7 +323,7 @@ async def test_who_accepts_nothing_is_one_line_of_its_own_beside_its_end(
         _, follower = await server.follow(device="phone")
         await server.fill(follower)
         await cut_off(server, logbook, "it accepted no byte for 10 s")
-        assert ends(logbook)[0]["code"] == "1006"
+        assert ends(logbook)[0]["close_code"] == "1006"
 
 
 async def test_who_answers_no_ping_is_one_line_of_its_own_beside_its_end(
@@ -348,7 +348,7 @@ async def test_who_does_not_take_its_goodbye_is_one_line_of_its_own_beside_its_e
         await server.fill(follower)
         follower.end(Ending.REVOKED)
         await cut_off(server, logbook, "it did not take its goodbye within 10 s")
-        assert ends(logbook)[0]["code"] == "1008"
+        assert ends(logbook)[0]["close_code"] == "1008"
 
 
 async def test_a_drain_that_cuts_everybody_off_still_says_how_each_ended(
@@ -359,7 +359,7 @@ async def test_a_drain_that_cuts_everybody_off_still_says_how_each_ended(
             await server.follow(device=f"device{number}")
         await server.world.registry.end_all()
         await server.hub.drain()
-        assert [one["code"] for one in ends(logbook)] == ["1012"] * 3
+        assert [one["close_code"] for one in ends(logbook)] == ["1012"] * 3
 
 
 async def test_the_gaps_of_a_connection_are_one_line_a_minute_with_their_sum(
@@ -408,6 +408,6 @@ async def test_take_overs_within_a_minute_are_one_line_a_minute(autojump_clock: 
             await server.follow(device="phone")
             await trio.sleep(8)
         await trio.sleep(70)
-        assert len([one for one in ends(logbook) if one["code"] == "4000"]) == 1
+        assert len([one for one in ends(logbook) if one["close_code"] == "4000"]) == 1
         assert sums() == ["7", "2"] or sum(map(int, sums())) == 9
         nursery.cancel_scope.cancel()

@@ -140,7 +140,20 @@ async def test_a_server_can_write_json_lines(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in "".join(mine.lines).splitlines()]
     (put,) = [line for line in lines if "PUT" in line["message"]]
     assert put["message"].startswith("PUT /diagnoses/42 201")
-    assert put.keys() == {"at", "level", "logger", "message", "request_id"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", put.pop("at"))
+    assert put.pop("milliseconds") > 0
+    assert len(put.pop("request_id")) == 16
+    assert put == {
+        "level": "info",
+        "logger": "avicenna.access",
+        "event": "request",
+        "message": put["message"],
+        "method": "PUT",
+        "path": "/diagnoses/42",
+        "status": 201,
+        "diagnosis_id": "42",
+        "code": None,
+    }
 
 
 def test_a_leak_is_found_wherever_the_pieces_of_the_output_end() -> None:

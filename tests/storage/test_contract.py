@@ -124,6 +124,16 @@ async def test_numbers_grow_by_one_per_diagnosis(store: Store, clock: ManualCloc
 
 
 @pytest.mark.guarantee(5)
+async def test_who_wants_to_know_hears_of_commits_that_have_spans(store: Store, clock: ManualClock) -> None:
+    told: list[tuple[list[list[object]], float, str | None]] = []
+    store.on_commit(lambda spans, since, error: told.append(([list(one) for one in spans], since, error)))
+    await store.register("d", "amira", [])
+    began = clock.monotonic()
+    await store.append_nowait("d", [event(1)], ["one", "two"]).wait()
+    await append(store, event(2))
+    assert told == [([["one", "two"]], began, None)]
+
+
 async def test_the_newest_hundred_are_retained(store: Store) -> None:
     await store.register("d", "amira", [])
     await append_numbers(store, 130)

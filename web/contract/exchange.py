@@ -71,8 +71,12 @@ class Request:
     """Has something undone when the request is over, however it ends; `None`: a handshake is over in its handler."""
     id: str = ""
     """Ties its lines in the log to each other."""
+    trace: str | None = None
+    """Its `traceparent`, as it came; `None`: it has none, or several."""
     who: Principal = ANONYMOUS
     """Who sent it, once that is known."""
+    published_to: str | None = None
+    """The diagnosis that its body names, once that is known."""
     is_among_operators: bool = False
     """Whether it came to the listener that only operators reach."""
 

@@ -8,6 +8,9 @@ from typing import Final
 REQUEST_ID: Final = "request_id"
 """The attribute of a record that has the id of another request than the current one, and the field of a JSON line."""
 
+TRACE_ID: Final = "trace_id"
+"""The field of a JSON line that names the trace of that request (`web.contract.trace_context`)."""
+
 FIELDS: Final = "fields"
 """The attribute of a record with what a JSON line has in fields of their own, beside the message."""
 

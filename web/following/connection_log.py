@@ -44,6 +44,8 @@ Fields = dict[str, str | int | float | None]
 _BARE: Final = re.compile(r"[\w.@:+][\w.@:+-]*")
 """Values that need no quotes."""
 
+_ENDED: Final[dict[Kind, str]] = {"WebSocket": "WebSocket ended: %s", "event stream": "event stream ended: %s"}
+
 logger = logging.getLogger("avicenna.connections")
 
 
@@ -96,13 +98,13 @@ class ConnectionLog:
         ring = None if roster is None else roster.ring
         acknowledged = None if known is None or ring is None else known.seq_in(ring.epoch)
         fields = self._who(_diagnosis_of(subscriber), subscriber.id) | {
-            "code": code,
+            "close_code": code,
             "reason": reason,
             "seconds": round(seconds, 1),
             "events_sent": subscriber.events_sent,
             "acknowledged": acknowledged,
         }
-        _say(f"{what} ended", fields, request_id)
+        _say(_ENDED[what], fields, request_id)
 
     def refused(self, what: Kind, asked: Request, code: int, reason: str) -> None:
         """A connection ends before `connect`; said within its request."""
@@ -111,8 +113,8 @@ class ConnectionLog:
             diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else None,
             SubscriberId(asked.who.sub, device if DEVICE.fullmatch(device) else None),
         )
-        end: Fields = {"code": code, "reason": reason, "seconds": 0.0, "events_sent": 0, "acknowledged": None}
-        _say(f"{what} ended", who | end)
+        end: Fields = {"close_code": code, "reason": reason, "seconds": 0.0, "events_sent": 0, "acknowledged": None}
+        _say(_ENDED[what], who | end)
 
     def refused_socket(self, asked: Request, code: int, reason: str) -> None:
         """A WebSocket ends before `connect`; said within its request."""
@@ -121,22 +123,27 @@ class ConnectionLog:
     def stalled(self, subscriber: Subscriber, why: str, request_id: str | None = None) -> None:
         """A stalled peer is cut off."""
         who = self._who(_diagnosis_of(subscriber), subscriber.id)
-        _say("stalled peer cut off", who | {"reason": why}, request_id)
+        _say("stalled peer cut off: %s", who | {"reason": why}, request_id)
 
     def stalled_refused(self, why: str) -> None:
         """A stalled peer that was refused is cut off."""
-        _say("stalled peer cut off", {"reason": why})
+        _say("stalled peer cut off: %s", {"reason": why})
 
     # Of those who publish
 
     def sender_ended(self, sub: str | None, code: int, reason: str, seconds: float, events: int, request: str) -> None:
         """A connection that published is over."""
-        fields: Fields = {"subject": self._shown(sub), "code": code, "reason": reason, "seconds": round(seconds, 1)}
-        _say("publishing WebSocket ended", fields | {"events_stored": events}, request)
+        fields: Fields = {
+            "subject": self._shown(sub),
+            "close_code": code,
+            "reason": reason,
+            "seconds": round(seconds, 1),
+        }
+        _say("publishing WebSocket ended: %s", fields | {"events_stored": events}, request)
 
     def sender_stalled(self, sub: str | None, why: str, request: str) -> None:
         """A stalled peer that published is cut off."""
-        _say("stalled peer cut off", {"subject": self._shown(sub), "reason": why}, request)
+        _say("stalled peer cut off: %s", {"subject": self._shown(sub), "reason": why}, request)
 
     # Sums
 
@@ -149,7 +156,7 @@ class ConnectionLog:
 
     def _say_gaps(self, subscriber: Subscriber, gaps: _Sum) -> None:
         who = self._who(_diagnosis_of(subscriber), subscriber.id)
-        _say("told of gaps", who | {"gaps": gaps.times, "events_lost": gaps.events})
+        _say("told of gaps: %s", who | {"gaps": gaps.times, "events_lost": gaps.events})
 
     def _is_within_a_war(self, subscriber: Subscriber) -> bool:
         """Count a replaced connection; whether another one of its subscriber was replaced within the last minute."""
@@ -166,8 +173,8 @@ class ConnectionLog:
 
     def _say_takeovers(self, name: tuple[str, SubscriberId], takeovers: _Sum) -> None:
         if takeovers.times:
-            fields = self._who(*name) | {"code": int(CloseCode.REPLACED), "reason": "replaced"}
-            _say("connections replace each other", fields | {"connections": takeovers.times})
+            fields = self._who(*name) | {"close_code": int(CloseCode.REPLACED), "reason": "replaced"}
+            _say("connections replace each other: %s", fields | {"connections": takeovers.times})
 
     async def run(self) -> None:
         """Write sums when they are due; until cancelled, and then those that are not.
@@ -212,9 +219,9 @@ def _diagnosis_of(subscriber: Subscriber) -> str:
     return subscriber.roster.diagnosis_id
 
 
-def _say(what: str, fields: Fields, request_id: str | None = None) -> None:
-    text = " ".join(f"{name}={_text_of(value)}" for name, value in fields.items())
-    logger.info("%s: %s", what, text, extra={FIELDS: fields, REQUEST_ID: request_id})
+def _say(text: str, fields: Fields, request_id: str | None = None) -> None:
+    shown = " ".join(f"{name}={_text_of(value)}" for name, value in fields.items())
+    logger.info(text, shown, extra={FIELDS: fields, REQUEST_ID: request_id})
 
 
 def _text_of(value: str | float | None) -> str:

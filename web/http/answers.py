@@ -108,7 +108,7 @@ def problem_of_status(status: int) -> Problem:
 
 def say(problem: Problem) -> None:
     """Have the log say that a request was answered in place of a route, without a word of what was sent."""
-    logger.info("answered by the edge: %d, %s", problem.status, problem.detail)
+    logger.info("answered by the edge: %d, %s%.0s", problem.status, problem.detail, problem.code)
 
 
 def events_of(problem: Problem, stream_id: int, *, has_body: bool = True) -> list[Event]:

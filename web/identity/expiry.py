@@ -200,8 +200,9 @@ class Expiry:
         except KeysMissing:
             raise wire.FrameError("quarantined", "the token cannot be verified right now; send it again") from None
         except TokenError as error:
-            where = session.diagnosis_id or "one who publishes"
-            logger.info("a newer token was not accepted on a connection of %s: %s", where, error)
+            followed = session.diagnosis_id
+            where = followed or "one who publishes"
+            logger.info("a newer token was not accepted on a connection of %s: %s%.0s", where, error, followed)
             detail = detail_of_revoked(error) if isinstance(error, TokenRevoked) else "the token is not valid"
             raise wire.FrameError("invalid_token", detail) from None
         except StorageError:

@@ -110,7 +110,7 @@ def _warn_unless_private(path: Path) -> None:
     if mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
         done = "written" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
         logger.warning(
-            "the secret key %s can be %s by others than its owner (mode %04o): make it 0600", path, done, mode
+            "the secret key %s can be %s by others than its owner (mode %s): make it 0600", path, done, f"{mode:04o}"
         )
 
 

@@ -94,6 +94,7 @@ def broadcasts(publisher: Publisher) -> Handlers:
                 diagnosis_id, publish = await publisher.decoded(
                     asked.who, body, "the body", lambda text: (wire.decode_update(kind, text), key)
                 )
+            asked.published_to = diagnosis_id
             receipt = await publisher.access.told(asked.who, publisher.acts.ask(diagnosis_id, publish))
             return answer(broadcasted(diagnosis_id, receipt))
 

@@ -26,6 +26,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from web.contract.errors import Problem
 from web.contract.exchange import Answer, Body, Handler, Handlers, Headers, Query, Request
 from web.contract.operations import JSON, OPERATIONS, Operation
+from web.contract.trace_context import TRACEPARENT
 from web.http.accepting import Address
 from web.http.adoption import Adoption, adoption_of
 from web.http.answers import websocket_wanted
@@ -306,8 +307,15 @@ def _record_of(found: BaseRequestWebsocket, operations: Mapping[str, Operation])
         parameters=found.view_args or {},
         route=None if rule is None else rule.rule,
         operation=None if rule is None else operations.get(rule.endpoint),
+        trace=_trace_of(found),
         is_among_operators=AMONG_OPERATORS in found.scope.get("state", {}),
     )
+
+
+def _trace_of(found: BaseRequestWebsocket) -> str | None:
+    """The `traceparent` of a request; of several none counts (W3C Trace Context section 3.2)."""
+    given = found.headers.getlist(TRACEPARENT)
+    return given[0] if len(given) == 1 else None
 
 
 def _peer_of(client: Sequence[Any] | None) -> str:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from quart_trio import QuartTrio
@@ -103,11 +103,15 @@ from web.server.reception import Reception
 from web.server.reloading import Reloading, ReloadRequests
 from web.server.service_manager import NOBODY, ServiceManager
 from web.server.setting_kinds import UNIX_PREFIX
-from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings
+from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings, SettingsError
 from web.server.signals import Signals
+from web.server.tracing import open_spans
 from web.websocket.hub import HELD_MAX, open_hub
 from web.websocket.poller import open_poller
 from web.websocket.refusing import Refusing
+
+if TYPE_CHECKING:
+    from web.server.spans import Spans
 
 DRAIN_SECONDS_MAX: Final = 8.0
 """Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
@@ -207,6 +211,7 @@ def _run(
             ready(url)
 
     try:
+        spans = open_spans(settings.tracing, SystemClock())
         trio.run(
             partial(
                 _serve_until_signal,
@@ -218,9 +223,10 @@ def _run(
                 log=log.statistics,
                 handed_over=handed_over,
                 manager=manager,
+                spans=spans,
             )
         )
-    except (BaseExceptionGroup, CannotOpen, KeyUnusable, StoreBroken, OSError) as failure:
+    except (BaseExceptionGroup, CannotOpen, KeyUnusable, SettingsError, StoreBroken, OSError) as failure:
         return _explain(failure, has_started=has_started)
     logger.info("stopped")
     return 0
@@ -235,7 +241,7 @@ def _explain(failure: BaseException, *, has_started: bool) -> int:
         case OSError() if has_started:
             logger.critical("the server failed: %s", first)
             return 1
-        case CannotOpen() | KeyUnusable() | OSError():
+        case CannotOpen() | KeyUnusable() | SettingsError() | OSError():
             logger.critical("cannot start: %s", first)
             return 2
         case StoreBroken():
@@ -256,6 +262,7 @@ async def _serve_until_signal(
     log: Callable[[], LogStatistics],
     handed_over: HandedOver | None,
     manager: ServiceManager,
+    spans: Spans | None,
 ) -> None:
     stopping, reload_requests = trio.Event(), ReloadRequests()
     token = trio.lowlevel.current_trio_token()
@@ -291,6 +298,7 @@ async def _serve_until_signal(
             handed_over=handed_over,
             manager=manager,
             reload_requests=reload_requests,
+            spans=spans,
         )
     finally:
         end.cancel()
@@ -331,6 +339,7 @@ async def serve(
     handed_over: HandedOver | None = None,
     manager: ServiceManager = NOBODY,
     reload_requests: ReloadRequests | None = None,
+    spans: Spans | None = None,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -344,6 +353,7 @@ async def serve(
         handed_over: listeners to serve, in place of those that the settings name. Takes them.
         manager: is told how the server is.
         reload_requests: when to read the keys anew; `None`: never.
+        spans: is told of requests, and of what becomes of what they publish; `None`: nobody is.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -384,8 +394,18 @@ async def serve(
         )
         trail = AccessTrail(store, clock) if settings.access_trail else None
         registry = Registry(
-            store, actors_nursery, render=render, clock=clock, jitter=jitter, limits=limits, trail=trail, bus=bus
+            store,
+            actors_nursery,
+            render=render,
+            clock=clock,
+            jitter=jitter,
+            limits=limits,
+            trail=trail,
+            bus=bus,
+            tracing=spans,
         )
+        if spans is not None:
+            store.on_commit(spans.committed)
         await actors_nursery.start(registry.run)
         actors_nursery.start_soon(_stop_when_broken, store, stopping)
         acts = Acts(store, registry, actors_nursery, settings.storage_seconds_max, refusals=WebError)
@@ -477,6 +497,8 @@ async def serve(
         door = FrontDoor(settings, access, remote_keys)
         instead = partial(goodbye_instead, log=connection_log, closes=stream_closes, clock=clock)
         reception = Reception(door, clock, _request_ids(), instead)
+        instead = partial(goodbye_instead, log=connection_log, clock=clock)
+        reception = Reception(door, clock, _request_ids(), instead, spans)
         further = () if extras is None else extras(stopping)
         app = create_app(reception, access, handlers, sockets.follow, publish_sockets.publish, further)
         kept_up: dict[str, Callable[[], Awaitable[None]]] = {

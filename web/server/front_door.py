@@ -33,6 +33,9 @@ _ALLOWED_HEADERS: Final = (
     # What polyfills of `EventSource` send.
     "Cache-Control",
     "X-Requested-With",
+    # What a page says of the trace that its request belongs to.
+    "traceparent",
+    "tracestate",
 )
 _PREFLIGHT_HEADERS: Final = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",

@@ -161,7 +161,7 @@ def _is_lasting(record: logging.LogRecord) -> bool:
     values = record.args or ()
     if type(values) is not tuple or FIELDS in record.__dict__:
         return False
-    return all(type(value) in _LASTING for value in values)
+    return _LASTING.issuperset(map(type, values))
 
 
 def _size_of(line: logging.LogRecord | bytes) -> int:

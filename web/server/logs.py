@@ -12,12 +12,14 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from web.contract import wire
-from web.contract.log_fields import FIELDS, REQUEST_ID, current_request
+from web.contract.log_fields import FIELDS, REQUEST_ID, TRACE_ID, current_request
+from web.contract.trace_context import trace_id_of
+from web.server.log_events import LIBRARY, LogEvent, event_of
 from web.server.log_writer import LogWriter
 from web.server.settings import Settings
 
@@ -26,6 +28,9 @@ PLACES_MAX: Final = 12
 
 EXCEPTIONS_MAX: Final = 16
 """Exceptions shown of a group and its causes. Beyond: left out."""
+
+OURS: Final = "avicenna"
+"""Above all loggers of this server."""
 
 _SECRETS: Final = (
     # Three parts as a signed token has them (RFC 7515), whatever JSON its header is; two more has an encrypted one.
@@ -45,6 +50,10 @@ _SECRETS: Final = (
 
 _SUSPECT: Final = re.compile(r"\.[A-Za-z0-9_-]{40}|eyJ|\?|[Bb][Ee][Aa][Rr][Ee][Rr]")
 """A text with a secret contains one of these. Reason: most lines contain none, and one search tells."""
+
+
+_AS_THEY_ARE: Final = frozenset({int, bool, type(None)})
+"""Kinds of values that hold no text."""
 
 
 def redacted(text: str) -> str:
@@ -102,24 +111,42 @@ class Formatter(logging.Formatter):
         at, message = wire.timestamp(record.created), redacted(record.getMessage())
         request_id = getattr(record, REQUEST_ID, None) or current_request.get()
         error = record.exc_info[1] if record.exc_info else None
+        trace_id = trace_id_of(request_id)
         if not self._json:
             text = f"{at} {record.levelname.upper()} {record.name}: {message}"
             if request_id is not None:
-                text += f" [{request_id}]"
+                text += f" [{request_id}]" if trace_id is None else f" [{request_id} {trace_id}]"
             return text if error is None else f"{text} ({describe(error)})"
+        event = event_of(record)
         line: dict[str, object] = {
             "at": at,
             "level": record.levelname.lower(),
             "logger": record.name,
+            "event": LIBRARY if event is None else event.name,
             "message": message,
         }
         if request_id is not None:
-            line[REQUEST_ID] = request_id
+            line[REQUEST_ID] = str(request_id)
+        if trace_id is not None:
+            line[TRACE_ID] = trace_id
         if error is not None:
             line["exception"] = describe(error)
-        for name, value in getattr(record, FIELDS, {}).items():
-            line[name] = redacted(value) if isinstance(value, str) else value
+        if event is not None:
+            for name, value in zip(event.fields, _values_of(event, record), strict=True):
+                kind = type(value)
+                if kind is float:
+                    line[name] = round(value, 3)
+                else:
+                    line[name] = value if kind in _AS_THEY_ARE else redacted(str(value))
         return wire.encode(line).decode()
+
+
+def _values_of(event: LogEvent, record: logging.LogRecord) -> Sequence[Any]:
+    """What stands in the fields of an event."""
+    if event.is_whole:
+        given: Mapping[str, object] = getattr(record, FIELDS, {})
+        return [given.get(name) for name in event.fields]
+    return cast("tuple[Any, ...]", record.args or ())
 
 
 class Record(logging.LogRecord):
@@ -173,6 +200,10 @@ def set_up_logging(settings: Settings) -> LogWriter:
     formatter = Formatter(json=settings.log_format == "json")
     handler = LogWriter(sys.stderr.fileno(), lambda dropped: formatter.format(_dropped(dropped)))
     handler.setFormatter(formatter)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    level = settings.log_level.upper()
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # Of libraries only what an operator should know: some say at the level `debug` what they were given.
+    logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger(OURS).setLevel(level)
     logging.captureWarnings(capture=True)
     return handler

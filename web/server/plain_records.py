@@ -11,6 +11,7 @@ from werkzeug.routing import Rule
 
 from web.contract.exchange import Headers, Query, Request
 from web.contract.operations import Operation
+from web.contract.trace_context import TRACEPARENT
 from web.http.plain import Plain
 
 _NO_QUERY: Final = cast("Query", ImmutableMultiDict[str, str]())
@@ -61,6 +62,7 @@ def record_of(
         parameters=parameters,
         route=rule.rule,
         operation=operation,
+        trace=plain.headers.get(TRACEPARENT),
     )
 
 

@@ -69,6 +69,7 @@ DamagePolicy = Literal["refuse", "set_aside"]
 LogFormat = Literal["people", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogSubjects = Literal["no", "digest", "plain"]
+Tracing = Literal["auto", "on", "off"]
 
 
 class SettingsError(Exception):
@@ -282,6 +283,12 @@ class Settings:
         "no",
         choice(LogSubjects),
         "How log lines about connections name the subject: not, by 16 digits of its SHA-256, or as it is.",
+    )
+    tracing: Tracing = _setting(
+        "auto",
+        choice(Tracing),
+        "Spans by OpenTelemetry (the extra `otel`). `auto`: if the process has a tracer provider, as under "
+        "`opentelemetry-instrument`; `on`: by the SDK, configured by its `OTEL_` variables; `off`: none.",
     )
 
     def __post_init__(self) -> None:
