@@ -496,8 +496,6 @@ async def serve(
         }
         door = FrontDoor(settings, access, remote_keys)
         instead = partial(goodbye_instead, log=connection_log, closes=stream_closes, clock=clock)
-        reception = Reception(door, clock, _request_ids(), instead)
-        instead = partial(goodbye_instead, log=connection_log, clock=clock)
         reception = Reception(door, clock, _request_ids(), instead, spans)
         further = () if extras is None else extras(stopping)
         app = create_app(reception, access, handlers, sockets.follow, publish_sockets.publish, further)
