@@ -462,9 +462,11 @@ async def test_the_lines_of_a_diagnosis_are_stored_together_wherever_they_stand(
     appended: list[tuple[str, int]] = []
     append = SqliteStore.append_nowait
 
-    def noted(store: SqliteStore, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+    def noted(
+        store: SqliteStore, diagnosis_id: str, events: Sequence[NewEvent], spans: Sequence[object] = ()
+    ) -> PendingAppend:
         appended.append((diagnosis_id, len(events)))
-        return append(store, diagnosis_id, events)
+        return append(store, diagnosis_id, events, spans)
 
     monkeypatch.setattr(SqliteStore, "append_nowait", noted)
     names = ["a", "b", "c", "d"]
