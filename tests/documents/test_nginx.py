@@ -1,4 +1,5 @@
-"""The nginx of `docs/DEPLOYMENT.md` loads as it stands there, and passes on what clients want."""
+"""The nginx of `deploy/nginx` loads as it stands there, and passes on what clients want, with the settings of
+`docs/DEPLOYMENT.md`."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ from tests.server.harness import Client, Server, running_server
 from web.server.settings import load
 
 PAGE = (ROOT / "docs" / "DEPLOYMENT.md").read_text()
+NGINX = (ROOT / "deploy" / "nginx" / "avicenna-live.conf").read_text()
 NAME = "live.example.org"
 
 
@@ -71,14 +73,14 @@ def certificate(directory: Path) -> Path:
 
 
 def configured(directory: Path, port: int) -> Path:
-    """The block of the page in a whole configuration, with files and a port of this test in place of the machine's."""
+    """The example in a whole configuration, with files and a port of this test in place of the machine's."""
     places = {
         "/run/avicenna/live.sock": directory / "live.sock",
         "/etc/ssl/": f"{directory}/",
         "/var/log/nginx/": f"{directory}/",
         "listen 443 ": f"listen 127.0.0.1:{port} ",
     }
-    text = block("nginx")
+    text = NGINX
     for theirs, ours in places.items():
         assert theirs in text
         text = text.replace(theirs, str(ours))
@@ -117,7 +119,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy(directory: Path) -> AsyncIterator[Proxy]:
-    """The nginx of the page in front of a server with the settings of the page."""
+    """The nginx of the example in front of a server with the settings of the page."""
     directory.chmod(0o755)
     trust = ssl.create_default_context(cafile=str(certificate(directory)))
     port = free_port()
@@ -149,7 +151,7 @@ async def listens(port: int) -> bool:
     return True
 
 
-def test_the_block_of_the_page_loads(tmp_path: Path) -> None:
+def test_the_example_loads(tmp_path: Path) -> None:
     certificate(tmp_path)
     file = configured(tmp_path, free_port())
     done = subprocess.run([*command(file), "-t"], capture_output=True, text=True, timeout=30, check=False)
@@ -157,10 +159,10 @@ def test_the_block_of_the_page_loads(tmp_path: Path) -> None:
     assert "[emerg]" not in done.stderr
 
 
-def test_the_block_of_the_page_loads_before_nginx_1_25() -> None:
+def test_the_example_loads_before_nginx_1_25() -> None:
     """Debian 12 has 1.22, Ubuntu 24.04 has 1.24: neither knows the directive `http2`."""
-    assert re.search(r"^ +listen 443 ssl http2;$", block("nginx"), re.MULTILINE)
-    assert not re.search(r"^ +http2 ", block("nginx"), re.MULTILINE)
+    assert re.search(r"^ +listen 443 ssl http2;$", NGINX, re.MULTILINE)
+    assert not re.search(r"^ +http2 ", NGINX, re.MULTILINE)
 
 
 async def test_requests_websockets_and_event_streams_pass(tmp_path: Path) -> None:
