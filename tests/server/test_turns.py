@@ -11,6 +11,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.edge.peers import Peer, connect, request
+from tests.edge.test_bursts import send_now
 from tests.server.harness import Server
 from web.contract import wire
 from web.contract.records import Update
@@ -78,6 +79,15 @@ async def test_what_fits_into_a_turn_does_not_wait() -> None:
     turns = Turns(TURN)  # nobody runs it
     for _ in range(10):
         await turns.take("amira", TURN // 10)
+
+
+async def test_a_turn_is_used_up_until_the_loop_has_had_one(nursery: trio.Nursery) -> None:
+    turns = Turns(TURN)
+    nursery.start_soon(turns.run)
+    for _ in range(3):
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(0):  # no checkpoint
+            await turns.take("amira", TURN)
 
 
 async def test_users_have_their_turns_one_after_another_whoever_came_first() -> None:
@@ -172,9 +182,8 @@ async def test_one_users_burst_of_large_broadcasts_keeps_nobody_elses_waiting(
     burst = await peers_with_all_but_the_last_byte(server, "amira", 30, large)
     (small,) = await peers_with_all_but_the_last_byte(server, "bo", 1, b'{"diagnosis_id":2,"new_data":{}}')
     await trio.testing.wait_all_tasks_blocked(0.05)
-    for peer in burst:
-        await peer.stream.socket.send(b"}")
-    await small.stream.socket.send(b"}")
+    for peer in (*burst, small):
+        send_now(peer, b"}")
     assert (await small.answer()).status == 200
     assert decoded.index(2) <= 5
     for peer in burst:

@@ -19,7 +19,7 @@ from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
 from web.contract.errors import Problem
 from web.http import answers
 from web.http.accepting import Address, accept_from
-from web.http.connection import Connection
+from web.http.connection import PLAIN_COST, REQUEST_COST, Connection
 from web.http.handshake import Headers
 from web.http.line import Line, Patience, linger
 from web.http.nonblocking import Gone, close, send_some
@@ -35,8 +35,8 @@ EXTRA_SECONDS_MAX: Final = 2.0
 """Longest time the head of such a request may take. Beyond: 503."""
 
 BEGUN_AT_ONCE_MAX: Final = 8
-"""Requests begun in one turn of the event loop. Reason: they take some milliseconds, and a publish takes ten turns.
-Beyond: the next turn, addresses one after another."""
+"""Requests begun in one turn of the event loop; plain ones count less (`PLAIN_COST`). Reason: they take some
+milliseconds, and a publish takes ten turns. Beyond: the next turn, addresses one after another."""
 
 STALL_LOOKS: Final = 10
 """How often it is looked whether a peer has accepted anything, within the longest time that it may not."""
@@ -135,7 +135,7 @@ class Edge:
         self.connections: dict[Connection, None] = {}
         self.writing: dict[Line, None] = {}
         self.terms = terms
-        self.turns = Turns(BEGUN_AT_ONCE_MAX, share=1)
+        self.turns = Turns(BEGUN_AT_ONCE_MAX * REQUEST_COST, share=PLAIN_COST)
         self._extra = 0
         self._share_logged_at = -inf
         self.cut_at = inf

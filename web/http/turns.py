@@ -54,7 +54,7 @@ class Turns:
         self._owners: dict[Hashable, _Owner] = {}
         """The owners whose work waits, the next one first."""
         self._left = cost_max
-        """What this turn has room for."""
+        """What this turn has room for; `cost_max`: nothing was begun in it."""
         self._worked_seconds = 0.0
         """In this turn."""
         self._worked_until = -inf
@@ -68,6 +68,8 @@ class Turns:
         Cancellation: gives the turn up.
         """
         if self._left > 0 and not self._owners:
+            if self._left == self._cost_max:
+                self._wanted.set()
             self._left -= cost
             return
         one = _Waiting(cost)
@@ -90,17 +92,17 @@ class Turns:
             self._worked_seconds += self._worked_until - began
 
     async def run(self) -> None:
-        """Give turns to whoever waits; until cancelled."""
+        """Begin a turn whenever the event loop has had one, and give turns to whoever waits; until cancelled."""
         while True:
-            await self._wanted.wait()
-            while self._owners:
+            await self._wanted.wait()  # a turn of the loop, also if it is set
+            if self._owners:
                 # Work that got its turn is woken in one turn of the loop and done in the next.
                 await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
-                pause = self._worked_seconds if self._worked_seconds > LONG_SECONDS else 0.0
-                await trio.sleep_until(max(trio.current_time(), self._worked_until + pause))
-                self._begin_turn()
-            self._wanted = trio.Event()
+            if self._worked_seconds > LONG_SECONDS:
+                await trio.sleep_until(max(trio.current_time(), self._worked_until + self._worked_seconds))
+            self._begin_turn()
+            if self._left == self._cost_max:
+                self._wanted = trio.Event()
 
     def _begin_turn(self) -> None:
         self._left, self._worked_seconds = self._cost_max, 0.0
