@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import trio
 
@@ -69,8 +69,8 @@ class Acts:
         self._refusals = refusals
         self._acts_nursery = acts_nursery
         self._seconds_max = storage_seconds_max
-        self._waiting: dict[trio.CancelScope, float] = {}
-        """Since when each wait lasts; the longest first."""
+        self._waiting: dict[trio.CancelScope | Pending[Any], float] = {}
+        """Since when each wait lasts; the longest first. A wait ends with its scope, or with an error as its answer."""
         self._under_way = 0
         self._ended = trio.Event()
 
@@ -88,15 +88,21 @@ class Acts:
         self._under_way += 1
         self._acts_nursery.start_soon(self._run, act, reply, asked)
         try:
-            with self.patience():
-                return cast("Answer", await reply.wait())
+            return cast("Answer", await self._answer_of(reply))
         finally:
             asked.is_waiting = False
 
     async def ask(self, diagnosis_id: str, message: Asks[Answer]) -> Answer:
         """Ask the actor of a diagnosis, with patience. Raises as `Registry.ask`, or `Unanswered`."""
-        with self.patience():
-            return await self._registry.ask(diagnosis_id, message)
+        return await self._answer_of(self._registry.put(diagnosis_id, message))
+
+    async def _answer_of(self, reply: Pending[Answer]) -> Answer:
+        """Wait as within `patience`, for an answer that nobody else waits for. Reason: a scope costs 10 us."""
+        self._waiting[reply] = trio.current_time()
+        try:
+            return await reply.wait()
+        finally:
+            del self._waiting[reply]
 
     @contextmanager
     def patience(self) -> Iterator[None]:
@@ -112,7 +118,7 @@ class Acts:
             finally:
                 del self._waiting[scope]
         if scope.cancelled_caught:
-            raise Unanswered("the disk does not answer")
+            raise _unanswered()
 
     async def watch(self) -> None:
         """End waits that have lasted too long; until cancelled."""
@@ -121,10 +127,13 @@ class Acts:
             # A mailbox may be long, and this process may have been paused: only the disk's own silence counts.
             is_silent = bool(self._waiting) and self.store.statistics().waiting_seconds >= self._seconds_max
             patience = self._seconds_max if is_silent else ANSWER_SECONDS_MAX
-            for scope, began_at in list(self._waiting.items()):
+            for wait, began_at in list(self._waiting.items()):
                 if now < began_at + patience:
                     break  # those behind have waited less
-                scope.cancel()
+                if isinstance(wait, Pending):
+                    wait.refuse(_unanswered())
+                else:
+                    wait.cancel()
             await trio.sleep(LOOK_SECONDS)
 
     async def settle(self) -> None:
@@ -148,3 +157,7 @@ class Acts:
             self._under_way -= 1
             self._ended.set()
             self._ended = trio.Event()
+
+
+def _unanswered() -> Unanswered:
+    return Unanswered("the disk does not answer")

@@ -12,7 +12,7 @@ Answer = TypeVar("Answer")
 class Pending(Generic[Answer]):
     """Where one answer will be, or the error in its place. It outlives whoever asked.
 
-    `answer` or `refuse` is called once, on Trio's thread, and never waits.
+    `answer` and `refuse` are called on Trio's thread, and never wait. The first of them counts.
     """
 
     __slots__ = ("_answer", "_error", "done", "settled_at")
@@ -27,15 +27,17 @@ class Pending(Generic[Answer]):
 
     def answer(self, answer: Answer) -> None:
         """Give the answer, and wake whoever waits."""
-        self._answer = answer
-        self.settled_at = trio.current_time()
-        self.done.set()
+        if not self.done.is_set():
+            self._answer = answer
+            self.settled_at = trio.current_time()
+            self.done.set()
 
     def refuse(self, error: Exception) -> None:
         """Give an error in the place of the answer, and wake whoever waits."""
-        self._error = error
-        self.settled_at = trio.current_time()
-        self.done.set()
+        if not self.done.is_set():
+            self._error = error
+            self.settled_at = trio.current_time()
+            self.done.set()
 
     @property
     def is_there(self) -> bool:

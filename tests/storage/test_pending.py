@@ -34,4 +34,8 @@ async def test_all_who_wait_get_the_answer_or_the_error_and_so_does_who_comes_la
         else:
             pending.answer(7)
     await ask()
-    assert got == [refusal if is_refused else 7] * 3
+    # Whoever gave up waiting may have settled it.
+    pending.answer(8)
+    pending.refuse(Busy("too late"))
+    await ask()
+    assert got == [refusal if is_refused else 7] * 4
