@@ -77,6 +77,8 @@ class Request:
     """Who sent it, once that is known."""
     published_to: str | None = None
     """The diagnosis that its body names, once that is known."""
+    names_headers_once: bool = False
+    """It is known that none of its header fields was given twice."""
     is_among_operators: bool = False
     """Whether it came to the listener that only operators reach."""
 

@@ -146,16 +146,22 @@ class Line:
         Args:
             waits_first: nothing can have come yet, so it is not looked before it is waited. There is a checkpoint.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if not waits_first:
+            await trio.lowlevel.checkpoint_if_cancelled()
         while True:
-            await self.finish_answer()
-            is_late = trio.current_time() >= self._deadline
-            looks, waits_first = not waits_first or is_late or self.is_broken, False
-            if looks and ((data := self.arrived()) is not None or is_late):
-                return data
+            if self.is_handed_over:
+                await self.finish_answer()
+            # Whoever waits is woken when the deadline has passed, unless it has passed from the beginning.
+            if not waits_first or self._deadline == -inf or self.is_broken:
+                data = self.arrived()
+                if data is not None or trio.current_time() >= self._deadline:
+                    return data
+            waits_first = False
             self._is_waiting = True
-            with suppress(trio.ClosedResourceError):
+            try:  # noqa: SIM105 - `suppress` costs a microsecond at each wait
                 await trio.lowlevel.wait_readable(self._sock)
+            except trio.ClosedResourceError:
+                pass
             self._is_waiting = False
 
     def arrived(self) -> bytes | None:

@@ -7,8 +7,7 @@ waiting owners has cost as much.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from math import inf
 from typing import Final
 
@@ -37,6 +36,21 @@ class _Owner:
         self.waiting: deque[_Waiting] = deque()
         self.credit = 0
         """What its work may still cost before it is another's turn; below zero: so much it has cost too much."""
+
+
+class Work:
+    """A stretch of work, measured."""
+
+    __slots__ = ("_began_at", "_turns")
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def __enter__(self) -> None:
+        self._began_at = trio.current_time()
+
+    def __exit__(self, *_: object) -> None:
+        self._turns.worked(self._began_at)
 
 
 class Turns:
@@ -81,15 +95,14 @@ class Turns:
             self._give_up(whose, one)
             raise
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Measures work that has no checkpoint."""
-        began = trio.current_time()
-        try:
-            yield
-        finally:
-            self._worked_until = trio.current_time()
-            self._worked_seconds += self._worked_until - began
+    def at_work(self) -> Work:
+        """Measures, as a `with` block, work that has no checkpoint."""
+        return Work(self)
+
+    def worked(self, began_at: float) -> None:
+        """Count work of this turn that ends now; for `Work` alone."""
+        self._worked_until = trio.current_time()
+        self._worked_seconds += self._worked_until - began_at
 
     async def run(self) -> None:
         """Begin a turn whenever the event loop has had one, and give turns to whoever waits; until cancelled."""

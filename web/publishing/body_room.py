@@ -7,9 +7,7 @@ refused, and what it held is free again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
 
@@ -18,7 +16,7 @@ SHARES: Final = 4
 
 
 class Room:
-    """What the body of one request holds."""
+    """What the body of one request holds; given back at the end of a `with` block."""
 
     __slots__ = ("_allowance", "_sub", "held")
 
@@ -37,6 +35,12 @@ class Room:
         self._allowance.take(self._sub, length)
         self.held += length
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._allowance.give_back(self._sub, self.held)
+
 
 class Allowance:
     """Room for the bodies of one kind of request."""
@@ -52,17 +56,9 @@ class Allowance:
         """Bytes that are taken."""
         return self._held
 
-    @contextmanager
-    def room_of(self, sub: str | None) -> Iterator[Room]:
-        """Room for one body of a user, given back at the end."""
-        room = Room(self, sub)
-        try:
-            yield room
-        finally:
-            self._held -= room.held
-            self._held_by[sub] -= room.held
-            if not self._held_by[sub]:
-                del self._held_by[sub]
+    def room_of(self, sub: str | None) -> Room:
+        """Room for one body of a user."""
+        return Room(self, sub)
 
     def take(self, sub: str | None, length: int) -> None:
         """Take room in the name of a user; for `Room` alone."""
@@ -72,6 +68,13 @@ class Allowance:
             raise _no_room("the bodies of this user's requests in hand are too large")
         self._held += length
         self._held_by[sub] += length
+
+    def give_back(self, sub: str | None, length: int) -> None:
+        """Give back room that was taken in the name of a user; for `Room` alone."""
+        self._held -= length
+        self._held_by[sub] -= length
+        if not self._held_by[sub]:
+            del self._held_by[sub]
 
 
 def _no_room(why: str) -> Problem:

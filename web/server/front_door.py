@@ -74,7 +74,7 @@ class FrontDoor:
         settings = self._settings
         self._count(asked)
         self._check_host(asked)
-        if (repeated := repeated_header(asked.headers.items())) is not None:
+        if not asked.names_headers_once and (repeated := repeated_header(asked.headers.items())) is not None:
             raise Problem("invalid_field", repeated)
         is_preflight = asked.method == "OPTIONS" and "Access-Control-Request-Method" in asked.headers
         if (is_preflight or asked.method not in SAFE_METHODS) and not self._access.origin_allowed(asked):

@@ -63,6 +63,7 @@ def record_of(
         route=rule.rule,
         operation=operation,
         trace=plain.headers.get(TRACEPARENT),
+        names_headers_once=True,
     )
 
 
