@@ -27,6 +27,9 @@ def feedback(**raw: bytes) -> bytes:
         (feedback(effectiveness=b"1e999"), "invalid_field"),
         (feedback(feedback_id=b"9" * 5000), "invalid_field"),
         (b'{"diagnosis_id":42,"diagnosis_id":43,"feedback_id":1,"rating":5}', "bad_json"),
+        (feedback()[:-1] + b',"rating":4}', "bad_json"),
+        (feedback()[:-1] + b',"rating" :4}', "bad_json"),
+        (feedback()[:-1] + b',"ratin\\u0067":4}', "bad_json"),
         (b"\xef\xbb\xbf" + feedback(), "bad_json"),
         (feedback() + b"x", "bad_json"),
         (feedback(rating=b"4.5"), "invalid_field"),
@@ -51,6 +54,13 @@ async def test_a_field_named_twice_is_refused_at_any_depth(server: Server) -> No
     answer = await server.http.post("/ws/broadcast-recommendation-update", content=body, headers=headers)
     assert_problem(answer, 400, "bad_json", "twice")
     assert "dose" not in answer.text
+
+
+async def test_a_text_may_be_the_name_of_a_field(server: Server) -> None:
+    await server.register()
+    for comment in ("rating", "{", '"rating":', "\\"):
+        body = {"diagnosis_id": 42, "feedback_id": 1, "rating": 5, "comment": comment}
+        assert (await server.post("feedback", body)).status_code == 200
 
 
 async def test_integers_of_any_size_are_delivered_as_they_were_sent(server: Server) -> None:
