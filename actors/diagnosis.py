@@ -34,6 +34,7 @@ from actors.messages import (
     Forgotten,
     Heard,
     Inspect,
+    Judge,
     Judged,
     Publish,
     Purge,
@@ -271,8 +272,9 @@ class DiagnosisActor:
             if self._missing is not None and self._look_at <= trio.current_time():
                 self._look_at = inf
                 return self._take_in_hand(Envelope(Heard(self._missing)))
-            # With subscribers it stays, and needs no timer: whoever leaves last sends a message (`Registry`).
-            if self._roster.subscribers and self._missing is None:
+            # With mail it has something to do. With subscribers it stays, and whoever leaves last sends a message
+            # (`Registry`). Neither needs a timer.
+            if self._mailbox or (self._roster.subscribers and self._missing is None):
                 return self._take_in_hand(await self._mailbox.receive())
             with trio.move_on_at(min(self._look_at, trio.current_time() + self._passivate_after_seconds)):
                 return self._take_in_hand(await self._mailbox.receive())
@@ -326,9 +328,12 @@ class DiagnosisActor:
                 self._refuse(envelope, refusal)
             return []
         allowed = []
+        allowing: Judge | None = None
         for envelope in batch:
             assert isinstance(envelope.message, Judged), "nobody needs a right to the others"
-            if (refused := envelope.message.judge(registered)) is None:
+            judge = envelope.message.judge
+            if judge is allowing or (refused := judge(registered)) is None:
+                allowing = judge
                 allowed.append(envelope)
             else:
                 self._refuse(envelope, refused)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from actors.resume import Plan, Wanted
 from actors.roster import Subscriber, Whose
@@ -41,8 +41,7 @@ class Asks(Generic[Answer]):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """The answer to a publisher: the event is on disk and on its way."""
 
     seq: Seq

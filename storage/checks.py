@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Final
 
 from storage.errors import StorageError, Unstorable
-from storage.records import Appended, NewEvent
+from storage.records import Appended, CursorMove, NewEvent
 
 INTEGER_MAX: Final = 2**63 - 1
 """SQLite's integers have 64 bits. Beyond: refused."""
@@ -29,6 +29,16 @@ def check(*values: object) -> None:
             check(*value)
         elif is_dataclass(value):
             check(*(getattr(value, one.name) for one in fields(value)))
+
+
+def check_moves(moves: Sequence[CursorMove]) -> None:
+    """As `check`, of cursors, at a tenth of its cost: thousands of them follow a few dozen events."""
+    for move in moves:
+        name = move.subscriber
+        for text in (move.diagnosis_id, name.sub, name.device, move.epoch):
+            if text is not None:
+                check_text(text)
+        check(move.seq)
 
 
 def refusal_of(event: NewEvent) -> Unstorable | None:

@@ -270,7 +270,7 @@ class MemoryStore(TellsDamage):
 
     @_change
     def move_cursors(self, moves: Sequence[records.CursorMove]) -> Sequence[records.Seq | None]:
-        checks.check(tuple(moves))
+        checks.check_moves(moves)
         self._changing()
         for move in moves:
             self._move_cursor(move)

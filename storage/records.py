@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, NewType
+from typing import Final, Literal, NamedTuple, NewType
 
 from storage.histogram import NO_COUNTS, NO_SECONDS, Distribution
 
@@ -71,8 +71,7 @@ class NewEvent:
     """What "same event" means for `key`: equal digests, same event. Ignored without a key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A stored event."""
 
     seq: Seq
@@ -82,8 +81,7 @@ class Event:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """The answer to one `NewEvent`: it is on disk under this number."""
 
     seq: Seq

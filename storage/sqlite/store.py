@@ -294,7 +294,7 @@ class SqliteStore(TellsDamage):
 
     async def move_cursors(self, moves: Sequence[records.CursorMove]) -> Sequence[records.Seq | None]:
         given = tuple(moves)
-        checks.check(given)
+        checks.check_moves(given)
         return await self._change(lambda db, now: cursors.move_cursors(db, given))
 
     async def cursors(

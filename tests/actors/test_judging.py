@@ -47,6 +47,21 @@ async def test_events_that_wait_in_a_mailbox_are_judged_when_they_are_handed_ove
     assert await small.stored() == [(1, b"first"), (2, b"0"), (3, b"2"), (4, b"4")]
 
 
+async def test_one_judge_of_several_events_is_asked_once_for_those_that_are_handed_over_together(
+    autojump_clock: MockClock, small: World
+) -> None:
+    mine, theirs = Right(), Right()
+    small.store.gate = trio.Event()
+    answers = [small.registry.tell(DIAGNOSIS, publish(mine))]
+    await wait_all_tasks_blocked()
+    judge = mine.judge
+    waiting = [Publish(NewEvent("feedback_update", b"x"), one) for one in (judge, judge, theirs.judge, judge)]
+    answers += [small.registry.tell(DIAGNOSIS, one) for one in waiting]
+    small.store.gate.set()
+    assert [(await answer()).seq for answer in answers] == [1, 2, 3, 4, 5]
+    assert (len(mine.asked), len(theirs.asked)) == (1 + 2, 1), "again after another sender"
+
+
 async def test_a_publish_that_is_done_again_after_a_crash_is_judged_again(
     autojump_clock: MockClock, small: World
 ) -> None:

@@ -672,6 +672,8 @@ async def test_texts_and_numbers_no_row_can_hold_are_refused(store: Store) -> No
         await store.record(NewAuditRow("\ud800", "what", "d"))
     with pytest.raises(Unstorable):
         await store.move_cursors([CursorMove("d", PHONE, epoch, Seq(2**64), 1.0)])
+    with pytest.raises(Unstorable):
+        await store.move_cursors([CursorMove("d", SubscriberId("amira", "\ud800"), epoch, Seq(0), 1.0)])
     assert [one.diagnosis_id for one in await store.diagnoses()] == ["d"]
 
 

@@ -17,9 +17,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from actors.messages import Admission
+from actors.messages import Admission, Receipt
 from actors.ring import Gap
-from storage.records import AcknowledgedBy, Event, NewEvent, Seq
+from storage.records import AcknowledgedBy, Epoch, Event, NewEvent, Seq
 from web.contract.errors import Problem
 from web.contract.number import as_valued, as_written
 from web.contract.principals import Principal
@@ -363,11 +363,16 @@ def render_event(diagnosis_id: str, event: Event) -> bytes:
         body = _LARGE_ID.sub(_readable_id, body)
     return b'{"type":"%b","diagnosis_id":%b,"seq":%d,"timestamp":"%b","data":%b}' % (
         event.kind.encode(),
-        encode(diagnosis_id_as_json(diagnosis_id)),
+        _shown_id(diagnosis_id),
         event.seq,
         timestamp(event.at).encode(),
         body,
     )
+
+
+@lru_cache(maxsize=1024)
+def _shown_id(diagnosis_id: str) -> bytes:
+    return encode(diagnosis_id_as_json(diagnosis_id))
 
 
 def _readable_id(found: re.Match[bytes]) -> bytes:
@@ -406,15 +411,87 @@ def frame(kind: str, diagnosis_id: str | None, at: float, data: object) -> bytes
     return encode(envelope)
 
 
-def receipt_frame(publish_id: str, diagnosis_id: str, at: str, receipt: dict[str, object]) -> bytes:
+class _Subscribers(msgspec.Struct):
+    online: int
+    known: int
+    at_risk: int
+
+
+class Broadcasted(msgspec.Struct):
+    """The answer to a single broadcast (PROTOCOL section 7.5). It takes a third of the time of a dict."""
+
+    status: str
+    diagnosis_id: int | str
+    seq: Seq
+    epoch: Epoch
+    clients_notified: int
+    subscribers: _Subscribers
+    replayed: bool
+
+
+class _Result(msgspec.Struct):
+    """The same of one line of many. The order of the fields is that of their texts."""
+
+    line: int
+    status: int
+    diagnosis_id: int | str
+    seq: Seq
+    epoch: Epoch
+    clients_notified: int
+    subscribers: _Subscribers
+    replayed: bool
+
+
+class _ReceiptFrame(msgspec.Struct):
+    type: str
+    diagnosis_id: int | str
+    timestamp: str
+    id: str
+    receipt: Broadcasted
+
+
+def broadcasted(diagnosis_id: str, receipt: Receipt) -> Broadcasted:
+    """What a publisher is told about an event that is on disk."""
+    return Broadcasted(
+        "broadcasted",
+        diagnosis_id_as_json(diagnosis_id),
+        receipt.seq,
+        receipt.epoch,
+        receipt.clients_notified,
+        _Subscribers(receipt.online, receipt.known, receipt.at_risk),
+        receipt.replayed,
+    )
+
+
+def result_line(line: int, diagnosis_id: str, receipt: Receipt) -> bytes:
+    """The result of a line of a bulk request whose event is on disk; without a newline."""
+    return encode(
+        _Result(
+            line,
+            HTTPStatus.OK.value,
+            diagnosis_id_as_json(diagnosis_id),
+            receipt.seq,
+            receipt.epoch,
+            receipt.clients_notified,
+            _Subscribers(receipt.online, receipt.known, receipt.at_risk),
+            receipt.replayed,
+        )
+    )
+
+
+def refused_line(line: int, problem: Problem) -> bytes:
+    """The result of a line of a bulk request of which nothing was stored; without a newline."""
+    return encode({"line": line, **problem_object(problem)})
+
+
+def receipt_frame(publish_id: str, diagnosis_id: str, at: str, receipt: Receipt) -> bytes:
     """The answer to a frame that published.
 
     Args:
         at: when it is answered, as `timestamp` has it.
-        receipt: the answer to the same as a request (PROTOCOL section 7.5).
     """
-    shown = diagnosis_id_as_json(diagnosis_id)
-    return encode({"type": "receipt", "diagnosis_id": shown, "timestamp": at, "id": publish_id, "receipt": receipt})
+    shown = broadcasted(diagnosis_id, receipt)
+    return encode(_ReceiptFrame("receipt", shown.diagnosis_id, at, publish_id, shown))
 
 
 def refused_frame(publish_id: str, diagnosis_id: str | None, at: str, problem: Problem) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from actors.acts import Acts
-from actors.messages import Publish, Receipt
+from actors.messages import Judge, Publish
 from web.contract import wire
 from web.contract.exchange import Answer, Handler, Handlers, Request, answer
 from web.contract.principals import Principal
@@ -15,7 +15,6 @@ from web.contract.records import (
     FeedbackUpdate,
     RecommendationUpdate,
     Update,
-    diagnosis_id_as_json,
     diagnosis_id_of,
 )
 from web.http.bodies import BODY_BYTES_MAX, COST_BYTES, idempotency_key, read_json_body
@@ -40,6 +39,8 @@ class Publisher:
         self.access = access
         self.acts = acts
         self.turns = turns
+        self._judge: tuple[Principal, Judge] | None = None
+        """Of whoever published last."""
 
     async def authorized_target(self, who: Principal, text: bytes, what: str) -> str | None:
         """The diagnosis that a broadcast is for, if `who` may broadcast to it: judged before all that costs.
@@ -78,7 +79,13 @@ class Publisher:
         if diagnosis_id != target:
             await self.access.diagnosis_for(who, diagnosis_id, may_broadcast)
         # The actor judges again, in the moment of the act.
-        return diagnosis_id, Publish(event, self.access.judge_of(who, may_broadcast))
+        return diagnosis_id, Publish(event, self._judge_of(who))
+
+    def _judge_of(self, who: Principal) -> Judge:
+        """One for all events of a sender that come together, so that their actor asks it once."""
+        if self._judge is None or self._judge[0] is not who:
+            self._judge = who, self.access.judge_of(who, may_broadcast)
+        return self._judge[1]
 
 
 def broadcasts(publisher: Publisher) -> Handlers:
@@ -96,7 +103,7 @@ def broadcasts(publisher: Publisher) -> Handlers:
                 )
             asked.published_to = diagnosis_id
             receipt = await publisher.access.told(asked.who, publisher.acts.ask(diagnosis_id, publish))
-            return answer(broadcasted(diagnosis_id, receipt))
+            return answer(wire.broadcasted(diagnosis_id, receipt))
 
         return broadcast
 
@@ -104,21 +111,4 @@ def broadcasts(publisher: Publisher) -> Handlers:
         "broadcastRecommendationUpdate": handler_of(RecommendationUpdate),
         "broadcastEffectivenessUpdate": handler_of(EffectivenessUpdate),
         "broadcastFeedbackUpdate": handler_of(FeedbackUpdate),
-    }
-
-
-def broadcasted(diagnosis_id: str, receipt: Receipt) -> dict[str, object]:
-    """The answer to a single broadcast."""
-    return {"status": "broadcasted", **shown_receipt(diagnosis_id, receipt)}
-
-
-def shown_receipt(diagnosis_id: str, receipt: Receipt) -> dict[str, object]:
-    """What a publisher is told about an event that is on disk."""
-    return {
-        "diagnosis_id": diagnosis_id_as_json(diagnosis_id),
-        "seq": receipt.seq,
-        "epoch": receipt.epoch,
-        "clients_notified": receipt.clients_notified,
-        "subscribers": {"online": receipt.online, "known": receipt.known, "at_risk": receipt.at_risk},
-        "replayed": receipt.replayed,
     }

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -35,7 +34,7 @@ from web.contract.principals import Principal
 from web.contract.records import Line
 from web.http.bodies import BODY_BYTES_MAX, BULK_BYTES_MAX, declared_length, read_body, require_media_type
 from web.publishing.body_room import Allowance
-from web.publishing.broadcasts import Publisher, shown_receipt
+from web.publishing.broadcasts import Publisher
 
 LINES_MAX: Final = 1000
 """Lines of one request. Beyond: 413, nothing is stored."""
@@ -63,8 +62,7 @@ PART_BYTES: Final = 16 * 1024
 """Results of about so many bytes are sent together. Reason: rendering so many leaves others their turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """A line whose event is in the mailbox of its actor."""
 
     diagnosis_id: str
@@ -239,7 +237,7 @@ async def _results(publisher: Publisher, asked: Request, told: deque[Told | Prob
         if isinstance(result, Problem) and result.status == 401 and not is_refused:
             is_refused = True
             _say_refused(publisher, asked, result)
-        part += wire.encode({"line": number, **_shown(result)}) + b"\n"
+        part += _shown(number, result) + b"\n"
         if len(part) >= PART_BYTES:
             yield bytes(part)
             part.clear()
@@ -277,10 +275,10 @@ def _result(publisher: Publisher, who: Principal, told: Told | Problem) -> tuple
         return as_problem(error)
 
 
-def _shown(result: tuple[str, Receipt] | Problem) -> dict[str, object]:
+def _shown(number: int, result: tuple[str, Receipt] | Problem) -> bytes:
     if isinstance(result, Problem):
-        return wire.problem_object(result)
-    return {"status": 200, **shown_receipt(*result)}
+        return wire.refused_line(number, result)
+    return wire.result_line(number, *result)
 
 
 def as_problem(error: Problem | ActorError | StorageError) -> Problem:

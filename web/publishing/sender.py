@@ -31,7 +31,7 @@ from web.contract.principals import Principal
 from web.contract.records import Auth, Ping, PublishFrame
 from web.http.bodies import BODY_BYTES_MAX
 from web.identity.expiry import Expiry
-from web.publishing.broadcasts import Publisher, broadcasted
+from web.publishing.broadcasts import Publisher
 from web.publishing.bulk import PAUSE_SECONDS_MAX, PAUSE_STEP_SECONDS, as_problem
 from web.websocket import frames
 from web.websocket.channel import Channel, State
@@ -428,7 +428,7 @@ class Sender(Channel):
                 problem = as_problem(error)
             else:
                 self._events += 1
-                return wire.receipt_frame(frame.id, frame.diagnosis_id, at, broadcasted(frame.diagnosis_id, receipt))
+                return wire.receipt_frame(frame.id, frame.diagnosis_id, at, receipt)
         if problem.status == HTTPStatus.UNAUTHORIZED and not self._said_401:
             # Once for each connection: hundreds of frames may be under way.
             self._said_401 = True
