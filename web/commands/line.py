@@ -18,7 +18,9 @@ from web.commands import (
     actors,
     database,
     diagnoses,
+    doctor,
     drain,
+    health,
     outbox,
     publish,
     serve,
@@ -117,9 +119,9 @@ def parser(*further: Command) -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"{NAME} {version(NAME)}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     helping = Helping(partial(parser, *further))
-    looking = (status, top, actors, outbox)
+    looking = (status, health, top, actors, outbox)
     acting = (subscribers, trails, drain)
-    for command in (serve, *further, token, diagnoses, publish, tail, *looking, *acting, database, helping):
+    for command in (serve, *further, token, diagnoses, publish, tail, *looking, *acting, database, doctor, helping):
         command.add_to(commands)
     return whole
 

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from web.commands.declaring import Commands, declare
-from web.commands.failures import UsageError
+from web.commands.declaring import NAME, Commands, declare
+from web.commands.failures import DONE, UsageError
+from web.commands.printing import say, say_aside
 from web.identity import keyring
 from web.server import greeting, settings
 
@@ -30,12 +31,16 @@ def add_to(commands: Commands) -> None:
         "serve",
         "serve --host 0.0.0.0 --port 8000 --data /srv/avicenna",
         "serve --config avicenna.toml",
+        "serve --config avicenna.toml --check",
         description="Run the server until SIGTERM, SIGINT or `drain`. Settings are options, variables of the "
         "environment (AVICENNA_PORT), or lines of a TOML file.",
     )
     add_address(serving)
     serving.add_argument("--data", metavar="DIR", help="directory of the database and the key; default ./data")
     serving.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with settings")
+    serving.add_argument(
+        "--check", action="store_true", help="read the settings, say what is wrong with them, and start nothing"
+    )
     serving.set_defaults(run=serve)
 
 
@@ -47,7 +52,10 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
-    chosen = settings_of(arguments.config, {"host": arguments.host, "port": arguments.port, "data": arguments.data})
+    options = {"host": arguments.host, "port": arguments.port, "data": arguments.data}
+    if arguments.check:
+        return check(arguments.config, options)
+    chosen = settings_of(arguments.config, options)
     from web.http import handed_over  # noqa: PLC0415 - see the docstring of this file
     from web.server import composition, service_manager  # noqa: PLC0415
 
@@ -65,6 +73,19 @@ def serve(arguments: argparse.Namespace) -> int:
 
     manager = service_manager.find(os.environ, os.getpid())
     return composition.run(chosen, ready=say_next, handed_over=listeners, manager=manager)
+
+
+def check(config: Path | None, options: dict[str, object]) -> int:
+    """Say whether the settings are right, and what is wrong; opens nothing but the settings file."""
+    try:
+        settings.load(os.environ, config=config, options=options)
+    except settings.SettingsError as error:
+        *others, last = error.problems
+        for one in others:
+            say_aside(f"{NAME}: {one}")
+        raise UsageError(last) from None
+    say("the settings can be used")
+    return DONE
 
 
 def own_name() -> str:

@@ -312,7 +312,7 @@ async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[tuple[S
         CannotOpen: the message says why.
         StoreBroken: storage failed while it was used.
     """
-    _check_database(settings)
+    check_database(settings)
     async with open_store(
         settings.data / DATABASE_FILE,
         clock=clock,
@@ -565,7 +565,7 @@ def _warn(*texts: str | None) -> None:
             logger.warning("%s", text)
 
 
-def _check_database(settings: Settings) -> None:
+def check_database(settings: Settings) -> None:
     """Refuse to begin an empty database where there was one, or must be one.
 
     Raises:

@@ -73,7 +73,17 @@ Tracing = Literal["auto", "on", "off"]
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used: the text names it, its limit and what was wrong. Correct it and start again."""
+    """Settings that cannot be used: the text names the first, its limit and what was wrong. Correct it, start again."""
+
+    def __init__(self, *problems: str) -> None:
+        """Refuse settings.
+
+        Args:
+            problems: one sentence for each setting, at least one.
+        """
+        more = f" (and {len(problems) - 1} more: avicenna-live serve --check)" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+        self.problems = problems
 
 
 def _setting(default: object, kind: Kind, doc: str) -> Any:
@@ -315,7 +325,7 @@ def load(
         options: settings given on the command line, by name; `None` counts as not given.
 
     Raises:
-        SettingsError: a setting is unknown or wrong, or the file cannot be read.
+        SettingsError: settings are unknown or wrong, all of which it names, or the file cannot be read.
     """
     declared = {one.name: one for one in fields(Settings)}
     given = {name: text for name, text in environment.items() if name.startswith(PREFIX) and text}
@@ -323,20 +333,27 @@ def load(
         config = Path(given[CONFIG_VARIABLE])
 
     values: dict[str, Any] = {}
+    problems: list[str] = []
+
+    def take(known: Mapping[str, Field[Any]], name: str, where: str, value: object, *, is_text: bool) -> None:
+        try:
+            one = _known(name, where, known)
+            kind = _kind(one)
+            values[one.name] = _read(kind.from_text if is_text else kind.checked, value, where, kind)
+        except SettingsError as error:
+            problems.extend(error.problems)
+
     for key, value in _read_file(config).items() if config else ():
-        where = f"{key} in {config}"
-        one = _known(key, where, declared)
-        values[one.name] = _read(_kind(one).checked, value, where, _kind(one))
+        take(declared, key, f"{key} in {config}", value, is_text=False)
     by_variable = {variable_of(name): one for name, one in declared.items()}
     for variable, spelled in sorted(given.items()):
         if variable not in OTHER_VARIABLES:
-            one = _known(variable, variable, by_variable)
-            values[one.name] = _read(_kind(one).from_text, spelled, variable, _kind(one))
+            take(by_variable, variable, variable, spelled, is_text=True)
     for name, value in (options or {}).items():
         if value is not None:
-            kind = _kind(declared[name])
-            read = kind.from_text if isinstance(value, str) else kind.checked
-            values[name] = _read(read, value, f"--{name}", kind)
+            take(declared, name, f"--{name}", value, is_text=isinstance(value, str))
+    if problems:
+        raise SettingsError(*problems)
     return Settings(**values)
 
 
@@ -365,7 +382,8 @@ Every setting can be given as a variable of the environment (`AVICENNA_` and its
 wins over the variable, the variable over the file, the file over the default. A list is an array in TOML and separated
 by commas in a variable; an empty variable counts as unset.
 
-All of them are checked at start. An unknown or wrong one is one line on stderr, and the exit code is 2.
+All of them are checked at start: an unknown or wrong one is one line on stderr, and the exit code is 2.
+`avicenna-live serve --check` checks them without a start, and names all that are wrong.
 
 | setting | type | default | must be | meaning |
 |---|---|---|---|---|"""
