@@ -23,6 +23,7 @@
 #   make docs                         the site of the documents, in build/site; a link that leads nowhere ends it
 #   make metrics                      docs/METRICS.md anew
 #   make log                          docs/LOG.md anew
+#   make limits                       docs/LIMITS.md anew
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
 #   make python-client-test [ARGS="-k core"]   the tests of clients/python, in a .venv of its own (a part of `make test`)
@@ -31,7 +32,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics log guarantees node-packages clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -243,6 +244,9 @@ log: setup
 
 metrics: setup
 	$(BIN)/python -m web.server.metrics > docs/METRICS.md
+
+limits: setup
+	$(BIN)/python -m tests.documents.limits
 
 guarantees: setup
 	$(BIN)/python -m tests.documents.guarantees

@@ -19,20 +19,36 @@ START: Final = "docs/README"
 """The page that the site begins with."""
 
 NAVIGATION: Final = {
-    "Begin": ["README", "examples/README"],
+    "Begin": ["README", "docs/TUTORIAL", "examples/README", "docs/GLOSSARY"],
+    "How to": [
+        "docs/guides/behind-a-proxy",
+        "docs/guides/keys",
+        "docs/guides/backup",
+        "docs/guides/upgrade",
+        "docs/guides/service",
+        "docs/guides/monitoring",
+        "docs/guides/sizing",
+        "docs/guides/erasure",
+        "docs/TROUBLESHOOTING",
+    ],
     "Look up": [
+        "docs/QUICK_REFERENCE",
         "docs/PROTOCOL",
         "docs/SETTINGS",
+        "docs/LIMITS",
         "docs/METRICS",
         "docs/DEPLOYMENT",
-        "clients/README",
         "clients/javascript/README",
         "clients/python/README",
+        "clients/README",
     ],
     "Understand": [
         "docs/GUARANTEES",
+        "docs/SECURITY",
+        "docs/COMPARISON",
         "docs/RELIABILITY",
         "docs/BENCHMARKS",
+        "docs/HOW_IT_WORKS",
         "docs/ARCHITECTURE",
         "docs/decisions/README",
     ],

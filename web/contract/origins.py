@@ -9,6 +9,7 @@ from typing import Final
 DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 PORT_MAX: Final = 65535
+"""Highest port of TCP. Beyond: no origin."""
 
 NULL: Final = "null"
 """The origin of pages that have none of their own: sandboxed ones, and files."""

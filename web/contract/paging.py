@@ -14,6 +14,8 @@ from web.contract.errors import Problem
 from web.contract.records import NUMBER, NUMBER_RULE
 
 PAGE_ITEMS_MAX: Final = 1000
+"""Items of a page of a list that a client may ask for. Beyond: 422."""
+
 PAGE_ITEMS_DEFAULT: Final = 100
 
 PAGE_BYTES_MAX: Final = 256 * 1024

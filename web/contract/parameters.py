@@ -48,6 +48,8 @@ HEADERS_ONCE: Final = frozenset({"content-encoding", "content-type", "origin", "
 where they are read."""
 
 HEARTBEAT_SECONDS_MIN: Final = 5
+"""Shortest time between heartbeats. Reason: each of them wakes a phone. Below: refused."""
+
 HEARTBEAT_SECONDS_MAX: Final = 300
 """Longest time between heartbeats. Reason: beyond it the client could as well open a new connection."""
 

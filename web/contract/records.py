@@ -35,7 +35,10 @@ ID_DIGITS_MAX: Final = 64
 _INFINITE: Final = 2**1024 - 2**970
 """The first integer that is rounded to a double beyond the largest."""
 SUB_CHARACTERS_MAX: Final = 256
+"""Characters of the name of a person: `sub`, owner, viewer. Beyond: 422, or an invalid token."""
+
 VIEWERS_MAX: Final = 1000
+"""Viewers of one diagnosis. Reason: they are read with each registration. Beyond: 422."""
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Rating = Annotated[int, Meta(ge=1, le=5)]
@@ -247,6 +250,8 @@ Line = RecommendationLine | EffectivenessLine | FeedbackLine
 """One line of a bulk request: a broadcast, its `type`, and a key of its own."""
 
 PUBLISH_ID_CHARACTERS_MAX: Final = 64
+"""Characters of the `id` of a frame that publishes. Beyond: the connection ends."""
+
 PublishId = Annotated[str, Meta(min_length=1, max_length=PUBLISH_ID_CHARACTERS_MAX)]
 PUBLISH_ID_RULE: Final = f"must be a string of 1-{PUBLISH_ID_CHARACTERS_MAX} characters"
 

@@ -25,6 +25,7 @@ ASK_AFTER_SECONDS: Final = 0.8
 """Time from one receipt to the next. Reason: the hub looks at this only now and then, and must not be late."""
 
 SEQ_DIGITS_MAX: Final = 15
+"""Digits of a number that a Pong may name. Beyond: the Pong is ignored."""
 
 assert ASK_AFTER_SECONDS < RECEIPT_SECONDS_MAX
 

@@ -33,6 +33,7 @@ KEY_FILE_BYTES_MAX: Final = 64 * 1024
 """Largest key file. Beyond: refused; it is not one."""
 
 KID_CHARACTERS_MAX: Final = 200
+"""Characters of the name of a key. Beyond: refused."""
 
 JWKS_KEYS_MAX: Final = 100
 """Keys of one JWKS document. Beyond: refused; no issuer has so many at once."""

@@ -64,6 +64,7 @@ BACKUPS_DIRECTORY: Final = "backups"
 """Name of the directory of backups within the data directory (0700)."""
 
 DAYS_MAX: Final = 36_500
+"""Longest time that a setting in days may name: a hundred years."""
 
 DamagePolicy = Literal["refuse", "set_aside"]
 LogFormat = Literal["people", "json"]

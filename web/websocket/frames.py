@@ -11,6 +11,7 @@ CONTROL_BYTES_MAX: Final = 125
 """Largest payload of a control frame (RFC 6455 section 5.5)."""
 
 REASON_BYTES_MAX: Final = CONTROL_BYTES_MAX - 2
+"""Longest reason of a Close (RFC 6455 section 5.5.1)."""
 
 _HEADER_16: Final = struct.Struct("!BBH").pack
 _HEADER_64: Final = struct.Struct("!BBQ").pack
