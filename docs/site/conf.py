@@ -19,7 +19,7 @@ START: Final = "docs/README"
 """The page that the site begins with."""
 
 NAVIGATION: Final = {
-    "Begin": ["README", "docs/TUTORIAL", "examples/README", "docs/GLOSSARY"],
+    "Begin": ["Overview </README>", "docs/TUTORIAL", "examples/README", "docs/GLOSSARY"],
     "How to": [
         "docs/guides/behind-a-proxy",
         "docs/guides/keys",
@@ -38,9 +38,9 @@ NAVIGATION: Final = {
         "docs/LIMITS",
         "docs/METRICS",
         "docs/DEPLOYMENT",
-        "clients/javascript/README",
-        "clients/python/README",
-        "clients/README",
+        "JavaScript client </clients/javascript/README>",
+        "Python client </clients/python/README>",
+        "Rules for clients </clients/README>",
     ],
     "Understand": [
         "docs/GUARANTEES",
@@ -94,7 +94,7 @@ _CONVERSATION: Final = re.compile(r"^```conversation$", re.MULTILINE)
 def _toctrees() -> str:
     """The navigation, as the start page has it."""
     blocks = [
-        "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *(f"/{page}" for page in pages), "```"])
+        "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *(page if "<" in page else f"/{page}" for page in pages), "```"])
         for caption, pages in NAVIGATION.items()
     ]
     return "\n\n".join(["", *blocks, ""])
