@@ -37,6 +37,7 @@ NAVIGATION: Final = {
         "docs/SETTINGS",
         "docs/LIMITS",
         "docs/METRICS",
+        "docs/LOG",
         "docs/DEPLOYMENT",
         "JavaScript client </clients/javascript/README>",
         "Python client </clients/python/README>",
