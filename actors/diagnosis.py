@@ -341,13 +341,9 @@ class DiagnosisActor:
 
     def _batch(self, first: Envelope, kind: type[Publish | Subscribe], most: int) -> list[Envelope]:
         """`first` and those of its kind right behind it; a retry stays alone, so that it can only crash itself."""
-        batch = [first]
-        while not first.crashes and len(batch) < most:
-            if (envelope := self._mailbox.receive_nowait(kind)) is None:
-                break
-            self._in_hand.holding.append(envelope)
-            batch.append(envelope)
-        return batch
+        more = [] if first.crashes else self._mailbox.receive_batch(kind, most - 1)
+        self._in_hand.holding += more
+        return [first, *more]
 
     # Publishing
 

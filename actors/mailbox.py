@@ -89,19 +89,19 @@ class Mailbox:
 
         Cancellation: no message is lost.
         """
-        if self._held is not None:
-            return self._taken(self._take_held())
-        return self._taken(await self._receive.receive())
+        envelope = await self._receive.receive() if self._held is None else self._take_held()
+        return self._taken(envelope, trio.current_time())
 
-    def receive_nowait(self, kind: type[Publish | Subscribe]) -> Envelope | None:
-        """The next message if it is here and is of this kind."""
-        envelope = self._next_nowait()
-        if envelope is None:
-            return None
-        if not isinstance(envelope.message, kind):
-            self._held = envelope
-            return None
-        return self._taken(envelope)
+    def receive_batch(self, kind: type[Publish | Subscribe], most: int) -> list[Envelope]:
+        """The next messages that are here and are of this kind."""
+        batch: list[Envelope] = []
+        now = trio.current_time()
+        while len(batch) < most and (envelope := self._next_nowait()) is not None:
+            if not isinstance(envelope.message, kind):
+                self._held = envelope
+                break
+            batch.append(self._taken(envelope, now))
+        return batch
 
     def close(self) -> None:
         """Take nothing new: nobody will read it any more."""
@@ -111,8 +111,9 @@ class Mailbox:
     def drain_nowait(self) -> list[Envelope]:
         """Take out everything."""
         drained = []
+        now = trio.current_time()
         while (envelope := self._next_nowait()) is not None:
-            drained.append(self._taken(envelope))
+            drained.append(self._taken(envelope, now))
         return drained
 
     def __bool__(self) -> bool:
@@ -136,11 +137,11 @@ class Mailbox:
         assert held is not None, "looked at just before"
         return held
 
-    def _taken(self, envelope: Envelope) -> Envelope:
+    def _taken(self, envelope: Envelope, now: float) -> Envelope:
         if isinstance(envelope.message, Publish):
             self._publishes -= 1
             self._counts.mailbox_depth -= 1
-            self._counts.mailbox_wait.observe(trio.current_time() - envelope.came_at)
+            self._counts.mailbox_wait.observe(now - envelope.came_at)
         else:
             self._controls -= 1
             if envelope is self._news:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from actors.resume import Plan, Wanted
 from actors.roster import Subscriber, Whose
@@ -199,7 +199,7 @@ class Envelope:
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.reply: Pending[object] = Pending()
+        self.reply: Pending[Any] = Pending()
         """Where the answer will be; the actor gives it, or its supervisor."""
         self.crashes = 0
         """Incarnations that crashed with this message in hand."""

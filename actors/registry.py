@@ -11,7 +11,7 @@ import contextvars
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -24,7 +24,7 @@ from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
-from actors.messages import Asks, Delivery, Envelope, Evict, Forget, ForgetUnseen, Inspect, Message
+from actors.messages import Asks, Delivery, Envelope, Evict, Forget, ForgetUnseen, Inspect
 from actors.peers import ActorAt, Nodes, Peers
 from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
@@ -144,13 +144,14 @@ class Registry(Watcher):
         slot = self._slot(diagnosis_id)
         if slot.state is ActorState.QUARANTINED:
             raise Quarantined(max(0.0, slot.quarantined_until - self._clock.monotonic()))
-        envelope = Envelope(cast(Message, message))
+        asked: Any = message  # as a `Message`; `cast` is a call
+        envelope = Envelope(asked)
         if self._tracing is not None:
             envelope.span = self._tracing.sender()
         slot.mailbox.tell_nowait(envelope)
         self._budget.used(slot.roster)
         self._wake(slot)
-        return cast("Pending[Answer]", envelope.reply)
+        return envelope.reply
 
     def acknowledge(self, subscriber: Subscriber, seq: Seq, by: AcknowledgedBy, *, answer: bool = False) -> bool:
         """Move the cursor of an attached subscriber; see `CursorKeeper.acknowledge`."""

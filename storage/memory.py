@@ -42,7 +42,7 @@ Row = TypeVar("Row", records.AuditRow, records.AccessRow)
 def _answered(outcomes: Sequence[records.Appended | StorageError]) -> PendingAppend:
     """An append that is done; whoever waits for it still has a checkpoint."""
     pending = PendingAppend()
-    pending.answer(outcomes)
+    pending.answer(outcomes, trio.current_time())
     return pending
 
 

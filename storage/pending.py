@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -15,34 +15,33 @@ class Pending(Generic[Answer]):
     `answer` and `refuse` are called on Trio's thread, and never wait. The first of them counts.
     """
 
-    __slots__ = ("_answer", "_error", "done", "settled_at")
+    __slots__ = ("_answer", "_error", "done", "is_there", "settled_at")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         """Set once there is an answer or an error."""
-        self._answer: Answer | None = None
+        self.is_there = False
+        """Whether there is an answer or an error."""
+        self._answer: Any = None
         self._error: Exception | None = None
         self.settled_at = 0.0
-        """When the answer or the error was given, on Trio's clock; 0: not yet."""
+        """When the answer was given, on Trio's clock; 0: not yet, or whoever gave it has not said."""
 
-    def answer(self, answer: Answer) -> None:
-        """Give the answer, and wake whoever waits."""
-        if not self.done.is_set():
-            self._answer = answer
-            self.settled_at = trio.current_time()
+    def answer(self, answer: Answer, at: float = 0.0) -> None:
+        """Give the answer, and wake whoever waits.
+
+        Args:
+            at: see `settled_at`.
+        """
+        if not self.is_there:
+            self._answer, self.settled_at, self.is_there = answer, at, True
             self.done.set()
 
     def refuse(self, error: Exception) -> None:
         """Give an error in the place of the answer, and wake whoever waits."""
-        if not self.done.is_set():
-            self._error = error
-            self.settled_at = trio.current_time()
+        if not self.is_there:
+            self._error, self.is_there = error, True
             self.done.set()
-
-    @property
-    def is_there(self) -> bool:
-        """Whether there is an answer or an error."""
-        return self.done.is_set()
 
     def result(self) -> Answer:
         """The answer, which is there.
@@ -53,7 +52,8 @@ class Pending(Generic[Answer]):
         assert self.is_there, "whoever does not wait has looked"
         if self._error is not None:
             raise self._error
-        return cast(Answer, self._answer)
+        answer: Answer = self._answer
+        return answer
 
     async def wait(self) -> Answer:
         """The answer. Several tasks may wait, also after it is there.

@@ -121,14 +121,14 @@ class Operation(Pending[Answer]):
         self.spans = spans
         """Of the requests whose events it stores; see `Store.on_commit`."""
 
-    def settle(self, outcome: Answer | StorageError) -> None:
-        """Take what became of it, and wake whoever waits. Called once."""
+    def settle(self, outcome: Answer | StorageError, at: float = 0.0) -> None:
+        """Take what became of it, at this time on Trio's clock, and wake whoever waits. Called once."""
         if not isinstance(outcome, StorageError):
             if self.after is not None:
                 self.after(outcome)
-            self.answer(outcome)
+            self.answer(outcome, at)
         elif self.instead is not None:
-            self.answer(self.instead(outcome))
+            self.answer(self.instead(outcome), trio.current_time())
         else:
             self.refuse(outcome)
 
@@ -392,7 +392,7 @@ class Committer:
                 self._kept_at, self._kept_held = began, kept.held
             self._count(len(batch), now - began)
             self._tell(batch, began)
-            _settle(batch, outcomes)
+            _settle(batch, outcomes, now)
             self._outage.is_over(now)
         self._go_on()
 
@@ -485,9 +485,9 @@ def _keeping(keep: Keep, kept: Kept) -> Callable[[sqlite3.Connection], None]:
     return lambda db: keep(db, kept)
 
 
-def _settle(batch: Sequence[Operation[object]], outcomes: Sequence[object]) -> None:
+def _settle(batch: Sequence[Operation[object]], outcomes: Sequence[object], at: float = 0.0) -> None:
     for one, outcome in zip(batch, outcomes, strict=True):
-        one.settle(outcome)
+        one.settle(outcome, at)
 
 
 class Spoiled(Exception):

@@ -155,7 +155,8 @@ class Connection(Line):
         Connections that are new and those that are kept alive take turns, too: a crowd that comes back does not stand
         before whoever has stayed, though both come through one proxy.
         """
-        await self.finish_answer()
+        if self.is_handed_over:
+            await self.finish_answer()
         host = None if self._client is None else self._client[0]
         await self._place.turns.take((host, self._is_kept_alive), self._cost)
 

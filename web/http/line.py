@@ -226,11 +226,16 @@ class Line:
         """Have the peer accept what it does now, unless it has not accepted what was written before."""
         if self.is_broken:
             return
-        is_first = not self._unsent
-        self._unsent.extend(memoryview(part) for part in parts if part)
-        if is_first:
-            with suppress(OSError):  # if more is wrong than that it is full, that is found again
-                self._sent(self._sock.sendmsg(self._unsent))
+        length = 0
+        if not self._unsent:
+            try:  # noqa: SIM105 - as above
+                length = self._sock.sendmsg(parts)
+            except OSError:  # if more is wrong than that it is full, that is found again
+                pass
+            if length == sum(map(len, parts)):
+                return
+        self._unsent.extend([memoryview(part) for part in parts if part])
+        self._sent(length)
 
     async def finish_answer(self) -> None:
         """Write what is left of an answer whose request is over. Nothing is read before that."""

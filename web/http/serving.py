@@ -138,6 +138,8 @@ class Edge:
         self.turns = Turns(BEGUN_AT_ONCE_MAX * REQUEST_COST, share=PLAIN_COST)
         self._extra = 0
         self._share_logged_at = -inf
+        self.is_stopping = False
+        """Connections end after their answers."""
         self.cut_at = inf
         """When every connection that is left ends, whatever it does."""
         self._emptied = trio.Event()
@@ -201,11 +203,6 @@ class Edge:
         """Whether no connection does anything any more."""
         return trio.current_time() >= self.cut_at
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether connections end after their answers."""
-        return self.context.terminated.is_set()
-
     def stalled(self) -> None:
         """Count a connection that is cut since its peer accepted nothing."""
         self.terms.open.stalled += 1
@@ -236,6 +233,7 @@ class Edge:
 
     async def retire(self) -> None:
         """Have idle connections end now, and the others after their answers."""
+        self.is_stopping = True
         await self.context.terminated.set()
         for connection in list(self.connections):
             connection.retire()

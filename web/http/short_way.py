@@ -92,7 +92,7 @@ class PlainBody:
 
     def gather(self) -> None:
         """Take what has arrived, without waiting for it."""
-        while not self.is_whole and not self.has_ended and (more := self._peer.arrived()) is not None:
+        while len(self._data) < self._ends and not self.has_ended and (more := self._peer.arrived()) is not None:
             self._keep(more)
 
     async def receive_body(self, bytes_max: int, seconds_max: float, arrived: Callable[[int], None]) -> bytes:

@@ -6,7 +6,6 @@ refused, and what it held is free again.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Final, Self
 
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
@@ -49,7 +48,7 @@ class Allowance:
         self._bytes_max = bytes_max
         self._share = bytes_max // SHARES
         self._held = 0
-        self._held_by: Counter[str | None] = Counter()
+        self._held_by: dict[str | None, int] = {}
 
     @property
     def held(self) -> int:
@@ -64,17 +63,17 @@ class Allowance:
         """Take room in the name of a user; for `Room` alone."""
         if self._held + length > self._bytes_max:
             raise _no_room("the bodies of all requests in hand are too large")
-        if self._held_by[sub] + length > self._share:
+        held = self._held_by.get(sub, 0) + length
+        if held > self._share:
             raise _no_room("the bodies of this user's requests in hand are too large")
         self._held += length
-        self._held_by[sub] += length
+        self._held_by[sub] = held
 
     def give_back(self, sub: str | None, length: int) -> None:
         """Give back room that was taken in the name of a user; for `Room` alone."""
         self._held -= length
-        self._held_by[sub] -= length
-        if not self._held_by[sub]:
-            del self._held_by[sub]
+        if held := self._held_by.pop(sub, 0) - length:
+            self._held_by[sub] = held
 
 
 def _no_room(why: str) -> Problem:

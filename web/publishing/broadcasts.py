@@ -7,6 +7,7 @@ from typing import Final
 
 from actors.acts import Acts
 from actors.messages import Judge, Publish
+from storage.records import NewEvent
 from web.contract import wire
 from web.contract.exchange import Answer, Handler, Handlers, Request, answer
 from web.contract.principals import Principal
@@ -26,6 +27,10 @@ from web.publishing.body_room import Allowance
 BODIES_BYTES_MAX: Final = 1024 * BODY_BYTES_MAX
 """Bodies of all single broadcasts that are arriving. Reason: each is held whole, on thousands of connections. Beyond:
 429."""
+
+SHORT_BYTES: Final = 1024
+"""The time of decoding a body up to this is not measured. Reason: all that fit into a turn are done in less than what
+counts as long."""
 
 FINDING_SHARE: Final = 16
 """Finding the diagnosis of a body costs at most this fraction (1/n) of decoding it."""
@@ -72,10 +77,11 @@ class Publisher:
         """
         target = await self.authorized_target(who, text, what)
         await self.turns.take(who.sub, len(text) + COST_BYTES)
-        with self.turns.at_work():
-            update, key = decode(text)
-            diagnosis_id = diagnosis_id_of(update.diagnosis_id)
-            event = wire.new_event(update, key)
+        if len(text) <= SHORT_BYTES:
+            diagnosis_id, event = _event_of(*decode(text))
+        else:
+            with self.turns.at_work():
+                diagnosis_id, event = _event_of(*decode(text))
         if diagnosis_id != target:
             await self.access.diagnosis_for(who, diagnosis_id, may_broadcast)
         # The actor judges again, in the moment of the act.
@@ -86,6 +92,11 @@ class Publisher:
         if self._judge is None or self._judge[0] is not who:
             self._judge = who, self.access.judge_of(who, may_broadcast)
         return self._judge[1]
+
+
+def _event_of(update: Update, key: str | None) -> tuple[str, NewEvent]:
+    """The event to store, and its diagnosis."""
+    return diagnosis_id_of(update.diagnosis_id), wire.new_event(update, key)
 
 
 def broadcasts(publisher: Publisher) -> Handlers:
