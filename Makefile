@@ -7,6 +7,7 @@
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
+#   make simulate [SEEDS=0-999]       whole servers in simulated histories: deaths, faults, lies; each from its seed
 #   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
 #   make bench-targets                what is aimed at, each figure beside its peer's, met or not
 #   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
@@ -136,6 +137,11 @@ api-test: setup
 ROUNDS ?= 1000
 crash-test: setup
 	CRASH_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash -s -o timeout=7200
+
+SEEDS ?= 0-999
+.PHONY: simulate
+simulate: setup
+	$(BIN)/python -m tests.simulation $(SEEDS) --processes 2 $(ARGS)
 
 relay-test: ROUNDS = 200
 relay-test: setup python-client

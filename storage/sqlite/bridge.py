@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from contextvars import Context
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast
 
 import aiosqlite
@@ -160,6 +161,9 @@ class Call(Generic[Result]):
 
 class Database:
     """One SQLite connection, used by one thread, a whole function at a time."""
+
+    now: Callable[[], float] = staticmethod(perf_counter)
+    """Tells a function on that thread how long it has worked."""
 
     def __init__(self, loop: _Loop, connection: aiosqlite.Connection) -> None:
         self._loop = loop

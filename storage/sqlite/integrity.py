@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -123,9 +122,15 @@ class Judged:
     """The key to go on after; `None`: that was the last."""
 
 
-def judge_some(db: sqlite3.Connection, after: int, seconds: float = inf) -> Judged:
-    """Judge the outboxes of the next diagnoses above key `after`, until this time is over; of one at least."""
-    ends_at = time.perf_counter() + seconds
+def judge_some(
+    db: sqlite3.Connection, after: int, seconds: float = inf, now: Callable[[], float] = lambda: 0.0
+) -> Judged:
+    """Judge the outboxes of the next diagnoses above key `after`, until this time is over; of one at least.
+
+    Args:
+        now: a clock that may be read on the thread of the database.
+    """
+    ends_at = now() + seconds
     damaged: dict[str, Damage] = {}
     diagnoses, last = 0, None
     with _texts_as_bytes(db):
@@ -150,7 +155,7 @@ def judge_some(db: sqlite3.Connection, after: int, seconds: float = inf) -> Judg
             if found is not None:
                 damaged[public_id.decode(errors="backslashreplace")] = found
             diagnoses, last = diagnoses + is_registered, dx
-            if time.perf_counter() >= ends_at:
+            if now() >= ends_at:
                 break
         rows.close()
     return Judged(damaged, diagnoses, last)

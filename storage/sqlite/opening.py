@@ -17,6 +17,7 @@ from typing import Final, Literal
 import trio
 
 from storage import records
+from storage.aside import Aside, on_a_thread
 from storage.audit_rows import BARE_ROWS, AuditRows
 from storage.clock import Clock, Timekeeper
 from storage.damage import FoundDamage
@@ -40,6 +41,9 @@ LEAVE_SECONDS_MAX: Final = 1.0
 
 DamagePolicy = Literal["refuse", "set_aside"]
 
+Connect = Callable[[Path], AbstractAsyncContextManager[Database]]
+"""Connects to the database at a path."""
+
 logger = logging.getLogger("avicenna.storage")
 
 
@@ -54,6 +58,8 @@ async def open_store(
     boot: str | None = None,
     keys_max: int = records.IDEMPOTENCY_KEYS_MAX,
     rows: AuditRows = BARE_ROWS,
+    connect: Connect = open_database,
+    aside: Aside = on_a_thread,
 ) -> AsyncIterator[SqliteStore]:
     """Open (or make) a database and serve it; everything queued is stored before it closes.
 
@@ -66,6 +72,8 @@ async def open_store(
         boot: names this run of the operating system; `None`: ask it.
         rows: makes the audit rows of acts.
         keys_max: idempotency keys it may hold, of all diagnoses. Beyond: an event that would bring one is refused.
+        connect: connects to a database; a simulation has no thread.
+        aside: carries out what may wait for the disk and must keep nobody waiting.
 
     Raises:
         CannotOpen: see its kinds.
@@ -74,7 +82,7 @@ async def open_store(
     this_boot = files.current_boot() if boot is None else boot
 
     def open_it(at: Path) -> AbstractAsyncContextManager[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
-        return _open_connection(at, clock, new_epoch, durability, this_boot)
+        return _open_connection(at, clock, new_epoch, durability, this_boot, connect)
 
     with database_files.locked(path):
         async with AsyncExitStack() as stack:
@@ -86,8 +94,8 @@ async def open_store(
                 with _empty_beside(path) as arriving:
                     async with open_it(arriving):
                         pass
-                    aside = _put_in_place_of(path, arriving)
-                logger.error("%s; it is now %s, and an empty one is begun", damage, aside)
+                    kept = _put_in_place_of(path, arriving)
+                logger.error("%s; it is now %s, and an empty one is begun", damage, kept)
                 database, time, live_log, found = await stack.enter_async_context(open_it(path))
             presence = database_files.Presence(path)
             log = database_files.wal_of(path)
@@ -105,7 +113,7 @@ async def open_store(
                     committer_nursery.start_soon(_run_shielded, committer, left)
                     try:
                         async with trio.open_nursery() as watch_nursery:
-                            watch_nursery.start_soon(_watch_files, committer, presence, path, log)
+                            watch_nursery.start_soon(_watch_files, committer, presence, path, log, aside)
                             watch_nursery.start_soon(_watch_time, committer)
                             registered = 0
                             with contextlib.suppress(StorageError):  # of a broken store nobody asks
@@ -140,7 +148,7 @@ def _put_in_place_of(path: Path, arriving: Path) -> Path | None:
 
 @asynccontextmanager
 async def _open_connection(
-    path: Path, clock: Clock, new_epoch: Callable[[], str], durability: records.Durability, boot: str
+    path: Path, clock: Clock, new_epoch: Callable[[], str], durability: records.Durability, boot: str, connect: Connect
 ) -> AsyncIterator[tuple[Database, Timekeeper, LiveLog, FoundDamage]]:
     """The connection, with everything prepared, the time as the last run has kept it, the log, and what is damaged.
 
@@ -169,7 +177,7 @@ async def _open_connection(
     before = own_log.judge(path, boot)
     is_clean = is_broken = was_lost = False
     try:
-        async with open_database(path) as database:
+        async with connect(path) as database:
             opening = Opening(str(path), durability, boot, new_epoch, clock.wall(), before)
             try:
                 opened = await database.run(prepare, opening)
@@ -281,7 +289,9 @@ async def _run_shielded(committer: Committer, left: trio.Event) -> None:
             raise
 
 
-async def _watch_files(committer: Committer, presence: database_files.Presence, path: Path, log: Path) -> None:
+async def _watch_files(
+    committer: Committer, presence: database_files.Presence, path: Path, log: Path, aside: Aside
+) -> None:
     """Break the store down when its files are gone, or cannot be looked at."""
 
     def look() -> tuple[str | None, int, int]:
@@ -293,7 +303,7 @@ async def _watch_files(committer: Committer, presence: database_files.Presence, 
     while True:
         # On another thread: where the disk hangs, so may a look at it.
         with committer.looking():
-            looked = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+            looked = await aside(look)
         what, committer.database_bytes, committer.wal_bytes = looked
         if what is not None:
             committer.break_down(what)

@@ -335,7 +335,7 @@ class SqliteStore(TellsDamage):
         diagnoses, damaged, after = 0, 0, 0
         while True:
             began, repairs = trio.current_time(), self._damage.repairs
-            judged = await self._read(integrity.judge_some, after, LOOK_THROUGH_SECONDS)
+            judged = await self._read(integrity.judge_some, after, LOOK_THROUGH_SECONDS, self._database.now)
             if repairs == self._damage.repairs:  # otherwise the damage may have been repaired since it was read
                 for found in judged.damaged.items():
                     self._damage.add(*found)

@@ -40,7 +40,7 @@ ALLOWED = {
     "web/http/listening.py": {"socket.create_server", "socket.socket"},  # listeners, made by the composition root
     # Files and threads of the machine, which no simulation runs.
     "storage/disk/files.py": {"secrets"},  # names of files that have no name yet
-    "storage/sqlite/integrity.py": {"time"},  # how long a step takes on the thread of the database
+    "storage/sqlite/bridge.py": {"time"},  # how long a step takes on the thread of the database
     "storage/sqlite/runs.py": {"secrets"},  # names of runs within a database file
     "web/http/short_way.py": {"time"},  # the `Date` of an answer, which Hypercorn reads by itself as well
     "web/identity/download.py": {"time"},  # a download on a thread; `RemoteKeys` is handed the function

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -266,9 +267,9 @@ async def test_a_server_serves_before_anything_was_checked(
     judged: list[int] = []
     judge_some = integrity.judge_some
 
-    def watched(db: sqlite3.Connection, after: int, seconds: float) -> integrity.Judged:
+    def watched(db: sqlite3.Connection, after: int, *limits: Any) -> integrity.Judged:
         judged.append(after)
-        return judge_some(db, after, seconds)
+        return judge_some(db, after, *limits)
 
     monkeypatch.setattr(integrity, "judge_some", watched)
     async with running_server(Settings(port=0, data=killed)) as server:

@@ -321,9 +321,9 @@ async def test_a_start_after_a_kill_reads_no_event_and_owes_the_check_until_it_w
         structures.append(quick)
         return look(db, quick=quick)
 
-    def watched_judge(db: sqlite3.Connection, after: int, seconds: float) -> integrity.Judged:
+    def watched_judge(db: sqlite3.Connection, after: int, *limits: Any) -> integrity.Judged:
         judged.append(after)
-        return judge_some(db, after, seconds)
+        return judge_some(db, after, *limits)
 
     monkeypatch.setattr(integrity, "structure", watched_look)
     monkeypatch.setattr(integrity, "judge_some", watched_judge)

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ from actors.diagnosis import Render
 from actors.registry import Registry
 from actors.slot import ActorLimits
 from actors.upkeep import restart_on_crash
+from storage.aside import Aside, on_a_thread
 from storage.bus import Bus, NoBus
 from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
@@ -157,6 +158,23 @@ Ready = Callable[[str], None]
 
 Engine = Callable[[Settings, Clock], AbstractAsyncContextManager[tuple[Store, Bus]]]
 """Opens a store, and the way to other processes on it; closes it once all that was handed over is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a server takes from its machine, beside clock, store and sockets. A simulation hands in its own."""
+
+    jitter: Callable[[], float]
+    """Random numbers from 0 up to 1."""
+    new_id: Callable[[], str]
+    """Makes a short text that never repeats."""
+    request_ids: Callable[[], str]
+    """The same, for requests."""
+    settle_memory: Callable[[], None]
+    """Called once, when everything that lives as long as the server is made."""
+    aside: Aside
+    """Carries out what may wait for the disk."""
+
 
 Extras = Callable[[trio.Event], Sequence[Extra]]
 """Makes routes that are no part of the contract; given what stops the server."""
@@ -340,6 +358,7 @@ async def serve(
     manager: ServiceManager = NOBODY,
     reload_requests: ReloadRequests | None = None,
     spans: Spans | None = None,
+    machine: Machine | None = None,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -354,13 +373,14 @@ async def serve(
         manager: is told how the server is.
         reload_requests: when to read the keys anew; `None`: never.
         spans: is told of requests, and of what becomes of what they publish; `None`: nobody is.
+        machine: chance and threads; `None`: this machine's.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
         StoreBroken: storage failed.
     """
-    clock = clock or SystemClock()
-    jitter = random.SystemRandom().random
+    clock, machine = clock or SystemClock(), machine or _this_machine()
+    jitter = machine.jitter
     _warn(*trust.check_directory(settings.data, (KEY_FILE, *database_files.names_of(DATABASE_FILE))))
     connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
     followers = Followers(connection_log)
@@ -485,7 +505,7 @@ async def serve(
             **delivery(access, acts, registry, patient),
             **actors(access, acts, registry, patient),
             **erasure(access, acts, consequences, registry, stopping),
-            **maintenance(access, patient, clock, _new_id, settings.data, backups, stopping),
+            **maintenance(access, patient, clock, machine.new_id, settings.data, backups, stopping),
             **drain(access, acts, stopping.set if begin_drain is None else begin_drain),
             **revocations(access, acts, consequences, patient),
             **trails(patient),
@@ -496,7 +516,7 @@ async def serve(
         }
         door = FrontDoor(settings, access, remote_keys)
         instead = partial(goodbye_instead, log=connection_log, closes=stream_closes, clock=clock)
-        reception = Reception(door, clock, _request_ids(), instead, spans)
+        reception = Reception(door, clock, machine.request_ids, instead, spans)
         further = () if extras is None else extras(stopping)
         app = create_app(reception, access, handlers, sockets.follow, publish_sockets.publish, further)
         kept_up: dict[str, Callable[[], Awaitable[None]]] = {
@@ -544,7 +564,7 @@ async def serve(
         if settings.address_share < 1:
             terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
         listen = partial(_listen, settings, handed_over or HandedOver())
-        deadline = await _serve_front_end(app, settings, terms, listen, stopping, ready, manager)
+        deadline = await _serve_front_end(app, settings, terms, listen, stopping, ready, manager, machine)
         with trio.move_on_at(deadline):
             async with trio.open_nursery() as drain_nursery:
                 drain_nursery.start_soon(acts.settle)
@@ -599,6 +619,16 @@ async def _check_once(store: StoreUpkeep) -> None:
             await trio.sleep_forever()
 
 
+def _this_machine() -> Machine:
+    return Machine(
+        jitter=random.SystemRandom().random,
+        new_id=_new_id,
+        request_ids=_request_ids(),
+        settle_memory=_settle_memory,
+        aside=on_a_thread,
+    )
+
+
 def _new_id() -> str:
     return secrets.token_hex(8)
 
@@ -627,6 +657,7 @@ async def _serve_front_end(
     stopping: trio.Event,
     ready: Ready,
     manager: ServiceManager,
+    machine: Machine,
 ) -> float:
     """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
     with contextlib.ExitStack() as listening:
@@ -643,16 +674,16 @@ async def _serve_front_end(
                     logger.info("%s", line)
                 for url in urls:
                     logger.info("listening on %s", url)
-                _settle_memory()
+                machine.settle_memory()
                 ready(urls[0])
                 manager.ready(f"listening on {', '.join(urls)}")
                 await stopping.wait()
                 manager.stopping()
             finally:
                 deadline = trio.current_time() + DRAIN_SECONDS_MAX
-                # On another thread, and not waited for long: where the disk hangs, so does the removal of a file.
+                # Aside, and not waited for long: where the disk hangs, so does the removal of a file.
                 with trio.move_on_after(ANNOUNCED_SECONDS_MAX, shield=True):
-                    await trio.to_thread.run_sync(announcing.close, abandon_on_cancel=True)
+                    await machine.aside(announcing.close)
     return deadline
 
 

@@ -1,0 +1,81 @@
+"""`make simulate SEEDS=0-999`: plays histories, each with the server of this tree; says which seed fails, and how.
+
+A seed that fails is shown with the shortest history that fails likewise, and the command that plays it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+
+from tests.simulation.history import drawn
+from tests.simulation.play import Played, play, shortest
+from tests.simulation.rare import SEEDS_ENOUGH, too_weak
+
+TRACE_LINES: int = 40
+
+
+def report(seed: int, played: Played) -> str:
+    """What there is to know about a seed that fails."""
+    history = shortest(drawn(seed))
+    again = play(history)
+    shown = again if again.violation is not None else played
+    lines = [f"seed {seed} fails: {played.violation!r}", f"shortest history ({len(history.operations)} operations):"]
+    lines += [f"  {one.pause:g} s, then {one.kind}" for one in history.operations]
+    lines += [f"which fails: {shown.violation!r}", *shown.trace[-TRACE_LINES:]]
+    if shown.violation is not None and not isinstance(shown.violation, AssertionError):
+        lines += traceback.format_exception(shown.violation)
+    return "\n".join((*lines, f"again: make simulate SEEDS={seed}"))
+
+
+def seeds_of(text: str) -> list[int]:
+    """`7`, `0-99` or `3,8,20-30`."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def main() -> int:
+    """Play the histories that the command line names; 1: one of them fails, or they are too weak."""
+    parser = argparse.ArgumentParser(prog="make simulate")
+    parser.add_argument("seeds", type=seeds_of)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--trace", action="store_true", help="show the trace of each history")
+    given = parser.parse_args()
+    seen: Counter[str] = Counter()
+    steps, failed, began = 0, 0, time.monotonic()
+    with ProcessPoolExecutor(given.processes) as pool:
+        seeds = iter(given.seeds)
+        while several := list(islice(seeds, 50 * given.processes)):
+            for seed, played in zip(several, pool.map(_play, several), strict=True):
+                seen, steps = seen + played.seen, steps + played.steps
+                if given.trace:
+                    print("\n".join(played.trace), played.digest, sep="\n")
+                if played.violation is not None:
+                    failed += 1
+                    print(report(seed, played), flush=True)
+    seconds = time.monotonic() - began
+    print(
+        f"{len(given.seeds)} seeds, {failed} fail; {steps} operations in {seconds:.0f} s, "
+        f"{steps / seconds:.0f} operations a second"
+    )
+    print(", ".join(f"{what}: {times}" for what, times in sorted(seen.items())))
+    if not failed and len(given.seeds) >= SEEDS_ENOUGH and (missing := too_weak(seen)):
+        print(f"too weak: {', '.join(missing)} never happened")
+        return 1
+    return int(failed > 0)
+
+
+def _play(seed: int) -> Played:
+    return play(drawn(seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Simulated people at the far end of the network: who follows, and what they check of what they are told."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from random import Random
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from tests.simulation.network import CLOSE, HANDSHAKE, PING, TEXT, Frames, Link, close, pong, request, text
+from tests.simulation.truth import Truth, Violation
+
+EVENT: Final = "feedback_update"
+
+
+class Subscriber:
+    """What the client of one device keeps while it is not connected, and what it is promised."""
+
+    def __init__(self) -> None:
+        self.is_unsure = False
+        """An operator may have had it forgotten, or may not."""
+        self.position: tuple[str, int] | None = None
+        """The epoch and the number up to which it has everything."""
+        self.acknowledged: dict[str, int] = defaultdict(int)
+        """The highest number it has ever acknowledged, in each epoch."""
+        self.stored: dict[str, int] = {}
+        """The highest cursor it was told to be stored, in each epoch."""
+        self.known: set[str] = set()
+        """Epochs in which it was told `live`: its cursor is stored since."""
+        self.unanswered: dict[int, int] = {}
+        """What it may have acknowledged by asking for connections that told it nothing."""
+
+    def is_forgotten_by(self, status: int | None) -> None:
+        """An operator has had it forgotten, or has tried to."""
+        if status == 200:
+            self.known.clear()
+            self.stored.clear()
+        elif status not in (401, 403, 404):
+            self.is_unsure = True
+
+
+class Follower:
+    """One connection of a client that checks every frame."""
+
+    def __init__(
+        self,
+        number: int,
+        link: Link,
+        who: tuple[str, str, str | None],
+        subscriber: Subscriber,
+        truth: Truth,
+        *,
+        peeks: bool,
+    ) -> None:
+        """A connection of `who`: diagnosis, subject and device."""
+        self.number, self.link, self.subscriber, self.truth = number, link, subscriber, truth
+        self.diagnosis_id, self.sub, self.device = who
+        self.peeks = peeks
+        self.frames = Frames()
+        self.epoch: str | None = None
+        self.seq = 0
+        """Everything up to here was received, or named in a gap."""
+        self.is_live = False
+        self.is_forgotten = False
+        """An operator has had its subscriber forgotten since it asked."""
+        self.ending: tuple[int, str] | None = None
+        """How the server has ended it."""
+        self.refusal: str | None = None
+        self.answers_pings = True
+        self.asked_to_end = False
+        """The client itself has, or its network was meddled with."""
+        self.sent_after: int | None = None
+        self.is_lying = False
+        self.acks = "transport"
+        self._known: set[str] = set()
+        self._stored: dict[str, int] = {}
+        self.gaps = 0
+        self.process = 0
+        self.seen: Counter[str] = Counter()
+        self.hears: Callable[[str], object] = lambda what: None
+        link.hears = self._hear
+
+    def ask(self, token: str, lots: Random, *, resumes: str, acks: str) -> None:
+        """Ask for a connection.
+
+        Args:
+            resumes: `position`: after what it has; `cursor`: as the server knows it; `lie`: after something else.
+        """
+        self.acks = acks
+        # What it knows by now: the answers of two connections may overtake each other.
+        self._known, self._stored = set(self.subscriber.known), dict(self.subscriber.stored)
+        query: dict[str, object] = {} if self.peeks else {"ack": acks}
+        if self.device is not None and not self.peeks:
+            query["device"] = self.device
+        if self.peeks:
+            query["peek"] = 1
+        if resumes == "position" and self.subscriber.position is not None:
+            query["epoch"], query["after"] = self.subscriber.position
+            self.sent_after = self.subscriber.position[1]
+        elif resumes == "lie":
+            self.is_lying = True
+            query["after"] = lots.choice((0, 1, 7, 100, 10_000, 10**14))
+            if lots.random() < 0.3:
+                query["epoch"] = "epoch-of-nobody"
+            self.sent_after = int(query["after"])  # type: ignore[call-overload]
+        if not self.peeks:
+            self.subscriber.unanswered[self.number] = self.sent_after or 0
+        self.link.send(request("GET", f"/ws/{self.diagnosis_id}?{urlencode(query)}", token, None, HANDSHAKE))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it follows."""
+        return self.epoch is not None and self.ending is None and not self.link.is_over
+
+    def acknowledge(self, seq: int) -> None:
+        """Say that everything up to here is applied."""
+        if self.epoch is not None:
+            if seq <= self.seq:
+                self.subscriber.acknowledged[self.epoch] = max(self.subscriber.acknowledged[self.epoch], seq)
+            self.link.send(text({"type": "ack", "seq": seq}))
+
+    def leave(self, code: int = 1000) -> None:
+        """Say goodbye."""
+        self.asked_to_end = True
+        self.link.send(close(code.to_bytes(2, "big")))
+
+    def _hear(self, data: bytes) -> None:
+        for opcode, payload in self.frames.hear(data):
+            if opcode == TEXT:
+                self._take(json.loads(payload))
+            elif opcode == PING:
+                self._pinged(payload)
+            elif opcode == CLOSE:
+                code = int.from_bytes(payload[:2], "big") if payload else 1005
+                if self.ending is None:
+                    self.ending = code, payload[2:].decode()
+                    self.hears(f"close {code} {self.ending[1]}")
+                if code == 1012 and self.acks == "transport" and self.epoch is not None and not self.peeks:
+                    acknowledged = self.subscriber.acknowledged
+                    acknowledged[self.epoch] = max(acknowledged[self.epoch], self.seq)
+                self.link.send(close(payload[:2]))
+
+    def _pinged(self, payload: bytes) -> None:
+        if not self.answers_pings:
+            return
+        if payload and self.epoch is not None and self.acks == "transport" and not self.peeks:
+            seq = int(payload)
+            if seq > self.seq:
+                raise Violation(f"connection {self.number}: a Ping names {seq}, and {self.seq} was written")
+            self.subscriber.acknowledged[self.epoch] = max(self.subscriber.acknowledged[self.epoch], seq)
+        self.link.send(pong(payload))
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        data = frame["data"]
+        match frame["type"]:
+            case "connect":
+                self._connected(data)
+            case "gap":
+                self._numbered(data["from"], data["to"])
+                self.gaps += 1
+                self.hears(f"gap {data['from']}-{data['to']} {data['reason']}")
+            case "live":
+                if self.is_live or data["seq"] != self.seq:
+                    raise Violation(f"connection {self.number}: live at {data['seq']}, and {self.seq} was written")
+                self.is_live = True
+                if not self.peeks and not self.is_forgotten:
+                    assert self.epoch is not None, "connect comes first"
+                    self.subscriber.known.add(self.epoch)
+                self.hears(f"live {data['seq']}")
+            case "acked":
+                assert self.epoch is not None, "connect comes first"
+                if not self.is_forgotten:
+                    stored = self.subscriber.stored.get(self.epoch, 0)
+                    self.subscriber.stored[self.epoch] = max(stored, data["seq"])
+                self.hears(f"acked {data['seq']}")
+            case "error":
+                self.refusal = data["code"]
+                self.hears(f"error {data['code']}")
+            case "bye":
+                self.hears(f"bye {data['code']}")
+            case kind if kind == EVENT:
+                self._numbered(frame["seq"], frame["seq"])
+                assert self.epoch is not None, "connect comes first"
+                where = f"on connection {self.number}"
+                self.truth.event(self.diagnosis_id, self.epoch, frame["seq"], data["feedback_id"], where=where)
+                self.truth.served(self.number, self.sub, self.diagnosis_id, self.epoch, frame["seq"])
+                self.hears(f"event {frame['seq']}")
+            case "pong" | "heartbeat" | "auth_ok" | "auth_expiring":
+                self.hears(frame["type"])
+            case kind:
+                raise Violation(f"connection {self.number}: a frame of the unknown type {kind}")
+
+    def _numbered(self, first: int, last: int) -> None:
+        """G3 and G4: the next numbers are due."""
+        if first != self.seq + 1 or last < first:
+            raise Violation(
+                f"G4: connection {self.number} of {self.sub} to {self.diagnosis_id} got {first} to {last} "
+                f"behind {self.seq}"
+            )
+        self.seq = last
+        if not self.peeks:
+            assert self.epoch is not None, "connect comes first"
+            self.subscriber.position = self.epoch, last
+
+    def _connected(self, data: dict[str, Any]) -> None:
+        if self.epoch is not None:
+            raise Violation(f"connection {self.number}: connect comes twice")
+        self.epoch, resume = data["epoch"], data["resume"]
+        epoch: str = data["epoch"]
+        self.seq = data["head"] - data["queued"] - data["missed"]
+        self.hears(f"connect {epoch} {resume} {self.seq} {data['head']}")
+        if resume == "reset":
+            self.seen["reset"] += 1
+        if self.peeks:
+            return
+        known = self.subscriber
+        known.unanswered.pop(self.number, None)
+        if self.sent_after is None and resume in ("exact", "partial"):
+            most = max(known.acknowledged[epoch], data["floor"] if known.unanswered else 0, *known.unanswered.values())
+            if self.seq > most:
+                raise Violation(
+                    f"connection {self.number} of {self.sub} {self.device} to {self.diagnosis_id} "
+                    f"begins at {self.seq}, and {known.acknowledged[epoch]} was acknowledged"
+                )
+            if self.seq < self._stored.get(epoch, 0) and not (self.is_forgotten or known.is_unsure):
+                raise Violation(f"connection {self.number} begins at {self.seq}, and {self._stored[epoch]} was stored")
+        if (
+            self.sent_after is None
+            and resume == "fresh"
+            and epoch in self._known
+            and not (self.is_forgotten or known.is_unsure)
+        ):
+            raise Violation(f"{self.sub} {self.device} was known in {epoch}, and is not any more")
+        if self.sent_after is not None and resume in ("exact", "partial"):
+            if self.seq != self.sent_after:
+                raise Violation(f"connection {self.number} begins at {self.seq}, and wanted {self.sent_after}")
+            known.acknowledged[epoch] = max(known.acknowledged[epoch], self.sent_after)
+        if resume == "fresh":
+            # It begins with the oldest, and what is not retained is acknowledged by its start.
+            known.acknowledged[epoch] = max(known.acknowledged[epoch], self.seq)
+        if resume == "reset":
+            known.acknowledged[epoch] = max(known.acknowledged[epoch], self.seq)

@@ -1,0 +1,102 @@
+"""Random histories of a whole server: whatever dies, fails, hangs or lies, no promise is broken.
+
+`make simulate SEEDS=0-9999` plays more of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.programs import ROOT
+from tests.simulation.__main__ import report
+from tests.simulation.history import drawn
+from tests.simulation.play import play
+from tests.simulation.rare import SEEDS_ENOUGH, too_weak
+
+BUDGET = 60
+"""Seeds that every run of the tests plays."""
+
+SEEDS_AT_ONCE = 10
+
+REGRESSIONS = (69,)
+"""Seeds that have failed, and what it was:
+
+69: an act that was stored after the server had ended was told to a nursery that was closed.
+"""
+
+assert BUDGET >= SEEDS_ENOUGH
+
+SEEN: Counter[str] = Counter()
+PLAYED: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """A history writes its own trace of what servers log."""
+    logger = logging.getLogger("avicenna")
+    before, logger.propagate = logger.propagate, False
+    yield
+    logger.propagate = before
+
+
+def plays(seed: int) -> None:
+    played = play(drawn(seed))
+    assert played.violation is None, report(seed, played)
+    SEEN.update(played.seen)
+    PLAYED.add(seed)
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
+@pytest.mark.guarantee(3)
+@pytest.mark.guarantee(4)
+@pytest.mark.guarantee(5)
+@pytest.mark.guarantee(6)
+@pytest.mark.guarantee(8)
+@pytest.mark.guarantee(9)
+@pytest.mark.guarantee(10)
+@pytest.mark.guarantee(11)
+@pytest.mark.guarantee(13)
+@pytest.mark.guarantee(16)
+@pytest.mark.parametrize("first", range(0, BUDGET, SEEDS_AT_ONCE))
+def test_no_history_of_a_server_breaks_a_promise(first: int) -> None:
+    for seed in range(first, first + SEEDS_AT_ONCE):
+        plays(seed)
+
+
+def test_everything_rare_has_happened_in_these_histories() -> None:
+    if len(PLAYED & set(range(BUDGET))) < BUDGET:
+        pytest.skip("not all histories were played in this process")
+    assert too_weak(SEEN) == []
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_a_history_that_has_failed_fails_no_more(seed: int) -> None:
+    plays(seed)
+
+
+def test_the_same_seed_gives_the_same_trace_in_another_process_with_other_hashes() -> None:
+    seeds = (3, 20)  # the second one dies often, and its outboxes are looked through
+    program = (
+        "import sys; from tests.simulation.history import drawn; from tests.simulation.play import play; "
+        "print([play(drawn(int(seed))).digest for seed in sys.argv[1:]])"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program, *map(str, seeds)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": hashes, "PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for hashes in ("1", "2")
+    }
+    assert told == {str([play(drawn(seed)).digest for seed in seeds])}
