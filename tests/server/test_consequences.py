@@ -199,6 +199,17 @@ async def test_rows_that_waited_while_the_store_was_away_do_not_bring_a_name_bac
         assert rows == [("disconnect", "[erased]"), ("connect", "[erased]")]
 
 
+async def test_an_act_that_is_stored_after_the_server_has_ended_is_told_and_nothing_follows(
+    autojump_clock: MockClock,
+) -> None:
+    async with there_is() as there:
+        await there.store.register("d", "amira", ["bo"])
+    await there.store.revoke(sub="bo")
+    await there.store.delete("d")
+    assert there.revoked.covering("bo", None, ISSUED_AT) is not None
+    await there.consequences.settled()
+
+
 async def test_the_answer_of_an_act_comes_after_all_that_follows(autojump_clock: MockClock) -> None:
     async with there_is() as there:
         await there.store.register("d", "amira", [f"user-{number}" for number in range(300)])

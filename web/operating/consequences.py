@@ -207,6 +207,9 @@ class Consequences:
             self._begin(partial(self.senders.end_where, picks, ending))
 
     def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
+        if self._nursery.cancel_scope.cancel_called:
+            # The server has ended, and all connections with it. What was handed over to the store before is still told.
+            return
         ended = trio.Event()
         self._under_way[ended] = None
         self._nursery.start_soon(self._carry_out, work, ended)
