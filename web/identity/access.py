@@ -158,6 +158,8 @@ class Access:
         Raises:
             Problem: 403, or 404 for those who may know.
         """
+        if (known := self._store.known(diagnosis_id)) is not None and may(who, known):
+            return known
         try:
             diagnosis = await allowed_now(self._store, diagnosis_id, partial(may, who))
         except NoSuchDiagnosis:

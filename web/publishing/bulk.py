@@ -134,6 +134,11 @@ class Delivery:
     """
 
     def __init__(self, registry: Registry, refusal_of_sender: Callable[[], Problem | None]) -> None:
+        """Nothing is taken yet.
+
+        Args:
+            refusal_of_sender: asked after each wait for room. Otherwise the actor asks, with the message's judge.
+        """
         self._registry = registry
         self._refusal_of_sender = refusal_of_sender
         self._pauses = PauseBudget(PAUSE_SECONDS_MAX)
@@ -181,15 +186,16 @@ class Delivery:
                     del waiting[diagnosis_id]
                 except MailboxFull as error:
                     full = as_problem(error)
-            if waiting and not await self._pauses.paused():
+            if not waiting:
+                return
+            refused = self._refusal_of_sender() if await self._pauses.paused() else full
+            if refused is not None:
                 for place, _ in chain.from_iterable(waiting.values()):
-                    self._told[place] = full
+                    self._told[place] = as_problem(refused)
                 return
 
     def _put(self, diagnosis_id: str, publish: Publish) -> Told | Problem:
         """Put one line into the mailbox of its actor; or why it is for none. Raises `MailboxFull`."""
-        if (refused := self._refusal_of_sender()) is not None:
-            return as_problem(refused)
         try:
             return Told(diagnosis_id, self._registry.put(diagnosis_id, publish))
         except MailboxFull:

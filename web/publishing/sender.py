@@ -347,8 +347,6 @@ class Sender(Channel):
             publisher.access.count_event(self.token.who)
             frame.diagnosis_id, message = await publisher.decoded(self.token.who, frame.text, "the frame", _decoded)
             while frame.problem is None:
-                if (refused := publisher.access.refusal_of_sender(self.token.who)) is not None:
-                    raise refused
                 try:
                     frame.pending = self._senders.registry.put(frame.diagnosis_id, message)
                     return
@@ -356,6 +354,8 @@ class Sender(Channel):
                     if self._hub.clock.monotonic() >= frame.came_at + PAUSE_SECONDS_MAX:
                         raise
                 await trio.sleep(PAUSE_STEP_SECONDS)
+                if (refused := publisher.access.refusal_of_sender(self.token.who)) is not None:
+                    raise refused
         except (Problem, ActorError, StorageError) as error:
             frame.problem = frame.problem or as_problem(error)
             frame.diagnosis_id = _meant(frame.text)
