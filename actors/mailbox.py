@@ -120,6 +120,11 @@ class Mailbox:
         """Whether anything waits."""
         return bool(self._publishes or self._controls)
 
+    @property
+    def depth(self) -> int:
+        """Publishes that wait."""
+        return self._publishes
+
     def statistics(self) -> MailboxStatistics:
         """How full it is."""
         return MailboxStatistics(self._publishes, self._peak, self._publishes_max)

@@ -28,7 +28,7 @@ from actors.messages import Asks, Delivery, Envelope, Evict, Forget, ForgetUnsee
 from actors.peers import ActorAt, Nodes, Peers
 from actors.roster import Known, Roster, Subscriber, Watcher, Which, Whose
 from actors.slot import ActorLimits, ActorState, History, Interruption, Slot
-from actors.statistics import ActorStatistics, statistics_of
+from actors.statistics import ActorStatistics, Glance, glance_at, glance_at_resting, statistics_of, window_at
 from actors.supervisor import Supervisor
 from actors.tracing import Tracing
 from actors.transport import Ending
@@ -480,9 +480,9 @@ class Registry(Watcher):
         return slot.roster.unacknowledged()
 
     def window(self, diagnosis_id: str) -> Window | None:
-        """What a diagnosis retains, if its outbox is in memory; wakes nobody."""
+        """What a diagnosis retains, if its actor runs and has read it; wakes nobody."""
         slot = self._slots.get(diagnosis_id)
-        return None if slot is None or slot.roster.ring is None else slot.roster.ring.window
+        return None if slot is None else window_at(slot)
 
     @property
     def loaded(self) -> list[str]:
@@ -505,6 +505,18 @@ class Registry(Watcher):
         """One actor; of one that is not in memory, what it would be. Wakes nobody."""
         slot = self._slots.get(diagnosis_id) or self._new_slot(diagnosis_id)
         return statistics_of(slot, self._store.damaged.get(diagnosis_id))
+
+    @property
+    def in_memory(self) -> list[str]:
+        """Diagnoses whose actor is in memory, loaded or not."""
+        return list(self._slots)
+
+    def glance_at(self, diagnosis_id: str) -> Glance:
+        """One actor in one line; wakes nobody. What damage there may be is not looked at."""
+        slot = self._slots.get(diagnosis_id)
+        if slot is None:
+            return glance_at_resting(self._histories.get(diagnosis_id) or History())
+        return glance_at(slot)
 
     # Slots
 

@@ -405,11 +405,15 @@ class Roster:
         """Retained events that some known subscriber has not acknowledged; all of them while nobody is known."""
         if self.ring is None:
             return 0
-        floor = self.ring.floor
-        if self._lowest is None and self.known:
-            self._lowest = min(one.seq_in(self.ring.epoch) for one in self.known.values())
-        lowest = floor if self._lowest is None else self._lowest
+        floor, lowest = self.ring.floor, self.lowest()
+        lowest = floor if lowest is None else lowest
         return max(0, self.ring.head - max(lowest, floor))  # a cursor moved by another process can be ahead of the ring
+
+    def lowest(self) -> Seq | None:
+        """The lowest cursor of a known subscriber in the epoch of the ring; `None`: nobody is known, or no ring."""
+        if self._lowest is None and self.known and self.ring is not None:
+            self._lowest = min(one.seq_in(self.ring.epoch) for one in self.known.values())
+        return self._lowest
 
     def count_taken(self, due: list[Due], lost: int) -> None:
         """Count what a connection has taken.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from actors.mailbox import MailboxStatistics
 from actors.ring import Ring
 from actors.roster import Roster
-from actors.slot import ActorState, Crash, Restart, Slot
+from actors.slot import ActorState, Crash, History, Restart, Slot
 from storage.damage import Damage
 from storage.records import Seq, SubscriberId, Window
 
@@ -41,11 +41,57 @@ class ActorStatistics:
     recent: tuple[Restart, ...]
     """See `History.recent`."""
     window: Window | None
-    """What its ring holds; `None`: not loaded."""
+    """What it retains; `None`: it is not loaded, or does not run."""
     lag: tuple[Lag, ...] | None
     """The subscribers furthest behind, at most `LAG_SHOWN`; `None`: not loaded."""
     damage: Damage | None
     """What is wrong with its outbox, which is not loaded then; `None`: no damage is known."""
+
+
+class Glance(NamedTuple):
+    """An actor in one line of an overview: cheap enough to be made of ten thousand of them."""
+
+    state: ActorState
+    connections: int
+    mailbox_depth: int
+    incarnation: int
+    restarts: int
+    last_crash: Crash | None
+    window: Window | None
+    """What it retains; `None`: it is not loaded, or does not run."""
+    lowest: Seq | None
+    """The lowest cursor of a known subscriber; `None`: nobody is known, or it is not loaded."""
+    known: int
+    """Known subscribers; 0 also if it is not loaded."""
+
+
+def window_at(slot: Slot) -> Window | None:
+    """What the ring of a slot holds, if that is what is stored: after a crash the ring of before stays until another is
+    loaded, and its newest events may be missing in it."""
+    return None if slot.roster.ring is None or slot.state is not ActorState.RUNNING else slot.roster.ring.window
+
+
+def glance_at(slot: Slot) -> Glance:
+    """What a slot holds now."""
+    roster, history = slot.roster, slot.history
+    return Glance(
+        slot.state,
+        len(roster.subscribers),
+        slot.mailbox.depth,
+        history.incarnation,
+        history.restarts,
+        history.last_crash,
+        window_at(slot),
+        roster.lowest(),
+        len(roster.known or ()),
+    )
+
+
+def glance_at_resting(history: History) -> Glance:
+    """What is remembered of an actor that is not in memory."""
+    return Glance(
+        ActorState.PASSIVE, 0, 0, history.incarnation, history.restarts, history.last_crash, None, lowest=None, known=0
+    )
 
 
 def statistics_of(slot: Slot, damage: Damage | None) -> ActorStatistics:
@@ -64,7 +110,7 @@ def statistics_of(slot: Slot, damage: Damage | None) -> ActorStatistics:
         slot.history.restarts,
         slot.history.last_crash,
         slot.history.recent,
-        window=None if ring is None else ring.window,
+        window=window_at(slot),
         lag=None if ring is None or slot.roster.known is None else _lag(slot.roster, ring),
         damage=damage,
     )

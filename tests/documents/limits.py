@@ -25,7 +25,7 @@ PARTS: Final = {
     "Tokens and keys": ("web/identity",),
     "Actors": ("actors",),
     "Storage": ("storage",),
-    "The process, and what operators ask": ("web/server", "web/operating"),
+    "The process, and what operators ask": ("web/server", "web/operating", "web/console"),
 }
 """The headings of the page, and the directories below each."""
 

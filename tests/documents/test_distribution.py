@@ -79,7 +79,7 @@ def test_the_version_stands_in_pyproject_alone_and_all_documents_agree() -> None
     assert copies == []
 
 
-def test_the_wheel_holds_the_rooms_each_with_its_mark_of_types(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_rooms_each_with_its_mark_of_types_and_the_page(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")
@@ -87,3 +87,4 @@ def test_the_wheel_holds_the_rooms_each_with_its_mark_of_types(tmp_path: Path) -
         names = set(files.namelist())
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == set(ROOMS)
     assert {f"{room}/py.typed" for room in ROOMS} <= names
+    assert {f"web/console/page/{one.name}" for one in (ROOT / "web" / "console" / "page").iterdir()} <= names

@@ -170,6 +170,31 @@ async def test_a_revocation_is_told_whole_when_it_is_made_replaced_and_lifted(se
     assert (second["sub"], third["jti"]) == ("bo", "bo")
 
 
+OF_CONSOLE: list[tuple[str, str, object, str, bool, bool]] = [
+    ("POST", "/actors/42/restart", None, "actor.restart", True, True),
+    ("POST", "/actors/42/stop", None, "actor.stop", True, True),
+    ("DELETE", "/actors/42/subscribers?sub=bo", None, "subscriber.disconnect", True, True),
+    ("DELETE", "/actors/42/subscribers?sub=bo&forget=1", None, "subscriber.disconnect", True, True),
+    ("GET", "/actors/42/outbox", None, "outbox.read", True, True),
+    ("DELETE", "/actors/42/outbox", None, "outbox.purge", True, True),
+    ("POST", "/revocations", {"sub": "bo"}, "revocation.add", False, True),
+    ("POST", "/revocations", {"sub": "bo"}, "revocation.add", True, True),
+    ("DELETE", "/revocations/2", None, "revocation.lift", True, False),
+]
+"""What the console asks for: the act, and whether there is something before it and after it."""
+
+
+async def test_every_act_of_the_console_says_who_what_before_and_after(settings: Settings) -> None:
+    async with trailing(settings) as (server, trail):
+        await server.register(42, "amira", "bo")
+        await server.publish()
+        for method, path, body, _, _, _ in OF_CONSOLE:
+            await act(server, method, path, body)
+    rows = [(row.who, row.what, row.before is not None, row.after is not None) for row in trail[1:]]
+    assert rows == [("op", what, before, after) for _, _, _, what, before, after in OF_CONSOLE]
+    assert all(row.diagnosis_id == "42" for row in trail if not row.what.startswith("revocation"))
+
+
 @pytest.mark.parametrize("sub", ["bogdana", 'bo"o\\', "بو علی"])
 async def test_an_erased_name_is_in_no_state_of_any_act(settings: Settings, sub: str) -> None:
     async with trailing(settings) as (server, trail):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 import trio
 
-from tests.server.harness import Server
+from storage.records import Event
+from tests.server.harness import Server, running_server
+from web.server.settings import Settings
 
 pytestmark = pytest.mark.both_ways
 
@@ -286,3 +289,16 @@ async def test_asking_for_a_position_loads_no_outbox(server: Server) -> None:
     again = (await server.http.get("/diagnoses/42/position", headers=server.bearer("amira"))).json()
     assert again == {**position, "head": 2}
     assert (await server.status())["node"]["ring_bytes"] > 0
+
+
+async def test_an_actor_that_crashed_shows_what_is_stored_and_not_what_it_had_read(settings: Settings) -> None:
+    def crash(diagnosis_id: str, event: Event) -> bytes:
+        raise RuntimeError
+
+    async with running_server(replace(settings, quarantine_seconds=600), render=crash) as server:
+        await server.register()
+        while (await get(server, "/actors/42"))["state"] != "quarantined":
+            await server.publish()
+        shown = await get(server, "/actors/42")
+        stored = await get(server, "/actors/42/outbox?payload=0")
+        assert shown["head"] == stored["items"][-1]["seq"]

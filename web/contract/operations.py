@@ -16,6 +16,9 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 EVENT_STREAM: Final = "text/event-stream"
 JAVASCRIPT: Final = "text/javascript; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
+CSS: Final = "text/css; charset=utf-8"
+SVG: Final = "image/svg+xml"
 METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
 """The text format of Prometheus."""
 
@@ -501,6 +504,72 @@ OPERATIONS: Final = (
         {202: ref("Draining")},
         ("forbidden", *STORE),
         tag="operating",
+    ),
+    Operation(
+        "get",
+        "/console/events",
+        "followConsole",
+        "What a console shows, as an event stream: all diagnoses and the figures of the server, then what changes.",
+        {
+            200: {
+                "description": "One message of the stream.",
+                "type": "object",
+                "required": ["data"],
+                "properties": {
+                    "data": TEXT | {"contentMediaType": JSON, "contentSchema": ref("ConsoleMessage")},
+                    "retry": {"type": "integer", "minimum": 0, "description": "Milliseconds."},
+                },
+            }
+        },
+        ("forbidden", "origin_not_allowed", "draining", "rate_limited"),
+        answer_type=EVENT_STREAM,
+        tag="operating",
+    ),
+    Operation(
+        "get",
+        "/console",
+        "getConsole",
+        "The page of the console. It asks for a token with scope `operate`.",
+        {200: {"type": "string"}},
+        access="nobody",
+        answer_type=HTML,
+        tag="operating",
+        is_static=True,
+    ),
+    Operation(
+        "get",
+        "/console/console.css",
+        "getConsoleStyle",
+        "How that page looks.",
+        {200: {"type": "string"}},
+        access="nobody",
+        answer_type=CSS,
+        tag="operating",
+        is_static=True,
+    ),
+    Operation(
+        "get",
+        "/console/icon.svg",
+        "getConsoleIcon",
+        "Its icon.",
+        {200: {"type": "string"}},
+        access="nobody",
+        answer_type=SVG,
+        tag="operating",
+        is_static=True,
+    ),
+    Operation(
+        "get",
+        "/console/{module}.js",
+        "getConsoleModule",
+        "A module of its script.",
+        {200: {"type": "string"}},
+        ("not_found",),
+        (Parameter("module", "path", {"type": "string"}, "Its name.", required=True, example="main"),),
+        access="nobody",
+        answer_type=JAVASCRIPT,
+        tag="operating",
+        is_static=True,
     ),
     Operation(
         "get", "/healthz", "getHealth", "The process answers.", {200: ref("Health")}, access="nobody", tag="looking"

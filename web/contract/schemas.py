@@ -173,6 +173,12 @@ _STATUS: Final[Schema] = {
     },
 }
 
+
+def _of_console(kind: str, data: Schema) -> Schema:
+    """A message for consoles."""
+    return thing(type=words(kind), diagnosis_id={"type": "null"}, timestamp=TIME, data=data)
+
+
 _ANSWERS: Final[dict[str, Schema]] = {
     "DiagnosisId": _DIAGNOSIS_ID,
     "Problem": {
@@ -278,6 +284,15 @@ _ANSWERS: Final[dict[str, Schema]] = {
     "Backup": thing(path=TEXT, bytes=COUNT, sha256={"type": "string", "pattern": "^[0-9a-f]{64}$"}),
     "Checked": thing(status=words("ok", "damaged"), problems=items(TEXT)),
     "Status": _STATUS,
+    "ConsoleMessage": {
+        "oneOf": [
+            _of_console("snapshot", thing(columns=items(TEXT), diagnoses=COUNT)),
+            _of_console("rows", thing(rows=items({"type": "array", "minItems": 13}), gone=items(DIAGNOSIS_ID_TEXT))),
+            _of_console("turn", thing(turn=COUNT, node={"type": "object", "additionalProperties": True})),
+            _of_console("auth_expiring", thing(expires_at=TIME, seconds_left=COUNT)),
+            _of_console("bye", thing(code=COUNT, reason=TEXT, retry_after_ms=or_null(COUNT))),
+        ]
+    },
     "Health": thing(status=words("ok")),
     "Readiness": thing(status=words("ready")),
     "Draining": thing(status=words("draining")),

@@ -141,6 +141,16 @@ class ConnectionLog:
         }
         _say("publishing WebSocket ended: %s", fields | {"events_stored": events}, request)
 
+    def console_ended(self, sub: str | None, code: int | None, reason: str, seconds: float, request: str) -> None:
+        """A stream of statistics is over; its code is `None` if its client ended it."""
+        fields: Fields = {
+            "subject": self._shown(sub),
+            "close_code": code,
+            "reason": reason,
+            "seconds": round(seconds, 1),
+        }
+        _say("console ended: %s", fields, request)
+
     def sender_stalled(self, sub: str | None, why: str, request: str) -> None:
         """A stalled peer that published is cut off."""
         _say("stalled peer cut off: %s", {"subject": self._shown(sub), "reason": why}, request)

@@ -38,8 +38,8 @@ def goodbye_instead(
     is_stream = asked.operation is not None and asked.operation.answer_type == EVENT_STREAM
     if asked.method != "GET" or not is_stream or problem.code not in REASONS or not _wants_a_stream(asked):
         return None
-    diagnosis_id = asked.parameters.get("diagnosis_id", "")
-    shown = diagnosis_id if DIAGNOSIS_ID.fullmatch(diagnosis_id) else ""
+    diagnosis_id = asked.parameters.get("diagnosis_id")  # none: it is the stream of a console
+    shown = diagnosis_id if diagnosis_id is None or DIAGNOSIS_ID.fullmatch(diagnosis_id) else ""
     reason = REASONS[problem.code]
     closes.closed(CloseCode.TRY_LATER)
     log.refused("event stream", asked, CloseCode.TRY_LATER, reason)

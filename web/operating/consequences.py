@@ -19,7 +19,7 @@ task. What is attached later is judged for the second time by what holds now.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, assert_never
@@ -98,8 +98,8 @@ class NamesOf:
         return self.names(subscriber.id)
 
 
-class Senders(Protocol):
-    """The connections that publish."""
+class Connections(Protocol):
+    """Connections of one kind that follow no diagnosis."""
 
     async def end_where(self, picks: Callable[[Principal], bool], ending: Ending) -> None:
         """End those whose clients `picks` picks."""
@@ -128,8 +128,8 @@ class Consequences:
         self._revoked = revoked
         self._nursery = consequences_nursery
         self._anonymous_allowed = anonymous_allowed
-        self.senders: Senders | None = None
-        """`None`: nobody publishes over a WebSocket yet."""
+        self.others: Sequence[Connections] = ()
+        """Connections that follow no diagnosis; none before the server is composed."""
         self._under_way: dict[trio.Event, None] = {}
         """Set when a task has ended; the oldest first."""
 
@@ -151,14 +151,14 @@ class Consequences:
                 self._revoked.add(revocation)
                 covered = Covered(self._revoked)
                 self._begin(partial(registry.end_everywhere, covered, Ending.REVOKED))
-                self._end_senders(covered.covers, Ending.REVOKED)
+                self._end_others(covered.covers, Ending.REVOKED)
             case RevocationsLifted(revocations=revocations):
                 for revocation in revocations:
                     self._revoked.lift(revocation)
             case SubjectErased(digest=digest, stand_in=stand_in):
                 self._begin(self._erasing(digest, stand_in))
                 erased = OfErased(digest)
-                self._end_senders(lambda who: erased.names(SubscriberId(who.sub, None)), Ending.DISCONNECTED)
+                self._end_others(lambda who: erased.names(SubscriberId(who.sub, None)), Ending.DISCONNECTED)
             case EpochsRenewed(diagnosis_id=renewed):
                 self._begin(registry.renewed(renewed))
             case _:
@@ -202,9 +202,9 @@ class Consequences:
                 logger.warning("what an erased person left is not erased, trying again: %s", refusal)
                 await trio.sleep(RETRY_SECONDS)
 
-    def _end_senders(self, picks: Callable[[Principal], bool], ending: Ending) -> None:
-        if self.senders is not None:
-            self._begin(partial(self.senders.end_where, picks, ending))
+    def _end_others(self, picks: Callable[[Principal], bool], ending: Ending) -> None:
+        for connections in self.others:
+            self._begin(partial(connections.end_where, picks, ending))
 
     def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
         if self._nursery.cancel_scope.cancel_called:

@@ -42,6 +42,9 @@ from storage.disk.unfinished import sweep
 from storage.errors import Busy, CannotOpen, Failed, StoreBroken
 from storage.sqlite.opening import open_store
 from storage.store import Store, StoreUpkeep
+from web.console.overview import Overview
+from web.console.pages import console_page
+from web.console.streams import Consoles
 from web.contract.errors import WebError
 from web.contract.wire import render_event
 from web.following.admission import Entrance
@@ -91,6 +94,7 @@ from web.publishing.sockets import PublishSockets
 from web.server.app import AMONG_OPERATORS, Extra, create_app
 from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.server.client_file import client_file
+from web.server.console_figures import figures_of
 from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
 from web.server.front_door import FrontDoor
 from web.server.greeting import facts
@@ -474,7 +478,6 @@ async def serve(
         publisher = Publisher(access, acts, turns)
         senders = Senders(publisher, registry, expiry, connection_log)
         publish_sockets = PublishSockets(upgrades, access, hub, senders, refusing, actors_nursery, stopping)
-        consequences.senders = publish_sockets
         ways = Ways()
         figures = Figures(patient, registry, clock, lambda: hub.counts.aborted + open_connections.stalled, ways)
         lag, started_at, release = LoopLag(), clock.monotonic(), version("avicenna-live")
@@ -494,8 +497,12 @@ async def serve(
                 refused_tokens=access.refused_tokens.statistics(),
                 loop_lag=lag.statistics(),
                 log=log(),
+                consoles=len(consoles),
             )
 
+        overview = Overview(patient, registry, clock, partial(figures_of, see))
+        consoles = Consoles(overview, access, expiry, connection_log, clock, jitter, stopping)
+        consequences.others = (publish_sockets, consoles)
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
         handlers = {
             **broadcasts(publisher),
@@ -511,6 +518,8 @@ async def serve(
             **trails(patient),
             **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),
             **metrics(see),
+            **consoles.handlers(),
+            **console_page(),
             **openapi(),
             **client_file(),
         }
@@ -528,6 +537,7 @@ async def serve(
             "counts for other processes": registry.tell_peers,
             "watch over expiring tokens": expiry.run,
             "sums in the log": connection_log.run,
+            "overview for consoles": overview.run,
             "expiry of revocations": partial(expire_revocations, store, settings.token_lifetime_seconds_max),
             "check of all outboxes": partial(_check_once, store),
             "signs of life for the service manager": manager.watch,
@@ -544,6 +554,7 @@ async def serve(
 
         async def say_goodbye() -> None:
             await publish_sockets.end_all()
+            await consoles.end_all()
             await registry.end_all()
             await hub.drain()
 

@@ -89,6 +89,9 @@ LOG_EVENTS: Final = (
     _event("websocket_ended", "connections", "info", "WebSocket ended: %s", _END, is_whole=True),
     _event("stream_ended", "connections", "info", "event stream ended: %s", _END, is_whole=True),
     _event(
+        "console_ended", "connections", "info", "console ended: %s", "subject close_code reason seconds", is_whole=True
+    ),
+    _event(
         "publisher_ended",
         "connections",
         "info",
@@ -125,6 +128,7 @@ LOG_EVENTS: Final = (
     _event("socket_failed", "edge", "error", "a connection failed: %s", "error"),
     _event("socket_failed_untold", "edge", "error", "and could not be told: %s", "error"),
     # Tokens and keys
+    _event("console_reads_old", "web", "warning", "the console shows what was read before: %s", "error"),
     _event("expiry_failed", "web", "error", "a connection with an expiring token failed: %s", "error"),
     _event("renewal_failed", "web", "error", "a token could not be renewed: %s", "error"),
     _event(

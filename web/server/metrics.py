@@ -58,6 +58,8 @@ class Seen:
     refused_tokens: Mapping[str, int]
     loop_lag: Distribution
     log: LogStatistics
+    consoles: int
+    """Streams of statistics that are open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,7 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     Gauge("wal_bytes", "Size of the write-ahead log.", lambda seen: seen.store.wal_bytes),
     Gauge("database_bytes", "Size of the database itself.", lambda seen: seen.store.database_bytes),
     # Connections and requests
+    Gauge("consoles", "Open streams of statistics, one of each console.", lambda seen: seen.consoles),
     Gauge("connections", "Open connections, whatever they are for.", lambda seen: seen.connections.count),
     Gauge("websockets", "Open WebSockets, refused ones included.", lambda seen: seen.hub.connections),
     Gauge("held_closes", "WebSockets whose Close is held back.", lambda seen: seen.hub.held),

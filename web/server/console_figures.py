@@ -1,0 +1,47 @@
+"""The figures of the server that consoles show, out of what all rooms say. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from storage.histogram import Distribution
+from web.server.metrics import Seen
+
+
+def figures_of(see: Callable[[], Seen]) -> dict[str, object]:
+    """By name (PROTOCOL section 8). What only grows begins with the process."""
+    seen = see()
+    actors, store = seen.actors, seen.store
+    return {
+        "version": seen.release,
+        "uptime_seconds": round(seen.uptime_seconds),
+        "diagnoses": store.diagnoses,
+        "damaged": seen.damaged,
+        "actors": actors.actors,
+        "followers": actors.connections,
+        "connections": seen.connections.count,
+        "consoles": seen.consoles,
+        "publishing_connections": seen.senders.connections,
+        "events": actors.events,
+        "deliveries": actors.deliveries,
+        "delivered_bytes": actors.delivered_bytes,
+        "gaps": actors.gaps,
+        "evicted_unacknowledged": actors.evicted_unacknowledged,
+        "mailbox_messages": actors.mailbox_depth,
+        "ring_bytes": actors.ring_bytes,
+        "ring_limit_bytes": actors.ring_bytes_max,
+        "restarts": sum(actors.restarts.values()),
+        "quarantines": actors.quarantines,
+        "stalls": seen.hub.aborted + seen.connections.stalled,
+        "refused_tokens": sum(seen.refused_tokens.values()),
+        "store_queue": store.queue_depth,
+        "store_waiting_seconds": round(store.waiting_seconds, 3),
+        "wal_bytes": store.wal_bytes,
+        "database_bytes": store.database_bytes,
+        "commit_seconds": _spread(store.commit_seconds),
+        "loop_lag_seconds": _spread(seen.loop_lag),
+    }
+
+
+def _spread(found: Distribution) -> dict[str, object]:
+    return {"bounds": found.bounds, "counts": found.counts, "sum": round(found.sum, 6)}
