@@ -17,6 +17,7 @@
 #   make first-hour                   what a newcomer waits for until the demo's page moves
 #   make bench-abuse                  what a client that does harm costs everybody else
 #   make bench-compare BEFORE=COMMAND   CPU of each operation as a multiple of another build's
+#   make bench-console                what looking costs: a console, and top
 #   make bench-crowd                  ten thousand followers, slow ones, floods and a stop among them
 #   make fuzz [SECONDS=60]            random damage to requests, for so long; half of it compares the two ways
 #   make differential [MUTATIONS=100000] [SEED=1]   so many damaged requests by both ways, compared
@@ -33,7 +34,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-console bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -184,6 +185,9 @@ bench-abuse: setup $(NATIVE)/load
 
 bench-compare: setup $(NATIVE)/load
 	$(BIN)/python -m benchmarks.compare --before "$(BEFORE)" $(ARGS)
+
+bench-console: setup $(NATIVE)/load
+	$(BIN)/python -m benchmarks.console $(ARGS)
 
 bench-crowd: setup $(NATIVE)/load
 	$(BIN)/python -m benchmarks.crowd $(ARGS)
