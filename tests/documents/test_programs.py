@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def stand_ins(tmp_path: Path) -> Path:
         found = next(Path(place, name) for place in ("/bin", "/usr/bin") if Path(place, name).exists())
         (directory / name).symlink_to(found)
     return directory
+
+
+CACHED = ".pytest_cache/v/cache"
 
 
 def stand_in(directory: Path, name: str, does: str = "") -> None:
@@ -126,6 +130,7 @@ def test_ci_without_the_npm_registry_says_so_in_one_line_and_goes_on(stand_ins: 
     assert set(required.split()) == {"required:", "python-client", *PROGRAMS}
 
 
+@pytest.mark.parametrize("of", ["server", "client", "both"])
 @pytest.mark.parametrize(
     ("failed", "printed_beside", "alone", "code"),
     [
@@ -135,21 +140,30 @@ def test_ci_without_the_npm_registry_says_so_in_one_line_and_goes_on(stand_ins: 
         (6, "", None, 2),
         (0, "", None, 2),
         (1, "LEAKED a token", None, 2),
+        (1, "ended with 3", None, 2),
     ],
 )
 def test_ci_runs_few_tests_that_failed_again_alone(
-    stand_ins: Path, failed: int, printed_beside: str, alone: str | None, code: int
+    stand_ins: Path, failed: int, printed_beside: str, alone: str | None, code: int, of: str
 ) -> None:
     for name in PROGRAMS:
         stand_in(stand_ins, name)
-    lines = "\\n".join([*(f"FAILED tests/test_{number}.py::test_it" for number in range(failed)), printed_beside])
-    cached = ".pytest_cache/v/cache"
-    failing = f'mkdir -p {cached}; echo "{{}}" >{cached}/lastfailed; printf "{lines}\\n"; exit 2'
-    stand_in(stand_ins, "make", f'[ "$1" = check ] || exit 0\n{failing}')
-    python = stand_ins.parent / "clone" / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    stand_in(python.parent, "python", "exit 0" if alone == "pass" else "exit 1")
+    root = stand_ins.parent / "clone"
+    rooms = {"server": [root], "client": [root / "clients" / "python"]}
+    failing = rooms["server"] + rooms["client"] if of == "both" else rooms[of]
+    codes = [1 if room in failing else 0 for room in (rooms["server"][0], rooms["client"][0])]
+    if printed_beside == "ended with 3":
+        codes = [3, codes[1]]
+    lines = [f"FAILED tests/test_{number}.py::test_it" for number in range(failed)]
+    lines += [printed_beside, f"tests ended with {codes[0]} for the server, {codes[1]} for the Python client"]
+    does = [f'mkdir -p "{room}/{CACHED}"; echo "{{}}" >"{room}/{CACHED}/lastfailed"' for room in failing]
+    says = "; ".join(f"echo {shlex.quote(line)}" for line in lines)
+    stand_in(stand_ins, "make", "\n".join(['[ "$1" = check ] || exit 0', *does, f"{says}; exit 2"]))
+    for (room,) in rooms.values():
+        python = room / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        stand_in(python.parent, "python", "exit 0" if alone == "pass" else "exit 1")
     printed, _ = ci(stand_ins, code)
-    ran = python.with_name("said").read_text() if python.with_name("said").exists() else ""
-    assert ("--last-failed" in ran) == (alone is not None)
+    ran = [room for (room,) in rooms.values() if (room / ".venv" / "bin" / "said").exists()]
+    assert ran == ([] if alone is None else failing)
     assert printed.count("FAILED tests/test_0.py") == (0 if not failed else 1 if alone is None else 2)
