@@ -103,9 +103,11 @@ class Crashing:
         """The store of requests: they are no actors."""
         return self._inner.patient(seconds)
 
-    def append_nowait(self, diagnosis_id: str, events: Sequence[NewEvent]) -> PendingAppend:
+    def append_nowait(
+        self, diagnosis_id: str, events: Sequence[NewEvent], spans: Sequence[object] = ()
+    ) -> PendingAppend:
         self._crashes.maybe("append", diagnosis_id)
-        return Outcome(self._inner.append_nowait(diagnosis_id, events), self._crashes, diagnosis_id)
+        return Outcome(self._inner.append_nowait(diagnosis_id, events, spans), self._crashes, diagnosis_id)
 
     async def read_after(self, diagnosis_id: str, *args: Any, **kwargs: Any) -> Any:
         self._crashes.maybe("load", diagnosis_id)
