@@ -95,7 +95,16 @@ _CONVERSATION: Final = re.compile(r"^```conversation$", re.MULTILINE)
 def _toctrees() -> str:
     """The navigation, as the start page has it."""
     blocks = [
-        "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *(page if "<" in page else f"/{page}" for page in pages), "```"])
+        "\n".join(
+            [
+                "```{toctree}",
+                ":hidden:",
+                f":caption: {caption}",
+                "",
+                *(page if "<" in page else f"/{page}" for page in pages),
+                "```",
+            ]
+        )
         for caption, pages in NAVIGATION.items()
     ]
     return "\n\n".join(["", *blocks, ""])
