@@ -23,6 +23,7 @@
 #   make differential [MUTATIONS=100000] [SEED=1]   so many damaged requests by both ways, compared
 #   make autobahn                     a WebSocket test suite (it needs Python 2.7)
 #   make docs                         the site of the documents, in build/site; a link that leads nowhere ends it
+#   make container-test               deploy/container, built with buildah and run (it needs root)
 #   make metrics                      docs/METRICS.md anew
 #   make log                          docs/LOG.md anew
 #   make limits                       docs/LIMITS.md anew
@@ -258,6 +259,10 @@ lock:
 
 autobahn: setup
 	@$(BIN)/python -m tests.edge.autobahn $(ARGS)
+
+.PHONY: container-test
+container-test: setup
+	@$(BIN)/python -m tests.deploy.container $(ARGS)
 
 settings: setup
 	$(BIN)/python -m web.server.settings > docs/SETTINGS.md
