@@ -136,7 +136,7 @@ class CursorKeeper:
         await self._batching.run()
 
     def _next_batch(self) -> Sequence[Known]:
-        return [known for known in self._dirty if known not in self._held][:BATCH_MAX]
+        return list(itertools.islice((known for known in self._dirty if known not in self._held), BATCH_MAX))
 
     async def _store_batch(self, batch: Sequence[Known]) -> None:
         moves = []
