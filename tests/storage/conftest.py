@@ -16,10 +16,18 @@ from storage.memory import MemoryStore
 from storage.memory_engine import Faults, MemoryEngine
 from storage.news import News
 from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
+from storage.sqlite import opening
 from storage.sqlite.opening import open_store
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.storage.rows import ROWS
+
+
+@pytest.fixture(autouse=True)
+def impatient_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store looks at its files more often than it would, and a broken one waits less for those who use it."""
+    monkeypatch.setattr(opening, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(opening, "LEAVE_SECONDS_MAX", 0.3)
 
 
 class ManualClock:

@@ -20,7 +20,7 @@ from storage.disk import database_files, files
 from storage.disk.database_files import wal_of
 from storage.errors import Busy, CannotCopy, CannotOpen, Damaged, Failed, InUse, NotADatabase, NotOurs, StoreBroken
 from storage.records import Appended, Durability, NewEvent, Seq
-from storage.sqlite import copies, wal
+from storage.sqlite import copies, opening, wal
 from storage.sqlite.opening import LEAVE_SECONDS_MAX, DamagePolicy, open_store
 from storage.sqlite.store import SqliteStore
 from tests.storage.conftest import ManualClock
@@ -155,8 +155,9 @@ async def test_files_that_cannot_be_looked_at_any_more_end_the_store_without_any
 
 
 async def test_who_uses_a_store_that_has_broken_has_a_moment_to_leave_and_no_more(
-    path: Path, new_epoch: Callable[[], str]
+    path: Path, new_epoch: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(opening, "LEAVE_SECONDS_MAX", LEAVE_SECONDS_MAX)  # a usual one
     has_left = False
     with pytest.raises(StoreBroken), trio.fail_after(20):
         async with opened(path, new_epoch) as store:

@@ -298,7 +298,7 @@ async def test_a_log_that_is_written_again_from_its_start_holds_old_frames_behin
     log = Path(f"{path}-wal")
     async with opened(path, new_epoch) as store:
         await store.register("d", "amira", [])
-        for _ in range(40):
+        for _ in range(16):
             sizes = [chance.randrange(60_000) for _ in range(chance.randrange(1, 30))]
             await store.append_nowait("d", [NewEvent("k", os.urandom(size)) for size in sizes]).wait()
             number += len(sizes)
