@@ -16,6 +16,7 @@ from tests.server.harness import Server, open_socket
 from tests.server.test_broadcasts import assert_problem
 from web.contract.origins import normal_origin, split_authority
 from web.server.settings import Settings, SettingsError, load
+from web.websocket import holds
 
 APPS = (
     "capacitor://localhost",
@@ -26,6 +27,12 @@ APPS = (
     "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
     "moz-extension://9f6b7c0e-3c1d-4f6e-8f62-0123456789ab",
 )
+
+
+@pytest.fixture(autouse=True)
+def short_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a refusal follows soon: how long it is held back is no matter here."""
+    monkeypatch.setattr(holds, "FIRST_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize(

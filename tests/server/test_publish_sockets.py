@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,13 @@ class Line:
 
     async def end(self) -> tuple[list[dict[str, Any]], int | None, str]:
         """What comes until the server closes, the code and the reason."""
-        *frames, close = await self.raw.rest()
-        assert close.opcode == CLOSE, close
+        frames: list[Got] = []
+        while (close := await self.raw.next()) is not None and close.opcode != CLOSE:
+            frames.append(close)
+        assert close is not None, "the connection is over without a Close"
+        with suppress(trio.BrokenResourceError):  # the server may have left already
+            await self.raw.send(client_frame(CLOSE, close.payload[:2]))
+        assert await self.raw.rest() == []
         return [judged(one) for one in frames if one.opcode == TEXT], close.code, close.reason
 
 
