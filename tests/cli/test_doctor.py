@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from tests.server.harness import Server
 from web import cli
 from web.commands import doctor, examinations
 from web.commands.examinations import EXAMINATIONS, Finding, Patient
+from web.server.settings import Settings
 
 SYNC_SECONDS, FILE_SYSTEM_OF = examinations.sync_seconds, examinations.file_system_of
 IS_SYNCHRONIZED = examinations.is_synchronized
@@ -112,41 +114,27 @@ def crash(patient: Patient) -> Sequence[Finding]:
     raise RuntimeError("of the check itself")
 
 
-def test_a_check_that_fails_or_hangs_is_a_finding_and_hides_no_other(
+def test_a_check_that_fails_is_a_finding_and_hides_no_other(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor, "EXAMINATIONS", {**EXAMINATIONS, "keys": crash})
+    code, findings = found(capsys)
+    assert code == 1
+    assert findings.pop("keys")[0]["text"] == "this check failed: RuntimeError: of the check itself"
+    assert levels(findings) == {check: ["ok"] for check in EXAMINATIONS if check != "keys"}
+
+
+def test_a_check_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = threading.Event()
 
     def hang(patient: Patient) -> Sequence[Finding]:
         ends.wait(30)
         return []
 
-    changed: Mapping[str, Any] = {**EXAMINATIONS, "keys": crash, "disk": hang}
-    monkeypatch.setattr(doctor, "EXAMINATIONS", changed)
     monkeypatch.setattr(doctor, "CHECK_SECONDS_MAX", 0.05)
-    # The others get the time they need.
-    monkeypatch.setattr(doctor, "examined", _patiently_but_for("disk", doctor.examined))
-    code, findings = found(capsys)
+    (one,) = doctor.examined("disk", hang, Patient(Settings(), (), None, argparse.Namespace()))
     ends.set()
-    assert code == 1
-    assert findings["keys"][0]["text"] == "this check failed: RuntimeError: of the check itself"
-    assert findings["disk"][0]["text"] == "this check has not ended within 0 s: does a disk hang?"
-    assert levels({name: ones for name, ones in findings.items() if name not in ("keys", "disk")}) == {
-        check: ["ok"] for check in EXAMINATIONS if check not in ("keys", "disk")
-    }
-
-
-def _patiently_but_for(hanging: str, examined: Any) -> Any:
-    def run(name: str, examine: Any, patient: Patient) -> Any:
-        return examined(name, examine, patient) if name == hanging else _now(name, examine, patient)
-
-    def _now(name: str, examine: Any, patient: Patient) -> Any:
-        try:
-            return examine(patient)
-        except RuntimeError:
-            return examined(name, examine, patient)
-
-    return run
+    assert (one.level, one.text) == ("problem", "this check has not ended within 0 s: does a disk hang?")
 
 
 def test_a_directory_that_everybody_can_write_is_a_problem_with_its_cure(
