@@ -125,6 +125,12 @@ class Hears(Protocol):
         missed, within 60 s, and says so.
         """
 
+    def missed(self) -> None:
+        """Acts may have been committed of which nobody has told: whatever follows from acts is to be looked at anew.
+
+        Only a store in another process misses any, if that process was gone. It must not raise or wait.
+        """
+
 
 class Told:
     """The changes of one store: numbered, and told to whoever listens."""

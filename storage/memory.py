@@ -6,7 +6,7 @@ several stores may share, as processes share a replicated engine. Nothing surviv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -86,7 +86,7 @@ class MemoryStore(TellsDamage):
     def shared(self) -> bool:
         return self.engine.shared
 
-    def tell(self, hears: changes.Hears) -> None:
+    def tell(self, hears: changes.Hears, settled: Callable[[], Awaitable[None]] | None = None) -> None:
         self._handle.tell(hears)
 
     def follow(self, diagnosis_id: str) -> Callable[[], None]:

@@ -32,7 +32,7 @@ read, written or been told of a log is in whatever it reads of it afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -433,10 +433,14 @@ class Store(DiagnosisStore, EventStore, CursorStore, RevocationStore, TrailStore
     def shared(self) -> bool:
         """Others write, too: what was read may be old by the time it is used."""
 
-    def tell(self, hears: Hears) -> None:
+    def tell(self, hears: Hears, settled: Callable[[], Awaitable[None]] | None = None) -> None:
         """Tell `hears` of every change from now on, and of logs that are followed.
 
         To be called once, before anything is asked.
+
+        Args:
+            settled: waits until all is done that follows from changes told so far. Where others write, whoever asks for
+                a change is answered once it is settled at all others.
         """
 
     def patient(self, seconds: float) -> Store:

@@ -159,7 +159,7 @@ class SqliteStore(TellsDamage):
         other._patience_seconds = seconds
         return other
 
-    def tell(self, hears: changes.Hears) -> None:
+    def tell(self, hears: changes.Hears, settled: Callable[[], Awaitable[None]] | None = None) -> None:
         self._told.begin(hears.changed)
 
     def moment(self) -> Moment:

@@ -244,6 +244,9 @@ class Ears:
         if isinstance(change, EpochsRenewed):
             self._actors_nursery.start_soon(self._registry.renewed(change.diagnosis_id))
 
+    def missed(self) -> None:
+        """Acts are carried out by whoever asks for them."""
+
 
 def memory_store() -> MemoryStore:
     """An empty store in memory."""

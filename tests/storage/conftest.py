@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trio
 
 from storage.changes import Change
 from storage.memory import MemoryStore
 from storage.memory_engine import Faults, MemoryEngine
 from storage.news import News
 from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
+from storage.remote.client import open_remote
+from storage.remote.server import StoreServer
 from storage.sqlite import opening
 from storage.sqlite.opening import open_store
 from storage.sqlite.store import SqliteStore
@@ -53,6 +56,9 @@ class Heard(list[Change]):
 
     def grew(self, diagnosis_id: str, news: News) -> None:
         raise AssertionError("no log is followed")
+
+    def missed(self) -> None:
+        raise AssertionError("nothing is missed")
 
 
 @pytest.fixture
@@ -107,7 +113,7 @@ class TwoHandles:
         return getattr(self.other if name in self.READS else self.one, name)
 
 
-KINDS = ["sqlite", "memory", "two handles"]
+KINDS = ["sqlite", "memory", "two handles", "remote"]
 
 
 @pytest.fixture(params=KINDS)
@@ -148,7 +154,24 @@ async def open_kind(
         yield cast(Store, TwoHandles(MemoryStore(engine, "one"), MemoryStore(engine, "other")))
         return
     async with open_store(path, clock=clock, new_epoch=new_epoch, keys_max=keys_max, rows=ROWS) as opened:
-        yield opened
+        if kind == "sqlite":
+            yield opened
+            return
+        socket_path = path.with_name("store.sock")
+        async with serving(opened, socket_path), open_remote(socket_path, node="one", clock=clock) as remote:
+            yield remote
+
+
+@asynccontextmanager
+async def serving(store: Store, path: Path) -> AsyncIterator[None]:
+    """A store that other processes could ask: it listens at this path."""
+    listening = trio.socket.socket(trio.socket.AF_UNIX)
+    await listening.bind(str(path))
+    listening.listen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(StoreServer(store).run, [trio.SocketListener(listening)])
+        yield
+        nursery.cancel_scope.cancel()
 
 
 async def damage(store: Store, diagnosis_id: str, *seqs: int, head: int | None = None) -> None:

@@ -40,6 +40,9 @@ class Listener:
         assert diagnosis_id == "d"
         self.heard.append(news)
 
+    def missed(self) -> None:
+        raise AssertionError("every act is told")
+
     @property
     def numbers(self) -> list[int]:
         """Of the events it has heard of."""

@@ -13,6 +13,12 @@ class Revoked:
     def __init__(self, revocations: Iterable[Revocation] = ()) -> None:
         self._subjects: dict[str, Revocation] = {}
         self._tokens: dict[str, Revocation] = {}
+        self.replace(revocations)
+
+    def replace(self, revocations: Iterable[Revocation]) -> None:
+        """Take these for all that is revoked."""
+        self._subjects.clear()
+        self._tokens.clear()
         for one in revocations:
             self.add(one)
 

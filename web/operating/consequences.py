@@ -22,7 +22,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 import trio
 
@@ -43,14 +43,17 @@ from storage.changes import (
     SubjectErased,
     TokensRevoked,
 )
-from storage.errors import Busy, Failed
+from storage.errors import Busy, Failed, NoSuchDiagnosis
 from storage.news import News
-from storage.records import ERASED_ROWS_MAX, Diagnosis, Erasure, SubscriberId
+from storage.records import ERASED_ROWS_MAX, Diagnosis, Erasure, Revocation, SubscriberId
 from storage.store import Store
 from web.contract.principals import Principal
 from web.identity import rights
 from web.identity.revoked import Revoked
 from web.operating.audit_rows import spellings_of
+
+PAGE_REVOCATIONS: Final = 1000
+"""Revocations read from the store at once."""
 
 logger = logging.getLogger("avicenna.server")
 
@@ -130,6 +133,8 @@ class Consequences:
         self._anonymous_allowed = anonymous_allowed
         self.others: Sequence[Connections] = ()
         """Connections that follow no diagnosis; none before the server is composed."""
+        self._is_revoked_read = False
+        """Nothing was revoked or lifted since the last reading of what is began."""
         self._under_way: dict[trio.Event, None] = {}
         """Set when a task has ended; the oldest first."""
 
@@ -148,11 +153,13 @@ class Consequences:
                 for diagnosis_id, window in windows.items():
                     registry.evicted(diagnosis_id, window)
             case TokensRevoked(revocation=revocation):
+                self._is_revoked_read = False
                 self._revoked.add(revocation)
                 covered = Covered(self._revoked)
                 self._begin(partial(registry.end_everywhere, covered, Ending.REVOKED))
                 self._end_others(covered.covers, Ending.REVOKED)
             case RevocationsLifted(revocations=revocations):
+                self._is_revoked_read = False
                 for revocation in revocations:
                     self._revoked.lift(revocation)
             case SubjectErased(digest=digest, stand_in=stand_in):
@@ -167,6 +174,20 @@ class Consequences:
     def grew(self, diagnosis_id: str, news: News) -> None:
         self._registry.grew(diagnosis_id, news)
 
+    def missed(self) -> None:
+        self._begin(self._look_anew)
+
+    async def read_revoked(self) -> None:
+        """Read what is revoked now."""
+        is_current = False
+        while not is_current:
+            self._is_revoked_read = True
+            found: list[Revocation] = []
+            while page := await self._store.revocations(after=found[-1].number if found else 0, limit=PAGE_REVOCATIONS):
+                found += page
+            is_current = self._is_revoked_read  # else it has changed meanwhile
+        self._revoked.replace(found)
+
     async def settled(self) -> None:
         """Wait until all that follows from changes told so far is done, and what was handed over before is stored.
 
@@ -176,6 +197,32 @@ class Consequences:
         for ended in list(self._under_way):
             await ended.wait()
         await self._store.barrier()
+
+    async def _look_anew(self) -> None:
+        """Judge all connections by what the store holds now. Actors look at their logs by themselves."""
+        while True:
+            try:
+                await self._judge_anew()
+            except (Busy, Failed) as refusal:
+                logger.warning("rights are not judged anew, trying again: %s", refusal)
+                await trio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    async def _judge_anew(self) -> None:
+        await self.read_revoked()
+        covered = Covered(self._revoked)
+        await self._registry.end_everywhere(covered, Ending.REVOKED)
+        self._end_others(covered.covers, Ending.REVOKED)
+        for diagnosis_id in list(self._registry.connections):
+            try:
+                diagnosis = await self._store.get(diagnosis_id)
+            except NoSuchDiagnosis:
+                if (ending := self._registry.retire(diagnosis_id)) is not None:
+                    await ending()
+            else:
+                lost = WithoutRight(diagnosis, self._anonymous_allowed)
+                await self._registry.end_where(diagnosis_id, lost, Ending.VIEWER_REMOVED)
 
     def _erasing(self, digest: str, stand_in: str) -> Callable[[], Awaitable[object]]:
         """What ends and forgets an erased person here."""

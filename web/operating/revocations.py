@@ -19,16 +19,12 @@ from web.contract.records import NUMBER
 from web.http.bodies import read_json_body, whole_request
 from web.identity import rights
 from web.identity.access import Access, require
-from web.identity.revoked import Revoked
 from web.identity.tokens import LEEWAY_SECONDS
 from web.operating.audit_rows import act, revocation_object
 from web.operating.consequences import Consequences
 
 EXPIRE_EVERY_SECONDS: Final = 3600.0
 """Time between two looks for revocations that have outlived every token they refuse."""
-
-PAGE_REVOCATIONS: Final = 1000
-"""Revocations read from the store at once."""
 
 
 def revocations(access: Access, acts: Acts, consequences: Consequences, store: RevocationStore) -> Handlers:
@@ -70,15 +66,6 @@ def revocations(access: Access, acts: Acts, consequences: Consequences, store: R
         return answer(revocation_object(await acts.carry_through(carry_out)))
 
     return {"revokeTokens": revoke, "listRevocations": list_revocations, "liftRevocation": lift}
-
-
-async def load_revoked(store: RevocationStore, revoked: Revoked) -> None:
-    """Add everything that is revoked now."""
-    last = 0
-    while page := await store.revocations(after=last, limit=PAGE_REVOCATIONS):
-        for one in page:
-            revoked.add(one)
-        last = page[-1].number
 
 
 async def expire_revocations(store: RevocationStore, lifetime_seconds_max: int) -> None:

@@ -84,7 +84,7 @@ from web.operating.draining import DRAIN_REQUEST, drain
 from web.operating.erasure import erasure
 from web.operating.housekeeping import Housekeeper
 from web.operating.maintenance import CHECKS, maintenance
-from web.operating.revocations import expire_revocations, load_revoked, revocations
+from web.operating.revocations import expire_revocations, revocations
 from web.operating.status import Figures, status
 from web.operating.trails import trails
 from web.publishing.broadcasts import Publisher, broadcasts
@@ -438,8 +438,8 @@ async def serve(
         consequences = Consequences(
             store, registry, revoked, actors_nursery, anonymous_allowed=settings.allow_anonymous
         )
-        store.tell(consequences)
-        await load_revoked(store, revoked)
+        store.tell(consequences, consequences.settled)
+        await consequences.read_revoked()
         unknown, url = UnknownKeys(), settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
         verifier = Verifier(
             keys,

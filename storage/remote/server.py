@@ -1,0 +1,391 @@
+"""Serves a store to other processes of this machine, and carries what they tell each other.
+
+A change that takes effect elsewhere is told to every process that is connected. Whoever asked for it is answered once
+all others have confirmed it: each has carried out what follows, and what it had handed over before is committed or
+refused. A process that does not confirm within `CONFIRM_SECONDS_MAX` is cut off (`unconfirmed`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import trio
+
+from storage.changes import Change, DiagnosisDeleted, DiagnosisRegistered, EpochsRenewed, EventsEvicted, OutboxPurged
+from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, StorageError
+from storage.news import LOOK, News
+from storage.records import OUTBOX_EVENTS_MAX, Appended, Event, NewEvent, Seq, Window
+from storage.remote import calls
+from storage.remote.calls import Frame, State
+from storage.remote.frames import Frames, framed
+from storage.store import PendingAppend, Store
+
+CONFIRM_SECONDS_MAX: Final = 2.0
+"""Longest wait for a process to confirm a change. Beyond: it is cut off, and `unconfirmed` ends it."""
+
+STATE_SECONDS: Final = 0.25
+"""Between two tellings of how the store is."""
+
+OUT_BYTES_MAX: Final = 128 * 1024 * 1024
+"""Bytes that may wait to be read by one process. Beyond: it is cut off."""
+
+RECEIVE_BYTES: Final = 256 * 1024
+
+logger = logging.getLogger("avicenna.storage")
+
+
+class _Client:
+    """One process that is connected."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.node = ""
+        self.stream = stream
+        self.confirmed = 0
+        """The number of the last change that it has confirmed."""
+        self.has_confirmed = trio.Event()
+        self.followed: set[str] = set()
+        self.topics: set[str] = set()
+        self.long: dict[int, trio.CancelScope] = {}
+        """What it has asked for and may cancel."""
+        self.scope = trio.CancelScope()
+        self.has_gone = False
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._stirred = trio.Event()
+
+    def say(self, data: bytes) -> None:
+        """Send it something."""
+        frame = framed(data)
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._out_bytes > OUT_BYTES_MAX:
+            logger.error("a process does not read what it is sent: it is cut off")
+            self.scope.cancel()
+        self._stirred.set()
+
+    async def write(self) -> None:
+        """Write what is to be sent; until cancelled."""
+        while True:
+            await self._stirred.wait()
+            self._stirred = trio.Event()
+            out, self._out = self._out, []
+            if out:
+                data = b"".join(out)
+                await self.stream.send_all(data)
+                self._out_bytes -= len(data)
+
+
+class StoreServer:
+    """Serves one store. It is what the store tells (`storage.changes.Hears`)."""
+
+    def __init__(self, store: Store, unconfirmed: Callable[[str], None] = lambda _: None) -> None:
+        """Serve `store`, which nobody else may use.
+
+        Args:
+            unconfirmed: called with the node that did not confirm a change in time.
+        """
+        self._store = store
+        self._unconfirmed = unconfirmed
+        self._clients: list[_Client] = []
+        self._windows: dict[str, Window] = {}
+        """How the logs that are followed were left by the last entry."""
+        self._last_change = 0
+        self._appends: deque[tuple[_Client, int, str, Sequence[NewEvent], PendingAppend]] = deque()
+        """Handed over, in this order; answered in this order."""
+        self._appended = trio.Event()
+        self._last_question = 0
+        self._questions: dict[int, tuple[_Client, int, set[_Client]]] = {}
+        """Who has asked, under which number, and who has not answered yet."""
+        store.tell(self)
+
+    async def run(self, listeners: Sequence[trio.SocketListener]) -> None:
+        """Serve whoever connects; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer_appends)
+            nursery.start_soon(self._tell_state)
+            await trio.serve_listeners(self._serve, list(listeners), handler_nursery=nursery)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        client = _Client(stream)
+        try:
+            with client.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(client.write)
+                    await self._read(client, nursery)
+                    nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except* (msgspec.DecodeError, msgspec.ValidationError) as wrong:
+            logger.error("a process sent what is no frame: it is cut off: %s", wrong.exceptions[0])
+        finally:
+            self._left(client)
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+
+    def _left(self, client: _Client) -> None:
+        client.has_gone = True
+        client.has_confirmed.set()
+        if client in self._clients:
+            self._clients.remove(client)
+        for number, (_, _, missing) in list(self._questions.items()):
+            missing.discard(client)
+            self._end_question(number)
+        self._forget_windows()
+        self._say_state()
+
+    async def _read(self, client: _Client, nursery: trio.Nursery) -> None:
+        frames = Frames()
+        while data := await client.stream.receive_some(RECEIVE_BYTES):
+            for content in frames.taken(data):
+                frame = calls.decoded(content)
+                if frame.what == calls.APPEND:
+                    self._append(client, frame)
+                elif frame.what in calls.METHODS:
+                    # It is handed over before it waits, and before the next frame is looked at.
+                    begun = trio.Event()
+                    nursery.start_soon(self._ask, client, frame, begun)
+                    await begun.wait()
+                elif frame.what == calls.FOLLOW:
+                    nursery.start_soon(self._follow, client, calls.text_of(frame.content))
+                else:
+                    self._take(client, frame)
+
+    def _take(self, client: _Client, frame: Frame) -> None:
+        content = frame.content
+        match frame.what:
+            case "hello":
+                client.node = calls.text_of(content)
+                client.confirmed = self._last_change
+                self._clients.append(client)
+                self._say_state()
+            case calls.UNFOLLOW:
+                client.followed.discard(calls.text_of(content))
+                self._forget_windows()
+            case calls.CONFIRM:
+                client.confirmed = max(client.confirmed, calls.number_of(content))
+                client.has_confirmed.set()
+            case calls.CANCEL:
+                if (scope := client.long.get(calls.number_of(content))) is not None:
+                    scope.cancel()
+            case calls.SUBSCRIBE:
+                client.topics.add(calls.text_of(content))
+            case calls.UNSUBSCRIBE:
+                client.topics.discard(calls.text_of(content))
+            case calls.PUBLISH:
+                topic, data = calls.publishing_of(content)
+                note = calls.encoded(0, "published", (client.node, topic, data))
+                for other in self._others(client):
+                    if topic in other.topics:
+                        other.say(note)
+            case calls.ASK:
+                self._be_asked(client, *calls.asking_of(content))
+            case calls.ANSWER:
+                self._answered(client, *calls.answering_of(content))
+
+    def _others(self, client: _Client) -> list[_Client]:
+        return [one for one in self._clients if one is not client]
+
+    # What is asked
+
+    async def _ask(self, client: _Client, frame: Frame, begun: trio.Event) -> None:
+        begun.set()
+        method, number = frame.what, frame.number
+        try:
+            given = calls.arguments(method, frame.content)
+            with trio.CancelScope() as scope:
+                if method in calls.LONG:
+                    client.long[number] = scope
+                try:
+                    answer = await getattr(self._store, method)(**given)
+                    if given.get("act") is not None:
+                        await self._confirmed(client, self._last_change)
+                    client.say(calls.encoded(number, "answer", answer))
+                    if method == "drop_damaged":
+                        self._tell_others(client, given["diagnosis_id"], LOOK)
+                finally:
+                    client.long.pop(number, None)
+        except StorageError as refusal:
+            client.say(calls.refused(number, refusal))
+        except Exception as error:
+            logger.exception("a store failed unexpectedly")
+            client.say(calls.refused(number, Failed(f"{type(error).__name__}")))
+
+    async def _confirmed(self, client: _Client, number: int) -> None:
+        """Wait until all others have confirmed a change, and cut off those that do not."""
+        deadline = trio.current_time() + CONFIRM_SECONDS_MAX
+        for other in self._others(client):
+            with trio.move_on_at(deadline):
+                while other.confirmed < number and not other.has_gone:
+                    other.has_confirmed = trio.Event()
+                    await other.has_confirmed.wait()
+                continue
+            logger.error("a process has not confirmed a change within %g s: it is cut off", CONFIRM_SECONDS_MAX)
+            other.scope.cancel()
+            self._unconfirmed(other.node)
+
+    # Appends
+
+    def _append(self, client: _Client, frame: Frame) -> None:
+        diagnosis_id, events = calls.append_of(frame.content)
+        try:
+            pending = self._store.append_nowait(diagnosis_id, events)
+        except StorageError as refusal:
+            client.say(calls.append_answered(frame.number, [refusal] * len(events)))
+            return
+        self._appends.append((client, frame.number, diagnosis_id, events, pending))
+        self._appended.set()
+
+    async def _answer_appends(self) -> None:
+        """They are settled in the order in which they were handed over."""
+        while True:
+            while self._appends:
+                client, number, diagnosis_id, events, pending = self._appends[0]
+                if not pending.is_there:
+                    await pending.done.wait()
+                self._appends.popleft()
+                outcomes = pending.result()
+                client.say(calls.append_answered(number, outcomes))
+                self._has_grown(client, diagnosis_id, events, outcomes)
+            self._appended = trio.Event()
+            await self._appended.wait()
+
+    def _has_grown(
+        self,
+        client: _Client,
+        diagnosis_id: str,
+        events: Sequence[NewEvent],
+        outcomes: Sequence[Appended | StorageError],
+    ) -> None:
+        window = self._windows.get(diagnosis_id)
+        if window is None and not any(diagnosis_id in one.followed for one in self._clients):
+            return
+        stored = [
+            (Event(one.seq, one.at, event.kind, event.body), one.epoch)
+            for event, one in zip(events, outcomes, strict=True)
+            if isinstance(one, Appended) and not one.replayed
+        ]
+        if not stored:
+            return
+        (first, epoch), (last, _) = stored[0], stored[-1]
+        if window is None or window.epoch != epoch or first.seq != window.head + 1:
+            self._tell_others(client, diagnosis_id, LOOK)
+            if window is not None and (window.epoch != epoch or last.seq > window.head):
+                del self._windows[diagnosis_id]
+            return
+        floor = Seq(max(window.floor, last.seq - OUTBOX_EVENTS_MAX))
+        window = self._windows[diagnosis_id] = Window(epoch, last.seq, floor, window.purged)
+        self._tell_others(client, diagnosis_id, News(window, tuple(event for event, _ in stored)))
+
+    # Who follows what
+
+    async def _follow(self, client: _Client, diagnosis_id: str) -> None:
+        client.followed.add(diagnosis_id)
+        if diagnosis_id in self._windows:
+            return
+        try:
+            window = (await self._store.read_after(diagnosis_id, Seq(0), 0)).window
+        except (NoSuchDiagnosis, OutboxDamaged, StorageError):
+            return  # without it, whoever follows is told to look
+        known = self._windows.get(diagnosis_id)
+        if known is None or known.epoch != window.epoch or known.head < window.head:
+            self._windows[diagnosis_id] = window
+            self._forget_windows()
+
+    def _forget_windows(self) -> None:
+        for diagnosis_id in [one for one in self._windows if not any(one in each.followed for each in self._clients)]:
+            del self._windows[diagnosis_id]
+
+    def _tell_others(self, client: _Client | None, diagnosis_id: str, news: News) -> None:
+        told = [one for one in self._clients if one is not client and diagnosis_id in one.followed]
+        if told:
+            frame = calls.encoded(0, "grew", (diagnosis_id, news))
+            for one in told:
+                one.say(frame)
+
+    # What the store tells
+
+    def changed(self, change: Change) -> None:
+        self._last_change = change.number
+        frame = calls.changed(change)
+        for client in self._clients:
+            client.say(frame)
+        match change:
+            case OutboxPurged(diagnosis_id=diagnosis_id, window=window):
+                self._moved(diagnosis_id, window)
+            case EventsEvicted(windows=windows):
+                for diagnosis_id, window in windows.items():
+                    self._moved(diagnosis_id, window)
+            case DiagnosisDeleted(diagnosis=diagnosis) | DiagnosisRegistered(diagnosis=diagnosis):
+                self._look_anew(diagnosis.diagnosis_id)
+            case EpochsRenewed(diagnosis_id=renewed):
+                for diagnosis_id in list(self._windows) if renewed is None else [renewed]:
+                    self._look_anew(diagnosis_id)
+        self._say_state()
+
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        self._tell_others(None, diagnosis_id, news)
+
+    def missed(self) -> None:
+        """A store that misses something is no store of this process."""
+
+    def _moved(self, diagnosis_id: str, window: Window) -> None:
+        if diagnosis_id in self._windows:
+            self._windows[diagnosis_id] = window
+            self._tell_others(None, diagnosis_id, News(window))
+
+    def _look_anew(self, diagnosis_id: str) -> None:
+        self._windows.pop(diagnosis_id, None)
+        self._tell_others(None, diagnosis_id, LOOK)
+
+    # How it is
+
+    def _say_state(self) -> None:
+        frame = self._state()
+        for client in self._clients:
+            client.say(frame)
+
+    def _state(self) -> bytes:
+        store = self._store
+        state = State(
+            store.statistics(),
+            dict(store.damaged),
+            store.is_check_pending,
+            store.moment().reckoned,
+            store.clock_held_since,
+            tuple(one.node for one in self._clients),
+        )
+        return calls.encoded(0, "state", state)
+
+    async def _tell_state(self) -> None:
+        while True:
+            self._say_state()
+            await trio.sleep(STATE_SECONDS)
+
+    # The bus
+
+    def _be_asked(self, client: _Client, number: int, topic: str, data: bytes, seconds: float) -> None:
+        self._last_question += 1
+        others = set(self._others(client))
+        self._questions[self._last_question] = client, number, others
+        frame = calls.encoded(0, "asked", (self._last_question, client.node, topic, data))
+        for other in others:
+            other.say(frame)
+        self._end_question(self._last_question)
+
+    def _answered(self, client: _Client, number: int, answer: bytes) -> None:
+        if (asked := self._questions.get(number)) is None:
+            return
+        asker, their_number, missing = asked
+        asker.say(calls.encoded(0, "answered", (their_number, client.node, answer)))
+        missing.discard(client)
+        self._end_question(number)
+
+    def _end_question(self, number: int) -> None:
+        asker, their_number, missing = self._questions[number]
+        if not missing or asker.has_gone:
+            del self._questions[number]
+            asker.say(calls.encoded(0, "answers", their_number))

@@ -1,0 +1,286 @@
+"""A store in another process: what its users tell each other, and what becomes of what is asked when it goes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from storage.changes import Change, DiagnosisDeleted, DiagnosisRegistered
+from storage.clock import SystemClock
+from storage.errors import Failed, StorageError
+from storage.news import LOOK, News
+from storage.records import Appended, NewEvent, Seq, Window
+from storage.remote import client as remote_client
+from storage.remote.client import RemoteStore, open_remote
+from storage.remote.frames import FRAME_BYTES_MAX, Frames, FrameTooLong, framed
+from storage.remote.server import StoreServer
+from storage.sqlite.opening import open_store
+from storage.store import Store
+from tests.storage.rows import AN_ACT, ROWS
+
+
+class Listener:
+    """Follows a log at one process, and notes what it is told."""
+
+    def __init__(self, store: RemoteStore) -> None:
+        self.heard: list[News] = []
+        self.told: list[Change] = []
+        self.misses = 0
+        self.stirred = trio.Event()
+        self.may_settle = trio.Event()
+        self.may_settle.set()
+        store.tell(self, self._settled)
+        self.unfollow = store.follow("d")
+
+    async def _settled(self) -> None:
+        await self.may_settle.wait()
+
+    def changed(self, change: Change) -> None:
+        self.told.append(change)
+        self._stir()
+
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        assert diagnosis_id == "d"
+        self.heard.append(news)
+        self._stir()
+
+    def missed(self) -> None:
+        self.misses += 1
+        self._stir()
+
+    def _stir(self) -> None:
+        self.stirred.set()
+        self.stirred = trio.Event()
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        """Wait until something holds of what was told."""
+        with trio.fail_after(10):
+            while not is_true():
+                await self.stirred.wait()
+
+    @property
+    def numbers(self) -> list[int]:
+        return [event.seq for news in self.heard for event in news.events]
+
+
+class StoreProcess:
+    """What the process of a store does, here: it can be killed and begun again."""
+
+    def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
+        self.database = directory / "data" / "avicenna.db"
+        self.socket = directory / "store.sock"
+        self.store: Store | None = None
+        self.unconfirmed: list[str] = []
+        self._nursery = nursery
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    async def begin(self) -> None:
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        await self._nursery.start(self._run)
+
+    async def end(self) -> None:
+        self._scope.cancel()
+        await self._ended.wait()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        names = iter(range(1, 1000))
+        run = self.database.with_suffix(".run")
+        try:
+            with self._scope:
+                async with open_store(
+                    self.database,
+                    clock=SystemClock(),
+                    new_epoch=lambda: f"epoch-{id(run)}-{next(names)}",
+                    rows=ROWS,
+                ) as self.store:
+                    self.socket.unlink(missing_ok=True)
+                    listening = trio.socket.socket(trio.socket.AF_UNIX)
+                    await listening.bind(str(self.socket))
+                    listening.listen()
+                    server = StoreServer(self.store, self.unconfirmed.append)
+                    task_status.started()
+                    await server.run([trio.SocketListener(listening)])
+        finally:
+            self._ended.set()
+
+
+@pytest.fixture
+async def process(tmp_path: Path) -> AsyncIterator[StoreProcess]:
+    async with trio.open_nursery() as nursery:
+        process = StoreProcess(tmp_path, nursery)
+        await process.begin()
+        yield process
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def two(process: StoreProcess) -> AsyncIterator[tuple[RemoteStore, RemoteStore]]:
+    """The store as two processes have it."""
+    async with AsyncExitStack() as stack:
+        stores = [
+            await stack.enter_async_context(open_remote(process.socket, node=node, clock=SystemClock()))
+            for node in ("one", "other")
+        ]
+        await stores[0].barrier()
+        yield stores[0], stores[1]
+
+
+async def append(store: Store, body: bytes = b"x", key: str | None = None) -> Appended | StorageError:
+    (outcome,) = await store.append_nowait("d", [NewEvent("k", body, key, body)]).wait()
+    return outcome
+
+
+async def publish(store: Store, count: int = 1) -> None:
+    for _ in range(count):
+        assert isinstance(await append(store), Appended)
+
+
+def test_frames_come_out_as_they_went_in_whatever_the_pieces() -> None:
+    sent = [b"", b"one", b"x" * 1000, b"last"]
+    stream = b"".join(map(framed, sent))
+    for size in (1, 3, 7, len(stream)):
+        frames = Frames()
+        taken = [one for at in range(0, len(stream), size) for one in frames.taken(stream[at : at + size])]
+        assert taken == sent
+
+
+def test_a_frame_that_is_too_long_is_refused() -> None:
+    with pytest.raises(FrameTooLong):
+        list(Frames().taken((FRAME_BYTES_MAX + 1).to_bytes(4, "big")))
+
+
+async def test_a_process_hears_what_others_write_and_nothing_of_what_it_writes_itself(process: StoreProcess) -> None:
+    async with two(process) as (one, other):
+        await one.register("d", "amira", [])
+        listeners = [Listener(one), Listener(other)]
+        for store in (one, other):
+            await store.barrier()
+        await publish(one, 2)
+        await publish(other)
+        await listeners[1].until(lambda: listeners[1].numbers == [1, 2])
+        await listeners[0].until(lambda: listeners[0].numbers == [3])
+        await one.purge("d")
+        await append(one, b"again", "key")
+        await append(one, b"again", "key")
+        await listeners[1].until(lambda: listeners[1].numbers == [1, 2, 4])
+        epoch = (await one.get("d")).epoch
+        assert listeners[1].heard[-2:] == [
+            News(Window(epoch, Seq(3), Seq(3), Seq(3))),
+            News(Window(epoch, Seq(4), Seq(3), Seq(3)), tuple((await one.read_after("d", Seq(3))).events)),
+        ]
+        listeners[1].unfollow()
+        await other.barrier()
+        await publish(one)
+        await other.barrier()
+        assert listeners[1].numbers == [1, 2, 4]
+
+
+async def test_a_deletion_and_a_new_registration_are_heard_of(process: StoreProcess) -> None:
+    async with two(process) as (one, other):
+        await one.register("d", "amira", [])
+        listener = Listener(other)
+        await one.delete("d", AN_ACT)
+        assert [type(change) for change in listener.told] == [DiagnosisDeleted]
+        assert listener.heard[-1:] == [LOOK]
+        await one.register("d", "bo", [], AN_ACT)
+        assert [type(change) for change in listener.told] == [DiagnosisDeleted, DiagnosisRegistered]
+        assert other.known("d") == await one.get("d")
+
+
+async def test_an_act_is_answered_once_all_others_have_carried_out_what_follows(process: StoreProcess) -> None:
+    async with two(process) as (one, other):
+        listener = Listener(other)
+        listener.may_settle = trio.Event()
+        answered = trio.Event()
+
+        async def act() -> None:
+            await one.register("d", "amira", [], AN_ACT)
+            answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(act)
+            await listener.until(lambda: bool(listener.told))
+            await one.barrier()
+            assert not answered.is_set()
+            listener.may_settle.set()
+            with trio.fail_after(10):
+                await answered.wait()
+    assert process.unconfirmed == []
+
+
+async def test_a_process_that_does_not_confirm_is_cut_off_and_named(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_client, "CONFIRM_SECONDS_MAX", 3600.0)
+    async with two(process) as (one, other):
+        listener = Listener(other)
+        listener.may_settle = trio.Event()
+        with trio.fail_after(30):
+            await one.register("d", "amira", [], AN_ACT)
+        assert process.unconfirmed == ["other"]
+
+
+async def test_what_is_asked_while_the_store_is_gone_waits_for_it(process: StoreProcess) -> None:
+    async with two(process) as (one, other):
+        await one.register("d", "amira", [])
+        listener = Listener(other)
+        await publish(one)
+        await process.end()
+        outcomes: list[Appended | StorageError] = []
+
+        async def keep(act: Callable[[], Awaitable[Appended | StorageError]]) -> None:
+            outcomes.append(await act())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep, lambda: append(one, b"one", "key"))
+            nursery.start_soon(keep, lambda: append(other, b"two", "another"))
+            with trio.fail_after(10):
+                while one.statistics().away_since is None:
+                    await trio.sleep(0.001)
+            await process.begin()
+        assert sorted(one.seq for one in outcomes if isinstance(one, Appended)) == [2, 3]
+        await listener.until(lambda: listener.misses == 1 and LOOK in listener.heard)
+        assert one.statistics().away_since is None
+        assert [event.seq for event in (await other.read_after("d", Seq(0))).events] == [1, 2, 3]
+
+
+async def test_a_store_that_stays_away_refuses_what_waits(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_client, "AWAY_SECONDS_MAX", 0.2)
+    async with two(process) as (one, _):
+        await one.register("d", "amira", [])
+        await process.end()
+        with trio.fail_after(30):
+            assert isinstance(await append(one), StorageError)
+            with pytest.raises((Failed, StorageError)):
+                await one.look_up("d")
+
+
+async def test_processes_tell_and_ask_each_other(process: StoreProcess) -> None:
+    async with two(process) as (one, other):
+        heard: list[tuple[str, bytes]] = []
+        has_heard = trio.Event()
+
+        def hear(node: str, data: bytes) -> None:
+            heard.append((node, data))
+            has_heard.set()
+
+        async def answer(node: str, data: bytes) -> bytes:
+            return node.encode() + b":" + data
+
+        undo = other.bus.subscribe("topic", hear)
+        other.bus.answer("question", answer)
+        await other.barrier()
+        assert (one.bus.others(), other.bus.others()) == (["other"], ["one"])
+        one.bus.publish("topic", b"x")
+        with trio.fail_after(10):
+            await has_heard.wait()
+            assert heard == [("one", b"x")]
+            assert await one.bus.ask("question", b"y", 5) == {"other": b"one:y"}
+        undo()
