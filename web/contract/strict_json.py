@@ -83,7 +83,7 @@ def _names_each_once(text: str | bytes, kind: type | UnionType) -> bool:
     if not isinstance(text, bytes) or len(text) > FLAT_BYTES_MAX or b"\\" in text or text.count(b"{") != 1:
         return False
     names = _quoted_names_of(kind)
-    return names is not None and all(text.count(name) <= 1 for name in names)
+    return names is not None and max(map(text.count, names)) <= 1
 
 
 @lru_cache(maxsize=64)

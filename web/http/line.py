@@ -101,8 +101,10 @@ class Line:
     def await_request(self, seconds: float) -> None:
         """A request is to begin within so many seconds."""
         self.is_idle, self.is_within_head = True, False
-        # Where the server stops, the connection was accepted just before it.
-        self._be_patient_until(-inf if self._keeper.is_stopping else trio.current_time() + seconds)
+        if self._keeper.is_stopping:  # the connection was accepted just before
+            self._be_patient_until(-inf)
+        else:
+            self._deadline = trio.current_time() + seconds
 
     def begin_head(self, seconds: float | None) -> None:
         """A head has begun, and is to be whole within so many seconds; `None`: the deadline stays."""
@@ -113,7 +115,7 @@ class Line:
     def begin_request(self) -> None:
         """A request is in hand: nothing is expected of the peer."""
         self.is_idle = self.is_within_head = False
-        self._be_patient_until(inf)
+        self._deadline = inf
 
     def retire(self) -> None:
         """The server stops: an idle connection ends now, another one after its answer."""
