@@ -171,6 +171,7 @@ async def test_the_plain_page_follows_from_another_origin_and_names_a_gap(tmp_pa
         await tab.until("document.querySelectorAll('li').length === 2")
         assert [line.split(" {")[0] for line in await lines_of(tab)] == ["2: feedback_update", "1: feedback_update"]
         assert await tab.run("document.querySelector('#status').textContent") == "live"
+        assert await tab.run("getComputedStyle(document.forms[0]).display") == "none"
 
 
 async def shown_by(example: Running, pattern: str) -> dict[str, Any]:
