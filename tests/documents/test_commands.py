@@ -32,6 +32,7 @@ RUN: Final = (
     "docs/guides/erasure.md",
     "docs/guides/keys.md",
     "docs/guides/monitoring.md",
+    "docs/guides/service.md",
     "examples/README.md",
 )
 """Pages whose commands are run as they stand; `tests/server/test_readme.py` runs those of the README."""
