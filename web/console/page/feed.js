@@ -5,6 +5,7 @@ import { bearer } from "./session.js";
 const WAIT_MS = 1000;
 const WAIT_MS_MAX = 15_000;
 const HISTORY = 120; // turns that charts show
+const LARGE = 10_000; // characters of a message that takes some milliseconds
 
 /** Words for states, the worst first. */
 export const STATES = ["quarantined", "restarting", "running", "passive"];
@@ -18,8 +19,8 @@ function orderOf(id) {
 export class Feed extends EventTarget {
   /** Rows by id. */
   rows = new Map();
-  /** Ids of the rows that the last turn changed. */
-  changed = new Set();
+  /** The rows that the last turn changed, by id, as they were before; undefined: they were not there. */
+  changed = new Map();
   /** Whether rows came or went in the last turn. */
   isRearranged = false;
   node = {};
@@ -31,7 +32,7 @@ export class Feed extends EventTarget {
 
   #ending = new AbortController();
   #columns = [];
-  #pending = { changed: new Set(), isRearranged: false };
+  #pending = { changed: new Map(), isRearranged: false };
   #retryMs = null;
 
   /** Follow until `close`. */
@@ -81,6 +82,7 @@ export class Feed extends EventTarget {
           succeeded();
           const ended = this.#take(block);
           if (ended !== undefined) return ended;
+          if (block.length > LARGE) await new Promise((resolve) => setTimeout(resolve)); // let the page have its turn
         }
       }
     } catch {
@@ -120,19 +122,24 @@ export class Feed extends EventTarget {
 
   #takeRows({ rows, gone }) {
     for (const values of rows) {
-      const row = Object.fromEntries(this.#columns.map((name, index) => [name, values[index]]));
+      const row = {};
+      for (let index = 0; index < values.length; index += 1) row[this.#columns[index]] = values[index];
       const before = this.rows.get(row.diagnosis_id);
       row.order = before?.order ?? orderOf(row.diagnosis_id);
       row.search = before?.search ?? row.diagnosis_id.toLowerCase();
       row.urgency = STATES.indexOf(row.state);
       if (before === undefined) this.#pending.isRearranged = true;
       this.rows.set(row.diagnosis_id, row);
-      this.#pending.changed.add(row.diagnosis_id);
+      this.#note(row.diagnosis_id, before);
     }
     for (const id of gone) {
+      this.#note(id, this.rows.get(id));
       this.#pending.isRearranged = this.rows.delete(id) || this.#pending.isRearranged;
-      this.#pending.changed.add(id);
     }
+  }
+
+  #note(id, before) {
+    if (!this.#pending.changed.has(id)) this.#pending.changed.set(id, before);
   }
 
   #turn({ timestamp, data }) {
@@ -141,7 +148,7 @@ export class Feed extends EventTarget {
     this.node = node;
     this.history = [...this.history.slice(1 - HISTORY), { at: Date.parse(timestamp), node }];
     ({ changed: this.changed, isRearranged: this.isRearranged } = this.#pending);
-    this.#pending = { changed: new Set(), isRearranged: false };
+    this.#pending = { changed: new Map(), isRearranged: false };
     this.#become("live");
     this.dispatchEvent(new Event("turn"));
   }

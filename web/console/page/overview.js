@@ -144,6 +144,7 @@ class Actors {
 
   #feed; #filters; #headings; #body; #empty; #count; #back; #on;
   #ids = []; // all that are wanted, in order
+  #isOverdue = false; // the order is not what it should be: somebody holds it
   #lines = [];
 
   #choose(choice) {
@@ -160,11 +161,22 @@ class Actors {
   /** After a turn. Rows stay where they are while somebody points at one, or has the focus there. */
   show() {
     const feed = this.#feed;
-    if (feed.changed.size || feed.isRearranged) {
-      const isHeld = this.#body.matches(":hover") || this.#body.contains(document.activeElement);
-      if (!isHeld || feed.isRearranged) this.#arrange();
-      this.#draw();
+    if (!feed.changed.size && !feed.isRearranged) return;
+    const isHeld = this.#body.matches(":hover") || this.#body.contains(document.activeElement);
+    const hasMoved = feed.isRearranged || this.#isOverdue || this.#hasMoved();
+    this.#isOverdue = hasMoved && isHeld && !feed.isRearranged;
+    if (hasMoved && !this.#isOverdue) this.#arrange();
+    this.#draw();
+  }
+
+  /** Whether the order, or what is counted, may be another one since the last arrangement. */
+  #hasMoved() {
+    const { column: { name } } = chosen;
+    for (const [id, before] of this.#feed.changed) {
+      const row = this.#feed.rows.get(id);
+      if (row?.state !== before?.state || row?.[name] !== before?.[name]) return true;
     }
+    return false;
   }
 
   #arrange() {
