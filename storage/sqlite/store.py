@@ -68,11 +68,14 @@ async def _in_time(seconds: float, wait: Callable[[], Awaitable[Answer]]) -> Ans
     """Wait so long at most for the disk.
 
     Args:
+        seconds: infinite: as long as it takes.
         wait: may be called twice.
 
     Raises:
         Failed: it takes longer; what was begun goes on.
     """
+    if seconds == inf:  # actors wait so, with every cursor and event: a scope without a deadline would be theirs to pay
+        return await wait()
     # Wait once more: results that came while this process was paused arrive at the moment it runs again.
     for patience in (seconds, LAST_LOOK_SECONDS):
         with trio.move_on_after(patience):
