@@ -86,7 +86,10 @@ class Line:
         """When a peer that is to send something must have sent it."""
         self._is_waiting = False
         """The reader waits for the peer."""
-        self._writing = trio.Lock()
+        self._was_waited_for = False
+        """Trio has watched the socket, and may do so still."""
+        self._writing: trio.Lock | None = None
+        """Held by whoever writes what is unsent; made when something is."""
         self._unsent: list[memoryview] = []
         """What the kernel has not taken yet."""
         self.is_handed_over = False
@@ -159,7 +162,7 @@ class Line:
                 if data is not None or trio.current_time() >= self._deadline:
                     return data
             waits_first = False
-            self._is_waiting = True
+            self._is_waiting = self._was_waited_for = True
             try:  # noqa: SIM105 - `suppress` costs a microsecond at each wait
                 await trio.lowlevel.wait_readable(self._sock)
             except trio.ClosedResourceError:
@@ -249,6 +252,7 @@ class Line:
 
     async def _write_unsent(self) -> None:
         """Cancellation: what was not written is still unsent."""
+        self._writing = self._writing or trio.Lock()
         async with self._writing:
             while self._unsent and not self.is_broken:
                 self._sent(await self._send_some(self._unsent[0]))
@@ -264,6 +268,7 @@ class Line:
         """Have the peer accept some of it, at least a byte; 0: it never will."""
         self._queued, self._moved_at = unsent_bytes(self._sock), trio.current_time()
         self._keeper.writing[self] = None
+        self._was_waited_for = True
         try:
             return await send_some(self._sock, data)
         except (Gone, OSError):
@@ -301,7 +306,8 @@ class Line:
 
     def take_socket(self) -> socket.socket:
         """The socket, out of this connection and out of Trio, non-blocking."""
-        trio.lowlevel.notify_closing(self._sock)
+        if self._was_waited_for:
+            trio.lowlevel.notify_closing(self._sock)
         self._is_given_away = self.is_broken = True
         return self._sock
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -18,15 +19,16 @@ class OpenConnections:
         self.of_address: Counter[str] = Counter()
         """Admitted connections of each address that counts."""
 
-    def counted(self, sock: socket.socket) -> CountedSocket:
-        """The same connection, counted until it is closed.
+    def counting(self, listener: socket.socket) -> Callable[[int], CountedSocket]:
+        """Makes sockets out of the descriptors of what a listener has accepted; each is counted until it is closed."""
+        family, kind, protocol = listener.family, listener.type, listener.proto
 
-        Ownership: takes the socket; what is returned is the caller's.
-        """
-        counted = CountedSocket(sock.family, sock.type, sock.proto, sock.detach())
-        counted.setblocking(False)
-        counted.counter, counted.address = self, None
-        self.count += 1
+        def counted(descriptor: int) -> CountedSocket:
+            made = CountedSocket(family, kind, protocol, descriptor)
+            made.counter, made.address = self, None
+            self.count += 1
+            return made
+
         return counted
 
     def admit(self, sock: CountedSocket, address: str) -> None:

@@ -23,7 +23,7 @@ from web.http.connection import PLAIN_COST, REQUEST_COST, Connection
 from web.http.handshake import Headers
 from web.http.line import Line, Patience, linger
 from web.http.nonblocking import Gone, close, send_some
-from web.http.open_connections import OpenConnections
+from web.http.open_connections import CountedSocket, OpenConnections
 from web.http.short_way import Application, Ways
 from web.http.turns import Turns
 
@@ -146,9 +146,12 @@ class Edge:
         self._refused = 0
         self._is_full = False
 
-    async def accept_counted(self, sock: socket.socket, client: Address | None) -> None:
+    async def accept_from(self, listener: socket.socket, connections_nursery: trio.Nursery) -> None:
+        """Serve the connections of a listener, until cancelled; closes it."""
+        await accept_from(listener, self.terms.open.counting(listener), self.accept_counted, connections_nursery)
+
+    async def accept_counted(self, counted: CountedSocket, client: Address | None) -> None:
         """Serve one more connection, counted as long as its socket is open, whoever has it. Takes the socket."""
-        counted = self.terms.open.counted(sock)
         address = None if client is None else self.terms.address_of(client[0])
         if address is not None:
             if self.terms.open.of_address[address] >= self.terms.address_connections_max:
@@ -296,10 +299,10 @@ async def serve(
         async with trio.open_nursery() as connections_nursery:
             async with trio.open_nursery() as accepting_nursery:
                 for listener in listeners:
-                    accepting_nursery.start_soon(accept_from, listener, edge.accept_counted, connections_nursery)
+                    accepting_nursery.start_soon(edge.accept_from, listener, connections_nursery)
                 for listener, other in others:
                     other.state = edge.state | other.terms.state
-                    accepting_nursery.start_soon(accept_from, listener, other.accept_counted, connections_nursery)
+                    accepting_nursery.start_soon(other.accept_from, listener, connections_nursery)
                 task_status.started()
                 await stop()
                 accepting_nursery.cancel_scope.cancel()
