@@ -57,12 +57,13 @@ def key_of(http_version: bytes, headers: Headers) -> bytes:
     if _values(headers, b"sec-websocket-version") != [VERSION]:
         raise WrongVersion
     keys = _values(headers, b"sec-websocket-key")
-    if len(keys) != 1 or not _is_key(keys[0]):
+    if len(keys) != 1 or not is_key(keys[0]):
         raise BadHandshake(f"Sec-WebSocket-Key must be {KEY_BYTES} bytes in base64")
     return keys[0]
 
 
-def _is_key(value: bytes) -> bool:
+def is_key(value: bytes) -> bool:
+    """Whether a value is one of `Sec-WebSocket-Key`."""
     try:
         return len(b64decode(value, validate=True)) == KEY_BYTES
     except binascii.Error:

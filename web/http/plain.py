@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from web.http.answers import HEAD_BYTES_MAX, PARAMETERS_MAX
-from web.http.handshake import BadHandshake, key_of
+from web.http.handshake import VERSION, is_key
 from web.http.targets import is_authority
 
 HEADER_LINES_MAX: Final = 32
@@ -55,8 +55,6 @@ _NEVER: Final = frozenset(
 _JSON_TYPES: Final = frozenset(
     {"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"}
 )
-
-_HANDSHAKE_HEADERS: Final = ("sec-websocket-key", "sec-websocket-version")
 
 _WITH_BODY: Final = frozenset({"POST", "PUT"})
 
@@ -132,9 +130,8 @@ def _has_handshake(plain: Plain, length: int) -> bool:
     if headers.get("connection", "").lower() not in ("upgrade", "keep-alive, upgrade"):
         return False
     headers.pop("sec-websocket-extensions", None)  # never negotiated
-    looked_at = [(name.encode(), headers[name].encode()) for name in _HANDSHAKE_HEADERS if name in headers]
-    try:
-        plain.key = key_of(b"1.1", looked_at)
-    except BadHandshake:
+    key = headers.get("sec-websocket-key", "").encode()
+    if headers.get("sec-websocket-version") != VERSION.decode() or not is_key(key):
         return False
+    plain.key = key
     return True

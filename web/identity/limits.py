@@ -64,6 +64,7 @@ class Limits:
             _Connections("diagnosis", most.diagnosis_connections_max),
             _Connections("address", most.address_connections_max),
         )
+        self._limits_connections = any(table.most is not None for table in self._connections)
 
     def request_from(self, address: Callable[[], str]) -> None:
         """Count a request of this address, which is found out only if there is a limit. Raises `TooMany`."""
@@ -100,6 +101,8 @@ class Limits:
         Raises:
             TooMany: there are as many as there may be; this one is not counted.
         """
+        if not self._limits_connections:
+            return None
         names: tuple[Callable[[], str | None], ...] = (lambda: sub, lambda: diagnosis_id, address)
         held = [
             (table, name)

@@ -44,7 +44,10 @@ class Upgrades:
         Raises:
             ConnectionRefused: `invalid field`, naming the parameter or header.
         """
-        if (repeated := repeated_parameter(asked.query) or repeated_header(asked.headers.items())) is not None:
+        repeated = repeated_parameter(asked.query) if asked.query else None
+        if repeated is None and not asked.names_headers_once:
+            repeated = repeated_header(asked.headers.items())
+        if repeated is not None:
             raise ConnectionRefused(invalid_parameter(repeated))
 
     def authenticate(self, asked: Request, *, anonymous_allowed: bool) -> Principal:

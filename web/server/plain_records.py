@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.routing import Rule
 
 from web.contract.exchange import Headers, Query, Request
 from web.contract.operations import Operation
 from web.contract.trace_context import TRACEPARENT
 from web.http.plain import Plain
-
-_NO_QUERY: Final = cast("Query", ImmutableMultiDict[str, str]())
 
 
 class PlainHeaders(Headers):
@@ -48,6 +45,43 @@ class PlainHeaders(Headers):
         return len(self._values)
 
 
+class PlainQuery(Query):
+    """The parameters of a plain query. Werkzeug's record of them takes a microsecond to say that one is missing."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, text: str) -> None:
+        """Of a query as it came: read as Werkzeug does (`werkzeug.sansio.request.Request.args`)."""
+        self._values: dict[str, list[str]] = {}
+        if text:
+            for name, value in parse_qsl(text, keep_blank_values=True, errors="werkzeug.url_quote"):
+                self._values.setdefault(name, []).append(value)
+
+    def lists(self) -> Iterable[tuple[str, list[str]]]:
+        """Every name with all its values."""
+        return self._values.items()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The first value of this name, or the default."""
+        values = self._values.get(name)
+        return default if values is None else values[0]
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name][0]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+_NO_QUERY: Final = PlainQuery("")
+
+
 def record_of(
     plain: Plain, rule: Rule, parameters: Mapping[str, str], operation: Operation | None, peer: str
 ) -> Request:
@@ -56,7 +90,7 @@ def record_of(
         method=plain.method,
         path=plain.path,
         raw_path=plain.path.encode("ascii"),
-        query=query_of(plain.query) if plain.query else _NO_QUERY,
+        query=PlainQuery(plain.query) if plain.query else _NO_QUERY,
         headers=PlainHeaders(plain.headers),
         peer=peer,
         parameters=parameters,
@@ -65,9 +99,3 @@ def record_of(
         trace=plain.headers.get(TRACEPARENT),
         names_headers_once=True,
     )
-
-
-def query_of(text: str) -> Query:
-    """The parameters of a query, as Werkzeug reads them (`werkzeug.sansio.request.Request.args`)."""
-    pairs = parse_qsl(text, keep_blank_values=True, errors="werkzeug.url_quote")
-    return cast("Query", ImmutableMultiDict(pairs))
