@@ -329,7 +329,7 @@ class Registry(Watcher):
             # Never one that has left memory meanwhile: there would be two actors of one diagnosis.
             slot = self._slot(diagnosis_id)
             self._wake(slot)
-            await slot.changed.wait()
+            await slot.change()
 
     async def stop(self, diagnosis_id: str) -> None:
         """Passivate the actor now, everywhere. Sockets stay open; the next message wakes it."""
@@ -343,7 +343,7 @@ class Registry(Watcher):
             return
         slot.interrupt(Interruption.STOP)
         while slot.interruption is Interruption.STOP:
-            await slot.changed.wait()
+            await slot.change()
 
     async def tell_peers(self) -> None:
         """Tell other processes how many follow here, soon after that has changed; until cancelled."""

@@ -75,6 +75,8 @@ class Subscriber:
     def begin(self, roster: Roster, known: Known | None, position: Seq, head: Seq) -> None:
         """Take a place in `roster`: everything above `position` is due, `live` at `head`. Called by `Roster.attach`."""
         self.roster, self.known = roster, known
+        if known is not None:
+            self.id = known.id  # an equal one: one of them is enough
         self.position = position
         self._skipped = position
         self._live_due = head

@@ -119,16 +119,23 @@ class Slot:
     """Cancels the running incarnation, or the wait in its place."""
     quarantined_until: float = 0.0
     """On the monotonic clock."""
-    changed: trio.Event = field(default_factory=trio.Event)
-    """Set, and replaced, whenever `state` changes or an incarnation begins."""
+    _changed: trio.Event | None = None
+    """`None` (usual): nobody waits for a change."""
     listening: tuple[Callable[[], None], ...] = ()
     """Each ends something that is told of the diagnosis by the store or by other processes."""
 
     def become(self, state: ActorState) -> None:
         """Change the state and tell who waits for it."""
         self.state = state
-        self.changed.set()
-        self.changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def change(self) -> None:
+        """Return when `state` changes or an incarnation begins."""
+        if self._changed is None:
+            self._changed = trio.Event()
+        await self._changed.wait()
 
     def interrupt(self, interruption: Interruption) -> None:
         """End the running incarnation, or the wait in its place. Retirement is final."""

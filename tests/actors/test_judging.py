@@ -70,7 +70,7 @@ async def test_a_publish_that_is_done_again_after_a_crash_is_judged_again(
     answer = small.registry.tell(DIAGNOSIS, publish(right))
     with trio.fail_after(10):
         while not small.actor().restarts:
-            await small.registry._slots[DIAGNOSIS].changed.wait()
+            await small.registry._slots[DIAGNOSIS].change()
     right.is_there = False
     with pytest.raises(Denied):
         await answer()
