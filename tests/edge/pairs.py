@@ -19,7 +19,7 @@ from web.contract import wire
 from web.contract.principals import Principal
 from web.following.connection_log import ConnectionLog
 from web.following.follower import Follower, Followers
-from web.following.session import Session
+from web.following.session import Services, Session
 from web.identity.expiry import Expiry
 from web.identity.revoked import Revoked
 from web.identity.tokens import Verifier
@@ -71,9 +71,7 @@ class Edge:
             subscriber,
             ack=ack,
             speaker=follower,
-            registry=self.world.registry,
-            expiry=self.expiry,
-            clock=self.hub.clock,
+            services=Services(self.world.registry, self.expiry, self.hub.clock),
         )
         follower.begin(session, subscriber, heartbeat_seconds)
         return follower

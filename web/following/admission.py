@@ -17,7 +17,7 @@ from web.contract.errors import ConnectionRefused, too_many
 from web.contract.exchange import Request
 from web.contract.parameters import Parameters
 from web.contract.principals import Principal
-from web.following.session import Session, Speaker
+from web.following.session import Services, Session, Speaker
 from web.identity.access import Access
 from web.identity.expiry import Expiry
 from web.identity.limits import TooMany
@@ -33,8 +33,7 @@ class Entrance:
         self._access = access
         self._acts = acts
         self._registry = registry
-        self._expiry = expiry
-        self._clock = clock
+        self._services = Services(registry, expiry, clock)
         self._stopping = stopping
 
     def hold(self, subscriber: Subscriber, diagnosis_id: str, asked: Request) -> None:
@@ -61,9 +60,7 @@ class Entrance:
             subscriber,
             ack=parameters.ack,
             speaker=speaker,
-            registry=self._registry,
-            expiry=self._expiry,
-            clock=self._clock,
+            services=self._services,
         )
 
     async def admit(self, who: Principal, subscriber: Subscriber, parameters: Parameters) -> Admission:

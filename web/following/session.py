@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, assert_never
+from dataclasses import dataclass
+from typing import Final, Protocol, assert_never
 
 from actors.reading import Due, Live, RenderedEvent
 from actors.registry import Registry
@@ -23,6 +24,9 @@ from web.contract.records import Ack, Auth, Ping
 from web.identity.expiry import Expiry
 from web.websocket.flood import Cost
 
+LONG_AGO: Final = -math.inf
+"""Shared: written out, it is a number of its own in each session."""
+
 
 class Speaker(Protocol):
     """Carries frames other than events."""
@@ -31,14 +35,22 @@ class Speaker(Protocol):
         """Queue a frame for this client; never waits."""
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all sessions of one server use. One object: a session is one of ten thousand."""
+
+    registry: Registry
+    expiry: Expiry
+    """Watches the tokens of the sessions."""
+    clock: Clock
+
+
 class Session:
     """The state of one admitted connection above its transport."""
 
     __slots__ = (
         "_acknowledged",
-        "_clock",
-        "_expiry",
-        "_registry",
+        "_services",
         "_speaker",
         "_subscriber",
         "ack",
@@ -56,32 +68,27 @@ class Session:
         *,
         ack: AcknowledgedBy | None,
         speaker: Speaker,
-        registry: Registry,
-        expiry: Expiry,
-        clock: Clock,
+        services: Services,
     ) -> None:
         """A conversation that begins now.
 
         Args:
             ack: what moves the cursor of this connection, `None`: nothing does, it peeks.
             speaker: carries what the session says.
-            expiry: watches the token from now on.
         """
         self.ack = ack
         self.who = who
         self.diagnosis_id = diagnosis_id
         self.is_live = False
         """Whether the replay is complete."""
-        self.warn_at = -math.inf
+        self.warn_at = LONG_AGO
         """Wall seconds before which the client is not told that its token is about to expire; infinite: it was told."""
         self._acknowledged = Seq(0)
         """The highest number the client has acknowledged here."""
         self._subscriber = subscriber
         self._speaker = speaker
-        self._registry = registry
-        self._expiry = expiry
-        self._clock = clock
-        expiry.watch(self)
+        self._services = services
+        services.expiry.watch(self)
 
     def received(self, message: str | bytes) -> Cost:
         """Answer a message of the client; a wrong one gets an `error` frame and the connection stays.
@@ -104,7 +111,7 @@ class Session:
             case Ack():
                 return self._take_ack(Seq(frame.seq))
             case Auth():
-                self._expiry.renew(self, frame.token)
+                self._services.expiry.renew(self, frame.token)
             case _:
                 assert_never(frame)
         return Cost.FRAME
@@ -112,7 +119,7 @@ class Session:
     def _take_ack(self, seq: Seq) -> Cost:
         if self.ack is None:
             raise wire.FrameError("invalid_field", "ack is not for a connection that peeks: it has no cursor")
-        if not self._registry.acknowledge(self._subscriber, seq, "app", answer=True):
+        if not self._services.registry.acknowledge(self._subscriber, seq, "app", answer=True):
             raise wire.FrameError("invalid_field", "seq must not be above the last one sent to this connection")
         if seq <= self._acknowledged:
             return Cost.REPEAT
@@ -137,11 +144,11 @@ class Session:
 
     def reached(self, seq: Seq) -> bool:
         """The transport's receipt: everything up to `seq` has reached the client. False: `seq` was never sent."""
-        return self._registry.acknowledge(self._subscriber, seq, "transport")
+        return self._services.registry.acknowledge(self._subscriber, seq, "transport")
 
     def received_all(self) -> None:
         """The transport's receipt after the goodbye: everything that was written has reached the client."""
-        self._registry.settle(self._subscriber, "transport")
+        self._services.registry.settle(self._subscriber, "transport")
 
     def acknowledged(self, seq: Seq) -> None:
         """The cursor is stored."""
@@ -156,7 +163,7 @@ class Session:
                 return self.frame("gap", wire.gap_data(due))
             case Live():
                 self.is_live = True
-                self._expiry.changed(self)
+                self._services.expiry.changed(self)
                 return self.frame("live", wire.seq_data(due.seq))
             case _:
                 assert_never(due)
@@ -165,7 +172,7 @@ class Session:
         """The `bye` frame before a close, and when the client is told to come back, in milliseconds; `None`: not."""
         retry = None
         if code in (CloseCode.RESTART, CloseCode.TRY_LATER):
-            rest_seconds = self._registry.rest_seconds(self.diagnosis_id)
+            rest_seconds = self._services.registry.rest_seconds(self.diagnosis_id)
             retry = round((rest_seconds + jitter() * RETRY_SPREAD_SECONDS) * 1000)
         return self.frame("bye", wire.bye_data(code, reason, retry)), retry
 
@@ -175,4 +182,4 @@ class Session:
 
     def frame(self, kind: str, data: object) -> bytes:
         """A server frame that is no event."""
-        return wire.frame(kind, self.diagnosis_id, self._clock.wall(), data)
+        return wire.frame(kind, self.diagnosis_id, self._services.clock.wall(), data)
