@@ -52,7 +52,7 @@ class _Client:
         self.long: dict[int, trio.CancelScope] = {}
         """What it has asked for and may cancel."""
         self.scope = trio.CancelScope()
-        self.has_gone = False
+        self.gone = trio.Event()
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._stirred = trio.Event()
@@ -97,6 +97,7 @@ class StoreServer:
         self._appends: deque[tuple[_Client, int, str, Sequence[NewEvent], PendingAppend]] = deque()
         """Handed over, in this order; answered in this order."""
         self._appended = trio.Event()
+        self._looking_through = trio.Lock()
         self._last_question = 0
         self._questions: dict[int, tuple[_Client, int, set[_Client]]] = {}
         """Who has asked, under which number, and who has not answered yet."""
@@ -108,6 +109,11 @@ class StoreServer:
             nursery.start_soon(self._answer_appends)
             nursery.start_soon(self._tell_state)
             await trio.serve_listeners(self._serve, list(listeners), handler_nursery=nursery)
+
+    async def left(self) -> None:
+        """Wait until nobody is connected."""
+        while self._clients:
+            await self._clients[0].gone.wait()
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         client = _Client(stream)
@@ -127,7 +133,7 @@ class StoreServer:
                 await trio.aclose_forcefully(stream)
 
     def _left(self, client: _Client) -> None:
-        client.has_gone = True
+        client.gone.set()
         client.has_confirmed.set()
         if client in self._clients:
             self._clients.remove(client)
@@ -200,7 +206,11 @@ class StoreServer:
                 if method in calls.LONG:
                     client.long[number] = scope
                 try:
-                    answer = await getattr(self._store, method)(**given)
+                    if method == "look_through":
+                        await self._look_through()
+                        answer = None
+                    else:
+                        answer = await getattr(self._store, method)(**given)
                     if given.get("act") is not None:
                         await self._confirmed(client, self._last_change)
                     client.say(calls.encoded(number, "answer", answer))
@@ -214,12 +224,17 @@ class StoreServer:
             logger.exception("a store failed unexpectedly")
             client.say(calls.refused(number, Failed(f"{type(error).__name__}")))
 
+    async def _look_through(self) -> None:
+        """All ask for it when they start: once is enough."""
+        async with self._looking_through:
+            await self._store.look_through()
+
     async def _confirmed(self, client: _Client, number: int) -> None:
         """Wait until all others have confirmed a change, and cut off those that do not."""
         deadline = trio.current_time() + CONFIRM_SECONDS_MAX
         for other in self._others(client):
             with trio.move_on_at(deadline):
-                while other.confirmed < number and not other.has_gone:
+                while other.confirmed < number and not other.gone.is_set():
                     other.has_confirmed = trio.Event()
                     await other.has_confirmed.wait()
                 continue
@@ -386,6 +401,6 @@ class StoreServer:
 
     def _end_question(self, number: int) -> None:
         asker, their_number, missing = self._questions[number]
-        if not missing or asker.has_gone:
+        if not missing or asker.gone.is_set():
             del self._questions[number]
             asker.say(calls.encoded(0, "answers", their_number))

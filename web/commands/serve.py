@@ -37,6 +37,7 @@ def add_to(commands: Commands) -> None:
     )
     add_address(serving)
     serving.add_argument("--data", metavar="DIR", help="directory of the database and the key; default ./data")
+    serving.add_argument("--workers", metavar="N", help="processes that serve; default 1")
     serving.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with settings")
     serving.add_argument(
         "--check", action="store_true", help="read the settings, say what is wrong with them, and start nothing"
@@ -52,7 +53,12 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
-    options = {"host": arguments.host, "port": arguments.port, "data": arguments.data}
+    options: dict[str, str | None] = {
+        "host": arguments.host,
+        "port": arguments.port,
+        "data": arguments.data,
+        "workers": arguments.workers,
+    }
     if arguments.check:
         return check(arguments.config, options)
     chosen = settings_of(arguments.config, options)
@@ -72,10 +78,15 @@ def serve(arguments: argparse.Namespace) -> int:
             logger.info("%s", line)
 
     manager = service_manager.find(os.environ, os.getpid())
+    if chosen.workers > 1:
+        from web.server.workers import parent  # noqa: PLC0415
+
+        config = None if arguments.config is None else str(arguments.config)
+        return parent.run(chosen, config, options, ready=say_next, handed_over=listeners, manager=manager)
     return composition.run(chosen, ready=say_next, handed_over=listeners, manager=manager)
 
 
-def check(config: Path | None, options: dict[str, object]) -> int:
+def check(config: Path | None, options: Mapping[str, str | None]) -> int:
     """Say whether the settings are right, and what is wrong; opens nothing but the settings file."""
     try:
         settings.load(os.environ, config=config, options=options)
@@ -94,7 +105,7 @@ def own_name() -> str:
 
 
 def settings_of(
-    config: Path | None, options: dict[str, object], environment: Mapping[str, str] = os.environ
+    config: Path | None, options: Mapping[str, str | None], environment: Mapping[str, str] = os.environ
 ) -> settings.Settings:
     """The settings of a server. Raises `UsageError`, one of them cannot be used."""
     try:

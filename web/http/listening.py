@@ -25,8 +25,11 @@ UNIX_MODE: Final = 0o660
 """Who may connect: the server's user and group. The directory decides about everybody else."""
 
 
-def listen_on_tcp(host: str, port: int) -> socket.socket:
+def listen_on_tcp(host: str, port: int, *, reuse: bool = False) -> socket.socket:
     """Listen on an address; `::` is every interface, IPv4 included where the system can.
+
+    Args:
+        reuse: others of this user may listen there, too, and get their share of those who connect.
 
     Ownership: the caller's.
 
@@ -38,7 +41,11 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
     is_every_one = address[0] == "::" and socket.has_dualstack_ipv6()
     try:
         held = socket.create_server(
-            (str(address[0]), int(address[1])), family=family, backlog=BACKLOG, dualstack_ipv6=is_every_one
+            (str(address[0]), int(address[1])),
+            family=family,
+            backlog=BACKLOG,
+            dualstack_ipv6=is_every_one,
+            reuse_port=reuse,
         )
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
@@ -61,7 +68,7 @@ def for_accepted_sockets(listener: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def listening_on_unix(path: Path) -> Iterator[socket.socket]:
+def listening_on_unix(path: Path, mode: int = UNIX_MODE) -> Iterator[socket.socket]:
     """Listen on a Unix socket, and remove it at the end.
 
     It appears at `path` with its mode, in place of one that a server which is gone has left.
@@ -79,7 +86,7 @@ def listening_on_unix(path: Path) -> Iterator[socket.socket]:
             made_at.unlink()
         held.bind(str(made_at))
         undoing.callback(made_at.unlink, missing_ok=True)
-        made_at.chmod(UNIX_MODE)
+        made_at.chmod(mode)
         held.listen(BACKLOG)
         made = made_at.stat()
         made_at.rename(path)

@@ -138,6 +138,9 @@ assert DRAIN_SECONDS_MAX < EXIT_SECONDS_MAX, "what the drain is cut off at is st
 CHECK_RETRY_SECONDS: Final = 60.0
 """Wait before outboxes that the disk did not give out are looked at again. Reason: as often as old rows are dropped."""
 
+CANNOT_START: Final = 2
+"""The exit code of a server that could not start, and would not if it were started again."""
+
 GIL_SWITCH_SECONDS: Final = 0.0002
 """Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
 
@@ -180,6 +183,15 @@ class Machine:
     """Carries out what may wait for the disk."""
 
 
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """How a server differs that is one of several on one database."""
+
+    engine: Engine
+    begin_drain: Callable[[], object]
+    """Has all of them drain, as an operator asks for it."""
+
+
 Extras = Callable[[trio.Event], Sequence[Extra]]
 """Makes routes that are no part of the contract; given what stops the server."""
 
@@ -192,6 +204,7 @@ def run(
     extras: Extras | None = None,
     handed_over: HandedOver | None = None,
     manager: ServiceManager = NOBODY,
+    worker: Worker | None = None,
 ) -> int:
     """Serve until a signal.
 
@@ -200,13 +213,23 @@ def run(
         extras: further routes; given what stops the server.
         handed_over: listeners to serve, in place of those that the settings name.
         manager: is told how the server is.
+        worker: this process is one of several; `None`: it is alone.
 
     Returns:
-        The exit code: 0 after a drain, 1 after a failure, 2 if it could not start.
+        The exit code: 0 after a drain, 1 after a failure, `CANNOT_START` if it could not start.
     """
     signals = Signals()
     with signals:
-        code = _run(settings, ready, signals, render=render, extras=extras, handed_over=handed_over, manager=manager)
+        code = _run(
+            settings,
+            ready,
+            signals,
+            render=render,
+            extras=extras,
+            handed_over=handed_over,
+            manager=manager,
+            worker=worker,
+        )
     if code == 0 and signals.first is None:
         signals.give_back()  # somebody has ended this server, and goes on
     return code
@@ -221,6 +244,7 @@ def _run(
     extras: Extras | None,
     handed_over: HandedOver | None,
     manager: ServiceManager,
+    worker: Worker | None,
 ) -> int:
     log = set_up_logging(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
@@ -246,6 +270,7 @@ def _run(
                 handed_over=handed_over,
                 manager=manager,
                 spans=spans,
+                worker=worker,
             )
         )
     except (BaseExceptionGroup, CannotOpen, KeyUnusable, SettingsError, StoreBroken, OSError) as failure:
@@ -265,7 +290,7 @@ def _explain(failure: BaseException, *, has_started: bool) -> int:
             return 1
         case CannotOpen() | KeyUnusable() | SettingsError() | OSError():
             logger.critical("cannot start: %s", first)
-            return 2
+            return CANNOT_START
         case StoreBroken():
             logger.critical("storage failed, stopping so that nothing is lost: %s", first)
             return 1
@@ -285,6 +310,7 @@ async def _serve_until_signal(
     handed_over: HandedOver | None,
     manager: ServiceManager,
     spans: Spans | None,
+    worker: Worker | None,
 ) -> None:
     stopping, reload_requests = trio.Event(), ReloadRequests()
     token = trio.lowlevel.current_trio_token()
@@ -307,7 +333,7 @@ async def _serve_until_signal(
 
     signals.when_first_comes(came)
     signals.when_to_reload(reload)
-    begin_drain = partial(signals.begin, DRAIN_REQUEST)
+    begin_drain = partial(signals.begin, DRAIN_REQUEST) if worker is None else worker.begin_drain
     try:
         await serve(
             settings,
@@ -315,6 +341,8 @@ async def _serve_until_signal(
             stopping=stopping,
             render=render,
             extras=extras,
+            engine=open_engine if worker is None else worker.engine,
+            is_alone=worker is None,
             begin_drain=begin_drain,
             log=log,
             handed_over=handed_over,
@@ -363,6 +391,7 @@ async def serve(
     reload_requests: ReloadRequests | None = None,
     spans: Spans | None = None,
     machine: Machine | None = None,
+    is_alone: bool = True,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -378,6 +407,7 @@ async def serve(
         reload_requests: when to read the keys anew; `None`: never.
         spans: is told of requests, and of what becomes of what they publish; `None`: nobody is.
         machine: chance and threads; `None`: this machine's.
+        is_alone: no other process of this server looks after the data directory.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
@@ -385,7 +415,8 @@ async def serve(
     """
     clock, machine = clock or SystemClock(), machine or _this_machine()
     jitter = machine.jitter
-    _warn(*trust.check_directory(settings.data, (KEY_FILE, *database_files.names_of(DATABASE_FILE))))
+    if is_alone:
+        trusted_directory(settings)
     connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
     followers = Followers(connection_log)
     connections_max = connections_possible(settings.max_connections)
@@ -398,11 +429,8 @@ async def serve(
         trio.open_nursery() as actors_nursery,
         open_hub(open_poller(), clock=clock, jitter=jitter, rounds=followers.rounds, held_max=held_max) as hub,
     ):
-        for left in (
-            *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
-            *sweep(settings.data / BACKUPS_DIRECTORY, PATTERN),
-        ):
-            logger.warning("removed %s: the process that wrote it was killed", left)
+        if is_alone:
+            sweep_up(settings)
         if makes_key:
             # After the database: a key without one says that a database was there.
             keys = load_keys(settings)
@@ -575,7 +603,9 @@ async def serve(
         if settings.address_share < 1:
             terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
         listen = partial(_listen, settings, handed_over or HandedOver())
-        deadline = await _serve_front_end(app, settings, terms, listen, stopping, ready, manager, machine)
+        deadline = await _serve_front_end(
+            app, settings, terms, listen, stopping, ready, manager, machine, is_alone=is_alone
+        )
         with trio.move_on_at(deadline):
             async with trio.open_nursery() as drain_nursery:
                 drain_nursery.start_soon(acts.settle)
@@ -594,6 +624,24 @@ def _warn(*texts: str | None) -> None:
     for text in texts:
         if text is not None:
             logger.warning("%s", text)
+
+
+def trusted_directory(settings: Settings) -> None:
+    """Look at who can write what is in the data directory.
+
+    Raises:
+        Untrusted: somebody else can, or has.
+    """
+    _warn(*trust.check_directory(settings.data, (KEY_FILE, *database_files.names_of(DATABASE_FILE))))
+
+
+def sweep_up(settings: Settings) -> None:
+    """Remove what processes that were killed have left behind."""
+    for left in (
+        *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
+        *sweep(settings.data / BACKUPS_DIRECTORY, PATTERN),
+    ):
+        logger.warning("removed %s: the process that wrote it was killed", left)
 
 
 def check_database(settings: Settings) -> None:
@@ -669,6 +717,8 @@ async def _serve_front_end(
     ready: Ready,
     manager: ServiceManager,
     machine: Machine,
+    *,
+    is_alone: bool,
 ) -> float:
     """Accept connections until the server is to stop, and end them; the time when all else must have ended too."""
     with contextlib.ExitStack() as listening:
@@ -678,13 +728,14 @@ async def _serve_front_end(
             await front_nursery.start(partial(serve_http, app, listeners, terms, beside=beside, stop=stopping.wait))
             announcing = contextlib.ExitStack()
             try:
-                _announce(settings, urls, announcing)
-                for line in facts(
-                    settings, version("avicenna-live"), terms.connections_max, terms.address_connections_max
-                ):
-                    logger.info("%s", line)
-                for url in urls:
-                    logger.info("listening on %s", url)
+                if is_alone:
+                    _announce(settings, urls, announcing)
+                    for line in facts(
+                        settings, version("avicenna-live"), terms.connections_max, terms.address_connections_max
+                    ):
+                        logger.info("%s", line)
+                    for url in urls:
+                        logger.info("listening on %s", url)
                 machine.settle_memory()
                 ready(urls[0])
                 manager.ready(f"listening on {', '.join(urls)}")
@@ -717,7 +768,7 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
     if not listeners:
         listeners, urls = _listen_for_everybody(settings, listening)
     if not of_operators:
-        of_operators = _listen_for_operators(settings, listening)
+        of_operators = listen_for_operators(settings, listening)
     for one in of_operators:
         logger.info("listening for operators on %s", url_of(one))
     return listeners, urls, of_operators
@@ -741,7 +792,7 @@ def _listen_for_everybody(settings: Settings, listening: contextlib.ExitStack) -
     return listeners, urls
 
 
-def _listen_for_operators(settings: Settings, listening: contextlib.ExitStack) -> list[socket.socket]:
+def listen_for_operators(settings: Settings, listening: contextlib.ExitStack) -> list[socket.socket]:
     """The listener for operators alone, if one is configured; closed with `listening`. Raises as `_listen`."""
     place = settings.operators_listen
     if place is None:

@@ -114,6 +114,12 @@ class Settings:
         "and operators' routes alone; `host` and `port` keep all routes.",
     )
     data: Path = _setting(DATA_DEFAULT, DIRECTORY, "Directory of the database and the key; made if it is missing.")
+    workers: int = _setting(
+        1,
+        whole(1, 64, "processes"),
+        "Processes that serve, each on a core of its own; above 1 one more process has the database. Limits of "
+        "connections and rates hold for each.",
+    )
 
     allow_anonymous: bool = _setting(False, FLAG, "Let subscribers without a token follow every diagnosis.")
     query_tokens: bool = _setting(

@@ -1,0 +1,216 @@
+"""`serve --workers`: several processes on one port and one database, and what becomes of clients when one is killed.
+
+`WORKERS_ROUNDS` says how often processes are killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from tests.logbook import LOGBOOK
+from tests.server.harness import Client, Server
+from tests.server.process import Process, run, served
+
+ROUNDS = int(os.environ.get("WORKERS_ROUNDS", "3"))
+
+
+@asynccontextmanager
+async def two_workers(data: Path) -> AsyncIterator[tuple[Process, Server]]:
+    """A server with two workers, whose processes may be killed again and again."""
+    often = {"AVICENNA_RESTART_INTENSITY_MAX": "1000", "AVICENNA_RESTART_INTENSITY_SECONDS": "1"}
+    async with served(data, "--workers", "2", logbook=LOGBOOK, **often) as both:
+        yield both
+
+
+def children(process: Process) -> dict[str, int]:
+    """The numbers of the processes of a server, by name."""
+    parent = process.process.pid
+    found: dict[str, int] = {}
+    threads = Path(f"/proc/{parent}/task").glob("*/children") if process.process.returncode is None else []
+    for pid in " ".join(one.read_text() for one in threads).split():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"web.server.workers" in words:
+            found[words[words.index(b"web.server.workers") + 1].decode()] = int(pid)
+    return found
+
+
+def workers(process: Process) -> dict[str, int]:
+    return {name: pid for name, pid in children(process).items() if name != "store"}
+
+
+async def until(is_true: Callable[[], bool], seconds: float = 30) -> None:
+    with trio.fail_after(seconds):
+        while not is_true():
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def many(server: Server, count: int) -> AsyncIterator[list[Client]]:
+    """So many followers of diagnosis 42, which the kernel has shared out among the workers."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(server.live()) for _ in range(count)]
+
+
+class Publisher:
+    """Publishes numbered updates to diagnosis 42, each with a key, and repeats one that was not stored."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.seqs: list[int] = []
+        """Acknowledged, in the order of the answers."""
+        self.repeated = 0
+        self.is_wanted = True
+
+    async def run(self) -> None:
+        number = 0
+        while self.is_wanted:
+            number += 1
+            body = {"diagnosis_id": 42, "feedback_id": number, "rating": 5}
+            with trio.fail_after(60):
+                while (seq := await self._try(body, f"key-{number}")) is None:
+                    self.repeated += 1
+                    await trio.sleep(0.05)
+            self.seqs.append(seq)
+
+    async def until_acknowledged(self, count: int) -> None:
+        wanted = len(self.seqs) + count
+        await until(lambda: len(self.seqs) >= wanted)
+
+    async def _try(self, body: dict[str, int], key: str) -> int | None:
+        try:
+            answer = await self.server.post("feedback", body, **{"Idempotency-Key": key})
+        except httpx.TransportError:
+            return None
+        assert answer.status_code in (200, 503), answer.text
+        return int(answer.json()["seq"]) if answer.status_code == 200 else None
+
+
+async def test_a_follower_on_any_worker_gets_every_number_once(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        assert len(workers(process)) == 2
+        await server.register()
+        async with many(server, 12) as clients:
+            for number in range(1, 41):
+                async with httpx.AsyncClient(base_url=server.url, headers=server.bearer("amira")) as http:
+                    body = {"diagnosis_id": 42, "feedback_id": number, "rating": 5}
+                    answer = await http.post("/ws/broadcast-feedback-update", json=body)
+                    assert (answer.status_code, answer.json()["seq"]) == (200, number)
+            for client in clients:
+                assert [frame["seq"] for frame in await client.events(40)] == list(range(1, 41))
+            status = await server.status()
+            assert status["total_connections"] == 12
+        assert await process.stop() == 0
+        assert children(process) == {}
+
+
+async def test_a_right_that_is_taken_away_ends_followers_of_all_workers(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (_, server):
+        await server.register(42, "amira", "bo")
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(server.live(42, "bo")) for _ in range(8)]
+            await server.register(42, "amira")
+            await server.publish(1)
+            for client in clients:
+                frames, code, _ = await client.close_frames()
+                assert code == 1008
+                assert not [frame for frame in frames if "seq" in frame and frame.get("type") == "feedback_update"]
+
+
+async def test_the_store_is_killed_and_no_socket_closes(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        await server.register()
+        async with many(server, 6) as clients, trio.open_nursery() as nursery:
+            publisher = Publisher(server)
+            nursery.start_soon(publisher.run)
+            for _ in range(ROUNDS):
+                await publisher.until_acknowledged(5)
+                before = children(process)["store"]
+                os.kill(before, signal.SIGKILL)
+                await until(lambda before=before: children(process).get("store") not in (None, before))  # type: ignore[misc]
+                await publisher.until_acknowledged(5)
+            publisher.is_wanted = False
+            seqs = publisher.seqs
+            await until(lambda: publisher.seqs == seqs)
+            assert len(set(seqs)) == len(seqs)
+            head = max(seqs)
+            for client in clients:
+                got = [int(frame["seq"]) for frame in await client.events(head)]
+                assert got == list(range(1, head + 1))
+        assert await process.stop() == 0
+
+
+async def test_a_worker_is_killed_and_its_clients_come_back_exactly(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        await server.register()
+        for _ in range(ROUNDS):
+            (await server.publish(1)).raise_for_status()
+            async with many(server, 6) as clients:
+                for pid in list(workers(process).values())[:1]:
+                    os.kill(pid, signal.SIGKILL)
+                await until(lambda: len(workers(process)) == 2)
+                answered = False
+                while not answered:  # the first try may go to the worker that was killed
+                    try:
+                        answered = (await server.publish(2)).status_code == 200
+                    except httpx.TransportError:
+                        await trio.sleep(0.05)
+                assert len(clients) == 6
+        assert await process.stop() == 0
+
+
+async def test_sighup_replaces_the_workers_one_by_one_and_nothing_is_lost(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        await server.register()
+        before = workers(process)
+        async with trio.open_nursery() as nursery:
+            publisher = Publisher(server)
+            nursery.start_soon(publisher.run)
+            await publisher.until_acknowledged(5)
+            process.process.send_signal(signal.SIGHUP)
+            await until(lambda: not before.keys() & workers(process).keys(), 60)
+            assert len(workers(process)) == 2
+            await publisher.until_acknowledged(5)
+            publisher.is_wanted = False
+        assert len(set(publisher.seqs)) == len(publisher.seqs)
+        assert await process.stop() == 0
+
+
+async def test_an_operator_drains_all(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        assert (await server.http.post("/drain", headers=server.bearer("op", "operate"))).status_code == 202
+        with trio.fail_after(20):
+            assert await process.process.wait() == 0
+        assert children(process) == {}
+
+
+async def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, _):
+        left = list(children(process).values())
+        assert len(left) == 3
+        await process.kill()
+        await until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in left))
+
+
+@pytest.mark.parametrize("given", ["0", "65", "many"])
+async def test_a_number_of_workers_that_cannot_be_is_refused_by_name(given: str, tmp_path: Path) -> None:
+    code, _, stderr = await run("serve", "--data", tmp_path, "--workers", given)
+    assert (code, "workers" in stderr, "1-64" in stderr) == (2, True, True)
+
+
+async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    async with served(tmp_path / "one") as (_, server):
+        port = server.url.rpartition(":")[2]
+        code, _, stderr = await run("serve", "--data", tmp_path / "two", "--port", port, "--workers", "2")
+        assert code == 2
+        assert "Address already in use" in stderr

@@ -1,0 +1,86 @@
+"""The process of the store: it has the database, and workers ask it (`storage.remote`)."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from storage.clock import SystemClock
+from storage.errors import CannotOpen, StoreBroken
+from storage.remote.server import StoreServer
+from web.identity.keyring import load_keys, will_make_key
+from web.identity.keys import KeyUnusable
+from web.server import composition
+from web.server.logs import set_up_logging
+from web.server.settings import Settings
+from web.server.workers import orders
+
+STORE_SOCKET: Final = "store.sock"
+"""Name of the Unix socket within the data directory (0600) at which workers ask."""
+
+LEAVE_SECONDS_MAX: Final = 5.0
+"""Longest time from the signal until workers have gone. Beyond: they are cut off. Reason: they store what is left."""
+
+logger = logging.getLogger("avicenna.server")
+
+
+def socket_of(settings: Settings) -> Path:
+    """Where workers ask."""
+    return settings.data / STORE_SOCKET
+
+
+def run(settings: Settings, listener: socket.socket, say: Callable[[str, str], None]) -> int:
+    """Serve the store until SIGTERM; the exit code.
+
+    Args:
+        listener: where workers connect. Takes it.
+        say: tells the parent a word, and what follows it.
+    """
+    set_up_logging(settings)
+    try:
+        trio.run(_serve, settings, listener, say)
+    except BaseExceptionGroup as group:
+        broken, rest = group.split(StoreBroken)
+        if rest is not None:
+            logger.critical("the store failed unexpectedly", exc_info=rest)
+        else:
+            logger.critical("storage failed: %s", broken)
+        return 1
+    except (CannotOpen, KeyUnusable, OSError) as failure:
+        logger.critical("cannot start: %s", failure)
+        return 2
+    except StoreBroken as failure:
+        logger.critical("storage failed: %s", failure)
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str, str], None]) -> None:
+    makes_key = will_make_key(settings)
+    if not makes_key:
+        load_keys(settings)
+    async with composition.open_engine(settings, SystemClock()) as (store, _), trio.open_nursery() as nursery:
+        composition.sweep_up(settings)
+        if makes_key:
+            load_keys(settings)
+        server = StoreServer(store, lambda node: say(orders.UNCONFIRMED, node))
+        nursery.start_soon(server.run, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
+        nursery.start_soon(_end_when_broken, store.broke, nursery.cancel_scope)
+        say(orders.READY, "")
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                break
+        with trio.move_on_after(LEAVE_SECONDS_MAX):
+            await server.left()
+        nursery.cancel_scope.cancel()
+
+
+async def _end_when_broken(broke: trio.Event, scope: trio.CancelScope) -> None:
+    await broke.wait()
+    scope.cancel()
