@@ -8,6 +8,7 @@
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
 #   make simulate [SEEDS=0-999]       whole servers in simulated histories: deaths, faults, lies; each from its seed
+#   make mutants [ARGS="epoch key"]   bugs planted into a copy of the tree, each of which must be caught
 #   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
 #   make bench-targets                what is aimed at, each figure beside its peer's, met or not
 #   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
@@ -157,6 +158,10 @@ SEEDS ?= 0-999
 .PHONY: simulate
 simulate: setup
 	$(BIN)/python -m tests.simulation $(SEEDS) --processes 2 $(ARGS)
+
+.PHONY: mutants
+mutants: setup
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 relay-test: ROUNDS = 200
 relay-test: setup python-client

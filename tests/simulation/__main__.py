@@ -48,16 +48,21 @@ def main() -> int:
     parser.add_argument("seeds", type=seeds_of)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--trace", action="store_true", help="show the trace of each history")
+    parser.add_argument("--first", action="store_true", help="end with the first seed that fails, as it is")
     given = parser.parse_args()
     seen: Counter[str] = Counter()
     steps, failed, began = 0, 0, time.monotonic()
     with ProcessPoolExecutor(given.processes) as pool:
         seeds = iter(given.seeds)
-        while several := list(islice(seeds, 50 * given.processes)):
+        while several := list(islice(seeds, (4 if given.first else 50) * given.processes)):
             for seed, played in zip(several, pool.map(_play, several), strict=True):
                 seen, steps = seen + played.seen, steps + played.steps
                 if given.trace:
                     print("\n".join(played.trace), played.digest, sep="\n")
+                if played.violation is not None and given.first:
+                    print(f"seed {seed} fails: {played.violation!r}", flush=True)
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    return 1
                 if played.violation is not None:
                     failed += 1
                     print(report(seed, played), flush=True)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tests.simulation import scheduling
 from tests.simulation.history import History, Operation
+from tests.simulation.stage import DIRECTORY
 from tests.simulation.truth import Violation
-from tests.simulation.world import DIRECTORY, World, descriptors
+from tests.simulation.world import World, descriptors
+
+PROCESSOR_SECONDS_MAX: Final = 30.0
+"""A history that takes longer is one in which somebody goes round in circles: no time passes meanwhile."""
+
+
+class Circles(BaseException):
+    """Raised wherever the processor is, so that it is seen where that was."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,9 @@ def play(history: History) -> Played:
     world = World(history, directory)
     violation: BaseException | None = None
     try:
-        scheduling.run(history.seed, world.play)
-    except Exception as failure:  # noqa: BLE001 - a fault of the server or of the simulation: both are to be looked at
+        with _bounded():
+            scheduling.run(history.seed, world.play)
+    except (Exception, Circles) as failure:  # noqa: BLE001 - a fault of the server or of the simulation: both are to be looked at
         violation = failure
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -43,6 +56,20 @@ def play(history: History) -> Played:
     trace = tuple(line.replace(str(directory), "") for line in world.trace)
     world.trace[:] = trace
     return Played(violation, world.digest, trace, world.seen, world.steps)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    def end(number: int, frame: object) -> None:
+        raise Circles(f"more than {PROCESSOR_SECONDS_MAX:g} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS_MAX)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def shortest(history: History, *, tries_max: int = 400) -> History:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 from typing import Final
 
@@ -58,12 +59,18 @@ _IF_NONE_MATCH: Final = Parameter("If-None-Match", "header", TEXT, "The `ETag` o
 
 def openapi() -> Handlers:
     """The operation."""
-    content = StaticContent(wire.encode(document()), JSON)
+    content = _content()
 
     async def show(asked: Request) -> Answer:
         return content.answer(asked)
 
     return {"getDocument": show}
+
+
+@cache
+def _content() -> StaticContent:
+    """The document, made once for all servers of a process: it takes longer than the rest of a start."""
+    return StaticContent(wire.encode(document()), JSON)
 
 
 def document() -> Schema:

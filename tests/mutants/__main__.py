@@ -1,0 +1,83 @@
+"""`make mutants`: plants bugs into a copy of the tree, one at a time, and says which of them nobody notices.
+
+A bug is caught by the histories of `tests/simulation`, within the seeds that every run of the tests plays, or by the
+tests that its entry in `planted.py` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.mutants.planted import PLANTED, Planted
+from tests.programs import ROOT
+from tests.simulation.test_histories import BUDGET
+
+COPIED = ("actors", "storage", "web", "tests")
+SECONDS_MAX = 600.0
+
+
+def main() -> int:
+    """Plant the bugs whose names hold the words that the command line gives; 1: one was not caught."""
+    parser = argparse.ArgumentParser(prog="make mutants")
+    parser.add_argument("words", nargs="*", help="plant those whose description holds one of these; none: all")
+    given = parser.parse_args()
+    chosen = [one for one in PLANTED if not given.words or any(word in one.what for word in given.words)]
+    missed = []
+    for one in chosen:
+        began = time.monotonic()
+        by = caught_by(one)
+        print(f"{by or 'NOT CAUGHT':40} {time.monotonic() - began:4.0f} s  {one.what}", flush=True)
+        if by is None:
+            missed.append(one)
+    print(f"{len(chosen)} planted, {len(missed)} not caught")
+    return int(bool(missed))
+
+
+def caught_by(one: Planted) -> str | None:
+    """What notices a bug: a seed, or tests; `None`: nothing does."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as made:
+        place = Path(made)
+        for name in COPIED:
+            shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", place)
+        plant(one, place)
+        by_seed = _run(place, "-m", "tests.simulation", f"0-{BUDGET - 1}", "--first")
+        if by_seed.returncode:
+            found = [line for line in by_seed.stdout.splitlines() if line.startswith(("seed ", "too weak"))]
+            return " ".join(found[0].split()[:2]) if found else "the simulation, which fails"
+        if one.tests and _run(place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *one.tests).returncode == 1:
+            return "tests"
+    return None
+
+
+def plant(one: Planted, place: Path) -> None:
+    """Change the copy."""
+    file = place / one.file
+    source = file.read_text()
+    if source.count(one.right) != 1:
+        raise SystemExit(f"{one.what}: {one.file} does not hold the text once, mend tests/mutants/planted.py")
+    file.write_text(source.replace(one.right, one.wrong))
+
+
+def _run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS_MAX,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

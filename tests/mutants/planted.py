@@ -1,0 +1,264 @@
+"""Bugs that are planted into a copy of the tree: each must be caught. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """One bug: a text that stands once in a file, and what stands there instead."""
+
+    what: str
+    guarantees: tuple[int, ...]
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...] = ()
+    """Tests that catch it, where no history can."""
+
+
+PLANTED: Final = (
+    Planted(
+        "a commit that failed is acknowledged",
+        (1,),
+        "storage/sqlite/committer.py",
+        "        raise TransactionFailed(error, in_commit=True, is_full=had_no_room(error, is_full)) from error\n",
+        "        return outcomes\n",
+    ),
+    Planted(
+        "events are sent out before they are committed",
+        (1, 2),
+        "actors/diagnosis.py",
+        "        outcomes = await pending.wait()\n",
+        "        guessed = enumerate(events, start=self._ring.head + 1)\n"
+        "        await self._extend_ring([Event(Seq(n), 0.0, one.kind, one.body) for n, one in guessed], Seq(0))\n"
+        "        outcomes = await pending.wait()\n",
+    ),
+    Planted(
+        "the next number is that behind the newest retained event",
+        (2,),
+        "storage/sqlite/events.py",
+        "    last_seq, floor, _ = numbers\n",
+        "    _, floor, _ = numbers\n"
+        '    (last_seq,) = db.execute("SELECT coalesce(max(seq), 0) FROM entry WHERE dx = ?", (dx,)).fetchone()\n',
+    ),
+    Planted(
+        "numbers are lost with a loss of power, and no epoch begins",
+        (2,),
+        "storage/sqlite/runs.py",
+        '    if not last.clean and last.durability != "full" and not last.was_killed(boot):\n',
+        "    if False:\n",
+    ),
+    Planted(
+        "a gap begins one too late",
+        (4,),
+        "actors/ring.py",
+        "return Gap(Seq(position + 1), self.floor,",
+        "return Gap(Seq(position + 2), self.floor,",
+    ),
+    Planted(
+        "no gap is told",
+        (4,),
+        "actors/ring.py",
+        "        if position >= self.floor:\n",
+        "        if True:\n",
+    ),
+    Planted(
+        "one event too many stays in memory",
+        (5,),
+        "actors/ring.py",
+        "if len(self._texts) > OUTBOX_EVENTS_MAX:\n            self._let_go(1)",
+        "if len(self._texts) > OUTBOX_EVENTS_MAX + 1:\n            self._let_go(1)",
+        ("tests/actors/test_ring.py",),
+    ),
+    Planted(
+        "a new subscriber begins with a cursor at the head",
+        (4,),
+        "actors/resume.py",
+        "return Plan(Resume.FRESH, position, position,",
+        "return Plan(Resume.FRESH, position, window.head,",
+    ),
+    Planted(
+        "the epoch of a cursor is not compared",
+        (2, 4),
+        "actors/resume.py",
+        "if stored is not None and stored[0] == window.epoch else None",
+        "if stored is not None else None",
+    ),
+    Planted(
+        "the epoch of a client is not compared",
+        (2, 4),
+        "actors/resume.py",
+        "    if wanted.epoch is not None and wanted.epoch != window.epoch:\n",
+        "    if False:\n",
+    ),
+    Planted(
+        "a stored cursor goes back",
+        (4,),
+        "storage/sqlite/cursors.py",
+        "max(cursor.seq, excluded.seq), excluded.seq)",
+        "excluded.seq, excluded.seq)",
+        ("tests/storage/test_contract.py",),
+    ),
+    Planted(
+        "a cursor is answered and not stored",
+        (8,),
+        "storage/sqlite/cursors.py",
+        "rows.append((*name, move.epoch, min(move.seq, head),",
+        "rows.append((*name, move.epoch, min(move.seq, 0),",
+    ),
+    Planted(
+        "a restart knows nobody any more",
+        (8,),
+        "actors/roster.py",
+        "        self.ring, self.known = ring, known\n",
+        "        self.ring, self.known = ring, {}\n",
+    ),
+    Planted(
+        "a crash ends the connections",
+        (8,),
+        "actors/supervisor.py",
+        "        self._give_up_on_repeaters(slot.in_hand)\n",
+        "        self._give_up_on_repeaters(slot.in_hand)\n"
+        "        await turns.end_where(slot.roster, EVERYBODY, Ending.QUARANTINED)\n",
+    ),
+    Planted(
+        "an actor that crashes again and again is never quarantined",
+        (6,),
+        "actors/intensity.py",
+        "return len(self._crashes) > self._crashes_max",
+        "return len(self._crashes) > 10**6",
+    ),
+    Planted(
+        "a key is known only while its event is retained",
+        (9,),
+        "storage/sqlite/events.py",
+        "if stored is not None and stored.expires_at > now.judged:",
+        "if stored is not None and stored.seq > floor:",
+    ),
+    Planted(
+        "a key expires with one jump of the clock",
+        (9,),
+        "storage/sqlite/events.py",
+        "if stored is not None and stored.expires_at > now.judged:",
+        "if stored is not None and stored.expires_at > now.wall:",
+    ),
+    Planted(
+        "a key is not stored with its event",
+        (9,),
+        "storage/sqlite/events.py",
+        "    if is_stored and event.key is not None:\n        idempotency.store(db, dx, seq, event, now)\n",
+        "",
+    ),
+    Planted(
+        "an actor that is stopped drops its mail",
+        (10,),
+        "actors/supervisor.py",
+        "                # Meanwhile it may have been asked for something else.\n"
+        "                return slot.is_to_stop and not slot.has_work\n",
+        "                return True\n",
+        ("tests/actors/test_passivation.py",),
+    ),
+    Planted(
+        "a store that is closed while a transaction runs never wakes",
+        (11,),
+        "storage/sqlite/committer.py",
+        "        elif self._is_closed:\n            self._changed.set()\n",
+        "",
+    ),
+    Planted(
+        "a transaction that fails is not rolled back",
+        (13,),
+        "storage/sqlite/committer.py",
+        "    if db.in_transaction:\n        try:\n",
+        "    if False:\n        try:\n",
+    ),
+    Planted(
+        "a full disk breaks the store",
+        (13,),
+        "storage/sqlite/committer.py",
+        "        if failed.is_full:\n",
+        "        if False:\n",
+        ("tests/storage/test_faults.py",),
+    ),
+    Planted(
+        "a right is judged when a message comes, and not when it is handed over",
+        (16,),
+        "actors/diagnosis.py",
+        "        if not (batch := await self._judged(received)):\n",
+        "        if not (batch := list(received)):\n",
+        ("tests/identity/test_acts.py", "tests/actors/test_judging.py"),
+    ),
+    Planted(
+        "revocations are forgotten at a start",
+        (16,),
+        "web/server/composition.py",
+        "        await consequences.read_revoked()\n",
+        "",
+    ),
+    Planted(
+        "the connections of somebody who was revoked stay",
+        (16,),
+        "web/operating/consequences.py",
+        "                self._begin(partial(registry.end_everywhere, covered, Ending.REVOKED))\n",
+        "",
+    ),
+    Planted(
+        "the connections of a viewer who was removed stay",
+        (16,),
+        "web/operating/consequences.py",
+        "self._begin(partial(registry.end_where, diagnosis.diagnosis_id, lost, Ending.VIEWER_REMOVED))\n",
+        "pass\n",
+    ),
+    Planted(
+        "an act is answered before what was handed over is stored",
+        (16,),
+        "web/operating/consequences.py",
+        "        await self._store.barrier()\n",
+        "",
+        ("tests/identity/test_acts.py",),
+    ),
+    Planted(
+        "an eviction is not told to an actor that loads",
+        (4,),
+        "actors/registry.py",
+        "        except MailboxFull:\n            slot.interrupt(Interruption.BEHIND)\n",
+        "        except MailboxFull:\n            pass\n",
+        ("tests/actors/test_letting_go.py", "tests/actors/test_reading.py"),
+    ),
+    Planted(
+        "an erasure is not told to an actor that loads",
+        (),
+        "actors/roster.py",
+        "        if self._left_out:\n            left_out",
+        "        if False:\n            left_out",
+        ("tests/actors/test_letting_go.py", "tests/server/test_erasing.py"),
+    ),
+    Planted(
+        "what follows from an act is begun when the server has ended",
+        (11,),
+        "web/operating/consequences.py",
+        "        if self._nursery.cancel_scope.cancel_called:\n",
+        "        if False:\n",
+        ("tests/server/test_consequences.py",),
+    ),
+    Planted(
+        "an older connection of a device stays",
+        (),
+        "actors/roster.py",
+        "                self.end(older, Ending.REPLACED)\n",
+        "                pass\n",
+        ("tests/actors/test_following.py",),
+    ),
+    Planted(
+        "a silent client is cut before its socket is read once more",
+        (7,),
+        "web/websocket/channel.py",
+        "        if has_left:\n            # Bytes",
+        "        if False:\n            # Bytes",
+        ("tests/edge/test_pauses.py",),
+    ),
+)
+"""The first of them are caught by histories; `tests` names what catches the others."""

@@ -1,0 +1,190 @@
+"""The stage of a history: the server, which dies and starts again, and all that is known of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import trio
+
+from storage.records import Event
+from tests.simulation.clients import Follower, Subscriber
+from tests.simulation.history import History
+from tests.simulation.process import Crashes, Process, WallClock
+from tests.simulation.truth import Truth, Violation
+from web.contract.wire import render_event
+
+KEY: Final = b"k" * 32
+VICTIM, OTHER, QUIET = "1", "2", "quiet"
+"""Actors of the first two crash; nothing is ever done to the third."""
+
+REGISTERED: Final = {VICTIM: ("amira", ("bo", "cy")), OTHER: ("bo", ("amira", "cy")), QUIET: ("dora", ())}
+FOLLOWERS: Final = ("amira", "bo", "cy", "cy")
+DEVICES: Final = (None, "phone", "phone", "tablet")
+
+ANSWER_SECONDS_MAX: Final = 40.0
+"""A request that takes longer while the disk answers and the network flows is stuck."""
+
+PASSIVATE_SECONDS: Final = 3.0
+QUARANTINE_SECONDS: Final = 6.0
+
+KEPT_SECONDS: Final = 20.0
+"""Age at which events are dropped, where they are: shorter than an operator may choose, as idle time costs."""
+
+HISTORY_SECONDS_MAX: Final = 3000.0
+"""A history that lasts longer is stuck."""
+
+TOKEN_SECONDS: Final = 20 * 86400
+DIRECTORY: Final = Path("/dev/shm")
+
+LEEWAY_SECONDS: Final = 11.0
+"""A token counts as issued before a revocation for so long after it."""
+
+
+class Stage:
+    """The server of a history, and what is known by everybody who talks to it."""
+
+    def __init__(self, history: History, directory: Path) -> None:
+        self.history, self.directory = history, directory
+        self.lots = Random(history.seed)
+        self.clock, self.truth, self.crashes = WallClock(), Truth(), Crashes()
+        self.crashes.met = self.happens
+        self.seen: Counter[str] = Counter()
+        """What has happened, how often: a history in which nothing rare happens shows nothing."""
+        self.trace: list[str] = []
+        self.steps = 0
+        self._ids, self._links, self._numbers, self._processes = count(1), count(1), count(1), count(1)
+        self.process: Process
+        self.nursery: trio.Nursery
+        self.run = 0
+        self.boot = 1
+        self.followers: list[Follower] = []
+        self.subscribers: dict[tuple[str, str, str | None], Subscriber] = defaultdict(Subscriber)
+        self.in_flight: Counter[str] = Counter()
+        """Publishes under way, by diagnosis."""
+        self.era: Counter[str] = Counter()
+        """How often all rights of somebody were taken away."""
+        self._tokens: dict[str, tuple[str, float, int]] = {}
+        self.revoked_at: dict[str, float] = {}
+        self.life: Counter[str] = Counter()
+        self.done: set[str] = set()
+        """Kinds of acts that were begun: what may end a connection."""
+        self.erased: set[str] = set()
+        """Who was erased, and has not been named since."""
+        self.named: Counter[str] = Counter()
+        """How often somebody was named, by the beginning or the end of a request that does."""
+        self.quarantined: set[str] = set()
+        self.troubled_until = 0.0
+        """Until then the disk, or what it has left behind, may refuse."""
+        self.stop_restarting = False
+        self.was_killed = False
+        """A process has died, and has left open what it had."""
+        self.has_lost = False
+        """Registrations may be gone, as power has failed under `durability = normal`."""
+
+    async def _end_with_history(self) -> None:
+        """Kill the server when the history ends early: its own end would wait for a disk that may hang."""
+        try:
+            await trio.sleep(HISTORY_SECONDS_MAX)
+            raise Violation(f"the history does not end within {HISTORY_SECONDS_MAX:g} s")
+        finally:
+            self.stop_restarting = True
+            self.process.kill(power_fails=False)
+
+    def note(self, line: str) -> None:
+        """Write a line of the trace."""
+        self.trace.append(f"{trio.current_time():.6f} {line}")
+
+    def happens(self, what: str) -> None:
+        """Count something rare."""
+        self.seen[what] += 1
+        self.note(f"* {what}")
+
+    @property
+    def digest(self) -> str:
+        """A name of the trace."""
+        return sha256("\n".join(self.trace).encode()).hexdigest()
+
+    def _hear_log(self, line: str) -> None:
+        self.note(f"log: {line}")
+        if "quarantined for" in line:
+            self.quarantined.add(line.split()[1].rstrip(":"))
+            self.happens("quarantine")
+
+    # The server
+
+    def _begin_process(self, before: Process | None) -> None:
+        data = self.directory / f"run-{next(self._processes)}"
+        if before is None:
+            data.mkdir(mode=0o700)
+            (self.directory / "secret").write_bytes(KEY)
+            (self.directory / "secret").chmod(0o600)
+        elif before.was_killed:
+            before.disk.put_into(data)
+        else:
+            data = before.data
+        settings: dict[str, Any] = {
+            "durability": self.history.durability,
+            "access_trail": self.history.has_access_trail,
+            "passivate_after_seconds": PASSIVATE_SECONDS,
+            "quarantine_seconds": QUARANTINE_SECONDS,
+            "local_key": False,
+            "token_keys": (f"HS256:{self.directory / 'secret'}",),
+        }
+        self.run += 1
+        kept_days = KEPT_SECONDS / 86400 if self.history.drops_old_events else None
+        self.process = Process(
+            data,
+            self.clock,
+            Random(self.lots.getrandbits(32)),
+            self._ids,
+            crashes=self.crashes,
+            render=self._render,
+            settings=settings,
+            boot=f"boot-{self.boot}",
+            events_kept_days=kept_days,
+        )
+        self.process.disk.met = self.happens
+        self.process.died = self._process_died
+        self.process.happens = self.happens
+        self.note(f"process {self.run} begins")
+        self.nursery.start_soon(self.process.run)
+
+    def _render(self, diagnosis_id: str, event: Event) -> bytes:
+        self.crashes.maybe("render", diagnosis_id)
+        return render_event(diagnosis_id, event)
+
+    def _process_died(self, process: Process) -> None:
+        self.note(f"process {self.run} dies")
+        self.was_killed = True
+        if process.disk.has_lost:
+            # What was answered may be undone: who was revoked, who was erased, what was registered.
+            self.has_lost = True
+            self.truth.barred.clear()
+            self.erased.clear()
+        for one in [*self.followers]:
+            if one.process == self.run:
+                one.link.lose_server(hears_rest=self.lots.random() < 0.5)
+
+    async def _keep_running(self) -> None:
+        """Start the server again whenever it has ended."""
+        while True:
+            process = self.process
+            await process.ended.wait()
+            self.note(f"process {self.run} has ended: {type(process.error).__name__}")
+            if self.stop_restarting:
+                return
+            broke = process.disk.broke
+            if process.error is not None and not process.was_killed and not broke:
+                raise Violation(f"the server ended by itself: {process.error!r}") from process.error
+            await trio.sleep(self.lots.choice((0.01, 0.5, 3.0)))
+            self.troubled_until = max(self.troubled_until, trio.current_time() + 1)
+            self._begin_process(process)
+            with trio.move_on_after(30) as waiting:
+                await self.process.ready.wait()
+            if waiting.cancelled_caught and not self.process.was_killed and self.process.disk.answers:
+                raise Violation(f"the server does not start: {self.process.error!r}")
