@@ -126,7 +126,7 @@ class StoreServer:
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except* (msgspec.DecodeError, msgspec.ValidationError) as wrong:
-            logger.error("a process sent what is no frame: it is cut off: %s", wrong.exceptions[0])
+            logger.error("a process sent what is no frame, and is cut off: %s", wrong.exceptions[0])
         finally:
             self._left(client)
             with trio.CancelScope(shield=True):
@@ -220,9 +220,9 @@ class StoreServer:
                     client.long.pop(number, None)
         except StorageError as refusal:
             client.say(calls.refused(number, refusal))
-        except Exception as error:
-            logger.exception("a store failed unexpectedly")
-            client.say(calls.refused(number, Failed(f"{type(error).__name__}")))
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whoever asked is told that it failed
+            logger.error("a request of a process failed unexpectedly: %s", type(error).__name__)
+            client.say(calls.refused(number, Failed(type(error).__name__)))
 
     async def _look_through(self) -> None:
         """All ask for it when they start: once is enough."""

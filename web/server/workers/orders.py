@@ -23,6 +23,7 @@ STORE: Final = "store"
 """The name of the process of the store."""
 
 LINE_BYTES_MAX: Final = 64 * 1024
+"""Longest line of an order, and of what a child says. Beyond: it is not read."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

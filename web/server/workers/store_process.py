@@ -48,7 +48,7 @@ def run(settings: Settings, listener: socket.socket, say: Callable[[str, str], N
     except BaseExceptionGroup as group:
         broken, rest = group.split(StoreBroken)
         if rest is not None:
-            logger.critical("the store failed unexpectedly", exc_info=rest)
+            logger.critical("the process of the store failed unexpectedly", exc_info=rest)
         else:
             logger.critical("storage failed: %s", broken)
         return 1
