@@ -86,6 +86,7 @@ PLANTED: Final = (
         "actors/resume.py",
         "if stored is not None and stored[0] == window.epoch else None",
         "if stored is not None else None",
+        ("tests/actors/test_resume.py",),
     ),
     Planted(
         "the epoch of a client is not compared",
@@ -137,6 +138,7 @@ PLANTED: Final = (
         "storage/sqlite/events.py",
         "if stored is not None and stored.expires_at > now.judged:",
         "if stored is not None and stored.seq > floor:",
+        ("tests/storage/test_contract.py",),
     ),
     Planted(
         "a key expires with one jump of the clock",

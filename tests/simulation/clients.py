@@ -72,6 +72,7 @@ class Follower:
         self.asked_to_end = False
         """The client itself has, or its network was meddled with."""
         self.sent_after: int | None = None
+        self.sent_epoch: str | None = None
         self.is_lying = False
         self.acks = "transport"
         self._known: set[str] = set()
@@ -98,12 +99,12 @@ class Follower:
             query["peek"] = 1
         if resumes == "position" and self.subscriber.position is not None:
             query["epoch"], query["after"] = self.subscriber.position
-            self.sent_after = self.subscriber.position[1]
+            self.sent_epoch, self.sent_after = self.subscriber.position
         elif resumes == "lie":
             self.is_lying = True
             query["after"] = lots.choice((0, 1, 7, 100, 10_000, 10**14))
             if lots.random() < 0.3:
-                query["epoch"] = "epoch-of-nobody"
+                query["epoch"] = self.sent_epoch = "epoch-of-nobody"
             self.sent_after = int(query["after"])  # type: ignore[call-overload]
         if not self.peeks:
             self.subscriber.unanswered[self.number] = self.sent_after or 0
@@ -213,6 +214,8 @@ class Follower:
         self.hears(f"connect {epoch} {resume} {self.seq} {data['head']}")
         if resume == "reset":
             self.seen["reset"] += 1
+        elif self.sent_epoch not in (None, epoch):
+            raise Violation(f"connection {self.number} knows {self.sent_epoch}, and goes on in {epoch}: {resume}")
         if self.peeks:
             return
         known = self.subscriber
