@@ -155,15 +155,6 @@ PLANTED: Final = (
         "",
     ),
     Planted(
-        "an actor that is stopped drops its mail",
-        (10,),
-        "actors/supervisor.py",
-        "                # Meanwhile it may have been asked for something else.\n"
-        "                return slot.is_to_stop and not slot.has_work\n",
-        "                return True\n",
-        ("tests/actors/test_passivation.py",),
-    ),
-    Planted(
         "a store that is closed while a transaction runs never wakes",
         (11,),
         "storage/sqlite/committer.py",
