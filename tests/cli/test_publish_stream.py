@@ -57,6 +57,20 @@ async def test_a_line_that_is_wrong_costs_the_exit_code_and_no_other_line(tmp_pa
         assert b"not_found" in denied.stdout
 
 
+async def test_a_line_whose_frame_would_be_too_large_is_refused_and_costs_no_other_line(tmp_path: Path) -> None:
+    async with running_server(Settings(port=0, data=tmp_path / "data")) as server:
+        await server.register()
+        room = 64 * 1024 - len(update(2, comment="").strip())
+        done = await published(server, update(1) + update(2, comment="x" * room) + update(3))
+        said = sorted(done.stdout.decode().splitlines())
+        assert said == [
+            "line 1: diagnosis 42 #1 stored",
+            "line 2: bad_json: a line must be at most 65536 bytes, with the id and key it gets",
+            "line 3: diagnosis 42 #2 stored",
+        ]
+        assert done.returncode == 2
+
+
 async def test_what_a_restart_leaves_unanswered_is_sent_again_and_makes_one_event(tmp_path: Path) -> None:
     settings = Settings(port=0, data=tmp_path / "data")
     async with running_server(settings) as server:

@@ -30,7 +30,7 @@ from web.commands.tail import Ended, NotHttp, connected, first_of, upgraded
 from web.commands.text import printable
 
 LINE_BYTES_MAX: Final = 64 * 1024
-"""Longest line. Beyond: it is not sent, and counts as wrong."""
+"""Longest line, also as a frame. Beyond: it is not sent, and counts as wrong; the server would end the connection."""
 
 SILENT_SECONDS_MAX: Final = 60.0
 """Longest wait for an answer. Reason: a full mailbox waits for 30 s. Beyond: the connection counts as dead."""
@@ -231,7 +231,10 @@ class Stream:
             added["idempotency_key"] = f"{self._name}-{self._read}"
         # The rest stays as it is written: numbers keep their digits.
         rest = decoded[1:] if found else "}"
-        return Line(self._read, json.dumps(added)[:-1] + ("," if found else "") + rest)
+        frame = json.dumps(added)[:-1] + ("," if found else "") + rest
+        if len(frame.encode()) > LINE_BYTES_MAX:
+            raise WrongLine(f"a line must be at most {LINE_BYTES_MAX} bytes, with the id and key it gets")
+        return Line(self._read, frame)
 
     def _answered(self, frame: dict[str, Any]) -> Line:
         line = self._unanswered.pop(frame["id"])
