@@ -277,6 +277,8 @@ class State:
     """As `StoreTime.clock_held_since`."""
     nodes: tuple[str, ...]
     """The processes that are connected, by name."""
+    have_rights_changed: bool
+    """Since this process of the store began, somebody may have lost a right."""
 
 
 def changed(change: Change) -> bytes:

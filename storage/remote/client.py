@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -26,6 +26,7 @@ from storage.belief import Kept, Moment
 from storage.changes import Change, Hears
 from storage.clock import Clock, Timekeeper
 from storage.damage import Damage
+from storage.disk.unix_paths import short_path
 from storage.errors import Busy, Failed, StorageError
 from storage.known import KnownDiagnoses
 from storage.news import LOOK
@@ -62,7 +63,7 @@ P = ParamSpec("P")
 class _Request:
     """Something that was asked, and how its answer is taken."""
 
-    __slots__ = ("data", "is_repeatable", "is_sent", "refuse", "take")
+    __slots__ = ("data", "is_append", "is_repeatable", "is_sent", "refuse", "take")
 
     def __init__(
         self,
@@ -70,9 +71,16 @@ class _Request:
         take: Callable[[Frame], None],
         refuse: Callable[[StorageError], None],
         *,
+        is_append: bool = False,
         is_repeatable: bool,
     ) -> None:
-        self.data = data
+        """A request with this content.
+
+        Raises:
+            FrameTooLong: no frame can carry it.
+        """
+        self.data = framed(data)
+        self.is_append = is_append
         self.take = take
         self.refuse = refuse
         self.is_repeatable = is_repeatable
@@ -102,6 +110,7 @@ class Link:
         """Unanswered, the oldest first."""
         self._last_number = 0
         self._out: list[bytes] = []
+        self._has_stream = False
         self._stirred = trio.Event()
 
     def next_number(self) -> int:
@@ -122,13 +131,31 @@ class Link:
         self._requests[number] = request
         if self.away_since is None:
             request.is_sent = True
-            self.say(request.data)
+            self._send(request.data)
 
     def say(self, data: bytes) -> None:
         """Send something that is not answered; lost if the store is not there."""
-        if self.away_since is None:
-            self._out.append(framed(data))
-            self._stirred.set()
+        if self._has_stream:
+            self._send(framed(data))
+
+    def resume(self, *, is_judged_anew: bool) -> None:
+        """The store is there, and has said how it is: what waits for it is sent.
+
+        Args:
+            is_judged_anew: rights have changed meanwhile: appends that were judged before are refused instead.
+        """
+        for number, request in list(self._requests.items()):
+            if request.is_append and is_judged_anew:
+                del self._requests[number]
+                request.refuse(_unanswered(request, "rights have changed while the store was not there"))
+            else:
+                request.is_sent = True
+                self._send(request.data)
+        self.away_since = None
+
+    def _send(self, frame: bytes) -> None:
+        self._out.append(frame)
+        self._stirred.set()
 
     def give_up(self, number: int) -> None:
         """Nobody waits for this answer any more."""
@@ -167,21 +194,21 @@ class Link:
         attempt = 0
         while True:
             try:
-                return await trio.open_unix_socket(str(self._path))
+                with short_path(self._path) as name:
+                    return await trio.open_unix_socket(name)
             except OSError:
                 await trio.sleep(CONNECT_SECONDS[min(attempt, len(CONNECT_SECONDS) - 1)])
                 attempt += 1
 
     def _begin(self) -> None:
         self._out = [framed(one) for one in (calls.encoded(0, "hello", self.node), *self.greeting())]
-        for request in self._requests.values():
-            request.is_sent = True
-            self._out.append(framed(request.data))
-        self.away_since = None
+        self._has_stream = True
         self._stirred.set()
 
     def _end(self) -> None:
-        self.away_since = self._clock.monotonic()
+        if self.away_since is None:
+            self.away_since = self._clock.monotonic()
+        self._has_stream = False
         self._out = []
         for number, request in list(self._requests.items()):
             if request.is_sent and not request.is_repeatable:
@@ -193,8 +220,7 @@ class Link:
             if self._is_gone:
                 requests, self._requests = self._requests, {}
                 for request in requests.values():
-                    kind = Failed if request.is_sent else Busy
-                    request.refuse(kind("the store is not there"))
+                    request.refuse(_unanswered(request, "the store is not there"))
             await trio.sleep(0.1)
 
     async def _write(self, stream: trio.SocketStream, end: trio.CancelScope) -> None:
@@ -229,6 +255,24 @@ class Link:
                 request.take(frame)
 
 
+def _unanswered(request: _Request, why: str) -> StorageError:
+    """What became of a request that is not waited for any longer: unknown, if the store may have it."""
+    return Failed(why) if request.is_sent else Busy(why)
+
+
+class _Heard:
+    """What the store has told last. Copies of a `RemoteStore` share it."""
+
+    def __init__(self) -> None:
+        self.state: State | None = None
+        self.time: Timekeeper | None = None
+        self.is_new = True
+        """The stream has just begun: the state is still to come."""
+        self.judging: object | None = None
+        """Which reading of rights is under way, since they changed while the store was not there; `None`: none is."""
+        self.tell_commit: Committed | None = None
+
+
 class RemoteStore:
     """A `storage.store.Store`; see there for what each method does."""
 
@@ -245,19 +289,15 @@ class RemoteStore:
         self.bus = RemoteBus(self._link, nursery)
         self._clock = clock
         self._nursery = nursery
-        self._state: State | None = None
-        self._time: Timekeeper | None = None
+        self._heard = _Heard()
         self.is_there = trio.Event()
         """Set once the store was reached for the first time."""
-        self._is_new = True
-        """The stream has just begun: the state is still to come."""
         self.broke = trio.Event()
         """Never set: the store's process begins again, and this one waits for it."""
         self._known = KnownDiagnoses()
         self._hears: Hears | None = None
         self._settled: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._tell_damage: Callable[[str], None] = lambda _: None
-        self._tell_commit: Committed | None = None
         self._followed: dict[str, int] = {}
         self._patience_seconds = inf
 
@@ -279,7 +319,7 @@ class RemoteStore:
             self._settled = settled
 
     def _greeting(self) -> Sequence[bytes]:
-        self._is_new = True
+        self._heard.is_new = True
         return [*(calls.encoded(0, calls.FOLLOW, one) for one in self._followed), *self.bus.greeting()]
 
     def _take(self, frame: Frame) -> None:
@@ -290,28 +330,49 @@ class RemoteStore:
                 self._changed(calls.change_of(frame.content))
             case "grew":
                 diagnosis_id, news = calls.news_of(frame.content)
-                if self._hears is not None and diagnosis_id in self._followed:
+                if self._hears is not None and diagnosis_id in self._followed and self._heard.judging is None:
                     self._hears.grew(diagnosis_id, news)
             case _:
                 self.bus.take(frame)
 
     def _take_state(self, state: State) -> None:
-        before = self._state
-        self._state = state
+        before = self._heard.state
+        self._heard.state = state
         self.bus.nodes = state.nodes
-        if self._time is None:
-            self._time = Timekeeper(self._clock, Kept(state.reckoned, held=False))
-        if self._is_new:
-            self._is_new = False
+        if self._heard.time is None:
+            self._heard.time = Timekeeper(self._clock, Kept(state.reckoned, held=False))
+        if self._heard.is_new:
+            self._heard.is_new = False
             self._known.have_all_changed()
             self.is_there.set()
             if before is not None and self._hears is not None:
                 self._hears.missed()
-                for diagnosis_id in list(self._followed):
-                    self._hears.grew(diagnosis_id, LOOK)
+                if state.have_rights_changed:
+                    self._heard.judging = judging = object()
+                    self._nursery.start_soon(self._judge, judging)
+                else:
+                    self._look(self._hears)
+            self._link.resume(is_judged_anew=state.have_rights_changed)
         for diagnosis_id in state.damaged:
             if before is None or diagnosis_id not in before.damaged:
                 self._tell_damage(diagnosis_id)
+
+    async def _judge(self, judging: object) -> None:
+        """Have nobody publish or be given anything until rights are judged by what the store holds now."""
+        while self._heard.judging is judging:
+            try:
+                await self._settled()
+            except StorageError:
+                await trio.sleep(CONNECT_SECONDS[-1])
+                continue
+            if self._heard.judging is judging:
+                self._heard.judging = None
+                assert self._hears is not None, "it was told what it missed"
+                self._look(self._hears)
+
+    def _look(self, hears: Hears) -> None:
+        for diagnosis_id in list(self._followed):
+            hears.grew(diagnosis_id, LOOK)
 
     def _changed(self, change: Change) -> None:
         match change:
@@ -332,7 +393,8 @@ class RemoteStore:
         self._nursery.start_soon(self._confirm, change.number)
 
     async def _confirm(self, number: int) -> None:
-        with trio.move_on_after(CONFIRM_SECONDS_MAX):
+        # Without the store nobody waits for this, and nothing more can be stored.
+        with trio.move_on_after(CONFIRM_SECONDS_MAX), suppress(StorageError):
             await self._settled()
         self._link.say(calls.encoded(0, calls.CONFIRM, number))
 
@@ -340,19 +402,19 @@ class RemoteStore:
 
     @property
     def _now(self) -> State:
-        assert self._state is not None, "a store is used once it was reached"
-        return self._state
+        assert self._heard.state is not None, "a store is used once it was reached"
+        return self._heard.state
 
     def moment(self) -> Moment:
-        assert self._time is not None, "a store is used once it was reached"
-        moment = self._time.moment()
+        assert self._heard.time is not None, "a store is used once it was reached"
+        moment = self._heard.time.moment()
         reckoned = max(moment.reckoned, self._now.reckoned)
         return Moment(moment.wall, reckoned, -inf if self._now.held_since is not None else moment.judged)
 
     @property
     def clock_held_since(self) -> float | None:
-        assert self._time is not None, "a store is used once it was reached"
-        return self._now.held_since if self._now.held_since is not None else self._time.held_since
+        assert self._heard.time is not None, "a store is used once it was reached"
+        return self._now.held_since if self._now.held_since is not None else self._heard.time.held_since
 
     @property
     def damaged(self) -> Mapping[str, Damage]:
@@ -387,12 +449,14 @@ class RemoteStore:
         return unfollow
 
     def on_commit(self, tell: Committed) -> None:
-        self._tell_commit = tell
+        self._heard.tell_commit = tell
 
     def append_nowait(
         self, diagnosis_id: str, events: Sequence[records.NewEvent], spans: Sequence[object] = ()
     ) -> PendingAppend:
         checks.check_text(diagnosis_id)
+        if self._heard.judging is not None:
+            raise Busy("rights are read anew")
         refusals = checks.refusals_of(events)
         if refusals:
             events = [event for event, refusal in zip(events, refusals, strict=True) if refusal is None]
@@ -400,8 +464,8 @@ class RemoteStore:
         since = self._clock.monotonic()
 
         def settle(outcomes: Sequence[records.Appended | StorageError], error: StorageError | None = None) -> None:
-            if spans and self._tell_commit is not None:
-                self._tell_commit([spans], since, None if error is None else type(error).__name__)
+            if spans and self._heard.tell_commit is not None:
+                self._heard.tell_commit([spans], since, None if error is None else type(error).__name__)
             pending.answer(checks.with_refusals(outcomes, refusals))
 
         number = self._link.next_number()
@@ -409,6 +473,7 @@ class RemoteStore:
             calls.append_asked(number, diagnosis_id, events),
             lambda frame: settle(calls.outcomes_of(frame.content)),
             lambda error: settle([error] * len(events), error),
+            is_append=True,
             is_repeatable=all(event.key is not None for event in events),
         )
         self._link.ask(number, request)
@@ -430,7 +495,7 @@ class RemoteStore:
         return await self._ask(Store.register, diagnosis_id, owner, tuple(viewers), act)
 
     def known(self, diagnosis_id: str) -> records.Diagnosis | None:
-        return None if self._is_new else self._known.get(diagnosis_id)
+        return None if self._heard.is_new else self._known.get(diagnosis_id)
 
     async def get(self, diagnosis_id: str) -> records.Diagnosis:
         return self.known(diagnosis_id) or await self.look_up(diagnosis_id)

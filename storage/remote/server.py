@@ -15,13 +15,22 @@ from typing import Final
 import msgspec
 import trio
 
-from storage.changes import Change, DiagnosisDeleted, DiagnosisRegistered, EpochsRenewed, EventsEvicted, OutboxPurged
+from storage.changes import (
+    Change,
+    DiagnosisDeleted,
+    DiagnosisRegistered,
+    EpochsRenewed,
+    EventsEvicted,
+    OutboxPurged,
+    SubjectErased,
+    TokensRevoked,
+)
 from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, StorageError
 from storage.news import LOOK, News
 from storage.records import OUTBOX_EVENTS_MAX, Appended, Event, NewEvent, Seq, Window
 from storage.remote import calls
 from storage.remote.calls import Frame, State
-from storage.remote.frames import Frames, framed
+from storage.remote.frames import Frames, FrameTooLong, framed
 from storage.store import PendingAppend, Store
 
 CONFIRM_SECONDS_MAX: Final = 2.0
@@ -56,6 +65,11 @@ class _Client:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._stirred = trio.Event()
+
+    def stir_confirmed(self) -> None:
+        """Wake all that wait for it to confirm; whoever waits for a later change waits again."""
+        self.has_confirmed.set()
+        self.has_confirmed = trio.Event()
 
     def say(self, data: bytes) -> None:
         """Send it something."""
@@ -94,6 +108,7 @@ class StoreServer:
         self._windows: dict[str, Window] = {}
         """How the logs that are followed were left by the last entry."""
         self._last_change = 0
+        self._have_rights_changed = False
         self._appends: deque[tuple[_Client, int, str, Sequence[NewEvent], PendingAppend]] = deque()
         """Handed over, in this order; answered in this order."""
         self._appended = trio.Event()
@@ -125,7 +140,7 @@ class StoreServer:
                     nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
-        except* (msgspec.DecodeError, msgspec.ValidationError) as wrong:
+        except* (msgspec.DecodeError, FrameTooLong) as wrong:
             logger.error("a process sent what is no frame, and is cut off: %s", wrong.exceptions[0])
         finally:
             self._left(client)
@@ -134,7 +149,7 @@ class StoreServer:
 
     def _left(self, client: _Client) -> None:
         client.gone.set()
-        client.has_confirmed.set()
+        client.stir_confirmed()
         if client in self._clients:
             self._clients.remove(client)
         for number, (_, _, missing) in list(self._questions.items()):
@@ -156,7 +171,9 @@ class StoreServer:
                     nursery.start_soon(self._ask, client, frame, begun)
                     await begun.wait()
                 elif frame.what == calls.FOLLOW:
-                    nursery.start_soon(self._follow, client, calls.text_of(frame.content))
+                    diagnosis_id = calls.text_of(frame.content)
+                    client.followed.add(diagnosis_id)  # at once: an `UNFOLLOW` may be the next frame
+                    nursery.start_soon(self._learn_window, diagnosis_id)
                 else:
                     self._take(client, frame)
 
@@ -173,7 +190,7 @@ class StoreServer:
                 self._forget_windows()
             case calls.CONFIRM:
                 client.confirmed = max(client.confirmed, calls.number_of(content))
-                client.has_confirmed.set()
+                client.stir_confirmed()
             case calls.CANCEL:
                 if (scope := client.long.get(calls.number_of(content))) is not None:
                     scope.cancel()
@@ -235,7 +252,6 @@ class StoreServer:
         for other in self._others(client):
             with trio.move_on_at(deadline):
                 while other.confirmed < number and not other.gone.is_set():
-                    other.has_confirmed = trio.Event()
                     await other.has_confirmed.wait()
                 continue
             logger.error("a process has not confirmed a change within %g s: it is cut off", CONFIRM_SECONDS_MAX)
@@ -262,7 +278,11 @@ class StoreServer:
                 if not pending.is_there:
                     await pending.done.wait()
                 self._appends.popleft()
-                outcomes = pending.result()
+                try:
+                    outcomes = pending.result()
+                except StorageError as refusal:
+                    client.say(calls.refused(number, refusal))
+                    continue
                 client.say(calls.append_answered(number, outcomes))
                 self._has_grown(client, diagnosis_id, events, outcomes)
             self._appended = trio.Event()
@@ -297,8 +317,7 @@ class StoreServer:
 
     # Who follows what
 
-    async def _follow(self, client: _Client, diagnosis_id: str) -> None:
-        client.followed.add(diagnosis_id)
+    async def _learn_window(self, diagnosis_id: str) -> None:
         if diagnosis_id in self._windows:
             return
         try:
@@ -325,6 +344,8 @@ class StoreServer:
 
     def changed(self, change: Change) -> None:
         self._last_change = change.number
+        if isinstance(change, DiagnosisRegistered | DiagnosisDeleted | TokensRevoked | SubjectErased):
+            self._have_rights_changed = True
         frame = calls.changed(change)
         for client in self._clients:
             client.say(frame)
@@ -372,6 +393,7 @@ class StoreServer:
             store.moment().reckoned,
             store.clock_held_since,
             tuple(one.node for one in self._clients),
+            self._have_rights_changed,
         )
         return calls.encoded(0, "state", state)
 

@@ -113,3 +113,9 @@ def test_settings_do_not_change_after_start() -> None:
 def test_the_page_of_settings_is_the_one_the_declarations_make() -> None:
     page = (ROOT / "docs" / "SETTINGS.md").read_text()
     assert page == settings_page(), "docs/SETTINGS.md is out of date: run `make settings`"
+
+
+def test_several_workers_have_more_patience_with_storage_unless_it_is_set() -> None:
+    assert load({}).storage_seconds_max == load({}, options={"workers": 1}).storage_seconds_max == 5.0
+    assert load({}, options={"workers": "2"}).storage_seconds_max == 10.0
+    assert load({"AVICENNA_STORAGE_SECONDS_MAX": "5"}, options={"workers": 2}).storage_seconds_max == 5.0

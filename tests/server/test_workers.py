@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ import trio
 
 from tests.logbook import LOGBOOK
 from tests.server.harness import Client, Server
-from tests.server.process import Process, run, served
+from tests.server.process import COMMAND, Process, run, served
 
 ROUNDS = int(os.environ.get("WORKERS_ROUNDS", "3"))
 
@@ -133,11 +135,12 @@ async def test_the_store_is_killed_and_no_socket_closes(tmp_path: Path) -> None:
         async with many(server, 6) as clients, trio.open_nursery() as nursery:
             publisher = Publisher(server)
             nursery.start_soon(publisher.run)
-            for _ in range(ROUNDS):
+            for number in range(ROUNDS):
                 await publisher.until_acknowledged(5)
-                before = children(process)["store"]
-                os.kill(before, signal.SIGKILL)
-                await until(lambda before=before: children(process).get("store") not in (None, before))  # type: ignore[misc]
+                for _ in range(1 + number % 2):  # the second one is killed while it starts
+                    before = children(process)["store"]
+                    os.kill(before, signal.SIGKILL)
+                    await until(lambda before=before: children(process).get("store") not in (None, before))  # type: ignore[misc]
                 await publisher.until_acknowledged(5)
             publisher.is_wanted = False
             seqs = publisher.seqs
@@ -208,9 +211,48 @@ async def test_a_number_of_workers_that_cannot_be_is_refused_by_name(given: str,
     assert (code, "workers" in stderr, "1-64" in stderr) == (2, True, True)
 
 
-async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
-    async with served(tmp_path / "one") as (_, server):
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one process", "workers"])
+async def test_a_port_and_a_database_in_use_are_named(options: tuple[str, ...], tmp_path: Path) -> None:
+    async with served(tmp_path / "one", *options) as (_, server):
         port = server.url.rpartition(":")[2]
         code, _, stderr = await run("serve", "--data", tmp_path / "two", "--port", port, "--workers", "2")
-        assert code == 2
-        assert "Address already in use" in stderr
+        assert (code, f"127.0.0.1:{port}" in stderr, "Address already in use" in stderr) == (2, True, True)
+        code, _, stderr = await run("serve", "--data", tmp_path / "one", "--port", "0", "--workers", "2")
+        assert (code, "cannot start" in stderr) == (2, True)
+
+
+async def test_a_worker_that_is_frozen_holds_no_act_up_and_is_replaced(tmp_path: Path) -> None:
+    data = tmp_path / ("long" * 40)  # longer than the address of a Unix socket may be
+    async with two_workers(data) as (process, server):
+        await server.register(42, "amira", "bo")
+        assert (data / "store.sock").stat().st_mode & 0o777 == 0o600
+        frozen = next(iter(workers(process).values()))
+        os.kill(frozen, signal.SIGSTOP)
+        with trio.fail_after(30):
+            answered = False
+            while not answered:  # the kernel may give the request to the one that is frozen
+                with trio.move_on_after(5), contextlib.suppress(httpx.TransportError):
+                    async with Server(server.url, data) as other:
+                        await other.register(42, "amira")
+                        answered = True
+        await until(lambda: frozen not in workers(process).values() and len(workers(process)) == 2)
+        left = list(children(process).values())
+        await process.kill()
+        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+    async with two_workers(data) as (process, server):  # what the killed one has left is no hindrance
+        await server.publish(1)
+        assert await process.stop() == 0
+
+
+async def test_a_signal_while_it_starts_ends_it(tmp_path: Path) -> None:
+    command = [str(COMMAND), "serve", "--port", "0", "--data", str(tmp_path / "data"), "--workers", "2"]
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.DEVNULL)
+    try:
+        started = Process(process, "")
+        await until(lambda: "store" in children(started))
+        assert await started.stop() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()

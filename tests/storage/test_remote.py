@@ -11,7 +11,7 @@ import trio
 
 from storage.changes import Change, DiagnosisDeleted, DiagnosisRegistered
 from storage.clock import SystemClock
-from storage.errors import Failed, StorageError
+from storage.errors import Busy, Failed, StorageError
 from storage.news import LOOK, News
 from storage.records import Appended, NewEvent, Seq, Window
 from storage.remote import client as remote_client
@@ -223,6 +223,61 @@ async def test_a_process_that_does_not_confirm_is_cut_off_and_named(
         with trio.fail_after(30):
             await one.register("d", "amira", [], AN_ACT)
         assert process.unconfirmed == ["other"]
+
+
+async def test_acts_of_two_at_once_are_both_answered_by_one_confirmation_and_nobody_is_cut_off(
+    process: StoreProcess,
+) -> None:
+    async with two(process) as (one, other):
+        listener = Listener(other)
+        listener.may_settle = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.register, "d", "amira", [], AN_ACT)
+            nursery.start_soon(one.register, "e", "amira", [], AN_ACT)
+            await listener.until(lambda: len(listener.told) == 2)
+            await one.barrier()
+            listener.may_settle.set()
+    assert process.unconfirmed == []
+
+
+async def test_an_impatient_store_hears_what_the_patient_one_hears(process: StoreProcess) -> None:
+    async with two(process) as (one, other):
+        impatient = other.patient(5.0)
+        before = impatient.statistics().diagnoses
+        await one.register("d", "amira", [], AN_ACT)
+        await other.barrier()
+        assert impatient.statistics().diagnoses == before + 1
+
+
+async def test_what_was_handed_over_before_a_right_was_taken_away_is_not_stored_after_that(
+    process: StoreProcess, tmp_path: Path
+) -> None:
+    way = tmp_path / "way.sock"
+    way.symlink_to(process.socket)
+    async with (
+        open_remote(process.socket, node="one", clock=SystemClock()) as one,
+        open_remote(way, node="other", clock=SystemClock()) as other,
+    ):
+        await one.register("d", "amira", ["bo"])
+        listener = Listener(other)
+        await process.end()
+        with trio.fail_after(10):
+            while other.statistics().away_since is None or one.statistics().away_since is None:
+                await trio.sleep(0.001)
+        pending = other.append_nowait("d", [NewEvent("k", b"x", "key", b"x")])
+        way.unlink()
+        await process.begin()
+        await one.register("d", "amira", [], AN_ACT)
+        listener.may_settle = trio.Event()
+        way.symlink_to(process.socket)
+        with trio.fail_after(10):
+            assert [type(outcome) for outcome in await pending.wait()] == [Busy]
+        with pytest.raises(Busy):
+            other.append_nowait("d", [NewEvent("k", b"x", "key", b"x")])
+        assert not listener.heard
+        listener.may_settle.set()
+        await listener.until(lambda: listener.heard == [LOOK])
+        assert isinstance(await append(other), Appended)
 
 
 async def test_what_is_asked_while_the_store_is_gone_waits_for_it(process: StoreProcess) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from storage.disk.unix_paths import short_path
+
 BACKLOG: Final = 1024
 """Connections the kernel holds for us until they are accepted."""
 
@@ -68,15 +70,20 @@ def for_accepted_sockets(listener: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def listening_on_unix(path: Path, mode: int = UNIX_MODE) -> Iterator[socket.socket]:
+def listening_on_unix(path: Path, mode: int = UNIX_MODE, *, is_ours: bool = False) -> Iterator[socket.socket]:
     """Listen on a Unix socket, and remove it at the end.
 
     It appears at `path` with its mode, in place of one that a server which is gone has left.
 
+    Args:
+        is_ours: our own processes alone connect: they find it however long the path is (`short_path`).
+
     Raises:
         OSError: another server listens there, or something else is there, or it cannot be made.
     """
-    _check_free(path)
+    named = short_path if is_ours else _as_it_is
+    with named(path) as name:
+        _check_free(path, name)
     # Never at `path` with another mode, however short: made beside it, then moved.
     made_at = path.with_name(f".{os.getpid()}.sock")
     held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -84,7 +91,8 @@ def listening_on_unix(path: Path, mode: int = UNIX_MODE) -> Iterator[socket.sock
         undoing.callback(held.close)
         with contextlib.suppress(FileNotFoundError):
             made_at.unlink()
-        held.bind(str(made_at))
+        with named(made_at) as name:
+            held.bind(name)
         undoing.callback(made_at.unlink, missing_ok=True)
         made_at.chmod(mode)
         held.listen(BACKLOG)
@@ -99,6 +107,11 @@ def listening_on_unix(path: Path, mode: int = UNIX_MODE) -> Iterator[socket.sock
         _remove(path, made)
 
 
+@contextlib.contextmanager
+def _as_it_is(path: Path) -> Iterator[str]:
+    yield str(path)
+
+
 def url_of(listener: socket.socket) -> str:
     """Where clients find it."""
     name = listener.getsockname()
@@ -109,7 +122,7 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{name[0]}:{name[1]}"
 
 
-def _check_free(path: Path) -> None:
+def _check_free(path: Path, name: str) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -119,7 +132,7 @@ def _check_free(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(str(path))
+            probe.connect(name)
         except ConnectionRefusedError:
             return  # its server is gone
         except BlockingIOError:

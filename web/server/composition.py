@@ -779,14 +779,14 @@ def _listen_for_everybody(settings: Settings, listening: contextlib.ExitStack) -
     listeners: list[socket.socket] = []
     urls: list[str] = []
     if settings.tcp:
-        with _naming(f"{settings.host}:{settings.port}", "host, port; options --host, --port"):
+        with naming(f"{settings.host}:{settings.port}", "host, port; options --host, --port"):
             listener = listen_on_tcp(settings.host, settings.port)
         listening.callback(listener.close)
         listeners.append(listener)
         urls.append(url_of(listener))
         _warn(caution_about_listening(settings, listener.getsockname()[0]))
     if settings.unix_socket is not None:
-        with _naming(str(settings.unix_socket), "unix_socket"):
+        with naming(str(settings.unix_socket), "unix_socket"):
             listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
         urls.append(f"unix:{settings.unix_socket}")
     return listeners, urls
@@ -797,7 +797,7 @@ def listen_for_operators(settings: Settings, listening: contextlib.ExitStack) ->
     place = settings.operators_listen
     if place is None:
         return []
-    with _naming(place, "operators_listen"):
+    with naming(place, "operators_listen"):
         if place.startswith(UNIX_PREFIX):
             return [listening.enter_context(listening_on_unix(Path(place.removeprefix(UNIX_PREFIX))))]
         host, _, port = place.rpartition(":")
@@ -830,7 +830,7 @@ def _announce(settings: Settings, urls: Sequence[str], announcing: contextlib.Ex
 
 
 @contextlib.contextmanager
-def _naming(place: str, setting: str) -> Iterator[None]:
+def naming(place: str, setting: str) -> Iterator[None]:
     """Have an error say where it could not be listened, and which setting says so."""
     try:
         yield

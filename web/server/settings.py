@@ -61,6 +61,9 @@ DATABASE_FILE: Final = "avicenna.db"
 """Name of the database within the data directory."""
 
 BACKUPS_DIRECTORY: Final = "backups"
+STORAGE_SECONDS_WITH_WORKERS: Final = 10.0
+"""`storage_seconds_max` where several workers ask one store and nobody has set it."""
+
 """Name of the directory of backups within the data directory (0700)."""
 
 DAYS_MAX: Final = 36_500
@@ -181,7 +184,8 @@ class Settings:
     storage_seconds_max: float = _setting(
         5.0,
         number(0.05, 300, "seconds"),
-        "A request that waits for a disk which does not answer is answered 503 after this time.",
+        "A request that waits for a disk which does not answer is answered 503 after this time. With several "
+        "`workers` the default is 10: their store may begin anew meanwhile.",
     )
     damaged_database: DamagePolicy = _setting(
         "refuse",
@@ -361,6 +365,8 @@ def load(
             take(declared, name, f"--{name}", value, is_text=isinstance(value, str))
     if problems:
         raise SettingsError(*problems)
+    if values.get("workers", 1) > 1:
+        values.setdefault("storage_seconds_max", STORAGE_SECONDS_WITH_WORKERS)
     return Settings(**values)
 
 

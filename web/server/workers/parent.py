@@ -44,6 +44,10 @@ class Escalation(Exception):
     """Children end too often: the server ends."""
 
 
+class CannotBegin(Exception):
+    """A child could not begin, and would not if it were started again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listeners:
     """What the workers accept on."""
@@ -89,6 +93,8 @@ class Parent:
         self._ready = ready
         self._manager = manager
         self._drain = trio.Event()
+        self._store_end = trio.Event()
+        """Set once no worker needs the store."""
         self._reload = trio.Event()
         self._children: dict[str, Child] = {}
         """By name; more than one in a place while one replaces another."""
@@ -105,38 +111,49 @@ class Parent:
         """Serve until the drain, and drain.
 
         Raises:
-            Escalation: children end too often, or could not begin.
+            Escalation: children end too often.
+            CannotBegin: one could not begin.
         """
         descriptor = store_listener.fileno()
         store = Place(partial(self._order, None, store=descriptor), [descriptor])
         workers = [self._place(number) for number in range(self._settings.workers)]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep, store, nursery)
-            await store.serving.wait()
-            for place in workers:
-                nursery.start_soon(self._keep, place, nursery)
-            for place in workers:
-                await place.serving.wait()
-            nursery.start_soon(self._manager.watch)
-            nursery.start_soon(self._replace_when_asked, workers)
-            logger.info("%d workers serve, and a process has the database", self._settings.workers)
-            for url in self._listeners.urls:
-                logger.info("listening on %s", url)
-            self._ready(self._listeners.urls[0])
-            self._manager.ready(f"listening on {', '.join(self._listeners.urls)}")
-            await self._drain.wait()
+            nursery.start_soon(self._keep, store, self._store_end, nursery)
+            await _first(store.serving, self._drain)
+            if not self._drain.is_set():
+                for place in workers:
+                    nursery.start_soon(self._keep, place, self._drain, nursery)
+                for place in workers:
+                    await _first(place.serving, self._drain)
+            if not self._drain.is_set():
+                self._begin(workers, nursery)
+                await self._drain.wait()
             self._manager.stopping()
             await self._end(nursery.cancel_scope)
 
+    def _begin(self, workers: Sequence[Place], nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._manager.watch)
+        nursery.start_soon(self._replace_when_asked, workers)
+        logger.info("%d workers serve, and a process has the database", self._settings.workers)
+        for url in self._listeners.urls:
+            logger.info("listening on %s", url)
+        self._ready(self._listeners.urls[0])
+        self._manager.ready(f"listening on {', '.join(self._listeners.urls)}")
+
     async def _end(self, scope: trio.CancelScope) -> None:
-        for names in ([one for one in self._children if one != orders.STORE], [orders.STORE]):
-            ending = [self._children[one] for one in names if one in self._children]
-            for child in ending:
-                child.end()
-            with trio.move_on_after(DRAIN_SECONDS_MAX):
-                for child in ending:
-                    await child.ended.wait()
+        """End the workers, and then the store, which begins again until then if it is killed."""
+        with trio.move_on_after(DRAIN_SECONDS_MAX):
+            await self._ended([child for name, child in self._children.items() if name != orders.STORE])
+        self._store_end.set()
+        with trio.move_on_after(DRAIN_SECONDS_MAX):
+            await self._ended([child for name, child in self._children.items() if name == orders.STORE])
         scope.cancel()
+
+    async def _ended(self, ending: Sequence[Child]) -> None:
+        for child in ending:
+            child.end()
+        for child in ending:
+            await child.ended.wait()
 
     def _place(self, number: int) -> Place:
         own = [*self._listeners.of_workers[number], *self._listeners.shared]
@@ -160,27 +177,28 @@ class Parent:
             node=node, config=self._config, options=self._options, store=store, public=public, operators=operators
         )
 
-    async def _keep(self, place: Place, nursery: trio.Nursery) -> None:
-        """Have a child in a place, and another one whenever it ends or is to be replaced; until the drain."""
+    async def _keep(self, place: Place, end: trio.Event, nursery: trio.Nursery) -> None:
+        """Have a child in a place, and another one whenever it ends or is to be replaced; until `end`."""
         settings = self._settings
         intensity = Intensity(settings.restart_intensity_max, settings.restart_intensity_seconds)
         child = await self._start(place, nursery)
-        while not self._drain.is_set():
+        while not end.is_set():
             await _first(child.ended, place.replacing)
             if not child.ended.is_set():
                 child = await self._replaced(place, child, nursery)
                 continue
-            if self._drain.is_set():
+            if end.is_set():
                 return
             if not place.serving.is_set() and child.code == composition.CANNOT_START:
-                raise Escalation(f"{child.name} could not start")
+                raise CannotBegin(f"{child.name} has said why")
             logger.error("process %s (%d) has ended: %s", child.name, child.pid, _reason(child.code))
             if intensity.crashed(trio.current_time()):
                 raise Escalation(f"{child.name} has ended too often")
             with trio.move_on_after(intensity.backoff_seconds(lambda: 1.0)):
-                await self._drain.wait()
+                await end.wait()
                 return
             child = await self._start(place, nursery)
+        child.end()  # it was started meanwhile
 
     async def _start(self, place: Place, nursery: trio.Nursery) -> Child:
         child = await children.start(place.order(), place.descriptors)
@@ -267,7 +285,7 @@ def run(
         try:
             with contextlib.ExitStack() as listening:
                 trio.run(partial(_run, settings, config, options, ready, handed_over, manager, signals, listening))
-        except (BaseExceptionGroup, CannotOpen, OSError, Escalation) as failure:
+        except (BaseExceptionGroup, CannotOpen, OSError, Escalation, CannotBegin) as failure:
             first: BaseException = failure
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
@@ -275,7 +293,7 @@ def run(
                 case Escalation():
                     logger.critical("the server ends: %s", first)
                     return 1
-                case CannotOpen() | OSError():
+                case CannotOpen() | CannotBegin() | OSError():
                     logger.critical("cannot start: %s", first)
                     return composition.CANNOT_START
                 case _:
@@ -299,7 +317,7 @@ async def _run(
     composition.trusted_directory(settings)
     composition.check_database(settings)
     files.make_directory(settings.data)
-    store_listener = listening.enter_context(listening_on_unix(store_process.socket_of(settings), 0o600))
+    store_listener = listening.enter_context(listening_on_unix(store_process.socket_of(settings), 0o600, is_ours=True))
     parent = Parent(settings, config, options, listeners, ready, manager)
     token = trio.lowlevel.current_trio_token()
 
@@ -330,14 +348,20 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
     if not shared:
         if settings.tcp:
             port = settings.port
+            if port:
+                # Another server's workers share theirs with whoever asks for it, and would get some of our clients.
+                with composition.naming(f"{settings.host}:{port}", "host, port; options --host, --port"):
+                    listen_on_tcp(settings.host, port).close()
             for own in of_workers:
-                listener = listen_on_tcp(settings.host, port, reuse=True)
+                with composition.naming(f"{settings.host}:{port}", "host, port; options --host, --port"):
+                    listener = listen_on_tcp(settings.host, port, reuse=True)
                 listening.callback(listener.close)
                 port = listener.getsockname()[1]
                 own.append(listener)
             urls.append(url_of(of_workers[0][0]))
         if settings.unix_socket is not None:
-            shared.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
+            with composition.naming(str(settings.unix_socket), "unix_socket"):
+                shared.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
             urls.append(f"unix:{settings.unix_socket}")
     if not operators:
         operators = composition.listen_for_operators(settings, listening)

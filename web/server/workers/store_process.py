@@ -24,8 +24,9 @@ from web.server.workers import orders
 STORE_SOCKET: Final = "store.sock"
 """Name of the Unix socket within the data directory (0600) at which workers ask."""
 
-LEAVE_SECONDS_MAX: Final = 5.0
-"""Longest time from the signal until workers have gone. Beyond: they are cut off. Reason: they store what is left."""
+LEAVE_SECONDS_MAX: Final = 9.0
+"""Longest time from the signal until workers have gone. Beyond: they are cut off. Reason: they store what is left, and
+end by themselves within 9 s, also where the parent was killed and all drain at once."""
 
 logger = logging.getLogger("avicenna.server")
 
