@@ -100,7 +100,18 @@ def test_a_wrong_key_file_is_named_and_explained(tmp_path: Path, algorithm: str,
 
 @pytest.mark.parametrize(
     "text",
-    ["HS512:/key", "none:/key", "/key", "HS256:", "HS256:/key#", "HS256", "RS256:/key#" + "k" * 201, ":/key"],
+    [
+        "HS512:/key",
+        "none:/key",
+        "/key",
+        "HS256:",
+        "HS256:/key#",
+        "HS256",
+        "RS256:/key#" + "k" * 201,
+        ":/key",
+        "HS256:/old#2025 HS256:/new#2026",
+        "HS256:/old EdDSA:/new#2026",
+    ],
 )
 def test_a_key_that_is_wrongly_named_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="AVICENNA_TOKEN_KEYS must be a list"):

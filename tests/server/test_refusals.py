@@ -8,6 +8,7 @@ import pytest
 
 from actors.registry import Registry
 from storage.errors import NoSuchDiagnosis
+from tests.logbook import Logbook
 from tests.server.harness import Client, Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
 from web.server.settings import Settings
@@ -172,8 +173,9 @@ async def test_anonymous_subscribers_follow_where_the_operator_allows_it(setting
         assert "connections_by_diagnosis" not in totals
 
 
-async def test_query_tokens_can_be_turned_off(settings: Settings) -> None:
+async def test_query_tokens_can_be_turned_off(settings: Settings, logbook: Logbook) -> None:
     async with running_server(Settings(port=settings.port, data=settings.data, query_tokens=False)) as server:
         await server.register()
         async with server.connect(sub=None, token=server.token("amira")) as client:
             assert await refused(client) == ("invalid_token", 1008, "invalid token")
+        assert any("not accepted: one in the query counts" in one and "query_tokens" in one for one in logbook.lines)

@@ -133,7 +133,7 @@ class Access:
         if token is None:
             if anonymous_allowed:
                 return ANONYMOUS
-            self.refused_tokens.say(None)
+            self.refused_tokens.say(None, in_query=asked.query.get("token") is not None)
             raise Problem("unauthenticated", "a bearer token is required", {"WWW-Authenticate": "Bearer"})
         try:
             who = self.verified(token)

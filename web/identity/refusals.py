@@ -28,29 +28,34 @@ Reason = Literal["missing", "invalid", "expired", "revoked", "unverifiable"]
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 
+IN_QUERY: Final = "one in the query counts for WebSockets and event streams alone, and only with query_tokens = true"
+"""What the log says of a request that has its token where none is looked for."""
+
+
 class RefusedTokens:
     """Tokens that were not accepted: counted by reason since the start, each with a line for the operator."""
 
     def __init__(self) -> None:
         self._counts: dict[Reason, int] = dict.fromkeys(REASONS, 0)
 
-    def say(self, why: TokenError | Problem | None) -> None:
+    def say(self, why: TokenError | Problem | None, *, in_query: bool = False) -> None:
         """One more; clients are told less than the log.
 
         Args:
             why: `None`: there is no token where one is needed.
+            in_query: there is one in the query, where none is looked for.
         """
         self._counts[_reason_of(why)] += 1
-        logger.info("a token was not accepted: %s", _shown(why))
+        logger.info("a token was not accepted: %s", _shown(why, in_query=in_query))
 
     def statistics(self) -> Mapping[str, int]:
         """How many there were, by reason."""
         return {str(reason): count for reason, count in self._counts.items()}
 
 
-def _shown(why: TokenError | Problem | None) -> object:
+def _shown(why: TokenError | Problem | None, *, in_query: bool) -> object:
     if why is None:
-        return "there is none"
+        return IN_QUERY if in_query else "there is none"
     return why.detail if isinstance(why, Problem) else why
 
 

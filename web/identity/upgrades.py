@@ -66,7 +66,7 @@ class Upgrades:
         if token is None:
             if anonymous_allowed:
                 return ANONYMOUS
-            self._access.refused_tokens.say(None)
+            self._access.refused_tokens.say(None, in_query=asked.query.get("token") is not None)
             raise ConnectionRefused(INVALID_TOKEN)
         try:
             who = self._access.verified(token)

@@ -196,6 +196,9 @@ def _key_file(text: str) -> KeySpec:
     path, mark, kid = rest.partition("#")
     if algorithm not in ALGORITHMS or not colon or not path or (mark and not 1 <= len(kid) <= KID_CHARACTERS_MAX):
         raise ValueError
+    if any(f" {name}:" in rest for name in ALGORITHMS):
+        # Two keys with a blank between them would be one with a name that no token has (decision 0148).
+        raise ValueError
     return KeySpec(algorithm, Path(path), kid or None)
 
 
@@ -237,7 +240,7 @@ HOST: Final = Kind("host", "a host such as live.example.org (no port, no wildcar
 """A host as a URL names it, without a port; in its one spelling."""
 KEY_FILE: Final = Kind(
     "key",
-    f"ALGORITHM:FILE or ALGORITHM:FILE#KID, the algorithm one of {', '.join(ALGORITHMS)}",
+    f"ALGORITHM:FILE or ALGORITHM:FILE#KID, the algorithm one of {', '.join(ALGORITHMS)}, commas between keys",
     str,
     _key_file,
 )

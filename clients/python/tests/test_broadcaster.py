@@ -78,7 +78,7 @@ def test_a_refusal_names_the_field_and_its_rule(broadcaster: Broadcaster, server
 
 
 def test_nobody_there_is_no_answer(unused_url: str) -> None:
-    with Broadcaster(unused_url, token="t", patience_seconds=0.2) as lonely, pytest.raises(NoAnswer):
+    with Broadcaster(unused_url, token="t", patience_seconds=0.2) as lonely, pytest.raises(NoAnswer, match=unused_url):
         lonely.broadcast_feedback_update(1, 1, 5)
 
 

@@ -250,7 +250,7 @@ class Broadcaster(_Broadcasting[Receipt]):
         try:
             return _answer(self._http.post(request.path, content=request.content, headers=self._headers(request)))
         except httpx.RequestError as error:
-            return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT))
+            return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT), url=self.url)
 
     def _renewed(self) -> bool:
         """Take a token; whether it may be another one than before."""
@@ -341,7 +341,7 @@ class AsyncBroadcaster(_Broadcasting[Awaitable[Receipt]]):
         try:
             return _answer(await self._http.post(request.path, content=request.content, headers=self._headers(request)))
         except httpx.RequestError as error:
-            return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT))
+            return NoAnswer(was_sent=not isinstance(error, NOTHING_SENT), url=self.url)
 
     async def _renewed(self) -> bool:
         """Take a token; whether it may be another one than before."""

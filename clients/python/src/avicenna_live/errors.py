@@ -117,15 +117,18 @@ class Unavailable(BroadcastError):
 class NoAnswer(BroadcastError):
     """Nobody answered for longer than was waited: unless nothing was sent, the update may have been stored."""
 
-    def __init__(self, was_sent: bool = True) -> None:
+    def __init__(self, was_sent: bool = True, *, url: str = "") -> None:
         """Keep what is known.
 
         Args:
             was_sent: False: there was no connection, so the update was certainly not stored.
+            url: the server's, where it is known.
         """
+        server = f"the server at {url}" if url else "the server"
         unknown = "it is not known whether the update was stored"
-        super().__init__(0, "", f"the server does not answer: {unknown if was_sent else 'nothing was sent'}")
+        super().__init__(0, "", f"{server} does not answer: {unknown if was_sent else 'nothing was sent'}")
         self.was_sent = was_sent
+        self.url = url
 
 
 class QueueFull(Exception):

@@ -196,7 +196,7 @@ def _answered(request: Send, patience: Patience) -> Steps[Answer]:
         answer: Answer | NoAnswer = yield request
         if isinstance(answer, NoAnswer):
             was_sent |= answer.was_sent
-            error: BroadcastError | None = NoAnswer(was_sent)
+            error: BroadcastError | None = NoAnswer(was_sent, url=answer.url)
         else:
             error = error_of(answer)
         if error is None:
