@@ -7,6 +7,7 @@
 #   make lock  [ARGS="--upgrade"]     requirements/*.lock anew    make settings   docs/SETTINGS.md anew
 #   make api-test [EXAMPLES=200]      many requests generated from /openapi.json
 #   make crash-test [ROUNDS=1000]     the server killed under load, again and again; power that fails
+#   make workers-test [ROUNDS=200]    the processes of `serve --workers` killed under load, again and again
 #   make simulate [SEEDS=0-999]       whole servers in simulated histories: deaths, faults, lies; each from its seed
 #   make mutants [ARGS="epoch key"]   bugs planted into a copy of the tree, each of which must be caught
 #   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
@@ -153,6 +154,11 @@ api-test: setup
 ROUNDS ?= 1000
 crash-test: setup
 	CRASH_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/crash -s -o timeout=7200
+
+.PHONY: workers-test
+workers-test: ROUNDS = 200
+workers-test: setup
+	WORKERS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/server/test_workers.py -k killed -s -o timeout=7200
 
 SEEDS ?= 0-999
 .PHONY: simulate

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import logging
 import sqlite3
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +24,7 @@ from storage.belief import Moment
 from storage.clock import Timekeeper
 from storage.damage import FoundDamage, TellsDamage
 from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, StorageError, Unstorable
+from storage.known import KnownDiagnoses
 from storage.sqlite import (
     copying,
     cursors,
@@ -44,9 +44,6 @@ from storage.store import Committed, PendingAppend
 
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
-
-DIAGNOSES_CACHED_MAX: Final = 10_000
-"""Registered diagnoses kept in memory, the ones asked for last. Reason: every request asks for one."""
 
 ERASURE_PAUSE_SECONDS: Final = 0.01
 """Between two steps of an erasure. Reason: most commits meanwhile then contain no step."""
@@ -104,13 +101,6 @@ class _Count:
         self.value = value
 
 
-class _Looks:
-    """Look-ups of one diagnosis since its last change."""
-
-    count = 0
-    """Those under way."""
-
-
 def _nothing() -> None:
     """Undoes a `follow` that did nothing."""
 
@@ -152,10 +142,8 @@ class SqliteStore(TellsDamage):
         self._rows = rows
         self._patience_seconds = inf
         """How long callers wait."""
-        self._cache: OrderedDict[str, records.Diagnosis] = OrderedDict()
+        self._known = KnownDiagnoses()
         self._registered_ids = _Count(registered)
-        self._looks: dict[str, _Looks] = {}
-        """Look-ups under way, by diagnosis id: a result that was read before a change is not remembered after it."""
 
     def patient(self, seconds: float) -> SqliteStore:
         other = copy.copy(self)  # what is remembered is the same for both
@@ -251,31 +239,21 @@ class SqliteStore(TellsDamage):
         )
 
     def known(self, diagnosis_id: str) -> records.Diagnosis | None:
-        cached = self._cache.get(diagnosis_id)
-        if cached is not None:
-            self._cache.move_to_end(diagnosis_id)
-        return cached
+        return self._known.get(diagnosis_id)
 
     async def get(self, diagnosis_id: str) -> records.Diagnosis:
         return self.known(diagnosis_id) or await self.look_up(diagnosis_id)
 
     async def look_up(self, diagnosis_id: str) -> records.Diagnosis:
         checks.check_text(diagnosis_id)
-        known = self._cache.get(diagnosis_id)
-        looks = self._looks.setdefault(diagnosis_id, _Looks())
-        looks.count += 1
-        try:
+        known = self._known.get(diagnosis_id)
+        with self._known.looking_up(diagnosis_id) as look:
             found = await self._read(lookup.look_up, diagnosis_id, known)
-        finally:
-            looks.count -= 1
-            is_unchanged = self._looks.get(diagnosis_id) is looks
-            if is_unchanged and not looks.count:
-                del self._looks[diagnosis_id]
-        if found is None:
-            raise NoSuchDiagnosis(diagnosis_id)
-        if is_unchanged and found is not known:
-            self._remember(found)
-        return found
+            if found is None:
+                raise NoSuchDiagnosis(diagnosis_id)
+            if look.is_current and found is not known:
+                self._known.remember(found)
+            return found
 
     async def diagnoses(
         self, *, owner: str | None = None, after: str = "", limit: int = 100, bytes_max: int | None = None
@@ -440,7 +418,7 @@ class SqliteStore(TellsDamage):
         rows = self._rows
 
         def erased(state: retention.ErasureState) -> None:
-            self._forget_all_cached()
+            self._known.have_all_changed()
             if state.erased is not None and act is not None:
                 digest = changes.digest_of(erasure.sub)
                 self._told.add(changes.SubjectErased(self._told.next, digest, erasure.stand_in))
@@ -515,8 +493,7 @@ class SqliteStore(TellsDamage):
 
     def _repaired(self, dropped: records.Dropped) -> None:
         self._damage.is_repaired(dropped.diagnosis_id)
-        self._looks.pop(dropped.diagnosis_id, None)
-        self._cache.pop(dropped.diagnosis_id, None)
+        self._known.has_changed(dropped.diagnosis_id)
         if dropped.is_renewed:
             self._told.add(changes.EpochsRenewed(self._told.next, dropped.diagnosis_id))
 
@@ -524,23 +501,12 @@ class SqliteStore(TellsDamage):
         self._registered_ids.value += registered.created
         if registered.created:
             self._damage.is_repaired(registered.diagnosis.diagnosis_id)
-        self._looks.pop(registered.diagnosis.diagnosis_id, None)
-        self._remember(registered.diagnosis)
+        self._known.has_changed(registered.diagnosis.diagnosis_id)
+        self._known.remember(registered.diagnosis)
         self._told.add(changes.DiagnosisRegistered(self._told.next, registered.diagnosis))
-
-    def _remember(self, diagnosis: records.Diagnosis) -> None:
-        self._cache[diagnosis.diagnosis_id] = diagnosis
-        self._cache.move_to_end(diagnosis.diagnosis_id)
-        if len(self._cache) > DIAGNOSES_CACHED_MAX:
-            self._cache.popitem(last=False)
-
-    def _forget_all_cached(self) -> None:
-        self._looks.clear()
-        self._cache.clear()
 
     def _deleted(self, deleted: records.Diagnosis) -> None:
         self._registered_ids.value -= 1
         self._damage.is_repaired(deleted.diagnosis_id)
-        self._looks.pop(deleted.diagnosis_id, None)
-        self._cache.pop(deleted.diagnosis_id, None)
+        self._known.has_changed(deleted.diagnosis_id)
         self._told.add(changes.DiagnosisDeleted(self._told.next, deleted))

@@ -274,4 +274,4 @@ async def test_what_was_read_before_a_change_is_not_remembered_after_it(
             go_on.set()
         known = store.known("d")
         assert (known and known.owner) == {"register": "cyrus"}.get(change)
-        assert store._looks == {}
+        assert store._known._looks == {}
