@@ -299,3 +299,57 @@ async def test_thousands_of_diagnoses_are_searched_sorted_and_shown_page_by_page
         await tab.call("Input.insertText", text="x")
         await page.until_text("No diagnosis fits.")
         assert page.complaints == []
+
+
+async def test_the_overview_shows_all_actors_again_also_while_nothing_changes(tmp_path: Path) -> None:
+    async with console(tmp_path) as page:
+        await page.server.register("42", "amira")
+        await page.sign_in(page.server.token("op", "operate"))
+        await page.until_row("42", State="passive")
+        await page.go("#/audit", "Audit")
+        await page.go("#/", "Overview")
+        await page.until_row("42", State="passive")
+        # An address that somebody types wrongly leads somewhere, and out again.
+        for place, heading in (("#/toString", "Overview"), ("#/actors/%zz", "Diagnosis %zz"), ("#/audit", "Audit")):
+            await page.go(place, heading)
+        assert [one for one in page.complaints if "422" not in one] == []
+
+
+async def test_the_page_says_why_a_token_does_not_sign_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("web.console.streams.CONSOLES_MAX", 0)
+    async with console(tmp_path) as page:
+        token = page.server.token("op", "operate")
+        await page.sign_in(f"{token}\u200b")  # as it is copied from some programs
+        await page.until_text("characters that no token has", "#sign-in-problem")
+        await page.tab.run("document.getElementById('token').value = ''")
+        await page.sign_in(token)
+        await page.until_text("at most 0 consoles at once", "#sign-in-problem")
+
+
+async def test_a_name_cannot_turn_round_what_stands_beside_it(tmp_path: Path) -> None:
+    async with console(tmp_path) as page:
+        server = page.server
+        await server.register("42", "amira", "\u202efarid")
+        await server.publish(1, "42", comment="\u2067slept")
+        await page.sign_in(server.token("op", "operate"))
+        await page.go("#/audit", "Audit")
+        await page.until_text("\\u202efarid", ".trails tbody")
+        await page.go("#/actors/42", "Diagnosis 42")
+        await page.button("Read event 1")
+        await page.until_text("\\u2067slept", ".payload:not([hidden]) pre")
+
+
+async def test_what_is_done_to_a_diagnosis_that_was_deleted_is_not_offered(tmp_path: Path) -> None:
+    async with console(tmp_path) as page:
+        server, tab = page.server, page.tab
+        await server.register("42", "amira")
+        await server.publish(1, "42", comment="slept well")
+        await page.sign_in(server.token("op", "operate"))
+        await page.until_row("42", Outbox="1")
+        await page.go("#/actors/42", "Diagnosis 42")
+        await page.button("Read event 1")
+        await page.until_text("slept well", ".payload:not([hidden]) pre")
+        await server.http.delete("/diagnoses/42", headers=server.bearer("registrar", "register"))
+        await page.until_text("not registered", ".trouble")
+        assert await tab.run("document.querySelectorAll('.head button:enabled').length") == 0
+        assert "slept" not in await tab.run("document.getElementById('view').textContent")

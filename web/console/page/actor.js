@@ -112,6 +112,7 @@ class ActorView {
     } catch (error) {
       this.#trouble.hidden = false;
       say(this.#trouble, error.status === 404 ? "This diagnosis is not registered." : error.message);
+      if (error.status === 404) this.#showNothing();
       this.#head = null;
     } finally {
       this.#isReading = false;
@@ -159,6 +160,18 @@ class ActorView {
     }
   }
 
+  /** It was deleted: what it was says nothing any more, and nothing can be done to it. */
+  #showNothing() {
+    say(this.#state, "gone");
+    set(this.#state, "data-state", "gone");
+    for (const button of Object.values(this.#buttons)) button.disabled = true;
+    this.#delivery.hidden = true;
+    this.#lines.clear();
+    for (const part of [this.#facts, this.#outbox, this.#subscribers, this.#restarts]) part.replaceChildren();
+    this.#actsOf = "";
+    this.#readActs();
+  }
+
   #actsOf = "";
 
   #showLag({ lag, head }) {
@@ -194,7 +207,7 @@ class ActorView {
     this.#acts.replaceChildren(scrolling("Acts", table(
       "Latest acts", ["When", "Who", "Act", "Before", "After"],
       items.map((one) => h("tr", {},
-        h("td", {}, h("time", { datetime: one.at }, when(one.at))), h("td", {}, one.actor), h("td", {}, one.action),
+        h("td", {}, h("time", { datetime: one.at }, when(one.at))), h("td", { class: "name" }, one.actor), h("td", {}, one.action),
         h("td", { class: "said" }, stateText(one.before)), h("td", { class: "said" }, stateText(one.after)))))));
     return undefined;
   }

@@ -1,5 +1,13 @@
 /** Elements, made of tags, attributes and text. Text is always inserted as text. */
 
+/** Characters that would turn round what stands beside them; the marks that Persian and Arabic need are none of them. */
+const TURNING = /[\u202a-\u202e\u2066-\u2069]/g;
+
+/** A text as it is shown: it cannot make what stands beside it read otherwise. */
+function legible(text) {
+  return String(text).replace(TURNING, (one) => `\\u${one.charCodeAt(0).toString(16)}`);
+}
+
 /**
  * An element.
  * @param {string} tag `div`, or `svg:path` for one of SVG.
@@ -20,12 +28,12 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 function asNode(child) {
-  return child instanceof Node ? child : document.createTextNode(String(child));
+  return child instanceof Node ? child : document.createTextNode(legible(child));
 }
 
 /** Have an element say this, if it does not already. */
 export function say(element, text) {
-  const wanted = String(text);
+  const wanted = legible(text);
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 
@@ -37,7 +45,7 @@ export function set(element, name, value) {
 
 /** Tell somebody who does not see the page what has come of something. */
 export function announce(text) {
-  document.getElementById("said").textContent = text;
+  document.getElementById("said").textContent = legible(text);
 }
 
 /**

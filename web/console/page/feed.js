@@ -27,6 +27,8 @@ export class Feed extends EventTarget {
   /** Figures of the last turns, the newest last. */
   history = [];
   state = "connecting";
+  /** Why there is no stream. */
+  trouble = "The server does not answer";
   /** When the token ends, if that is soon. */
   expiresAt = null;
 
@@ -65,10 +67,12 @@ export class Feed extends EventTarget {
 
   /** One stream, to its end; whether it will not do to open another one. */
   async #followOnce(succeeded) {
+    this.trouble = "The server does not answer";
     try {
       const answer = await fetch("/console/events", { headers: bearer(), signal: this.#ending.signal, cache: "no-store" });
       if (!answer.ok) {
         const { detail } = await answer.json().catch(() => ({}));
+        this.trouble = `The server refuses: ${detail ?? answer.status}`;
         return [401, 403].includes(answer.status) ? this.#refuse(detail) : false;
       }
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -24,19 +24,29 @@ const VIEWS = {
 function route() {
   if (!isSignedIn()) return;
   const [, first = "", second] = location.hash.split("/");
-  const make = first === "actors" && second ? () => actor(feed, decodeURIComponent(second)) : VIEWS[first] ?? VIEWS[""];
+  const isView = Object.hasOwn(VIEWS, first);
+  const make = first === "actors" && second ? () => actor(feed, decoded(second)) : VIEWS[isView ? first : ""];
   const isFirst = shown === null;
   shown?.leave();
   shown = make();
   byId("view").replaceChildren(shown.element);
   document.title = `${shown.title} · ${NAME}`;
-  const current = first === "actors" || !(first in VIEWS) ? "overview" : first || "overview";
+  const current = (isView && first) || "overview";
   for (const link of document.querySelectorAll("[data-view]")) {
     if (link.dataset.view === current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   if (!isFirst) scrollTo(0, 0);
   shown.element.querySelector("h1").focus({ preventScroll: true });
+}
+
+/** A part of the address, also if somebody has typed what is no escape. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 function enter(token) {
@@ -46,7 +56,7 @@ function enter(token) {
   feed.addEventListener("state", () => {
     byId("link").dataset.state = feed.state;
     byId("link").textContent = feed.state;
-    if (!isIn) byId("sign-in-problem").textContent = feed.state === "live" ? "" : "The server does not answer; trying again.";
+    if (!isIn) byId("sign-in-problem").textContent = feed.state === "live" ? "" : `${feed.trouble}; trying again.`;
     if (feed.state !== "live" || isIn) return;
     isIn = true;
     byId("token").value = "";
@@ -80,7 +90,9 @@ byId("sign-in-form").addEventListener("submit", (event) => {
   event.preventDefault();
   byId("sign-in-problem").textContent = "";
   feed?.close();
-  enter(byId("token").value.trim());
+  const token = byId("token").value.trim();
+  if (/^[!-~]+$/.test(token)) enter(token);
+  else byId("sign-in-problem").textContent = "This has characters that no token has, maybe unseen ones: copy the token again.";
 });
 byId("sign-out").addEventListener("click", () => leave());
 byId("skip").addEventListener("click", (event) => {

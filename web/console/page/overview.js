@@ -140,6 +140,7 @@ class Actors {
       h("div", { class: "pager" }, this.#count, h("div", {}, this.#back, this.#on)),
     );
     this.#arrange();
+    this.#draw();
   }
 
   #feed; #filters; #headings; #body; #empty; #count; #back; #on;

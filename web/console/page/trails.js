@@ -12,9 +12,9 @@ const AUDIT = {
   columns: ["When", "Who", "Act", "On", "Before", "After"],
   cells: (one) => [
     h("td", {}, h("time", { datetime: one.at, title: one.at }, when(one.at))),
-    h("td", {}, one.actor),
+    h("td", { class: "name" }, one.actor),
     h("td", { class: "act" }, one.action),
-    h("td", {}, one.diagnosis_id === null ? one.target : link(one.diagnosis_id)),
+    h("td", { class: "on" }, one.diagnosis_id === null ? one.target : link(one.diagnosis_id)),
     h("td", { class: "said" }, state(one.before)),
     h("td", { class: "said" }, state(one.after)),
   ],
@@ -33,10 +33,10 @@ const ACCESSES = {
   columns: ["When", "Who", "Device", "What", "Diagnosis"],
   cells: (one) => [
     h("td", {}, h("time", { datetime: one.at, title: one.at }, when(one.at))),
-    h("td", {}, one.user_id ?? "anonymous"),
+    h("td", { class: "name" }, one.user_id ?? "anonymous"),
     h("td", {}, one.device ?? ""),
     h("td", { class: "act" }, one.what),
-    h("td", {}, link(one.diagnosis_id)),
+    h("td", { class: "on" }, link(one.diagnosis_id)),
   ],
   choices: { what: ["connect", "disconnect"] },
 };
@@ -53,10 +53,10 @@ function trail({ title, about, path, filters, columns, cells, choices }) {
     const isTime = name === "since" || name === "until";
     const list = choices[name] && h("datalist", { id: `choices-${name}` }, ...choices[name].map((one) => h("option", { value: one })));
     const input = h("input", {
-      id: `filter-${name}`, name, type: isTime ? "datetime-local" : "text", step: isTime ? 1 : null,
+      id: `filter-${name}`, name, type: isTime ? "datetime-local" : "text", step: isTime ? 1 : null, max: isTime ? "9999-12-31T23:59:59" : null,
       list: list ? list.id : null, autocomplete: "off", spellcheck: "false",
     });
-    return { name, isTime, input, element: h("div", { class: "field" }, h("label", { for: input.id }, label), input, list) };
+    return { name, isTime, input, element: h("div", { class: isTime ? "field time" : "field" }, h("label", { for: input.id }, label), input, list) };
   });
   const problem = h("p", { class: "problem", role: "alert" });
   const body = h("tbody");
@@ -69,18 +69,25 @@ function trail({ title, about, path, filters, columns, cells, choices }) {
     h("div", { class: "buttons" }, h("button", { type: "submit", class: "primary" }, "Show"), h("button", { type: "reset", class: "plain" }, "Clear")));
   let query = {};
   let next = null;
+  let asked = 0;
 
   async function read(isFirst) {
     problem.textContent = "";
+    more.disabled = true;
+    asked += 1;
+    const number = asked;
     try {
       const page = await ask("GET", [path], { query: { ...query, limit: 100, after: isFirst ? "" : next } });
+      if (number !== asked) return; // something else is wanted meanwhile
       if (isFirst) body.replaceChildren();
       body.append(...page.items.map((one) => h("tr", {}, ...cells(one))));
       next = page.next;
     } catch (error) {
+      if (number !== asked) return;
       problem.textContent = error.message;
       next = null;
     }
+    more.disabled = false;
     more.hidden = next === null;
     empty.hidden = body.childElementCount > 0 || problem.textContent !== "";
   }
