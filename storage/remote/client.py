@@ -110,7 +110,8 @@ class Link:
         """Unanswered, the oldest first."""
         self._last_number = 0
         self._out: list[bytes] = []
-        self._has_stream = False
+        self.has_stream = False
+        """Whether what is said gets there now."""
         self._stirred = trio.Event()
 
     def next_number(self) -> int:
@@ -135,7 +136,7 @@ class Link:
 
     def say(self, data: bytes) -> None:
         """Send something that is not answered; lost if the store is not there."""
-        if self._has_stream:
+        if self.has_stream:
             self._send(framed(data))
 
     def resume(self, *, is_judged_anew: bool) -> None:
@@ -202,13 +203,13 @@ class Link:
 
     def _begin(self) -> None:
         self._out = [framed(one) for one in (calls.encoded(0, "hello", self.node), *self.greeting())]
-        self._has_stream = True
+        self.has_stream = True
         self._stirred.set()
 
     def _end(self) -> None:
         if self.away_since is None:
             self.away_since = self._clock.monotonic()
-        self._has_stream = False
+        self.has_stream = False
         self._out = []
         for number, request in list(self._requests.items()):
             if request.is_sent and not request.is_repeatable:

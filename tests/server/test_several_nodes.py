@@ -67,6 +67,16 @@ async def seqs(client: Client, count: int) -> list[int]:
     return [frame["seq"] for frame in await client.events(count)]
 
 
+async def test_the_status_of_any_counts_the_connections_of_all(nodes: list[Node]) -> None:
+    await nodes[0].server.register()
+    async with AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node.server.live())
+        for node in nodes:
+            status = await node.server.status()
+            assert (status["total_connections"], status["connections_open"] >= 3) == (3, True)
+
+
 async def test_what_is_posted_at_any_is_followed_at_all_in_order(nodes: list[Node]) -> None:
     await nodes[0].server.register()
     async with AsyncExitStack() as stack:

@@ -148,7 +148,8 @@ _STATUS: Final[Schema] = {
         | {"description": "Servers on one store that are known, and that have answered; this one is among them."},
         "total_diagnoses": COUNT,
         "total_connections": COUNT,
-        "connections_open": COUNT | {"description": "All connections of the server, whatever they are for."},
+        "connections_open": COUNT
+        | {"description": "All connections of the servers that answered, whatever they are for."},
         "clock_held_since": or_null(TIME),
         "uptime_seconds": {"type": "number", "minimum": 0},
         "version": TEXT,

@@ -12,6 +12,7 @@ import trio
 
 from actors.peers import Nodes
 from actors.registry import Registry
+from storage.bus import Bus
 from storage.clock import Clock
 from storage.errors import Failed
 from storage.records import Outbox, Seq
@@ -33,6 +34,12 @@ DIAGNOSES_AT_ONCE: Final = 1000
 KEPT_SECONDS: Final = 1.0
 """How old the figures of diagnoses may be whose outbox is not in memory."""
 
+
+ASK_SECONDS_MAX: Final = 2.0
+"""Longest wait for other servers to say how many connections they have. Beyond: without theirs."""
+
+CONNECTIONS_OPEN: Final = "connections open"
+"""The topic of the question how many connections are open."""
 
 AWAY_SECONDS: Final = 3.0
 """So long a store does not answer until this server is not ready. Reason: most elections are over sooner."""
@@ -161,19 +168,33 @@ class Figures:
         }
 
 
+class ConnectionsOpen:
+    """How many connections are open, whatever they are for, at all servers on one store."""
+
+    def __init__(self, bus: Bus, here: Callable[[], int]) -> None:
+        """Answer others for this server, which has `here`."""
+        self._bus = bus
+        self._here = here
+        bus.answer(CONNECTIONS_OPEN, self._answer)
+
+    async def everywhere(self) -> int:
+        """Those of this server, and of all others that answer in time."""
+        others = await self._bus.ask(CONNECTIONS_OPEN, b"", ASK_SECONDS_MAX) if self._bus.others() else {}
+        return self._here() + sum(int(one) for one in others.values() if one.isdigit())
+
+    async def _answer(self, node: str, data: bytes) -> bytes:
+        return str(self._here()).encode()
+
+
 def status(
     figures: Figures,
     store: StoreUpkeep,
     registry: Registry,
     clock: Clock,
-    connections_open: Callable[[], int],
+    connections_open: ConnectionsOpen,
     stopping: trio.Event,
 ) -> Handlers:
-    """The operations that only look.
-
-    Args:
-        connections_open: all, whatever they are for.
-    """
+    """The operations that only look."""
     release = version("avicenna-live")
     started_at = clock.monotonic()
 
@@ -181,7 +202,7 @@ def status(
         held_since = store.clock_held_since
         shown = {
             **await figures.for_(asked.who),
-            "connections_open": connections_open(),
+            "connections_open": await connections_open.everywhere(),
             "clock_held_since": None if held_since is None else wire.timestamp(held_since),
             "uptime_seconds": round(clock.monotonic() - started_at, 3),
             "version": release,

@@ -85,7 +85,7 @@ from web.operating.erasure import erasure
 from web.operating.housekeeping import Housekeeper
 from web.operating.maintenance import CHECKS, maintenance
 from web.operating.revocations import expire_revocations, revocations
-from web.operating.status import Figures, status
+from web.operating.status import ConnectionsOpen, Figures, status
 from web.operating.trails import trails
 from web.publishing.broadcasts import Publisher, broadcasts
 from web.publishing.bulk import bulk
@@ -544,7 +544,7 @@ async def serve(
             **drain(access, acts, stopping.set if begin_drain is None else begin_drain),
             **revocations(access, acts, consequences, patient),
             **trails(patient),
-            **status(figures, patient, registry, clock, lambda: open_connections.count, stopping),
+            **status(figures, patient, registry, clock, ConnectionsOpen(bus, lambda: open_connections.count), stopping),
             **metrics(see),
             **consoles.handlers(),
             **console_page(),
