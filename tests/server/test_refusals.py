@@ -118,11 +118,11 @@ async def test_a_diagnosis_id_in_the_path_is_checked_and_never_echoed(server: Se
 async def test_a_diagnosis_deleted_while_its_actor_is_asked_is_refused_as_any_other(
     server: Server, monkeypatch: pytest.MonkeyPatch, scope: str, reason: str
 ) -> None:
-    async def ask(registry: Registry, diagnosis_id: str, message: object) -> None:
+    def put(registry: Registry, diagnosis_id: str, message: object) -> None:
         raise NoSuchDiagnosis(diagnosis_id)
 
     await server.register()
-    monkeypatch.setattr(Registry, "ask", ask)
+    monkeypatch.setattr(Registry, "put", put)
     async with server.connect(sub="amira", scope=scope) as client:
         assert (await refused(client))[2] == reason
     answer = await server.http.get("/diagnoses/42/events", headers=server.bearer("amira", scope))
