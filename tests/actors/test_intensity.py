@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.intensity import BACKOFF_MAX_SECONDS, Intensity
+from actors.upkeep import describe
 
 
 def test_three_crashes_in_a_minute_are_tolerated_and_the_fourth_is_not() -> None:
@@ -43,3 +45,13 @@ def test_a_backoff_is_never_longer_than_its_limit(crashes: int, jitter: float) -
     for _ in range(crashes):
         intensity.crashed(0.0)
     assert 0 <= intensity.backoff_seconds(lambda: jitter) <= BACKOFF_MAX_SECONDS
+
+
+@pytest.mark.guarantee(14)
+def test_a_crash_is_described_by_kind_and_place_without_its_text() -> None:
+    try:
+        raise ValueError("a payload")
+    except ValueError as error:
+        described = describe(error)
+    assert described.startswith("ValueError at test_a_crash_is_described")
+    assert "payload" not in described

@@ -1,21 +1,24 @@
-"""The tests of each promise, read from their marks, and `docs/GUARANTEES.md`, which names them.
+"""The tests and planted bugs of each promise, and `docs/GUARANTEES.md`, which names them.
 
-`make guarantees` writes the names anew. The marks are read from the text of the tests: nothing is imported or run.
+`make guarantees` writes the names anew. The marks are read from the text of the tests: none is imported or run.
+The bugs are those of `tests.mutants.planted`.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.mutants.planted import PLANTED, Planted
+
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "GUARANTEES.md"
 
-HEADING: Final = "## The tests\n"
+HEADING: Final = "## The tests and the planted bugs\n"
 """Everything below it is written by `make guarantees`."""
 
 _PROMISE: Final = re.compile(r"^\| G(\d+) \|", re.MULTILINE)
@@ -65,14 +68,20 @@ def _marks_of(path: Path, name: Path) -> Iterator[Mark]:
         raise UnreadableMark(f"{name}:{unread[0].lineno}: a guarantee's mark stands above a test, with one number")
 
 
-def listing(found: list[Mark]) -> str:
-    """What stands below `HEADING`: the tests by promise and file."""
-    lines = ["", "`make guarantees` writes these names from the marks of the tests."]
+def listing(found: list[Mark], planted: Sequence[Planted]) -> str:
+    """What stands below `HEADING`: by promise, the tests of each file, and the bugs that are planted against it."""
+    lines = [
+        "",
+        "`make guarantees` writes these names from the marks of the tests and from `tests/mutants/planted.py`:",
+        "`make mutants` plants each of these bugs into a copy of the tree, and each must be caught.",
+    ]
     by_promise: dict[int, dict[str, list[str]]] = {}
     for mark in sorted(set(found)):
         by_promise.setdefault(mark.number, {}).setdefault(mark.file, []).append(mark.test)
     for number, by_file in by_promise.items():
         lines += ["", f"### G{number}", *_lines(by_file)]
+        if bugs := [one.what for one in planted if number in one.guarantees]:
+            lines += ["* planted bugs", *(f"  * {what}" for what in bugs)]
     return "\n".join(lines) + "\n"
 
 
@@ -82,22 +91,25 @@ def _lines(by_file: Mapping[str, list[str]]) -> Iterator[str]:
         yield from (f"  * `{test}`" for test in tests)
 
 
-def complaints(page: str, found: list[Mark]) -> list[str]:
-    """What keeps the page from being true: nothing, if each promise has tests and the page names exactly these."""
+def complaints(page: str, found: list[Mark], planted: Sequence[Planted]) -> list[str]:
+    """What keeps the page from being true: nothing, if each promise has tests and bugs, and the page names them."""
     promised = promises(page)
     marked = {mark.number for mark in found}
     wrong = [f"the promise G{number} stands twice" for number in sorted({n for n in promised if promised.count(n) > 1})]
     wrong += [f"no test is marked for the promise G{number}" for number in promised if number not in marked]
     wrong += [f"{one.file}: {one.test}: G{one.number} is no promise" for one in found if one.number not in promised]
-    if page.partition(HEADING)[2] != listing(found):
-        wrong.append("the names of the tests are not those of the marks: make guarantees")
+    broken = {number for one in planted for number in one.guarantees}
+    wrong += [f"no bug is planted against the promise G{number}" for number in promised if number not in broken]
+    wrong += [f"a bug is planted against G{number}, which is no promise" for number in sorted(broken - set(promised))]
+    if page.partition(HEADING)[2] != listing(found, planted):
+        wrong.append("the names below are not those of the marks and of the planted bugs: make guarantees")
     return wrong
 
 
 def main() -> None:
     """Write the names of the tests into the page."""
     promise_table = PAGE.read_text().partition(HEADING)[0].rstrip("\n")
-    PAGE.write_text(f"{promise_table}\n\n{HEADING}{listing(marks())}")
+    PAGE.write_text(f"{promise_table}\n\n{HEADING}{listing(marks(), PLANTED)}")
 
 
 if __name__ == "__main__":

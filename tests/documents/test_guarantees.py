@@ -1,4 +1,4 @@
-"""`docs/GUARANTEES.md` names the tests of each promise, and each promise has some."""
+"""`docs/GUARANTEES.md` names the tests and the planted bugs of each promise, and each promise has some."""
 
 from __future__ import annotations
 
@@ -7,31 +7,43 @@ from pathlib import Path
 import pytest
 
 from tests.documents.guarantees import HEADING, PAGE, Mark, UnreadableMark, complaints, listing, marks
+from tests.mutants.planted import PLANTED, Planted
 
 TABLE = "| number | promise |\n|---|---|\n| G1 | Nothing is lost. |\n| G2 | Nothing is repeated. |\n\n"
 FOUND = [Mark(1, "tests/test_a.py", "test_nothing_is_lost"), Mark(2, "tests/test_a.py", "test_nothing_is_repeated")]
+BUGS = (Planted("something is lost", (1, 2), "a.py", "x", "y"),)
 
 
-def page(found: list[Mark]) -> str:
-    return TABLE + HEADING + listing(found)
+def page(found: list[Mark], bugs: tuple[Planted, ...] = BUGS) -> str:
+    return TABLE + HEADING + listing(found, bugs)
 
 
-def test_each_promise_has_its_marked_tests_and_the_page_names_exactly_these() -> None:
-    assert complaints(PAGE.read_text(), marks()) == []
+def test_each_promise_has_its_tests_and_planted_bugs_and_the_page_names_exactly_these() -> None:
+    assert complaints(PAGE.read_text(), marks(), PLANTED) == []
 
 
-def test_a_page_that_names_the_marked_tests_of_each_promise_is_right() -> None:
-    assert complaints(page(FOUND), FOUND) == []
+def test_a_page_that_names_the_tests_and_bugs_of_each_promise_is_right() -> None:
+    assert complaints(page(FOUND), FOUND, BUGS) == []
 
 
 def test_a_promise_that_loses_its_mark_is_noticed() -> None:
-    assert "no test is marked for the promise G2" in complaints(page(FOUND), FOUND[:1])
-    assert complaints(page(FOUND[:1]), FOUND[:1]) == ["no test is marked for the promise G2"]
+    assert "no test is marked for the promise G2" in complaints(page(FOUND), FOUND[:1], BUGS)
+    assert complaints(page(FOUND[:1]), FOUND[:1], BUGS) == ["no test is marked for the promise G2"]
 
 
 def test_a_mark_for_no_promise_is_noticed() -> None:
     found = [*FOUND, Mark(3, "tests/test_a.py", "test_something")]
-    assert complaints(page(found), found) == ["tests/test_a.py: test_something: G3 is no promise"]
+    assert complaints(page(found), found, BUGS) == ["tests/test_a.py: test_something: G3 is no promise"]
+
+
+def test_a_promise_without_a_planted_bug_is_noticed() -> None:
+    bugs = (Planted("something is lost", (1,), "a.py", "x", "y"),)
+    assert complaints(page(FOUND, bugs), FOUND, bugs) == ["no bug is planted against the promise G2"]
+
+
+def test_a_bug_that_is_planted_against_no_promise_is_noticed() -> None:
+    bugs = (*BUGS, Planted("something else", (3,), "a.py", "x", "y"))
+    assert complaints(page(FOUND, bugs), FOUND, bugs) == ["a bug is planted against G3, which is no promise"]
 
 
 @pytest.mark.parametrize(
@@ -41,12 +53,15 @@ def test_a_mark_for_no_promise_is_noticed() -> None:
         page([*FOUND, Mark(1, "tests/test_a.py", "test_without_a_mark")]),
         page([FOUND[0], Mark(2, "tests/test_b.py", FOUND[1].test)]),
         page(FOUND) + "\n### G3\n",
+        page(FOUND, (Planted("something is repeated", (1, 2), "a.py", "x", "y"),)),
         TABLE,
     ],
-    ids=["renamed", "no mark", "another file", "added by hand", "no names at all"],
+    ids=["renamed", "no mark", "another file", "added by hand", "another bug", "no names at all"],
 )
 def test_names_that_are_not_those_of_the_marks_are_noticed(wrong: str) -> None:
-    assert complaints(wrong, FOUND) == ["the names of the tests are not those of the marks: make guarantees"]
+    assert complaints(wrong, FOUND, BUGS) == [
+        "the names below are not those of the marks and of the planted bugs: make guarantees"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])

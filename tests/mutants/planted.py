@@ -12,11 +12,12 @@ class Planted:
 
     what: str
     guarantees: tuple[int, ...]
+    """The promises that it breaks; none: it breaks something that is no numbered promise."""
     file: str
     right: str
     wrong: str
     tests: tuple[str, ...] = ()
-    """Tests that catch it, where no history can."""
+    """Tests that catch it, where no history does; none: the histories catch it."""
 
 
 PLANTED: Final = (
@@ -214,14 +215,6 @@ PLANTED: Final = (
         ("tests/identity/test_acts.py",),
     ),
     Planted(
-        "an eviction is not told to an actor that loads",
-        (4,),
-        "actors/registry.py",
-        "        except MailboxFull:\n            slot.interrupt(Interruption.BEHIND)\n",
-        "        except MailboxFull:\n            pass\n",
-        ("tests/actors/test_letting_go.py", "tests/actors/test_reading.py"),
-    ),
-    Planted(
         "an erasure is not told to an actor that loads",
         (),
         "actors/roster.py",
@@ -243,7 +236,7 @@ PLANTED: Final = (
         "actors/roster.py",
         "                self.end(older, Ending.REPLACED)\n",
         "                pass\n",
-        ("tests/actors/test_following.py",),
+        ("tests/actors/test_cursors.py",),
     ),
     Planted(
         "a silent client is cut before its socket is read once more",
@@ -251,7 +244,169 @@ PLANTED: Final = (
         "web/websocket/channel.py",
         "        if has_left:\n            # Bytes",
         "        if False:\n            # Bytes",
-        ("tests/edge/test_pauses.py",),
+        ("tests/edge/test_hub_turns.py",),
+    ),
+    Planted(
+        "a burst is written, and counts as not sent",
+        (3, 4),
+        "web/following/follower.py",
+        "            subscriber.position = burst.last\n            try:\n",
+        "            try:\n",
+    ),
+    Planted(
+        "live is told before all of the replay is sent",
+        (4,),
+        "actors/reading.py",
+        "    if live_at is not None and live_at <= position:\n",
+        "    if live_at is not None:\n",
+    ),
+    Planted(
+        "a follower is registered at the head when its replay has ended",
+        (4,),
+        "actors/reading.py",
+        "            due.append(Live(live_at))\n            live_at = None\n        due.append(RenderedEvent",
+        "            due.append(Live(live_at))\n            return Taken(due, ring.head, lost, None)\n"
+        "        due.append(RenderedEvent",
+        ("tests/actors/test_reading.py",),
+    ),
+    Planted(
+        "a cursor moves when an event is written",
+        (4,),
+        "web/following/follower.py",
+        "            subscriber.position = burst.last\n",
+        "            subscriber.position = burst.last\n            self._session.reached(burst.last)\n",
+    ),
+    Planted(
+        "an acknowledgement of what was never sent is taken",
+        (4,),
+        "actors/cursors.py",
+        "        if seq > subscriber.position or subscriber.gone",
+        "        if subscriber.gone",
+        ("tests/actors/test_cursors.py",),
+    ),
+    Planted(
+        "a client that is ahead of the head misses nothing",
+        (4,),
+        "actors/resume.py",
+        "        if wanted.after > window.head:\n",
+        "        if False:\n",
+    ),
+    Planted(
+        "the floor stays where it is while events are dropped",
+        (5,),
+        "storage/sqlite/events.py",
+        "(head, max(floor, head - OUTBOX_EVENTS_MAX), dx)",
+        "(head, floor, dx)",
+    ),
+    Planted(
+        "the crash of one actor ends all",
+        (6, 15),
+        "actors/supervisor.py",
+        "                failure = error\n",
+        "                raise\n",
+    ),
+    Planted(
+        "a torn event is shown to readers",
+        (6,),
+        "storage/sqlite/events.py",
+        "    if damage is not None:\n        raise OutboxDamaged(diagnosis_id, damage)\n    found",
+        "    if False:\n        raise OutboxDamaged(diagnosis_id, damage)\n    found",
+        ("tests/storage/test_damage.py",),
+    ),
+    Planted(
+        "the torn tail of a log that has failed stays and is read",
+        (1, 13),
+        "storage/sqlite/live_log.py",
+        "                os.ftruncate(self._file, self._end)\n",
+        "                pass\n",
+        ("tests/storage/test_live_log.py",),
+    ),
+    Planted(
+        "a commit is answered before it is synced",
+        (1,),
+        "storage/sqlite/schema.py",
+        'f"PRAGMA synchronous = {opening.durability.upper()}"',
+        '"PRAGMA synchronous = NORMAL"',
+        ("tests/crash/test_power_loss.py",),
+    ),
+    Planted(
+        "a deletion is answered and not stored",
+        (16,),
+        "storage/sqlite/diagnoses.py",
+        '    db.execute("UPDATE diagnosis SET deleted_at = ? WHERE dx = ?", (now, dx))\n',
+        "",
+        ("tests/storage/test_contract.py",),
+    ),
+    Planted(
+        "a request that was in hand when its actor crashed is forgotten",
+        (8,),
+        "actors/diagnosis.py",
+        "            self._in_hand.retries.append(envelope)\n",
+        "",
+    ),
+    Planted(
+        "an event that was stored when its actor crashed is stored once more",
+        (8, 9),
+        "actors/diagnosis.py",
+        "        for envelope in [one for one in holding if one.pending is None]:\n",
+        "        for envelope in list(holding):\n",
+    ),
+    Planted(
+        "a key of another event is taken for this one's",
+        (9,),
+        "storage/sqlite/idempotency.py",
+        "        if self.digest != event.digest:\n",
+        "        if False:\n",
+        ("tests/storage/test_contract.py",),
+    ),
+    Planted(
+        "an actor that rests is forgotten with the connections that follow it",
+        (10,),
+        "actors/registry.py",
+        "not slot.has_work and not slot.roster.subscribers\n",
+        "not slot.has_work\n",
+    ),
+    Planted(
+        "the files of a database are not locked",
+        (12,),
+        "storage/disk/database_files.py",
+        "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            pass\n",
+        ("tests/storage/test_sqlite.py",),
+    ),
+    Planted(
+        "the text of an exception is logged",
+        (14,),
+        "actors/upkeep.py",
+        'return f"{type(error).__name__}{place}"',
+        'return f"{type(error).__name__}: {error}{place}"',
+        ("tests/actors/test_intensity.py",),
+    ),
+    Planted(
+        "a process confirms a change before what follows from it is done",
+        (16,),
+        "storage/remote/client.py",
+        "            await self._settled()\n",
+        "            await trio.lowlevel.checkpoint()\n",
+        ("tests/storage/test_remote.py",),
+    ),
+    Planted(
+        "an act is answered before the other processes have confirmed it",
+        (16,),
+        "storage/remote/server.py",
+        "                        await self._confirmed(client, self._last_change)\n",
+        "                        pass\n",
+        ("tests/storage/test_remote.py",),
+    ),
+    Planted(
+        "the process of the store answers an append before its commit",
+        (1,),
+        "storage/remote/server.py",
+        "                if not pending.is_there:\n                    await pending.done.wait()\n"
+        "                self._appends.popleft()\n                outcomes = pending.result()\n",
+        "                self._appends.popleft()\n"
+        '                guess = Appended(Seq(1), 0.0, "e", replayed=False)\n'
+        "                outcomes = pending.result() if pending.is_there else [guess] * len(events)\n",
+        ("tests/storage/test_remote.py",),
     ),
 )
-"""The first of them are caught by histories; `tests` names what catches the others."""

@@ -77,6 +77,8 @@ class Follower:
         self.acks = "transport"
         self._known: set[str] = set()
         self._stored: dict[str, int] = {}
+        self._unanswered: list[int] = []
+        """Acknowledgements that were not answered yet."""
         self.gaps = 0
         self.process = 0
         self.seen: Counter[str] = Counter()
@@ -120,6 +122,7 @@ class Follower:
         if self.epoch is not None:
             if seq <= self.seq:
                 self.subscriber.acknowledged[self.epoch] = max(self.subscriber.acknowledged[self.epoch], seq)
+                self._unanswered.append(seq)
             self.link.send(text({"type": "ack", "seq": seq}))
 
     def leave(self, code: int = 1000) -> None:
@@ -172,7 +175,12 @@ class Follower:
                 self.hears(f"live {data['seq']}")
             case "acked":
                 assert self.epoch is not None, "connect comes first"
-                if not self.is_forgotten:
+                if not (self.is_forgotten or self.subscriber.is_unsure):
+                    if self._unanswered and data["seq"] < min(self._unanswered):
+                        raise Violation(
+                            f"connection {self.number}: {data['seq']} is stored, and acknowledged {self._unanswered}"
+                        )
+                    self._unanswered = [one for one in self._unanswered if one > data["seq"]]
                     stored = self.subscriber.stored.get(self.epoch, 0)
                     self.subscriber.stored[self.epoch] = max(stored, data["seq"])
                 self.hears(f"acked {data['seq']}")

@@ -168,7 +168,14 @@ class Stage:
             self.erased.clear()
         for one in [*self.followers]:
             if one.process == self.run:
-                one.link.lose_server(hears_rest=self.lots.random() < 0.5)
+                try:
+                    one.link.lose_server(hears_rest=self.lots.random() < 0.5)
+                except Violation as violation:
+                    # Not from here: the disk may have called, and who waits for it would wait for ever.
+                    self.nursery.start_soon(self._break_off, violation)
+
+    async def _break_off(self, violation: Violation) -> None:
+        raise violation
 
     async def _keep_running(self) -> None:
         """Start the server again whenever it has ended."""

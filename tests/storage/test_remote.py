@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from storage.changes import Change, DiagnosisDeleted, DiagnosisRegistered
 from storage.clock import SystemClock
 from storage.errors import Busy, Failed, StorageError
 from storage.news import LOOK, News
+from storage.pending import Pending
 from storage.records import Appended, NewEvent, Seq, Window
 from storage.remote import client as remote_client
 from storage.remote.client import RemoteStore, open_remote
@@ -339,3 +340,20 @@ async def test_processes_tell_and_ask_each_other(process: StoreProcess) -> None:
             assert heard == [("one", b"x")]
             assert await one.bus.ask("question", b"y", 5) == {"other": b"one:y"}
         undo()
+
+
+async def test_an_append_is_answered_once_it_is_committed(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(process) as (one, _):
+        await one.register("d", "amira", [])
+        assert process.store is not None
+        held: Pending[Sequence[Appended | StorageError]] = Pending()
+        monkeypatch.setattr(process.store, "append_nowait", lambda diagnosis_id, events: held)
+        pending = one.append_nowait("d", [NewEvent("k", b"x")])
+        await one.barrier()  # asked behind it, and answered
+        assert not pending.done.is_set()
+        stored = Appended(Seq(1), 0.0, (await one.get("d")).epoch, replayed=False)
+        held.answer([stored])
+        with trio.fail_after(10):
+            assert await pending.wait() == [stored]

@@ -77,7 +77,7 @@ async def test_an_act_is_told_also_if_whoever_asked_gave_up_waiting_for_the_disk
 @pytest.mark.guarantee(12)
 async def test_a_second_store_on_the_same_file_is_refused(path: Path, clock: ManualClock, new_epoch: NewEpoch) -> None:
     async with open_store(path, clock=clock, new_epoch=new_epoch):
-        with pytest.raises(InUse, match="in use"):
+        with pytest.raises(InUse, match="in use by another server"):
             async with open_store(path, clock=clock, new_epoch=new_epoch):
                 pass
     async with open_store(path, clock=clock, new_epoch=new_epoch):
