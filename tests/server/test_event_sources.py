@@ -13,6 +13,7 @@ import pytest
 from actors.errors import Crashed, Draining, MailboxFull, Quarantined
 from actors.registry import Registry
 from storage.errors import Busy, Failed
+from storage.pending import Pending
 from tests.identity.test_jwks import Source, web_of
 from tests.server.harness import Server, begin, running_server
 from tests.server.test_broadcasts import assert_problem
@@ -51,10 +52,12 @@ def goodbye(answer: httpx.Response) -> Goodbye:
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Have every actor answer with this error."""
 
-    async def ask(*_: object) -> None:
-        raise error
+    def put(*_: object) -> Pending[object]:
+        answer: Pending[object] = Pending()
+        answer.refuse(error)
+        return answer
 
-    monkeypatch.setattr(Registry, "ask", ask)
+    monkeypatch.setattr(Registry, "put", put)
 
 
 PASSING = [

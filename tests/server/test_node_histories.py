@@ -217,6 +217,8 @@ class History:
         async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
+                if node.died.is_set():
+                    return  # it has died since it was chosen
                 try:
                     answers.append(await question())
                 except REFUSALS:
@@ -269,7 +271,8 @@ class History:
         message = Subscribe(follower.subscriber, wanted, partial(node.refuses, follower.subscriber.principal))  # type: ignore[arg-type]
         was_away = node.store.statistics().away_since is not None
         admission = await self.ask(node, lambda: node.registry.ask(DIAGNOSIS, message))
-        if admission is None:
+        # Judged for the second time, as a server does: the right may be gone since the actor has judged it.
+        if admission is None or node.refuses(follower.subscriber.principal, node.store.known(DIAGNOSIS)):  # type: ignore[arg-type]
             follower.leave()
             return
         follower.admission = admission
