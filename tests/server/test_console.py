@@ -122,6 +122,18 @@ async def test_a_console_gets_all_diagnoses_and_then_only_what_changes(server: S
         assert screen.kinds.count("snapshot") == 1
 
 
+async def test_a_console_that_leaves_is_counted_as_a_stream_that_ended(server: Server) -> None:
+    async with console(server) as screen:
+        await screen.turn()
+    name = 'avicenna_closes_total{code="none"}'
+    with trio.fail_after(20):
+        while True:
+            page = await server.http.get("/metrics", headers=server.bearer("op", "operate"))
+            if f"{name} 1.0" in page.text.splitlines():
+                break
+            await trio.sleep(0.01)
+
+
 async def test_a_diagnosis_that_is_registered_or_deleted_meanwhile_comes_and_goes(server: Server) -> None:
     await server.register("a")
     async with console(server) as screen:

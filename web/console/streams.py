@@ -23,7 +23,7 @@ from web.contract.errors import RETRY_SPREAD_SECONDS, CloseCode, Problem, close_
 from web.contract.exchange import Answer, Handlers, Request
 from web.contract.principals import Principal
 from web.following.connection_log import ConnectionLog
-from web.following.streams import COMMENT, message, stream_answer, with_retry
+from web.following.streams import COMMENT, StreamCloses, message, stream_answer, with_retry
 from web.identity.access import Access, require
 from web.identity.expiry import Expiry
 from web.identity.limits import TooMany
@@ -85,6 +85,7 @@ class Consoles:
         access: Access,
         expiry: Expiry,
         log: ConnectionLog,
+        closes: StreamCloses,
         clock: Clock,
         jitter: Callable[[], float],
         stopping: trio.Event,
@@ -94,6 +95,7 @@ class Consoles:
         self._access = access
         self._expiry = expiry
         self._log = log
+        self._closes = closes
         self._clock = clock
         self._jitter = jitter
         self._stopping = stopping
@@ -137,6 +139,7 @@ class Consoles:
         console.is_gone = True
         held.close()
         code, reason = (None, "its connection ended") if console.ending is None else close_of(console.ending)
+        self._closes.closed(code)
         self._log.console_ended(console.who.sub, code, reason, self._clock.monotonic() - began_at, request_id)
 
     async def _frames(self, console: Console) -> AsyncIterator[bytes]:

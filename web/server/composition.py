@@ -529,7 +529,7 @@ async def serve(
             )
 
         overview = Overview(patient, registry, clock, partial(figures_of, see))
-        consoles = Consoles(overview, access, expiry, connection_log, clock, jitter, stopping)
+        consoles = Consoles(overview, access, expiry, connection_log, stream_closes, clock, jitter, stopping)
         consequences.others = (publish_sockets, consoles)
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
         handlers = {

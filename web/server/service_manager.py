@@ -32,9 +32,13 @@ class ServiceManager:
     """Its socket; `None`: there is no manager."""
     watchdog_seconds: float | None = None
     """It ends the process when it hears nothing for so long; `None`: it does not watch."""
+    is_misnamed: bool = False
+    """What names its socket names none: said once the log is set up."""
 
     def ready(self, status: str) -> None:
         """The server accepts connections, or has reloaded."""
+        if self.is_misnamed:
+            logger.warning("NOTIFY_SOCKET must be a path, or @ and a name, and is neither: no service manager is told")
         self._tell("READY=1", f"STATUS={status}")
 
     def reloading(self, clock: Clock) -> None:
@@ -78,8 +82,7 @@ def find(environment: MutableMapping[str, str], process: int) -> ServiceManager:
     if not address:
         return NOBODY
     if address[0] not in "/@":
-        logger.warning("NOTIFY_SOCKET must be a path, or @ and a name, and is neither: no service manager is told")
-        return NOBODY
+        return ServiceManager(is_misnamed=True)
     is_watched = microseconds is not None and microseconds.isascii() and microseconds.isdigit()
     if not is_watched or watched not in (None, str(process)) or not int(microseconds or 0):
         return ServiceManager(address)
