@@ -153,7 +153,14 @@ async def test_interrupted_it_says_how_far_it_has_come(tmp_path: Path) -> None:
     async with running_server(Settings(port=0, data=tmp_path / "data")) as server:
         await server.register()
         command, pipe = [*COMMAND, "--data", str(server.data)], subprocess.PIPE
-        running = await trio.lowlevel.open_process(command, stdin=pipe, stdout=pipe, stderr=pipe)
+        running = await trio.lowlevel.open_process(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            # A shell without job control has its background processes ignore SIGINT, and they hand that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         assert running.stdin is not None
         await running.stdin.send_all(update(1).encode())
         with trio.fail_after(30):

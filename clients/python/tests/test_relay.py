@@ -460,7 +460,7 @@ def test_a_server_that_is_away_gets_all_when_it_is_back(
         until(lambda: not service.rows())
     assert waits == list(range(len(waits)))
     assert [record.getMessage() for record in caplog.records] == [
-        "the server takes no update now, rows wait: the server does not answer: nothing was sent"
+        f"the server takes no update now, rows wait: the server at {server.url} does not answer: nothing was sent"
     ]
     assert arrived(server, diagnosis) == [0, 1, 2]
 

@@ -85,16 +85,22 @@ def test_an_example_of_the_readme_works(server: Server, tmp_path: Path, number: 
         running = subprocess.Popen(
             [sys.executable, "-u", script], cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT,
             env=os.environ | {"AVICENNA_TOKEN": server.token("alice")},
+            # A shell without job control has its background processes ignore SIGINT, and they hand that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )  # fmt: skip
-        deadline = time.monotonic() + 20
-        while "rating" not in said.read_text():
-            # With `get_state` it begins with what is new.
-            server.publish(42)
-            assert running.poll() is None, said.read_text()
-            assert time.monotonic() < deadline, said.read_text()
-            time.sleep(0.1)
-        running.send_signal(signal.SIGINT)
-        running.wait(10)
+        try:
+            deadline = time.monotonic() + 20
+            while "rating" not in said.read_text():
+                # With `get_state` it begins with what is new.
+                server.publish(42)
+                assert running.poll() is None, said.read_text()
+                assert time.monotonic() < deadline, said.read_text()
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            running.wait(10)
+        finally:
+            running.kill()
+            running.wait()
     assert "'rating': 3" in said.read_text() or "rating 3\n" in said.read_text()
 
 
