@@ -386,8 +386,9 @@ PLANTED: Final = (
         "a process confirms a change before what follows from it is done",
         (16,),
         "storage/remote/client.py",
+        "        with trio.move_on_after(CONFIRM_SECONDS_MAX), suppress(StorageError):\n"
         "            await self._settled()\n",
-        "            await trio.lowlevel.checkpoint()\n",
+        "        await trio.lowlevel.checkpoint()\n",
         ("tests/storage/test_remote.py",),
     ),
     Planted(
@@ -403,10 +404,11 @@ PLANTED: Final = (
         (1,),
         "storage/remote/server.py",
         "                if not pending.is_there:\n                    await pending.done.wait()\n"
-        "                self._appends.popleft()\n                outcomes = pending.result()\n",
-        "                self._appends.popleft()\n"
-        '                guess = Appended(Seq(1), 0.0, "e", replayed=False)\n'
-        "                outcomes = pending.result() if pending.is_there else [guess] * len(events)\n",
+        "                self._appends.popleft()\n                try:\n"
+        "                    outcomes = pending.result()\n",
+        "                self._appends.popleft()\n                try:\n"
+        '                    guess = Appended(Seq(1), 0.0, "e", replayed=False)\n'
+        "                    outcomes = pending.result() if pending.is_there else [guess] * len(events)\n",
         ("tests/storage/test_remote.py",),
     ),
 )

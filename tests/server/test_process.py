@@ -234,6 +234,7 @@ async def test_a_unix_socket_that_cannot_be_made_is_named_in_one_line(tmp_path: 
 
 
 @pytest.mark.guarantee(11)
+@pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")  # it leaves a body whose connection ends
 async def test_an_orderly_restart_repeats_nothing_for_a_client_without_code(tmp_path: Path) -> None:
     received: list[int] = []
     accepted = 0
