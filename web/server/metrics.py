@@ -230,8 +230,8 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     Gauge("held_closes", "WebSockets whose Close is held back.", lambda seen: seen.hub.held),
     Counter(
         "closes",
-        "WebSockets, event streams and consoles that ended, by the code of the first Close, or of the `bye` of a stream; `none`: "
-        "the client has left the stream.",
+        "WebSockets, event streams and consoles that ended, by the code of the first Close, or of the `bye` of a "
+        "stream; `none`: the client has left the stream.",
         _closes,
         "code",
     ),
