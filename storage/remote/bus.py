@@ -74,7 +74,7 @@ class RemoteBus:
         done, answers = trio.Event(), dict[str, bytes]()
         self._asked[number] = done, answers
         try:
-            self._link.say(calls.encoded(0, calls.ASK, (number, topic, data, seconds)))
+            self._link.say(calls.encoded(0, calls.ASK, (number, topic, data)))
             with trio.move_on_after(seconds):
                 await done.wait()
             return dict(answers)

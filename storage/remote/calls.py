@@ -303,8 +303,8 @@ publishing_of: Final = _reading(tuple[str, bytes])
 """Topic and content of what a node publishes."""
 note_of: Final = _reading(tuple[str, str, bytes])
 """Node, topic and content of what another node has published."""
-asking_of: Final = _reading(tuple[int, str, bytes, float])
-"""Number, topic and content of a question to all others, and how many seconds they have."""
+asking_of: Final = _reading(tuple[int, str, bytes])
+"""Number, topic and content of a question to all others."""
 question_of: Final = _reading(tuple[int, str, str, bytes])
 """Number of a question of another node, that node, topic and content."""
 answering_of: Final = _reading(tuple[int, bytes])

@@ -34,7 +34,7 @@ from storage.pending import Pending
 from storage.remote import calls
 from storage.remote.bus import RemoteBus
 from storage.remote.calls import Frame, State
-from storage.remote.frames import Frames, framed
+from storage.remote.frames import RECEIVE_BYTES, Frames, framed
 from storage.store import Committed, PendingAppend, Store
 
 AWAY_SECONDS_MAX: Final = 10.0
@@ -51,8 +51,6 @@ CONFIRM_SECONDS_MAX: Final = 1.0
 
 REQUESTS_MAX: Final = 8192
 """Requests that may be unanswered. Beyond: refused at once (`Busy`)."""
-
-RECEIVE_BYTES: Final = 256 * 1024
 
 logger = logging.getLogger("avicenna.storage")
 

@@ -12,6 +12,9 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 
 LENGTH_BYTES: Final = 4
 
+RECEIVE_BYTES: Final = 256 * 1024
+"""Read from the stream at once."""
+
 
 class FrameTooLong(StorageError):
     """A frame is longer than `FRAME_BYTES_MAX`."""

@@ -25,12 +25,12 @@ from storage.changes import (
     SubjectErased,
     TokensRevoked,
 )
-from storage.errors import Failed, NoSuchDiagnosis, OutboxDamaged, StorageError
+from storage.errors import Failed, StorageError
 from storage.news import LOOK, News
 from storage.records import OUTBOX_EVENTS_MAX, Appended, Event, NewEvent, Seq, Window
 from storage.remote import calls
 from storage.remote.calls import Frame, State
-from storage.remote.frames import Frames, FrameTooLong, framed
+from storage.remote.frames import RECEIVE_BYTES, Frames, FrameTooLong, framed
 from storage.store import PendingAppend, Store
 
 CONFIRM_SECONDS_MAX: Final = 2.0
@@ -41,8 +41,6 @@ STATE_SECONDS: Final = 0.25
 
 OUT_BYTES_MAX: Final = 128 * 1024 * 1024
 """Bytes that may wait to be read by one process. Beyond: it is cut off."""
-
-RECEIVE_BYTES: Final = 256 * 1024
 
 logger = logging.getLogger("avicenna.storage")
 
@@ -322,7 +320,7 @@ class StoreServer:
             return
         try:
             window = (await self._store.read_after(diagnosis_id, Seq(0), 0)).window
-        except (NoSuchDiagnosis, OutboxDamaged, StorageError):
+        except StorageError:
             return  # without it, whoever follows is told to look
         known = self._windows.get(diagnosis_id)
         if known is None or known.epoch != window.epoch or known.head < window.head:
@@ -404,7 +402,7 @@ class StoreServer:
 
     # The bus
 
-    def _be_asked(self, client: _Client, number: int, topic: str, data: bytes, seconds: float) -> None:
+    def _be_asked(self, client: _Client, number: int, topic: str, data: bytes) -> None:
         self._last_question += 1
         others = set(self._others(client))
         self._questions[self._last_question] = client, number, others
