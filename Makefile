@@ -31,13 +31,14 @@
 #   make limits                       docs/LIMITS.md anew
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
+#   make nats-server                  a NATS server for the tests of the replicated store
 #   make python-client-test [ARGS="-k core"]   the tests of clients/python, in a .venv of its own (a part of `make test`)
 #   make clean                        .venv* and caches away
 #
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-console bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-console bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages nats-server clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +47,7 @@ STAMP := $(VENV)/.up-to-date
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.up-to-date
+CLUSTER_STAMP := $(VENV)/.cluster
 DOCS_VENV := .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.up-to-date
 NATIVE := build/benchmarks
@@ -223,6 +225,13 @@ $(BENCH_STAMP): requirements/bench.lock $(STAMP)
 	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check -qq install --require-hashes -r requirements/bench.lock
 	@touch $@
 
+nats-server: $(CLUSTER_STAMP)
+
+$(CLUSTER_STAMP): requirements/cluster.lock $(STAMP)
+	@echo "installing a NATS server into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/cluster.lock
+	@touch $@
+
 $(DOCS_STAMP): requirements/docs.lock | $(STAMP)
 	@echo "installing what builds the site into $(DOCS_VENV) ..."
 	@[ -x $(DOCS_VENV)/bin/python ] || $(BIN)/python -m venv $(DOCS_VENV)
@@ -265,6 +274,7 @@ lock:
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/run.lock --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --group bench --constraint requirements/run.lock --output-file requirements/bench.lock
 	$(COMPILE) --group pyproject.toml:docs --output-file requirements/docs.lock
+	$(COMPILE) --group pyproject.toml:cluster --output-file requirements/cluster.lock
 	$(COMPILE) $(PYTHON_CLIENT)/pyproject.toml --extra trio --extra sqlalchemy --group $(PYTHON_CLIENT)/pyproject.toml:dev \
 		--constraint requirements/dev.lock --output-file $(PYTHON_CLIENT)/requirements.lock
 

@@ -1,8 +1,8 @@
 """Programs from outside the project that some tests want: the path of one, or a skip that names it.
 
-Users need Python and make, nothing else: a test that wants a C compiler, Node, Chromium, nginx, HAProxy, Caddy, systemd
-or promtool skips where it is missing. `.ci/run` installs these programs and names those it has in `REQUIRED_PROGRAMS`:
-a test that misses one of them fails.
+Users need Python and make, nothing else: a test that wants a C compiler, Node, Chromium, nginx, HAProxy, Caddy,
+systemd, promtool or a NATS server skips where it is missing. `.ci/run` installs these programs and names those it has
+in `REQUIRED_PROGRAMS`: a test that misses one of them fails.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ SPELLINGS: Final = {
     # Debian puts both where only root's PATH leads.
     "nginx": ("nginx", "/usr/sbin/nginx"),
     "haproxy": ("haproxy", "/usr/sbin/haproxy"),
+    # `make nats-server` installs it.
+    "nats-server": ("nats-server", str(ROOT / ".venv" / "bin" / "nats-server")),
     # `make python-client` makes it.
     "python-client": (str(ROOT / "clients" / "python" / ".venv" / "bin" / "python"),),
 }

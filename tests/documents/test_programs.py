@@ -87,8 +87,8 @@ def test_ci_with_every_program_allows_no_skip(stand_ins: Path) -> None:
         stand_in(stand_ins, name)
     stand_in(stand_ins, "make", 'echo "required: $REQUIRED_PROGRAMS"')
     printed, said = ci(stand_ins)
-    assert said.splitlines() == ["make -s node-packages", "make check"]
-    assert set(printed.split()) == {"required:", "python-client", *PROGRAMS, "npm-packages"}
+    assert said.splitlines() == ["make -s node-packages", "make -s nats-server", "make check"]
+    assert set(printed.split()) == {"required:", "python-client", *PROGRAMS, "npm-packages", "nats-server"}
 
 
 def test_ci_as_root_installs_what_is_missing_and_starts_nothing(stand_ins: Path) -> None:
@@ -104,7 +104,7 @@ def test_ci_as_root_installs_what_is_missing_and_starts_nothing(stand_ins: Path)
     printed, said = ci(stand_ins)
     assert "exit 101" in said, "services may start as they are installed"
     assert not (stand_ins / "policy-rc.d").exists()
-    assert set(printed.split()) == {"required:", "python-client", *PROGRAMS, "npm-packages"}
+    assert set(printed.split()) == {"required:", "python-client", *PROGRAMS, "npm-packages", "nats-server"}
 
 
 @pytest.mark.parametrize(("user", "reason"), [("0", "apt-get failed"), ("1000", "needs root")])
@@ -116,17 +116,18 @@ def test_ci_that_cannot_install_says_so_in_one_line_and_goes_on(stand_ins: Path,
     line, required = printed.splitlines()
     assert reason in line
     assert {"build-essential", "nodejs", "npm", "chromium", "nginx", "haproxy", "prometheus"} < set(line.split())
-    assert required.split() == ["required:", "python-client"]
+    assert required.split() == ["required:", "python-client", "nats-server"]
     assert not (stand_ins / "policy-rc.d").exists()
 
 
-def test_ci_without_the_npm_registry_says_so_in_one_line_and_goes_on(stand_ins: Path) -> None:
+def test_ci_without_registries_says_so_in_one_line_each_and_goes_on(stand_ins: Path) -> None:
     for name in PROGRAMS:
         stand_in(stand_ins, name)
     stand_in(stand_ins, "make", '[ "$1" = check ] && echo "required: $REQUIRED_PROGRAMS"')
     printed, _ = ci(stand_ins)
-    line, required = printed.splitlines()
-    assert "npm failed" in line
+    of_npm, of_pip, required = printed.splitlines()
+    assert "npm failed" in of_npm
+    assert "pip failed" in of_pip
     assert set(required.split()) == {"required:", "python-client", *PROGRAMS}
 
 

@@ -23,6 +23,7 @@ LIBRARY: Final = "library"
 
 FIELD_DOCS: Final[Mapping[str, str]] = {
     "acknowledged": "The highest number that the subscriber has acknowledged.",
+    "address": "Where a server listens, as host and port.",
     "after_seconds": "How long it took, in seconds.",
     "bytes": "Size, in bytes.",
     "close_code": "The code of the Close, or of the `bye` of an event stream.",
@@ -50,6 +51,7 @@ FIELD_DOCS: Final[Mapping[str, str]] = {
     "process": "The name of a worker, or `store`.",
     "reason": "Why, in words.",
     "seconds": "How long, in seconds.",
+    "server": "The name of a server of the engine.",
     "service": "A task that runs as long as the server.",
     "status": "The status of the answer.",
     "subject": "Who, as the setting `log_subjects` has it.",
@@ -353,6 +355,16 @@ LOG_EVENTS: Final = (
         "seconds",
     ),
     _event("disk_answers", "storage", "warning", "the disk answers again, after %.1f s", "after_seconds"),
+    _event("nats_connected", "storage", "info", "connected to the NATS server %s at %s", "server address"),
+    _event(
+        "nats_connection_ended",
+        "storage",
+        "warning",
+        "the connection to the NATS server %s at %s ended: %s",
+        "server address reason",
+    ),
+    _event("nats_server_passed_over", "storage", "warning", "the NATS server at %s is not used: %s", "address reason"),
+    _event("nats_denied", "storage", "warning", "the NATS server does not let us: %s", "reason"),
     _event("outbox_damaged", "storage", "error", "%s%.0s", "reason diagnosis_id"),
     _event("outboxes_whole", "storage", "info", "the events of %d diagnoses were checked: all are whole", "count"),
     _event(

@@ -1,0 +1,145 @@
+"""Real NATS servers on this machine: one, or a cluster of three, with a configuration and a directory of their own.
+
+They listen on 127.0.0.1 alone, and end with the test that has started them.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from storage.nats.connection import Address
+from tests.programs import program
+
+READY_SECONDS_MAX: Final = 60.0
+"""Until a server says that it is healthy, on a busy machine."""
+
+CONFIGURATION: Final = """
+server_name: {name}
+listen: "127.0.0.1:{port}"
+http: "127.0.0.1:{monitor}"
+max_payload: 1MB
+jetstream {{
+  store_dir: "{store}"
+  max_mem: 256M
+  max_file: 4G
+  limits {{ batch {{ max_inflight_per_stream: 1000, max_inflight_total: 10000 }} }}
+}}
+{more}
+"""
+
+CLUSTER: Final = """
+cluster {{ name: tests, listen: "127.0.0.1:{route}", routes: [{routes}] }}
+"""
+
+
+@dataclass
+class NatsServer:
+    """One server: its process, where it listens, and what it was configured with."""
+
+    name: str
+    directory: Path
+    port: int
+    monitor: int
+    configuration: str
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> Address:
+        """Where clients find it."""
+        return Address("127.0.0.1", self.port)
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "log").read_text()
+
+    def start(self) -> None:
+        """Start it, with whatever its directory holds; it may not be ready yet."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        configuration = self.directory / "nats.conf"
+        configuration.write_text(self.configuration)
+        command = [program("nats-server"), "-c", str(configuration), "-l", str(self.directory / "log")]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def wait(self) -> None:
+        """Wait until it says that it is healthy."""
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not self._is_healthy():
+            assert self.process is not None
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/healthz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """End it; what it has stored stays. Frozen servers end, too."""
+        if self.process is not None:
+            self.process.send_signal(by)
+            self.process.send_signal(signal.SIGCONT)
+            self.process.wait(30)
+            self.process = None
+
+    def freeze(self) -> None:
+        """Have it do nothing until `thaw`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have it go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def nats_servers(directory: Path, count: int = 1, more: str = "") -> Iterator[Sequence[NatsServer]]:
+    """Servers that are ready; skips the test where there is no program.
+
+    Args:
+        count: one, or so many in one cluster.
+        more: further configuration, the same for each.
+    """
+    program("nats-server")
+    ports = _free_ports(3 * count)
+    routes = ", ".join(f'"nats://127.0.0.1:{ports[3 * number + 2]}"' for number in range(count))
+    servers = []
+    for number in range(count):
+        port, monitor, route = ports[3 * number : 3 * number + 3]
+        name, its = f"n{number + 1}", more + (CLUSTER.format(route=route, routes=routes) if count > 1 else "")
+        store = directory / name / "store"
+        configuration = CONFIGURATION.format(name=name, port=port, monitor=monitor, store=store, more=its)
+        servers.append(NatsServer(name, directory / name, port, monitor, configuration))
+    try:
+        for one in servers:
+            one.start()
+        for one in servers:
+            one.wait()
+        yield servers
+    finally:
+        for one in servers:
+            one.end(signal.SIGKILL)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
