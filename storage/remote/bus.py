@@ -18,8 +18,9 @@ class Says(Protocol):
 
     node: str
 
-    has_stream: bool
-    """Whether what is said gets there now."""
+    @property
+    def has_stream(self) -> bool:
+        """Whether what is said gets there now."""
 
     def say(self, data: bytes) -> None:
         """Send something that is not answered; lost if the store is not there."""

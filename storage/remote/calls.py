@@ -279,6 +279,8 @@ class State:
     """The processes that are connected, by name."""
     have_rights_changed: bool
     """Since this process of the store began, somebody may have lost a right."""
+    last_change: int
+    """The number of the last change of this process of the store; 0: there was none."""
 
 
 def changed(change: Change) -> bytes:

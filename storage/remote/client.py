@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -35,6 +35,7 @@ from storage.remote import calls
 from storage.remote.bus import RemoteBus
 from storage.remote.calls import Frame, State
 from storage.remote.frames import RECEIVE_BYTES, Frames, framed
+from storage.remote.outgoing import Outgoing
 from storage.store import Committed, PendingAppend, Store
 
 AWAY_SECONDS_MAX: Final = 10.0
@@ -44,10 +45,7 @@ CONNECT_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Pauses between attempts to reach the store; the last is repeated."""
 
 SILENT_SECONDS: Final = 2.0
-"""The store says how it is several times a second. Beyond: it counts as a disk that does not answer."""
-
-CONFIRM_SECONDS_MAX: Final = 1.0
-"""Longest wait until all that follows from a change is done here. Reason: the store waits 2 s for it."""
+"""The store says how it is several times a second. Beyond: it counts as away."""
 
 REQUESTS_MAX: Final = 8192
 """Requests that may be unanswered. Beyond: refused at once (`Busy`)."""
@@ -107,10 +105,8 @@ class Link:
         self._requests: dict[int, _Request] = {}
         """Unanswered, the oldest first."""
         self._last_number = 0
-        self._out: list[bytes] = []
-        self.has_stream = False
-        """Whether what is said gets there now."""
-        self._stirred = trio.Event()
+        self.out: Outgoing | None = None
+        """Of the stream that there is now; `None`: there is none."""
 
     def next_number(self) -> int:
         """The number of a new request."""
@@ -129,13 +125,17 @@ class Link:
             raise Busy("the store is not there")
         self._requests[number] = request
         if self.away_since is None:
-            request.is_sent = True
-            self._send(request.data)
+            self._send(request)
+
+    @property
+    def has_stream(self) -> bool:
+        """Whether what is said gets there now."""
+        return self.out is not None
 
     def say(self, data: bytes) -> None:
         """Send something that is not answered; lost if the store is not there."""
-        if self.has_stream:
-            self._send(framed(data))
+        if self.out is not None:
+            self.out.say(data)
 
     def resume(self, *, is_judged_anew: bool) -> None:
         """The store is there, and has said how it is: what waits for it is sent.
@@ -148,13 +148,13 @@ class Link:
                 del self._requests[number]
                 request.refuse(_unanswered(request, "rights have changed while the store was not there"))
             else:
-                request.is_sent = True
-                self._send(request.data)
+                self._send(request)
         self.away_since = None
 
-    def _send(self, frame: bytes) -> None:
-        self._out.append(frame)
-        self._stirred.set()
+    def _send(self, request: _Request) -> None:
+        assert self.out is not None, "the store is there"
+        request.is_sent = True
+        self.out.send(request.data)
 
     def give_up(self, number: int) -> None:
         """Nobody waits for this answer any more."""
@@ -163,11 +163,15 @@ class Link:
     @property
     def waiting_seconds(self) -> float:
         """For how long the store has said nothing while something is asked of it; 0: it has, or nothing is."""
-        now = self._clock.monotonic()
+        since = self.silent_since
+        return 0.0 if since is None or not self._requests else self._clock.monotonic() - since
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when the store is not there, or says nothing, on the monotonic clock; `None`: it does."""
         if self.away_since is not None:
-            return now - self.away_since if self._requests else 0.0
-        silent = now - self.heard_at
-        return silent if silent > SILENT_SECONDS and self._requests else 0.0
+            return self.away_since
+        return self.heard_at if self._clock.monotonic() - self.heard_at > SILENT_SECONDS else None
 
     async def run(self) -> None:
         """Keep the stream up; until cancelled."""
@@ -177,8 +181,8 @@ class Link:
                 stream = await self._connect()
                 try:
                     async with trio.open_nursery() as stream_nursery:
-                        self._begin()
-                        stream_nursery.start_soon(self._write, stream, stream_nursery.cancel_scope)
+                        out = self._begin()
+                        stream_nursery.start_soon(self._write, out, stream, stream_nursery.cancel_scope)
                         stream_nursery.start_soon(self._read, stream, stream_nursery.cancel_scope)
                 finally:
                     self._end()
@@ -199,16 +203,16 @@ class Link:
                 await trio.sleep(CONNECT_SECONDS[min(attempt, len(CONNECT_SECONDS) - 1)])
                 attempt += 1
 
-    def _begin(self) -> None:
-        self._out = [framed(one) for one in (calls.encoded(0, "hello", self.node), *self.greeting())]
-        self.has_stream = True
-        self._stirred.set()
+    def _begin(self) -> Outgoing:
+        self.out = out = Outgoing()
+        for one in (calls.encoded(0, "hello", self.node), *self.greeting()):
+            out.say(one)
+        return out
 
     def _end(self) -> None:
         if self.away_since is None:
             self.away_since = self._clock.monotonic()
-        self.has_stream = False
-        self._out = []
+        self.out = None
         for number, request in list(self._requests.items()):
             if request.is_sent and not request.is_repeatable:
                 del self._requests[number]
@@ -222,14 +226,9 @@ class Link:
                     request.refuse(_unanswered(request, "the store is not there"))
             await trio.sleep(0.1)
 
-    async def _write(self, stream: trio.SocketStream, end: trio.CancelScope) -> None:
+    async def _write(self, out: Outgoing, stream: trio.SocketStream, end: trio.CancelScope) -> None:
         try:
-            while True:
-                await self._stirred.wait()
-                self._stirred = trio.Event()
-                out, self._out = self._out, []
-                if out:
-                    await stream.send_all(b"".join(out))
+            await out.write(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             end.cancel()
 
@@ -352,22 +351,18 @@ class RemoteStore:
                 else:
                     self._look(self._hears)
             self._link.resume(is_judged_anew=state.have_rights_changed)
+            self._confirm(state.last_change)
         for diagnosis_id in state.damaged:
             if before is None or diagnosis_id not in before.damaged:
                 self._tell_damage(diagnosis_id)
 
     async def _judge(self, judging: object) -> None:
         """Have nobody publish or be given anything until rights are judged by what the store holds now."""
-        while self._heard.judging is judging:
-            try:
-                await self._settled()
-            except StorageError:
-                await trio.sleep(CONNECT_SECONDS[-1])
-                continue
-            if self._heard.judging is judging:
-                self._heard.judging = None
-                assert self._hears is not None, "it was told what it missed"
-                self._look(self._hears)
+        await self._settled()
+        if self._heard.judging is judging:
+            self._heard.judging = None
+            assert self._hears is not None, "it was told what it missed"
+            self._look(self._hears)
 
     def _look(self, hears: Hears) -> None:
         for diagnosis_id in list(self._followed):
@@ -389,13 +384,18 @@ class RemoteStore:
                     self._known.has_changed(diagnosis_id)
         if self._hears is not None:
             self._hears.changed(change)
-        self._nursery.start_soon(self._confirm, change.number)
+        self._confirm(change.number)
 
-    async def _confirm(self, number: int) -> None:
-        # Without the store nobody waits for this, and nothing more can be stored.
-        with trio.move_on_after(CONFIRM_SECONDS_MAX), suppress(StorageError):
-            await self._settled()
-        self._link.say(calls.encoded(0, calls.CONFIRM, number))
+    def _confirm(self, number: int) -> None:
+        """Tell the store, once all that follows from changes told so far is done."""
+        out = self._link.out
+        if out is not None:
+            self._nursery.start_soon(self._confirm_once_settled, out, number)
+
+    async def _confirm_once_settled(self, out: Outgoing, number: int) -> None:
+        await self._settled()
+        if self._link.out is out:  # another stream leads to another process, which counts anew
+            out.say(calls.encoded(0, calls.CONFIRM, number))
 
     # What it says of itself
 
@@ -429,7 +429,7 @@ class RemoteStore:
     def statistics(self) -> records.StoreStatistics:
         link = self._link
         waiting_seconds = max(self._now.statistics.waiting_seconds, link.waiting_seconds)
-        return replace(self._now.statistics, waiting_seconds=waiting_seconds, away_since=link.away_since)
+        return replace(self._now.statistics, waiting_seconds=waiting_seconds, away_since=link.silent_since)
 
     # Events
 

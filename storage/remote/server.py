@@ -1,15 +1,17 @@
 """Serves a store to other processes of this machine, and carries what they tell each other.
 
-A change that takes effect elsewhere is told to every process that is connected. Whoever asked for it is answered once
-all others have confirmed it: each has carried out what follows, and what it had handed over before is committed or
-refused. A process that does not confirm within `CONFIRM_SECONDS_MAX` is cut off (`unconfirmed`).
+A change that takes effect elsewhere is told to every process. Whoever asked for it is answered once all others have
+confirmed it, each on the stream on which it hands over appends, and all that was handed over before is committed or
+refused. A process that is away may have connections all the same: it is waited for, too, until it is said to be gone.
+One that does not confirm within `CONFIRM_SECONDS_MAX` is cut off (`unconfirmed`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -27,14 +29,19 @@ from storage.changes import (
 )
 from storage.errors import Failed, StorageError
 from storage.news import LOOK, News
-from storage.records import OUTBOX_EVENTS_MAX, Appended, Event, NewEvent, Seq, Window
+from storage.records import OUTBOX_EVENTS_MAX, Appended, Epoch, Event, NewEvent, Seq, Window
 from storage.remote import calls
 from storage.remote.calls import Frame, State
-from storage.remote.frames import RECEIVE_BYTES, Frames, FrameTooLong, framed
+from storage.remote.frames import RECEIVE_BYTES, Frames, FrameTooLong
+from storage.remote.outgoing import Outgoing
 from storage.store import PendingAppend, Store
 
 CONFIRM_SECONDS_MAX: Final = 2.0
-"""Longest wait for a process to confirm a change. Beyond: it is cut off, and `unconfirmed` ends it."""
+"""Longest wait for a process to confirm a change, without the time in which the disk does not answer. Beyond: it is cut
+off, and `unconfirmed` ends it."""
+
+CONFIRM_STEP_SECONDS: Final = 0.1
+"""The wait is counted in steps. Reason: a step in which this process did not run counts no more than another."""
 
 STATE_SECONDS: Final = 0.25
 """Between two tellings of how the store is."""
@@ -53,58 +60,69 @@ class _Client:
         self.stream = stream
         self.confirmed = 0
         """The number of the last change that it has confirmed."""
-        self.has_confirmed = trio.Event()
         self.followed: set[str] = set()
         self.topics: set[str] = set()
         self.long: dict[int, trio.CancelScope] = {}
         """What it has asked for and may cancel."""
         self.scope = trio.CancelScope()
         self.gone = trio.Event()
-        self._out: list[bytes] = []
-        self._out_bytes = 0
-        self._stirred = trio.Event()
-
-    def stir_confirmed(self) -> None:
-        """Wake all that wait for it to confirm; whoever waits for a later change waits again."""
-        self.has_confirmed.set()
-        self.has_confirmed = trio.Event()
+        self.out = Outgoing()
 
     def say(self, data: bytes) -> None:
         """Send it something."""
-        frame = framed(data)
-        self._out.append(frame)
-        self._out_bytes += len(frame)
-        if self._out_bytes > OUT_BYTES_MAX:
+        self.out.say(data)
+        if self.out.size > OUT_BYTES_MAX:
             logger.error("a process does not read what it is sent: it is cut off")
             self.scope.cancel()
-        self._stirred.set()
 
-    async def write(self) -> None:
-        """Write what is to be sent; until cancelled."""
-        while True:
-            await self._stirred.wait()
-            self._stirred = trio.Event()
-            out, self._out = self._out, []
-            if out:
-                data = b"".join(out)
-                await self.stream.send_all(data)
-                self._out_bytes -= len(data)
+
+class _Learning:
+    """A reading of how a log stands, and what has come since it began."""
+
+    def __init__(self) -> None:
+        self.is_outdated = False
+        """Something else than growth has come: it is read again."""
+        self.grown: tuple[Epoch, Seq] | None = None
+        """The newest entry that was told."""
+
+    def joined(self, window: Window) -> Window | None:
+        """How the log stands, given what was read; `None`: it is not known."""
+        if self.is_outdated:
+            return None
+        if self.grown is None or self.grown[1] <= window.head:
+            return window
+        epoch, head = self.grown
+        return None if epoch != window.epoch else _grown_to(window, head)
+
+
+def _grown_to(window: Window, head: Seq) -> Window:
+    return Window(window.epoch, head, Seq(max(window.floor, head - OUTBOX_EVENTS_MAX)), window.purged)
 
 
 class StoreServer:
     """Serves one store. It is what the store tells (`storage.changes.Hears`)."""
 
-    def __init__(self, store: Store, unconfirmed: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, store: Store, unconfirmed: Callable[[str], None] = lambda _: None, nodes: Collection[str] = ()
+    ) -> None:
         """Serve `store`, which nobody else may use.
 
         Args:
             unconfirmed: called with the node that did not confirm a change in time.
+            nodes: those that had asked the store before this process began.
         """
         self._store = store
         self._unconfirmed = unconfirmed
         self._clients: list[_Client] = []
+        self._absent = set(nodes)
+        """Nodes that are away, and not said to be gone."""
+        self._has_confirmed = trio.Event()
+        """Set when a node has confirmed something, or is gone."""
         self._windows: dict[str, Window] = {}
-        """How the logs that are followed were left by the last entry."""
+        """How logs that are followed were left by the last entry."""
+        self._learning: dict[str, _Learning] = {}
+        """Of logs whose window is being read."""
+        self._to_learn = trio.open_memory_channel[str](math.inf)
         self._last_change = 0
         self._have_rights_changed = False
         self._appends: deque[tuple[_Client, int, str, Sequence[NewEvent], PendingAppend]] = deque()
@@ -121,7 +139,13 @@ class StoreServer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer_appends)
             nursery.start_soon(self._tell_state)
+            nursery.start_soon(self._learn_windows)
             await trio.serve_listeners(self._serve, list(listeners), handler_nursery=nursery)
+
+    def is_gone(self, node: str) -> None:
+        """A node has ended: nobody waits for it."""
+        self._absent.discard(node)
+        self._stir_confirmed()
 
     async def left(self) -> None:
         """Wait until nobody is connected."""
@@ -133,7 +157,7 @@ class StoreServer:
         try:
             with client.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(client.write)
+                    nursery.start_soon(client.out.write, client.stream)
                     await self._read(client, nursery)
                     nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -147,9 +171,9 @@ class StoreServer:
 
     def _left(self, client: _Client) -> None:
         client.gone.set()
-        client.stir_confirmed()
         if client in self._clients:
             self._clients.remove(client)
+        self._stir_confirmed()
         for number, (_, _, missing) in list(self._questions.items()):
             missing.discard(client)
             self._end_question(number)
@@ -171,7 +195,7 @@ class StoreServer:
                 elif frame.what == calls.FOLLOW:
                     diagnosis_id = calls.text_of(frame.content)
                     client.followed.add(diagnosis_id)  # at once: an `UNFOLLOW` may be the next frame
-                    nursery.start_soon(self._learn_window, diagnosis_id)
+                    self._learn(diagnosis_id)
                 else:
                     self._take(client, frame)
 
@@ -180,15 +204,17 @@ class StoreServer:
         match frame.what:
             case "hello":
                 client.node = calls.text_of(content)
-                client.confirmed = self._last_change
+                self._absent.discard(client.node)
                 self._clients.append(client)
                 self._say_state()
             case calls.UNFOLLOW:
-                client.followed.discard(calls.text_of(content))
-                self._forget_windows()
+                diagnosis_id = calls.text_of(content)
+                client.followed.discard(diagnosis_id)
+                if not self._is_followed(diagnosis_id):
+                    self._windows.pop(diagnosis_id, None)
             case calls.CONFIRM:
                 client.confirmed = max(client.confirmed, calls.number_of(content))
-                client.stir_confirmed()
+                self._stir_confirmed()
             case calls.CANCEL:
                 if (scope := client.long.get(calls.number_of(content))) is not None:
                     scope.cancel()
@@ -244,17 +270,38 @@ class StoreServer:
         async with self._looking_through:
             await self._store.look_through()
 
-    async def _confirmed(self, client: _Client, number: int) -> None:
-        """Wait until all others have confirmed a change, and cut off those that do not."""
-        deadline = trio.current_time() + CONFIRM_SECONDS_MAX
-        for other in self._others(client):
-            with trio.move_on_at(deadline):
-                while other.confirmed < number and not other.gone.is_set():
-                    await other.has_confirmed.wait()
-                continue
-            logger.error("a process has not confirmed a change within %g s: it is cut off", CONFIRM_SECONDS_MAX)
-            other.scope.cancel()
-            self._unconfirmed(other.node)
+    async def _confirmed(self, asker: _Client, number: int) -> None:
+        """Wait until all others have confirmed a change and what was handed over before is stored or refused.
+
+        Those that do not confirm are cut off.
+        """
+        left = CONFIRM_SECONDS_MAX
+        while missing := self._missing(asker, number):
+            if left <= 0:
+                for node, client in missing.items():
+                    logger.error("a process has not confirmed a change within %g s: it is cut off", CONFIRM_SECONDS_MAX)
+                    self._unconfirmed(node)
+                    if client is not None:
+                        client.scope.cancel()
+                    self._absent.discard(node)
+                break
+            began = trio.current_time()
+            with trio.move_on_after(CONFIRM_STEP_SECONDS):
+                await self._has_confirmed.wait()
+            if self._store.statistics().waiting_seconds < CONFIRM_STEP_SECONDS:
+                left -= min(trio.current_time() - began, CONFIRM_STEP_SECONDS)
+        await self._store.barrier()
+
+    def _missing(self, asker: _Client, number: int) -> dict[str, _Client | None]:
+        """The nodes that have not confirmed a change; `None`: one that is away."""
+        return {one.node: one for one in self._others(asker) if one.confirmed < number} | {
+            node: None for node in self._absent if node != asker.node
+        }
+
+    def _stir_confirmed(self) -> None:
+        """Wake all that wait for a confirmation; whoever waits for another one waits again."""
+        self._has_confirmed.set()
+        self._has_confirmed = trio.Event()
 
     # Appends
 
@@ -294,7 +341,7 @@ class StoreServer:
         outcomes: Sequence[Appended | StorageError],
     ) -> None:
         window = self._windows.get(diagnosis_id)
-        if window is None and not any(diagnosis_id in one.followed for one in self._clients):
+        if window is None and not self._is_followed(diagnosis_id):
             return
         stored = [
             (Event(one.seq, one.at, event.kind, event.body), one.epoch)
@@ -308,27 +355,41 @@ class StoreServer:
             self._tell_others(client, diagnosis_id, LOOK)
             if window is not None and (window.epoch != epoch or last.seq > window.head):
                 del self._windows[diagnosis_id]
+            self._learn(diagnosis_id)
+            if (learning := self._learning.get(diagnosis_id)) is not None:
+                learning.grown = epoch, last.seq
             return
-        floor = Seq(max(window.floor, last.seq - OUTBOX_EVENTS_MAX))
-        window = self._windows[diagnosis_id] = Window(epoch, last.seq, floor, window.purged)
+        window = self._windows[diagnosis_id] = _grown_to(window, last.seq)
         self._tell_others(client, diagnosis_id, News(window, tuple(event for event, _ in stored)))
 
     # Who follows what
 
-    async def _learn_window(self, diagnosis_id: str) -> None:
-        if diagnosis_id in self._windows:
-            return
-        try:
-            window = (await self._store.read_after(diagnosis_id, Seq(0), 0)).window
-        except StorageError:
-            return  # without it, whoever follows is told to look
-        known = self._windows.get(diagnosis_id)
-        if known is None or known.epoch != window.epoch or known.head < window.head:
-            self._windows[diagnosis_id] = window
-            self._forget_windows()
+    def _is_followed(self, diagnosis_id: str) -> bool:
+        return any(diagnosis_id in one.followed for one in self._clients)
+
+    def _learn(self, diagnosis_id: str) -> None:
+        """Have the window of a log that is followed read, unless it is known, or being read."""
+        if diagnosis_id not in self._windows and diagnosis_id not in self._learning:
+            self._learning[diagnosis_id] = _Learning()
+            self._to_learn[0].send_nowait(diagnosis_id)
+
+    async def _learn_windows(self) -> None:
+        async for diagnosis_id in self._to_learn[1]:
+            learning = self._learning[diagnosis_id] = _Learning()
+            try:
+                read = (await self._store.read_after(diagnosis_id, Seq(0), 0)).window
+            except StorageError:
+                read = None  # without it, whoever follows is told to look
+            del self._learning[diagnosis_id]
+            if read is None or diagnosis_id in self._windows or not self._is_followed(diagnosis_id):
+                continue
+            if (window := learning.joined(read)) is None:
+                self._learn(diagnosis_id)
+            else:
+                self._windows[diagnosis_id] = window
 
     def _forget_windows(self) -> None:
-        for diagnosis_id in [one for one in self._windows if not any(one in each.followed for each in self._clients)]:
+        for diagnosis_id in [one for one in self._windows if not self._is_followed(one)]:
             del self._windows[diagnosis_id]
 
     def _tell_others(self, client: _Client | None, diagnosis_id: str, news: News) -> None:
@@ -367,13 +428,19 @@ class StoreServer:
         """A store that misses something is no store of this process."""
 
     def _moved(self, diagnosis_id: str, window: Window) -> None:
-        if diagnosis_id in self._windows:
+        self._outdate_reading(diagnosis_id)
+        if self._is_followed(diagnosis_id):
             self._windows[diagnosis_id] = window
             self._tell_others(None, diagnosis_id, News(window))
 
     def _look_anew(self, diagnosis_id: str) -> None:
+        self._outdate_reading(diagnosis_id)
         self._windows.pop(diagnosis_id, None)
         self._tell_others(None, diagnosis_id, LOOK)
+
+    def _outdate_reading(self, diagnosis_id: str) -> None:
+        if (learning := self._learning.get(diagnosis_id)) is not None:
+            learning.is_outdated = True
 
     # How it is
 
@@ -392,6 +459,7 @@ class StoreServer:
             store.clock_held_since,
             tuple(one.node for one in self._clients),
             self._have_rights_changed,
+            self._last_change,
         )
         return calls.encoded(0, "state", state)
 

@@ -117,7 +117,7 @@ async def served_on(
 
 async def _announced_url(stderr: trio.abc.ReceiveStream, logbook: Logbook) -> str:
     said = b""
-    with trio.fail_after(20):
+    with trio.fail_after(60):  # several processes start, and other tests beside them
         while (found := re.search(rb'listening on (http://[^\s"]+)', said)) is None:
             chunk = await stderr.receive_some()
             assert chunk, f"the server ended: {said.decode()}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,8 +16,9 @@ from storage.clock import SystemClock
 from storage.errors import Busy, Failed, StorageError
 from storage.news import LOOK, News
 from storage.pending import Pending
-from storage.records import Appended, NewEvent, Seq, Window
+from storage.records import Appended, NewEvent, Seq, Slice, StoreStatistics, Window
 from storage.remote import client as remote_client
+from storage.remote import server as remote_server
 from storage.remote.client import RemoteStore, open_remote
 from storage.remote.frames import FRAME_BYTES_MAX, Frames, FrameTooLong, framed
 from storage.remote.server import StoreServer
@@ -76,19 +79,21 @@ class StoreProcess:
         self.socket = directory / "store.sock"
         self.store: Store | None = None
         self.unconfirmed: list[str] = []
+        self.server: StoreServer | None = None
         self._nursery = nursery
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
-    async def begin(self) -> None:
+    async def begin(self, *nodes: str) -> None:
+        """Begin; these nodes are said to be there already."""
         self._scope, self._ended = trio.CancelScope(), trio.Event()
-        await self._nursery.start(self._run)
+        await self._nursery.start(self._run, nodes)
 
     async def end(self) -> None:
         self._scope.cancel()
         await self._ended.wait()
 
-    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _run(self, nodes: Sequence[str], task_status: trio.TaskStatus[None]) -> None:
         names = iter(range(1, 1000))
         run = self.database.with_suffix(".run")
         try:
@@ -103,9 +108,9 @@ class StoreProcess:
                     listening = trio.socket.socket(trio.socket.AF_UNIX)
                     await listening.bind(str(self.socket))
                     listening.listen()
-                    server = StoreServer(self.store, self.unconfirmed.append)
+                    self.server = StoreServer(self.store, self.unconfirmed.append, nodes)
                     task_status.started()
-                    await server.run([trio.SocketListener(listening)])
+                    await self.server.run([trio.SocketListener(listening)])
         finally:
             self._ended.set()
 
@@ -191,6 +196,66 @@ async def test_a_deletion_and_a_new_registration_are_heard_of(process: StoreProc
         await one.register("d", "bo", [], AN_ACT)
         assert [type(change) for change in listener.told] == [DiagnosisDeleted, DiagnosisRegistered]
         assert other.known("d") == await one.get("d")
+        # Its window is learnt again: others get the events, and need not look for each.
+        with trio.fail_after(10):
+            while not listener.numbers:
+                await publish(one)
+                await other.barrier()
+
+
+async def test_a_purge_while_a_window_is_read_is_not_undone_by_what_was_read(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(process) as (one, other):
+        await one.register("d", "amira", [])
+        await publish(one, 3)
+        assert process.store is not None
+        has_read, may_answer = trio.Event(), trio.Event()
+        read_after = process.store.read_after
+
+        async def slow(*args: Any) -> Slice:
+            found = await read_after(*args)
+            has_read.set()
+            await may_answer.wait()
+            return found
+
+        monkeypatch.setattr(process.store, "read_after", slow)
+        listener = Listener(other)
+        with trio.fail_after(10):
+            await has_read.wait()
+        await one.purge("d")
+        may_answer.set()
+        await other.barrier()
+        await publish(one)
+        await listener.until(lambda: listener.numbers == [4])
+        assert listener.heard[-1].window == Window((await one.get("d")).epoch, Seq(4), Seq(3), Seq(3))
+
+
+async def test_growth_while_a_window_is_read_is_added_to_what_was_read(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(process) as (one, other):
+        await one.register("d", "amira", [])
+        assert process.store is not None
+        has_read, may_answer = trio.Event(), trio.Event()
+        read_after = process.store.read_after
+
+        async def slow(*args: Any) -> Slice:
+            found = await read_after(*args)
+            has_read.set()
+            await may_answer.wait()
+            return found
+
+        monkeypatch.setattr(process.store, "read_after", slow)
+        listener = Listener(other)
+        with trio.fail_after(10):
+            await has_read.wait()
+        await publish(one, 2)
+        may_answer.set()
+        await other.barrier()
+        await publish(one)
+        await listener.until(lambda: len(listener.heard) == 3)
+        assert (listener.heard[:2], listener.numbers) == ([LOOK, LOOK], [3])
 
 
 async def test_an_act_is_answered_once_all_others_have_carried_out_what_follows(process: StoreProcess) -> None:
@@ -217,13 +282,146 @@ async def test_an_act_is_answered_once_all_others_have_carried_out_what_follows(
 async def test_a_process_that_does_not_confirm_is_cut_off_and_named(
     process: StoreProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_client, "CONFIRM_SECONDS_MAX", 3600.0)
+    monkeypatch.setattr(remote_server, "CONFIRM_SECONDS_MAX", 0.2)
     async with two(process) as (one, other):
         listener = Listener(other)
         listener.may_settle = trio.Event()
         with trio.fail_after(30):
             await one.register("d", "amira", [], AN_ACT)
         assert process.unconfirmed == ["other"]
+
+
+async def test_nobody_is_cut_off_while_the_disk_does_not_answer(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_server, "CONFIRM_SECONDS_MAX", 0.2)
+    async with two(process) as (one, other):
+        assert process.store is not None
+        statistics, looks = process.store.statistics, 0
+
+        def hung() -> StoreStatistics:
+            nonlocal looks
+            looks += 1
+            if looks == 8:
+                listener.may_settle.set()
+            return replace(statistics(), waiting_seconds=5.0)
+
+        listener = Listener(other)
+        listener.may_settle = trio.Event()
+        monkeypatch.setattr(process.store, "statistics", hung)
+        with trio.fail_after(30):
+            await one.register("d", "amira", [], AN_ACT)
+        assert process.unconfirmed == []
+
+
+async def test_an_act_is_answered_once_what_others_handed_over_before_they_confirmed_is_stored(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(process) as (one, other):
+        assert process.store is not None
+        may_pass = trio.Event()
+        waits = trio.Event()
+        barrier = process.store.barrier
+
+        async def held() -> None:
+            waits.set()
+            await may_pass.wait()
+            await barrier()
+
+        monkeypatch.setattr(process.store, "barrier", held)
+        Listener(other)
+        answered = trio.Event()
+
+        async def act() -> None:
+            await one.register("d", "amira", [], AN_ACT)
+            answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(act)
+            with trio.fail_after(10):
+                await waits.wait()
+            await one.look_up("d")
+            assert not answered.is_set()
+            may_pass.set()
+
+
+async def test_an_act_waits_for_a_process_that_is_away_until_it_has_judged_anew(
+    process: StoreProcess, tmp_path: Path
+) -> None:
+    way = tmp_path / "way.sock"
+    way.symlink_to(process.socket)
+    async with (
+        open_remote(process.socket, node="one", clock=SystemClock()) as one,
+        open_remote(way, node="other", clock=SystemClock()) as other,
+    ):
+        listener = Listener(other)
+        listener.may_settle = trio.Event()
+        await process.end()
+        way.unlink()
+        await process.begin("one", "other")
+        answered = trio.Event()
+
+        async def act() -> None:
+            await one.register("d", "amira", [], AN_ACT)
+            answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(act)
+            with trio.fail_after(10):
+                while not await one.diagnoses():  # it is committed
+                    pass
+            way.symlink_to(process.socket)
+            await listener.until(lambda: listener.misses == 1)
+            await one.barrier()
+            assert not answered.is_set()
+            listener.may_settle.set()
+            with trio.fail_after(10):
+                await answered.wait()
+    assert process.unconfirmed == []
+
+
+async def test_an_act_does_not_wait_for_a_process_that_is_gone(process: StoreProcess) -> None:
+    async with two(process) as (one, _):
+        await process.end()
+        await process.begin("one", "other", "third")
+        assert process.server is not None
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.register, "d", "amira", [], AN_ACT)
+            with trio.fail_after(10):
+                while not await one.diagnoses():
+                    pass
+            process.server.is_gone("third")
+    assert process.unconfirmed == []
+
+
+async def test_what_is_confirmed_to_a_process_of_the_store_that_has_ended_is_not_said_to_the_next(
+    process: StoreProcess,
+) -> None:
+    async with two(process) as (one, other):
+        listener = Listener(other)
+        listener.may_settle = trio.Event()
+        for name in "def":
+            await one.register(name, "amira", [])
+        await listener.until(lambda: len(listener.told) == 3)
+        await process.end()
+        await process.begin()
+        await listener.until(lambda: listener.misses == 1)
+        listener.may_settle.set()
+        await other.barrier()
+        listener.may_settle = trio.Event()
+        answered = trio.Event()
+
+        async def act() -> None:
+            await one.register("d", "bo", [], AN_ACT)
+            answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(act)
+            await listener.until(lambda: len(listener.told) == 4)
+            await one.barrier()
+            assert not answered.is_set()
+            listener.may_settle.set()
 
 
 async def test_acts_of_two_at_once_are_both_answered_by_one_confirmation_and_nobody_is_cut_off(

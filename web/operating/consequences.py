@@ -194,9 +194,13 @@ class Consequences:
         Something was judged before a change, and handed over to the store while the change was on its way to the disk.
         It is stored or refused by then, too.
         """
+        await self.carried_out()
+        await self._store.barrier()
+
+    async def carried_out(self) -> None:
+        """Wait until all that follows from changes told so far is done here."""
         for ended in list(self._under_way):
             await ended.wait()
-        await self._store.barrier()
 
     async def _look_anew(self) -> None:
         """Judge all connections by what the store holds now. Actors look at their logs by themselves."""

@@ -466,7 +466,7 @@ async def serve(
         consequences = Consequences(
             store, registry, revoked, actors_nursery, anonymous_allowed=settings.allow_anonymous
         )
-        store.tell(consequences, consequences.settled)
+        store.tell(consequences, consequences.carried_out)
         await consequences.read_revoked()
         unknown, url = UnknownKeys(), settings.jwks if settings.jwks is not None and "://" in settings.jwks else None
         verifier = Verifier(
