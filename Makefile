@@ -13,6 +13,7 @@
 #   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
 #   make bench-targets                what is aimed at, each figure beside its peer's, met or not
 #   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
+#   make bench-proxies                memory of nginx, HAProxy and Caddy, and the kernel's, for each connection
 #   make bench-report                 the plots of docs/ from docs/measured
 #   make bench-storage                the store beside raw sqlite3
 #   make bench-restart                a start after kill -9, and its check beside publishers
@@ -38,7 +39,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-console bench-crowd bench-targets bench-growth bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages nats-server clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-console bench-crowd bench-targets bench-growth bench-proxies bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages nats-server clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -191,6 +192,9 @@ bench-targets: peers
 
 bench-growth: peers
 	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+bench-proxies: setup
+	$(BIN)/python -m benchmarks.proxies $(ARGS)
 
 bench-report: setup
 	$(BIN)/python -m benchmarks.report $(ARGS)

@@ -44,6 +44,7 @@ LOAD_CONNECTIONS: Final = 64
 
 KERNEL_CACHES: Final = (
     "TCP",
+    "UNIX-STREAM",
     "sock_inode_cache",
     "filp",
     "dentry",

@@ -1,26 +1,32 @@
-"""The commands that the pages show: all of them are command lines, and those of the tutorial and the guides are run.
+"""The commands that the pages show: each is run by a test, or `NOT_RUN` says why it is not.
 
-A console block (`$ ...`) is run or parsed. An indented block holds what wants another machine, root or a network: its
-commands are parsed, and its files and settings looked for.
+A command stands in a console block (`$ ...`). Those of the tutorial and of the guides are run here, in the order of the
+page. What wants root or other directories is run on a stage (`tests/documents/stage.py`).
 """
 
 from __future__ import annotations
 
+import argparse
+import getpass
+import importlib
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
-import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
 import pytest
 import yaml
 
+from tests.documents.stage import Stage, stage
 from tests.logbook import LOGBOOK
 from tests.programs import ROOT, program
 from web.commands import line
@@ -41,15 +47,60 @@ RUN: Final = (
         "docs/guides/monitoring.md",
         "docs/guides/keys.md",
         "docs/guides/erasure.md",
-        "docs/guides/behind-a-proxy.md",
-        "docs/guides/sizing.md",
         "docs/guides/upgrade.md",
         "docs/guides/backup.md",
     ),
+    ("docs/guides/behind-a-proxy.md",),
+    ("docs/DEPLOYMENT.md",),
 )
-"""Pages whose commands are run as they stand, those of a group with one server; the last of a group may stop it.
+"""Pages whose commands are run as they stand, those of a group with one server; the last of a group may stop it."""
 
-`tests/server/test_readme.py` runs those of the README."""
+STAGED: Final = ("docs/guides/behind-a-proxy.md", "docs/DEPLOYMENT.md")
+"""Those of them that write to `/etc`, `/opt` or `/run`: they are run on a stage."""
+
+ELSEWHERE: Final = {
+    "README.md": {
+        "make demo": "tests/server/test_readme.py",
+        "make serve": "tests/server/test_readme.py",
+        ".venv/bin/avicenna-live diagnoses add 42 --owner doctor-1": "tests/server/test_readme.py",
+        ".venv/bin/avicenna-live token --sub doctor-1 | *": "tests/server/test_readme.py",
+        ".venv/bin/avicenna-live publish recommendation 42 *": "tests/server/test_readme.py",
+    },
+    "examples/README.md": {
+        "*/python examples/ward.py *": "tests/examples/test_examples.py",
+        "*/python examples/crash_demo.py": "tests/examples/test_examples.py",
+    },
+    "docs/RELIABILITY.md": {
+        "avicenna-live check": "tests/server/test_damage.py",
+        "avicenna-live check --drop-damaged 42": "tests/server/test_damage.py",
+    },
+}
+"""Commands that another test runs, by page; `*` stands for the rest."""
+
+_MINUTES: Final = "it measures, or kills, for minutes; its options are parsed here"
+_ENGINE: Final = (
+    "it wants a container engine; `make container-test` builds the file with buildah, and runs what came of it"
+)
+
+NOT_RUN: Final = {
+    "git clone *": "these tests run in a clone; `make first-hour` makes one",
+    "make bench*": _MINUTES,
+    "make crash-test *": _MINUTES,
+    "docker build *": _ENGINE,
+    "docker run *": _ENGINE,
+    "docker exec *": _ENGINE,
+    "SITE=* docker compose up *": "it wants an engine and images; podman-compose reads the file in `tests/deploy`",
+    "pip install ./clients/python*": "it wants an index; `make python-client` installs the client",
+    "pip install './clients/python[[]*": "it wants an index; `make python-client` installs the client with its extras",
+    "*/pip install '.[[]otel]' *": "it wants an index",
+    "*/opentelemetry-instrument *": "what it starts comes from an index; `tests/server/test_traces.py` has a provider",
+    "AVICENNA_TRACING=on OTEL_*": "the exporter comes from an index; `tests/server/test_traces.py` has one that prints",
+    "make test *": "these are tests; which they select is looked for",
+    "ALL_WAYS=1 make test *": "these are tests",
+    "make python-client-test *": "these are tests, and `make test` runs them",
+    ".venv/bin/python -m pytest *": "these are tests",
+}
+"""Commands that no test runs, each with the reason."""
 
 NOT_SETTINGS: Final = {"AVICENNA_URL", "AVICENNA_TOKEN", "AVICENNA_TOKEN_FILE", "AVICENNA_CONFIG", "AVICENNA_KEY_FILE"}
 """Variables of the commands, of the Python client and of an example."""
@@ -57,6 +108,7 @@ NOT_SETTINGS: Final = {"AVICENNA_URL", "AVICENNA_TOKEN", "AVICENNA_TOKEN_FILE", 
 STAYS: Final = {
     "make serve": "listening on",
     " tail ": "connected to",
+    "avicenna-live serve": "listening on",
     "http.server": "Serving HTTP",
     "uvicorn": "startup complete",
 }
@@ -66,10 +118,11 @@ SECONDS_MAX: Final = 60
 
 _BLOCK: Final = re.compile(r"^( *)```console\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 _PYTHON: Final = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_TOML: Final = re.compile(r"^```toml\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _TERMINAL: Final = re.compile(r"# terminal (\d)")
-_SETTING: Final = re.compile(r"\b(AVICENNA_[A-Z_]+)=(\S+)")
-_PARSED: Final = re.compile(r"(?:^|[ &])(?:\S*/bin/)?avicenna-live((?: [a-z-][^&|]*)+)$")
-"""A command of ours at the end of a line of an indented block."""
+_INDENTED: Final = re.compile(r"^(?:#.*)?\n((?: {4}\S.*\n)+)", re.MULTILINE)
+_FENCED: Final = re.compile(r"^( *)```.*?^\1```$", re.DOTALL | re.MULTILINE)
+_SETTING: Final = re.compile(r"^(AVICENNA_[A-Z_]+)=(\S+)$", re.MULTILINE)
 _OURS: Final = re.compile(r"avicenna-live((?: [^|>)\n]*)?)")
 
 
@@ -93,8 +146,8 @@ def targets() -> set[str]:
 def test_every_command_that_a_page_shows_is_one(page: Path, command: str) -> None:
     for named in re.findall(r"\bmake ([a-z][a-z-]*)", command.partition("#")[0]):
         assert named in targets()
-    if command.startswith("git clone"):
-        return
+    if command.startswith(("git clone", "docker ", "SITE=")):
+        command = command.partition("docker exec avicenna-live ")[2]
     for arguments in _OURS.findall(command):
         # A command within quotation marks ends with one that it does not begin.
         text = arguments.strip() if arguments.count('"') % 2 == 0 else arguments.rpartition('"')[0]
@@ -103,36 +156,105 @@ def test_every_command_that_a_page_shows_is_one(page: Path, command: str) -> Non
             line.parser(demo).parse_args(words)
 
 
-def indented() -> list[tuple[Path, str]]:
-    """The indented blocks of the pages for operators."""
-    found: list[tuple[Path, str]] = []
-    for page in (*sorted(ROOT.glob("docs/guides/*.md")), ROOT / "docs" / "DEPLOYMENT.md"):
-        text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-        blocks_of_page = re.findall(r"^(?:#.*)?\n((?: {4}.*\n)+)", text, re.MULTILINE)
-        found.extend((page.relative_to(ROOT), textwrap.dedent(block)) for block in blocks_of_page)
-    return found
+def listed(page: Path | str, command: str) -> str | None:
+    """Who runs a command that is not run here, or why nobody does; `None`: it is run here."""
+    words = command.partition(" #")[0].strip()
+    for lists in (ELSEWHERE.get(str(page), {}), NOT_RUN):
+        if (found := next((said for shape, said in lists.items() if fnmatch(words, shape)), None)) is not None:
+            return found
+    return None
 
 
-def test_the_pages_for_operators_have_such_blocks() -> None:
-    assert {page.name for page, _ in indented()} >= {"DEPLOYMENT.md", "behind-a-proxy.md"}
+def test_every_command_is_run_by_a_test_or_the_reason_why_not_is_given() -> None:
+    run_here = {page for group in RUN for page in group}
+    missing = [(page, one) for page, one in shown() if str(page) not in run_here and listed(page, one) is None]
+    assert missing == [], "run its page (RUN), name who runs it (ELSEWHERE), or say why nobody does (NOT_RUN)"
 
 
-@pytest.mark.parametrize(("page", "block"), indented(), ids=str)
-def test_every_indented_block_of_a_guide_can_be_meant(page: Path, block: str) -> None:
-    settings = {name: value for name, value in _SETTING.findall(block) if name not in NOT_SETTINGS}
-    load(settings)
-    if block.startswith("# prometheus.yml"):
-        assert yaml.safe_load(block)["scrape_configs"]
-        return
-    said = subprocess.run(["sh", "-n"], input=block, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, (page, said.stderr)
-    for file in re.findall(r"(?:deploy|requirements)/[\w./*-]+", block):
-        assert list(ROOT.glob(file)), file
-    for command in block.replace("\\\n", " ").splitlines():
-        if command.split()[0] in ("docker", "SITE=live.example.org"):
-            command = command.partition("exec avicenna-live")[2]  # noqa: PLW2901 - the first name is that of the container
-        for arguments in _PARSED.findall(command):
-            line.parser(demo).parse_args(shlex.split(arguments, comments=True))
+def test_every_line_of_the_lists_is_of_a_command_that_is_shown() -> None:
+    commands = [(str(page), one.partition(" #")[0].strip()) for page, one in shown()]
+    assert [shape for shape in NOT_RUN if not any(fnmatch(one, shape) for _, one in commands)] == []
+    for page, lists in ELSEWHERE.items():
+        assert [shape for shape in lists if (page not in {p for p, _ in commands}) or not any(
+            fnmatch(one, shape) for where, one in commands if where == page)] == []  # fmt: skip
+        assert all((ROOT / test).exists() for test in lists.values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_commands_stand_in_console_blocks_alone(page: Path) -> None:
+    """So that none is overlooked: a block says what it is, and no block is indented in place of that."""
+    text = (ROOT / page).read_text()
+    marks = re.findall(r"^ *```(.*)$", text, re.MULTILINE)
+    assert all(opening for opening in marks[::2]), "a block that does not say what it is"
+    assert not {"sh", "shell", "bash", "shell-session"} & set(marks[::2]), "console"
+    for text_of_block in _BLOCK.findall(text):
+        assert re.search(r"^ *\$ ", text_of_block[1], re.MULTILINE), text_of_block
+    if page.name != "ARCHITECTURE.md":  # its drawings
+        assert _INDENTED.findall(_FENCED.sub("", text)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_settings_that_a_page_shows_can_be_used(page: Path) -> None:
+    for kind, text in re.findall(
+        r"^ *```(ini|yaml)\n(.*?)^ *```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    ):
+        if kind == "ini":
+            load(dict(_SETTING.findall(text)))
+            assert len(_SETTING.findall(text)) == len(text.splitlines())
+        else:
+            assert yaml.safe_load(text)["scrape_configs"]
+
+
+def test_prometheus_takes_what_the_page_shows(tmp_path: Path) -> None:
+    (shown_there,) = re.findall(
+        r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "DEPLOYMENT.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "prometheus.yml").write_text(shown_there)
+    shutil.copy(ROOT / "deploy" / "prometheus" / "alerts.yml", tmp_path)
+    command = [program("promtool"), "check", "config", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class ParsedError(Exception):
+    """The options of a benchmark were parsed, which is all that is wanted here."""
+
+
+def measuring() -> list[tuple[str, str]]:
+    """The benchmarks that pages show, with their options."""
+    found: set[tuple[str, str]] = set()
+    for _, command in shown():
+        for target, arguments in re.findall(r'\bmake (bench[a-z-]*)(?: ARGS="([^"]*)")?', command.partition(" #")[0]):
+            found.add((target, arguments))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("target", "arguments"), measuring(), ids=" ".join)
+def test_the_options_of_every_benchmark_that_a_page_shows_are_known(
+    target: str, arguments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = re.search(rf"^{target}:.*\n\t\$\(BIN\)/python -m ([\w.]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    name = recipe[1] if "." in recipe[1] else f"{recipe[1]}.__main__"
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_alone(parser: argparse.ArgumentParser, *given: object, **named: object) -> None:
+        parse(parser, *given, **named)  # type: ignore[arg-type]
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+    monkeypatch.setattr(
+        "sys.argv", [target, *shlex.split(arguments), *(["--before", "x"] if target == "bench-compare" else [])]
+    )
+    with pytest.raises(ParsedError):
+        importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize("command", [one for _, one in shown() if re.search(r"\bmake test |-m pytest ", one)], ids=str)
+def test_the_tests_that_a_page_names_are_there(command: str) -> None:
+    words = shlex.split(command.partition(" #")[0].replace("ARGS=", " "))
+    named = [one for word in words for one in word.split() if one.startswith("tests/")]
+    assert all((ROOT / one).exists() for one in named)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -147,7 +269,9 @@ class Terminal:
     """A shell in which one command runs at a time; a new one ends that which stays."""
 
     directory: Path
-    environment: dict[str, str]
+    environment: Mapping[str, str]
+    at: Path | None = None
+    """Where its commands begin; `None`: in `directory`, where also what they say is kept."""
     exported: list[str] = field(default_factory=list)
     staying: subprocess.Popen[bytes] | None = None
     said: list[Path] = field(default_factory=list)
@@ -160,11 +284,12 @@ class Terminal:
         script = "\n".join(["set -e", *self.exported, command])
         out = self.directory / f"said-{time.monotonic_ns()}"
         self.said.append(out)
-        awaited = next((words for mark, words in STAYS.items() if mark in command), None)
+        stays = not command.endswith("--check")
+        awaited = next((words for mark, words in STAYS.items() if stays and mark in command), None)
         with out.open("wb") as file:
             process = subprocess.Popen(
-                ["sh", "-c", script], cwd=self.directory, env=self.environment, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                ["sh", "-c", script], cwd=self.at or self.directory, env=self.environment, stdin=subprocess.DEVNULL,
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         if awaited is None:
             assert process.wait(SECONDS_MAX) == 0, (command, out.read_text())
@@ -201,9 +326,9 @@ echo "only make serve is run here" >&2; exit 2
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
+def place(tmp_path: Path) -> tuple[Path, Mapping[str, str], Mapping[str, str]]:
     """A directory that looks like the clone, what the environment is, and which ports stand for those of the pages."""
-    for name in (".venv", "clients", "examples"):
+    for name in (".venv", "clients", "deploy", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "make").write_text(MAKE)
@@ -214,6 +339,7 @@ def place(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
     environment = ours | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "SERVER_PORT": server,
+        "USER": getpass.getuser(),
         "PYTHONUNBUFFERED": "1",
     }
     return tmp_path, environment, {"8000": server, "9000": page}
@@ -222,22 +348,53 @@ def place(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("names", RUN, ids=lambda names: names[0])
 def test_the_commands_of_a_page_do_what_it_says(
-    names: tuple[str, ...], place: tuple[Path, dict[str, str], dict[str, str]]
+    names: tuple[str, ...], place: tuple[Path, Mapping[str, str], Mapping[str, str]]
 ) -> None:
     program("python-client")
     directory, environment, ports = place
     here = Terminal(directory, environment)
-    try:
+    with ExitStack() as stack:
+        stack.callback(lambda: LOGBOOK.write("".join(file.read_bytes().decode() for file in here.said).encode()))
+        stack.callback(here.end)
         if len(names) > 1:
             here.run("make serve")
         for name in names:
-            run_page(name, here, ports, has_server=len(names) > 1)
-    finally:
-        here.end()
-        LOGBOOK.write("".join(file.read_bytes().decode() for file in here.said).encode())
+            if name in STAGED:
+                there = stack.enter_context(stage(int(ports["9000"])))
+                run_staged(name, Terminal(directory, environment), there)
+            else:
+                run_page(name, here, ports, has_server=len(names) > 1)
 
 
-def run_page(name: str, here: Terminal, ports: dict[str, str], *, has_server: bool) -> None:
+def run_staged(name: str, here: Terminal, there: Stage) -> None:
+    """Run the commands of a page on a stage. Those of the deployment stand in the checkout."""
+    of_deployment = name == "docs/DEPLOYMENT.md"
+    environment = dict(here.environment) | {
+        "PATH": f"{there.programs}:{here.environment['PATH']}",
+        "HOME": str(there.root),
+        "AVICENNA_PORT": "0",
+    }
+    if of_deployment:
+        environment["AVICENNA_DATA"] = str(there.root / "data")
+        (there.root / "run" / "avicenna").mkdir()
+    staged = Terminal(here.directory, environment, ROOT if of_deployment else None)
+    run_page(name, staged, {}, has_server=False, staged=there)
+    if of_deployment:
+        wanted = there.root / "etc" / "systemd" / "system"
+        assert (wanted / "multi-user.target.wants" / "avicenna-live.service").is_symlink()
+        assert {one.name for one in (wanted / "sockets.target.wants").iterdir()} == {
+            "avicenna-live.socket", "avicenna-live-operators.socket",
+        }  # fmt: skip
+        assert "avicenna-live" in (there.root / "etc" / "passwd").read_text()
+        installed = there.root / "opt" / "avicenna-live" / "bin" / "avicenna-live"
+        staged.run(f"{installed} serve --check")
+    else:
+        assert there.noted == [f"systemctl reload {one}" for one in ("nginx", "haproxy", "caddy")]
+
+
+def run_page(
+    name: str, here: Terminal, ports: Mapping[str, str], *, has_server: bool, staged: Stage | None = None
+) -> None:
     """Run the commands of a page in its terminals.
 
     Args:
@@ -247,21 +404,20 @@ def run_page(name: str, here: Terminal, ports: dict[str, str], *, has_server: bo
     if name == "docs/TUTORIAL.md":
         (script,) = _PYTHON.findall((ROOT / name).read_text())
         (here.directory / "service.py").write_text(script)
-    terminals = {number: Terminal(here.directory, here.environment) for number in "1239"}
+    if name == "docs/guides/behind-a-proxy.md" and staged is not None:
+        (settings,) = _TOML.findall((ROOT / name).read_text())
+        (here.directory / "live.toml").write_text(staged.here(settings))
+    terminals = {number: Terminal(here.directory, here.environment, here.at) for number in "1239"}
     try:
         if has_server:
             registering = Terminal(here.directory, here.environment)
             registering.run(".venv/bin/avicenna-live diagnoses add 42 --owner amira --viewer farid")
         for number, command in ((terminal, command) for terminal, found in blocks(Path(name)) for command in found):
-            if command.startswith(
-                ("git clone", "clients/python/.venv/bin/python examples/crash_demo.py", "make bench")
-            ):
-                continue  # the clone is here; the second is run by tests/examples
+            if listed(name, command) is not None:
+                continue
             for port, stand_in in ports.items():
                 command = re.sub(rf"\b{port}\b", stand_in, command)  # noqa: PLW2901
-            if "ward.py" in command:
-                continue  # it stays, and says nothing: run by tests/examples
-            terminals[number].run(command)
+            terminals[number].run(command if staged is None else staged.here(command))
             if " drain " in command:
                 assert here.staying is not None
                 assert here.staying.wait(SECONDS_MAX) == 0
@@ -277,7 +433,8 @@ def run_page(name: str, here: Terminal, ports: dict[str, str], *, has_server: bo
 SAID: Final = {
     "docs/TUTORIAL.md": ("slept well", "saffron", "update 3 is on disk"),
     "docs/guides/backup.md": ("friday.db",),
-    "docs/guides/behind-a-proxy.md": ("the settings can be used",),
+    "docs/guides/behind-a-proxy.md": ("the settings can be used", "answers, and passes WebSockets", "connected to"),
+    "docs/DEPLOYMENT.md": ("42",),
     "docs/guides/keys.md": ("the settings can be used", "lifted"),
     "docs/guides/upgrade.md": ("the settings can be used", "can be restored"),
 }

@@ -35,8 +35,8 @@ NAME = "live.example.org"
 
 
 def block(before: str) -> str:
-    """The indented block of the page that follows a line beginning with these words."""
-    found = re.search(rf"^{re.escape(before)}.*\n+((?:(?: {{4}}.*)?\n)+)", PAGE, re.MULTILINE)
+    """The block of the page that follows a line beginning with these words."""
+    found = re.search(rf"^{re.escape(before)}.*\n+```\w+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     assert found is not None, before
     return found[1]
 
