@@ -172,6 +172,7 @@ export class Core {
     else if (frame.type === "live") {
       connection.isLive = true;
       this.#failures = 0;
+      this.#refusals = 0; // this token is a good one
     } else if (frame.type === "gap") {
       if (this.#reads(data.from, data.to)) {
         const first = Math.max(data.from, this.#received.seq + 1);

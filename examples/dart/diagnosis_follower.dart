@@ -20,7 +20,7 @@
 // Where it differs from the other clients: the app itself says that it is done with an item, and fetches its state after a
 // Gap and a Reset (rules 9 and 10 are the app's). web_socket_channel does not show the HTTP status of a refused upgrade, so
 // such a refusal counts as a connection that did not come about (rule 16). That the network is there again is not noticed
-// before the next attempt (rule 21).
+// before the next attempt (rule 21). A socket that is given up is closed, not dropped: the package has nothing else (rule 19).
 
 import 'dart:async';
 import 'dart:convert';
@@ -259,6 +259,7 @@ class DiagnosisFollower with WidgetsBindingObserver {
       }
       if (_isLeft) return;
       var (code, reason) = await _connect(text);
+      if (_isLeft) return;
       final wasAdmitted = _epoch != null;
       final bye = _bye;
       _epoch = null;
@@ -333,6 +334,7 @@ class DiagnosisFollower with WidgetsBindingObserver {
           }
         case 'live':
           _failures = 0;
+          _refusals = 0;
           onLink?.call(Link.live, null, null);
         case 'bye':
           _bye = data['code'] is int ? data : null;

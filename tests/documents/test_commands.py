@@ -239,7 +239,7 @@ def test_the_options_of_every_benchmark_that_a_page_shows_are_known(
     parse = argparse.ArgumentParser.parse_args
 
     def parse_alone(parser: argparse.ArgumentParser, *given: object, **named: object) -> None:
-        parse(parser, *given, **named)  # type: ignore[arg-type]
+        parse(parser, *given, **named)
         raise ParsedError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)

@@ -33,8 +33,8 @@ KEPT: Final = (
 )  # fmt: skip
 """The directories whose files a page may name."""
 
-MADE: Final = frozenset({"listening.json", "openapi.json"})
-"""Files that a running server makes: no page can be held to them."""
+MADE: Final = frozenset({"listening.json", "openapi.json", "live.toml"})
+"""Files that a running server or the reader makes: no page can be held to them."""
 
 BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"^```.*?^```|^    [^\n]*$|`[^`\n]*`", re.DOTALL | re.MULTILINE)

@@ -36,7 +36,7 @@ NAME = "live.example.org"
 
 def block(before: str) -> str:
     """The block of the page that follows a line beginning with these words."""
-    found = re.search(rf"^{re.escape(before)}.*\n+```\w+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    found = re.search(rf"^{re.escape(before)}[^\n]*\n+```\w+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     assert found is not None, before
     return found[1]
 

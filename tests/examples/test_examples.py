@@ -16,8 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-import tree_sitter
-import tree_sitter_dart_orchard
 import trio
 
 from tests.browser.chromium import Tab, chromium
@@ -253,41 +251,3 @@ def test_the_crash_demo_loses_and_repeats_nothing() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "12 updates, 1 kills: each number came once, in order"
-
-
-def faults_of(source: str) -> list[str]:
-    """What a parser of Dart does not understand, by line."""
-    language = tree_sitter.Language(tree_sitter_dart_orchard.language())
-    found: list[str] = []
-
-    def look(at: tree_sitter.Node) -> None:
-        if at.is_error or at.is_missing:
-            found.append(f"line {at.start_point[0] + 1}")
-        for below in at.children:
-            look(below)
-
-    look(tree_sitter.Parser(language).parse(source.encode()).root_node)
-    return found
-
-
-def test_the_dart_file_is_dart_and_says_that_it_was_never_run() -> None:
-    (file,) = (EXAMPLES / "dart").iterdir()
-    source = file.read_text()
-    assert source.startswith("// NEVER RUN.")
-    assert faults_of(source) == []
-    assert faults_of(source.replace("sealed class Item {", "sealed class Item {{", 1)) != []
-
-
-def test_the_dart_file_comes_back_after_the_codes_of_the_table_alone() -> None:
-    source = (EXAMPLES / "dart" / "diagnosis_follower.dart").read_text()
-    table = json.loads((ROOT / "clients" / "close-codes.json").read_text())
-    codes = re.search(r"_comeBack = \{([\d, ]+)\}", source)
-    reasons = re.search(r"_tokenReasons = \{([^}]+)\}", source)
-    assert codes is not None
-    assert reasons is not None
-    assert set(map(int, codes[1].split(","))) == {
-        row["code"] for row in table if row["then"] == "come_back" and row["code"] >= 1000
-    }
-    assert set(re.findall(r"'([a-z ]+)'", reasons[1])) == {
-        row["reason"] for row in table if row["then"] == "needs_auth" and row["code"] == 1008
-    }
