@@ -136,6 +136,14 @@ def test_every_frame_is_in_an_example() -> None:
     assert {name for channel in asyncapi()["channels"].values() for name in channel["messages"]} <= said
 
 
+def test_every_frame_that_the_server_sends_is_documented() -> None:
+    texts = "".join(file.read_text() for file in (ROOT / "web").rglob("*.py"))
+    sent = set(re.findall(r'\b(?:say|frame)\("(\w+)"', texts))
+    documented = {name for channel in asyncapi()["channels"].values() for name in channel["messages"]}
+    assert sent >= {"connect", "gap", "live", "bye"}
+    assert sent - documented == set()
+
+
 def test_every_frame_of_a_client_that_publishes_is_in_a_table_with_its_fields() -> None:
     text = section("7.15").text
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
@@ -160,6 +168,7 @@ def test_every_close_code_and_reason_is_in_its_table() -> None:
     documented = asyncapi()["channels"]["diagnosis"]["x-close-codes"]
     assert {str(code) for code, _ in said} == documented.keys() | {"1006"}
     assert {reason for code, reason in said if code == 1008} == set(documented["1008"]["reasons"])
+    assert {int(one) for one in errors.CloseCode} <= {code for code, _ in said}
     ours = {(int(code), reason) for code, reason in map(close_of, Ending)}
     assert ours | {(one.close_code, one.reason) for one in refusals()} | {(1011, "internal error")} <= said
 

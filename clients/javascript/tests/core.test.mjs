@@ -310,6 +310,8 @@ test("a function is asked for a token at once where the old one had ended, and t
   connected(core, connect(), frame("auth_ok"));
   assert.equal(core.closed(1008, "revoked").waitMs, 0);
   for (let asked = 0; asked < 9; asked += 1) assert.ok(refused() <= 30_000);
+  connected(core, connect(), frame("live"));
+  assert.equal(core.closed(1008, "token expired").waitMs, 0, "a token was live since the refusals");
   connected(core, connect()).closed(1006, "");
   assert.equal(refused(), 1000);
 });
