@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.cluster.servers import NatsServer, nats_servers
 from tests.logbook import LOGBOOK, Logbook, LogbookHandler
 from web.server.settings import variable_of
 
@@ -39,6 +40,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if chosen == "long":
         monkeypatch.setenv(variable_of("short_way"), "false")
     return chosen
+
+
+@pytest.fixture(scope="session")
+def one_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A server that the tests of this process share; whoever stores something takes names of its own."""
+    with nats_servers(tmp_path_factory.mktemp("nats")) as (server,):
+        yield server
 
 
 @pytest.fixture

@@ -55,6 +55,13 @@ class Found(NamedTuple):
     data: bytes
 
 
+class StreamState(msgspec.Struct, frozen=True, rename={"first_pos": "first_seq", "last_pos": "last_seq"}):
+    """Where the messages of a stream begin and end."""
+
+    first_pos: int = 0
+    last_pos: int = 0
+
+
 class _Fault(msgspec.Struct):
     code: int = 0
     err_code: int = 0
@@ -146,8 +153,8 @@ class JetStream:
                 "batch": n}` for so many from a position on.
         """
         asked, found = dict(request), list[Found]()
-        if "multi_last" in asked:
-            asked["batch"] = SUBJECTS_MAX
+        wanted = asked.setdefault("batch", SUBJECTS_MAX)
+        assert isinstance(wanted, int)
         while True:
             data = msgspec.json.encode(asked)
             *answers, end = await self.connection.request_many(
@@ -157,11 +164,21 @@ class JetStream:
             headers = end.headers
             if end.status not in {204, 404}:
                 raise JetStreamError(end.status, 0, end.head.partition(b"\r\n")[0].decode("utf-8", "replace"))
-            if "multi_last" not in asked or not int(headers.get("Nats-Num-Pending", "0")):
+            # A page ends also where its bytes do.
+            if not answers or not int(headers.get("Nats-Num-Pending", "0")):
                 return found
-            # A page ends also where its bytes do: the rest as of the same moment.
             asked["seq"] = int(headers["Nats-Last-Sequence"]) + 1
-            asked["up_to_seq"] = int(headers["Nats-UpTo-Sequence"])
+            if "multi_last" in asked:
+                asked["up_to_seq"] = int(headers["Nats-UpTo-Sequence"])
+            elif (more := wanted - len(found)) > 0:
+                asked["batch"] = more
+            else:
+                return found
+
+    async def first(self, stream: str, subject: str) -> tuple[Found | None, int]:
+        """The first message of a subject, which may have wildcards, and how many there are; from any replica."""
+        found = await self.direct(stream, {"seq": 1, "next_by_subj": subject, "batch": 1})
+        return (found[0], 1 + int(found[0].headers["Nats-Num-Pending"])) if found else (None, 0)
 
     async def purge(self, stream: str, subject: str, before: int | None = None) -> int:
         """Drop messages of a subject, which may have wildcards; how many there were.
@@ -174,6 +191,10 @@ class JetStream:
             asked["seq"] = before
         purged: int = (await self.api(f"STREAM.PURGE.{stream}", asked))["purged"]
         return purged
+
+    async def state(self, stream: str) -> StreamState:
+        """Where the messages of a stream begin and end."""
+        return msgspec.convert((await self.api(f"STREAM.INFO.{stream}"))["state"], StreamState)
 
     async def have_stream(self, config: Mapping[str, Any], seconds: float = ANSWER_SECONDS_MAX) -> Mapping[str, Any]:
         """The settings of a stream, which is made with these if it is not there. They may differ from those given."""

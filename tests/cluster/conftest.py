@@ -9,13 +9,6 @@ import pytest
 from tests.cluster.servers import NatsServer, nats_servers
 
 
-@pytest.fixture(scope="session")
-def one_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A server that stays; whoever stores something takes names of its own."""
-    with nats_servers(tmp_path_factory.mktemp("nats")) as (server,):
-        yield server
-
-
 @pytest.fixture(scope="module")
 def three_nats_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[NatsServer]]:
     """A cluster that the tests of a file share; whoever ends a server starts it again."""

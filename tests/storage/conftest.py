@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import trio
 
 from storage.changes import Change
+from storage.clock import Clock
+from storage.jetstream.opening import open_jetstream
+from storage.jetstream.store import JetStreamStore
 from storage.memory import MemoryStore
 from storage.memory_engine import Faults, MemoryEngine
+from storage.nats.connection import Address, Connection
 from storage.news import News
 from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
 from storage.remote.client import open_remote
@@ -23,6 +29,7 @@ from storage.sqlite import opening
 from storage.sqlite.opening import open_store
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
+from tests.cluster.servers import NatsServer
 from tests.storage.rows import ROWS
 
 
@@ -113,24 +120,43 @@ class TwoHandles:
         return getattr(self.other if name in self.READS else self.one, name)
 
 
-KINDS = ["sqlite", "memory", "two handles", "remote"]
+KINDS = ["sqlite", "memory", "two handles", "remote", pytest.param("jetstream", marks=pytest.mark.cluster)]
+
+
+@pytest.fixture
+def nats(request: pytest.FixtureRequest) -> Callable[[], Address]:
+    """Where a NATS server listens; it is started by whoever asks first."""
+
+    def asked() -> Address:
+        server: NatsServer = request.getfixturevalue("one_nats_server")
+        return server.address
+
+    return asked
 
 
 @pytest.fixture(params=KINDS)
 async def store(
-    request: pytest.FixtureRequest, path: Path, clock: ManualClock, new_epoch: Callable[[], str]
+    request: pytest.FixtureRequest,
+    path: Path,
+    clock: ManualClock,
+    new_epoch: Callable[[], str],
+    nats: Callable[[], Address],
 ) -> AsyncIterator[Store]:
     """An empty store of each kind."""
-    async with open_kind(request.param, path, clock, new_epoch) as opened:
+    async with open_kind(request.param, path, clock, new_epoch, nats=nats) as opened:
         yield opened
 
 
 @pytest.fixture(params=KINDS)
 async def store_of_three_keys(
-    request: pytest.FixtureRequest, path: Path, clock: ManualClock, new_epoch: Callable[[], str]
+    request: pytest.FixtureRequest,
+    path: Path,
+    clock: ManualClock,
+    new_epoch: Callable[[], str],
+    nats: Callable[[], Address],
 ) -> AsyncIterator[Store]:
     """An empty store of each kind that holds three idempotency keys at most."""
-    async with open_kind(request.param, path, clock, new_epoch, 3) as opened:
+    async with open_kind(request.param, path, clock, new_epoch, 3, nats=nats) as opened:
         yield opened
 
 
@@ -141,8 +167,19 @@ async def open_kind(
     clock: ManualClock,
     new_epoch: Callable[[], str],
     keys_max: int = IDEMPOTENCY_KEYS_MAX,
+    *,
+    nats: Callable[[], Address] | None = None,
 ) -> AsyncIterator[Store]:
-    """An empty store of one kind."""
+    """An empty store of one kind.
+
+    Args:
+        nats: where the servers of a replicated one are; its installation gets a name of its own.
+    """
+    if kind == "jetstream":
+        assert nats is not None, "it lives in a NATS server"
+        async with open_node([nats()], f"t{uuid4().hex[:20]}", clock, new_epoch, keys_max) as node:
+            yield node
+        return
     if kind == "memory":
         yield MemoryStore(MemoryEngine(clock=clock, new_epoch=new_epoch, keys_max=keys_max, rows=ROWS))
         return
@@ -160,6 +197,37 @@ async def open_kind(
         socket_path = path.with_name("store.sock")
         async with serving(opened, socket_path), open_remote(socket_path, node="one", clock=clock) as remote:
             yield remote
+
+
+@asynccontextmanager
+async def open_node(
+    addresses: Sequence[Address],
+    name: str,
+    clock: Clock,
+    new_epoch: Callable[[], str],
+    keys_max: int = IDEMPOTENCY_KEYS_MAX,
+    *,
+    replicas: int = 1,
+) -> AsyncIterator[JetStreamStore]:
+    """The store of an installation, as one process has it."""
+    node = uuid4().hex
+    connection = Connection(addresses, name=node, new_id=lambda: uuid4().hex, jitter=Random(node).random)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run)
+        async with open_jetstream(
+            connection,
+            name,
+            node=node,
+            clock=clock,
+            new_epoch=new_epoch,
+            new_id=lambda: uuid4().hex,
+            jitter=Random(node).random,
+            replicas=replicas,
+            keys_max=keys_max,
+            rows=ROWS,
+        ) as opened:
+            yield opened
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -1,0 +1,390 @@
+"""Appends: each diagnosis has a lane, whose requests go one after another; what waits meanwhile goes with the next.
+
+A request is one message, or one batch: the records of idempotency keys, each expected to be new, and then the events,
+of which the first names the entry that it follows and the id of the append. So the engine itself judges whether
+somebody else was first, and nothing can be stored twice. Where no answer comes, the newest entries are looked through
+for the id, and if it is not there, the append is sent again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import trio
+
+from storage import checks
+from storage.errors import Busy, Failed, KeyReused, KeysExhausted, NoSuchDiagnosis, OutboxDamaged, StorageError
+from storage.jetstream.engine import CONFLICTS, PATIENCE_SECONDS, Engine
+from storage.jetstream.entries import ATTEMPT, ENDED, Entry, appended, attempt_id, begun, text_of
+from storage.jetstream.entries import HEADER as ENTRY
+from storage.jetstream.layout import KEY_TTL_SECONDS
+from storage.nats.errors import JetStreamError, NatsError, Unanswered
+from storage.nats.jetstream import BATCH_MESSAGES_MAX, DUPLICATE_IN_BATCH, EXPECTED_LAST, MESSAGE_ID, ROLLUP, TTL
+from storage.nats.wire import Outgoing
+from storage.pending import Pending
+from storage.records import IDEMPOTENCY_KEY_SECONDS, Appended, Epoch, IdempotencyKeys, NewEvent, Seq
+from storage.store import Committed, PendingAppend
+
+REQUEST_EVENTS_MAX: Final = 64
+"""Events of one request, but for a single append of more. Reason: others of the lane wait for it."""
+
+BATCH_EVENTS_MAX: Final = BATCH_MESSAGES_MAX // 2
+"""Events of one batch. Reason: each may have a key, which is a message, too. Beyond: they go in several."""
+
+BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Bodies of one batch. Reason: they wait in memory to be written. Beyond: they go in several."""
+
+EVENTS_WAITING_MAX: Final = 10_000
+"""Events of all lanes that wait. Beyond: `Busy`."""
+
+CONFLICT_SECONDS_MAX: Final = 0.01
+"""Before an append is planned again that came second; drawn by lot."""
+
+COUNT_SECONDS: Final = 1.0
+"""How old the count of stored keys may be once there is no room for more."""
+
+
+class KeyRecord(msgspec.Struct, frozen=True):
+    """An idempotency key as it is stored."""
+
+    digest: bytes
+    seq: int
+    at: float
+    expires_at: float
+    registration: str
+
+
+class _Stored(NamedTuple):
+    """What lies under a key."""
+
+    record: KeyRecord | None
+    pos: int
+
+
+_NO_KEY: Final = _Stored(None, 0)
+
+
+class _Handed(NamedTuple):
+    """An append that was handed over."""
+
+    events: Sequence[NewEvent]
+    spans: Sequence[object]
+    first: Pending[Any] | None
+    """An act on the diagnosis that was handed over before."""
+    pending: PendingAppend
+
+
+class _Lane:
+    """The appends of one diagnosis."""
+
+    __slots__ = ("act", "handed", "head", "is_running")
+
+    def __init__(self) -> None:
+        self.handed: deque[_Handed] = deque()
+        self.head: Entry | None = None
+        """The newest entry, if it is known."""
+        self.act: Pending[Any] | None = None
+        """The last act on the diagnosis that was handed over."""
+        self.is_running = False
+
+
+class _Plan(NamedTuple):
+    """What an append is to store."""
+
+    messages: Sequence[Outgoing]
+    outcomes: Sequence[Appended | StorageError]
+    head: Entry
+    """The newest entry afterwards, whose position is not known yet."""
+    new_keys: int
+
+
+class Appending:
+    """The lanes of this process."""
+
+    def __init__(self, engine: Engine, nursery: trio.Nursery, keys_max: int) -> None:
+        """Lanes whose tasks run in this nursery."""
+        self._engine = engine
+        self._lanes_nursery = nursery
+        self._lanes: dict[str, _Lane] = {}
+        self._keys_max = keys_max
+        self._keys = 0
+        self._keys_counted_at: float | None = None
+        self.waiting = 0
+        """Events that wait, or are under way."""
+        self.waiting_peak = 0
+        self.waiting_max = EVENTS_WAITING_MAX
+        self.requests = self.events = self.batch_peak = 0
+        self.told: Committed | None = None
+
+    def hand_over(self, diagnosis_id: str, events: Sequence[NewEvent], spans: Sequence[object] = ()) -> PendingAppend:
+        """As `EventStore.append_nowait`."""
+        if self.waiting + len(events) > EVENTS_WAITING_MAX:
+            raise Busy(f"{self.waiting} events wait for the engine")
+        self.waiting += len(events)
+        self.waiting_peak = max(self.waiting_peak, self.waiting)
+        lane = self._lane(diagnosis_id)
+        handed = _Handed(tuple(events), spans, lane.act, PendingAppend())
+        lane.handed.append(handed)
+        if not lane.is_running:
+            lane.is_running = True
+            self._lanes_nursery.start_soon(self._run, diagnosis_id, lane)
+        return handed.pending
+
+    def act_comes(self, diagnosis_id: str, act: Pending[Any]) -> Sequence[Pending[Any]]:
+        """An act on a diagnosis is handed over: what it has to wait for. What is appended from now on waits for it."""
+        lane = self._lane(diagnosis_id)
+        first = [lane.handed[-1].pending] if lane.handed else []
+        lane.act = act
+        return first
+
+    @property
+    def pending(self) -> Sequence[Pending[Any]]:
+        """The last append of each lane."""
+        return [lane.handed[-1].pending for lane in self._lanes.values() if lane.handed]
+
+    def forget(self, diagnosis_id: str) -> None:
+        """The newest entry of a log is not what was known."""
+        if (lane := self._lanes.get(diagnosis_id)) is not None:
+            lane.head = None
+            if not lane.is_running and (lane.act is None or lane.act.is_there):
+                del self._lanes[diagnosis_id]
+
+    def heard(self, diagnosis_id: str, entry: Entry) -> None:
+        """Another process has written this entry."""
+        lane = self._lanes.get(diagnosis_id)
+        self._engine.knows(diagnosis_id, entry)
+        if lane is not None and lane.head is not None and lane.head.pos < entry.pos:
+            lane.head = entry._replace(body=b"")
+
+    def _lane(self, diagnosis_id: str) -> _Lane:
+        return self._lanes.setdefault(diagnosis_id, _Lane())
+
+    async def _run(self, diagnosis_id: str, lane: _Lane) -> None:
+        while lane.handed:
+            first = lane.handed[0].first
+            if first is not None and not first.is_there:
+                await first.done.wait()
+            taken, count = [lane.handed[0]], len(lane.handed[0].events)
+            for handed in list(lane.handed)[1:]:
+                count += len(handed.events)
+                if count > REQUEST_EVENTS_MAX or handed.first is not first:
+                    break
+                taken.append(handed)
+            began, error = self._engine.time.monotonic(), None
+            events = [event for handed in taken for event in handed.events]
+            outcomes: list[Appended | StorageError] = []
+            for piece in _pieces(events):
+                try:
+                    outcomes += await self._append(diagnosis_id, lane, piece)
+                except StorageError as failure:
+                    outcomes += [failure] * len(piece)
+                    error = type(failure).__name__
+            # No checkpoint until all are answered: a barrier looks at what has not been.
+            self.waiting -= len(events)
+            self.requests += 1
+            self.batch_peak = max(self.batch_peak, len(taken))
+            self.events += len(events)
+            spans = [handed.spans for handed in taken if handed.spans]
+            if spans and self.told is not None:
+                self.told(spans, began, error)
+            at, now = 0, trio.current_time()
+            for handed in taken:
+                lane.handed.popleft()
+                handed.pending.answer(outcomes[at : at + len(handed.events)], now)
+                at += len(handed.events)
+        lane.is_running = False
+
+    async def _append(
+        self, diagnosis_id: str, lane: _Lane, events: Sequence[NewEvent]
+    ) -> Sequence[Appended | StorageError]:
+        engine, this = self._engine, self._engine.new_id()
+        refusals = checks.refusals_of(events)
+        if refusals:
+            events = [event for event, refusal in zip(events, refusals, strict=True) if refusal is None]
+        keys: Mapping[str, _Stored] = {}
+        unsure: dict[str, _Plan] = {}
+        """What was sent without an answer, by its id."""
+        attempts = 0
+        deadline = trio.current_time() + PATIENCE_SECONDS
+        while trio.current_time() < deadline:
+            diagnosis = engine.known.diagnosis(diagnosis_id)
+            if diagnosis is None:
+                return checks.with_refusals([NoSuchDiagnosis(diagnosis_id)] * len(events), refusals)
+            if (damage := engine.damage.all.get(diagnosis_id)) is not None:
+                return checks.with_refusals([OutboxDamaged(diagnosis_id, damage) for _ in events], refusals)
+            sent: _Plan | None = None
+            try:
+                if lane.head is None:
+                    lane.head = await engine.head(diagnosis_id)
+                if lane.head.registration != diagnosis.epoch or lane.head.kind == ENDED:
+                    # The first event of a registration; or the registration known here is a former one.
+                    await engine.catch_up()
+                    current = engine.known.diagnosis(diagnosis_id)
+                    is_first = current is not None and current.epoch == diagnosis.epoch != lane.head.registration
+                    if not is_first or lane.head.kind != ENDED:
+                        lane.head = None
+                        await trio.sleep(CONFLICT_SECONDS_MAX * engine.jitter())
+                        continue
+                keys = await self._with_room(diagnosis_id, keys, events)
+                attempts += 1
+                plan = self._plan(diagnosis_id, begun(lane.head, diagnosis.epoch), events, keys, this, attempts)
+                if not plan.messages:
+                    return checks.with_refusals(plan.outcomes, refusals)
+                sent = plan
+                stored = await engine.jetstream.store(plan.messages)
+                if not stored.is_duplicate:
+                    self._is_stored(diagnosis_id, lane, plan, stored.pos)
+                    return checks.with_refusals(plan.outcomes, refusals)
+            except NatsError as error:
+                if engine.is_passing(error):
+                    await engine.wait_a_little()
+                    continue
+                if isinstance(error, Unanswered):
+                    if sent is not None:
+                        unsure[attempt_id(this, attempts)] = sent
+                elif not _is_conflict(error):
+                    raise Failed(f"the engine refuses: {error}") from error
+            lane.head = None
+            if unsure:
+                mine = await engine.patiently(partial(self._found, diagnosis_id, unsure))
+                if mine is not None:
+                    return checks.with_refusals(unsure[mine.message_id].outcomes, refusals)
+            keys = await self._stored_keys(diagnosis_id, events)
+            await trio.sleep(CONFLICT_SECONDS_MAX * engine.jitter())
+        if unsure:
+            raise Failed("the engine has not said what became of the events")
+        raise Busy("the engine is away")
+
+    def _is_stored(self, diagnosis_id: str, lane: _Lane, plan: _Plan, pos: int) -> None:
+        lane.head = plan.head._replace(pos=pos, body=b"")
+        self._keys += plan.new_keys
+        self._engine.wrote(diagnosis_id, pos)
+        self._engine.knows(diagnosis_id, lane.head)
+
+    def _plan(
+        self,
+        diagnosis_id: str,
+        head: Entry,
+        events: Sequence[NewEvent],
+        keys: Mapping[str, _Stored],
+        this: str,
+        attempt: int,
+    ) -> _Plan:
+        engine, now = self._engine, self._engine.time.moment()
+        records, entries = list[Outgoing](), list[Outgoing]()
+        outcomes = list[Appended | StorageError]()
+        made: dict[str, KeyRecord] = {}
+        after, new_keys = head, 0
+        epoch, subject = Epoch(head.registration), engine.layout.log(diagnosis_id)
+        for event in events:
+            key = event.key
+            if key is not None:
+                stored = keys.get(key, _NO_KEY)
+                record = made.get(key) or stored.record
+                if record is not None and record.registration == epoch and record.expires_at > now.judged:
+                    outcomes.append(_outcome_of(record, event, epoch))
+                    continue
+                if stored.pos == 0 and self._keys + new_keys >= self._keys_max:
+                    outcomes.append(KeysExhausted(f"{self._keys_max} idempotency keys are stored already"))
+                    continue
+            after = appended(after, event.kind, event.body, now.wall, engine.node)
+            headers = {ENTRY: text_of(after)}
+            if not entries:
+                headers |= {EXPECTED_LAST: str(head.pos), MESSAGE_ID: this, ATTEMPT: str(attempt)}
+            entries.append(Outgoing(subject, event.body, headers))
+            outcomes.append(Appended(Seq(after.seq), now.wall, epoch, replayed=False))
+            if key is not None:
+                expires_at = now.reckoned + IDEMPOTENCY_KEY_SECONDS
+                made[key] = KeyRecord(event.digest, after.seq, now.wall, expires_at, epoch)
+                new_keys += stored.pos == 0
+                headers = {EXPECTED_LAST: str(stored.pos), ROLLUP: "sub", TTL: f"{KEY_TTL_SECONDS}s"}
+                records.append(Outgoing(engine.layout.key(diagnosis_id, key), msgspec.json.encode(made[key]), headers))
+        return _Plan([*records, *entries], outcomes, after, new_keys)
+
+    async def _found(self, diagnosis_id: str, sent: Collection[str]) -> Entry | None:
+        """The first entry of an append with one of these ids, if it is stored. To be called patiently."""
+        head = await self._engine.head(diagnosis_id)
+        self._engine.saw(diagnosis_id, head.pos)
+        entries, _ = await self._engine.entries(diagnosis_id)
+        return next((one for one in entries if one is not None and one.message_id in sent), None)
+
+    async def _stored_keys(self, diagnosis_id: str, events: Sequence[NewEvent]) -> Mapping[str, _Stored]:
+        wanted = dict.fromkeys(one.key for one in events if one.key is not None)
+        found = await self._engine.together([partial(self._key, diagnosis_id, key) for key in wanted])
+        return dict(zip(wanted, found, strict=True))
+
+    async def _key(self, diagnosis_id: str, key: str) -> _Stored:
+        found = await self._engine.last(self._engine.layout.main, self._engine.layout.key(diagnosis_id, key))
+        return _NO_KEY if found is None else _Stored(record_of(found.data), found.pos)
+
+    async def _with_room(
+        self, diagnosis_id: str, keys: Mapping[str, _Stored], events: Sequence[NewEvent]
+    ) -> Mapping[str, _Stored]:
+        """What is known of these keys: where there may be no room for new ones, which of them are stored."""
+        new = len({one.key for one in events if one.key is not None and one.key not in keys})
+        if not new:
+            return keys
+        if self._keys_counted_at is None:
+            await self.count()
+        if self._keys + new <= self._keys_max:
+            return keys
+        if self._keys_counted_at is None or self._keys_counted_at + COUNT_SECONDS < trio.current_time():
+            await self.count()
+        return await self._stored_keys(diagnosis_id, events)
+
+    async def expire(self, judged: float, limit: int) -> int:
+        """Drop expired keys, the first ones; how many."""
+        engine, layout = self._engine, self._engine.layout
+        asked = {"seq": 1, "next_by_subj": layout.all_keys, "batch": limit}
+        found = await engine.patiently(partial(engine.jetstream.direct, layout.main, asked))
+        records = [(one, record_of(one.data)) for one in found]
+        expired = [one for one, record in records if record is None or record.expires_at <= judged]
+        for one in expired:
+            await engine.patiently(partial(engine.jetstream.purge, layout.main, one.subject, before=one.pos + 1))
+        if expired:
+            await engine.patiently(self.count)
+        return len(expired)
+
+    async def count(self) -> IdempotencyKeys:
+        """As `StoreUpkeep.idempotency_keys`. To be called patiently."""
+        oldest, count = await self._engine.jetstream.first(self._engine.layout.main, self._engine.layout.all_keys)
+        self._keys, self._keys_counted_at = count, trio.current_time()
+        record = None if oldest is None else record_of(oldest.data)
+        if record is None:
+            return IdempotencyKeys(count, self._keys_max, None)
+        made_at = record.expires_at - IDEMPOTENCY_KEY_SECONDS
+        return IdempotencyKeys(count, self._keys_max, max(0.0, self._engine.time.moment().reckoned - made_at))
+
+
+def _pieces(events: Sequence[NewEvent]) -> Iterator[Sequence[NewEvent]]:
+    """The events in pieces that one batch can hold."""
+    begin = size = 0
+    for at, event in enumerate(events):
+        size += len(event.body)
+        if at - begin >= BATCH_EVENTS_MAX or (size > BATCH_BYTES_MAX and at > begin):
+            yield events[begin:at]
+            begin, size = at, len(event.body)
+    if events:
+        yield events[begin:]
+
+
+def record_of(data: bytes) -> KeyRecord | None:
+    """What is stored under a key; `None`: nothing that can be read."""
+    try:
+        return msgspec.json.decode(data, type=KeyRecord)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _outcome_of(record: KeyRecord, event: NewEvent, epoch: Epoch) -> Appended | StorageError:
+    if record.digest == event.digest:
+        return Appended(Seq(record.seq), record.at, epoch, replayed=True)
+    return KeyReused("the key belongs to another event")
+
+
+def _is_conflict(error: NatsError) -> bool:
+    return isinstance(error, JetStreamError) and error.err_code in CONFLICTS | {DUPLICATE_IN_BATCH}

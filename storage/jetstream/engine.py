@@ -1,0 +1,335 @@
+"""What all parts of a replicated store share: how the engine is asked, what is known of it, and how acts are caught up.
+
+A read goes to any replica, which may lag. So each log has a position that this process has seen, written or heard of
+(`seen`), and a read that is older is repeated. Nothing that the leader says is older than what was acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from storage.audit_rows import AuditRows
+from storage.changes import Told
+from storage.clock import Timekeeper
+from storage.damage import FoundDamage
+from storage.errors import Failed, StoreBroken
+from storage.jetstream import acts
+from storage.jetstream.acts import ActSaid, Known
+from storage.jetstream.entries import ATTEMPT, NOTHING, Entry, Log, attempt_id, entry_of, log_of
+from storage.jetstream.layout import Layout
+from storage.nats.errors import Away, JetStreamError, NatsError, NoResponders, Unanswered
+from storage.nats.jetstream import MESSAGE_ID, WRONG_LAST, WRONG_LAST_IN_BATCH, Found, JetStream
+from storage.records import OUTBOX_EVENTS_MAX
+
+PATIENCE_SECONDS: Final = 10.0
+"""How long an operation waits for the engine. Reason: an election takes half of it. Beyond: `Busy` or `Failed`."""
+
+AGAIN_SECONDS: Final = 0.05
+"""Between two attempts while the engine does not answer, on the average."""
+
+LAG_SECONDS: Final = 0.002
+"""Before a read that was older than it may be is repeated; doubled each time."""
+
+LAGGING_READS_MAX: Final = 8
+"""Reads that may be too old. Beyond: the replica is left for another, and the read begins anew."""
+
+READS_AT_ONCE_MAX: Final = 16
+"""Reads of one operation that are under way together. Reason: more would take the engine from others."""
+
+PAGE_MESSAGES: Final = 1000
+"""Read from a stream at once."""
+
+ACTS_MISSED_MAX: Final = 10_000
+"""Acts of others that are applied one by one. Beyond: everything is read anew, as after a start."""
+
+CONFLICTS: Final = frozenset({WRONG_LAST, WRONG_LAST_IN_BATCH})
+"""Somebody else was first."""
+
+NOT_NOW: Final = frozenset({10006, 10008, 10009, 10023, 10047, 10077, 10167, 10210})
+"""Errors of an engine without a leader, or without room for a moment. Certainly nothing is stored."""
+
+Answer = TypeVar("Answer")
+
+
+class Engine:
+    """One process's view of an installation."""
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        layout: Layout,
+        time: Timekeeper,
+        *,
+        node: str,
+        rows: AuditRows,
+        new_epoch: Callable[[], str],
+        new_id: Callable[[], str],
+        jitter: Callable[[], float],
+    ) -> None:
+        """Nothing is known yet (`load`)."""
+        self.jetstream = jetstream
+        self.connection = jetstream.connection
+        self.layout = layout
+        self.time = time
+        self.node = node
+        self.rows = rows
+        self.new_epoch = new_epoch
+        self.new_id = new_id
+        self.jitter = jitter
+        self.known = Known()
+        self.told = Told()
+        self.damage = FoundDamage()
+        self.broke = trio.Event()
+        self.missed: Callable[[], None] = lambda: None
+        """Called after everything was read anew. Must not raise or wait."""
+        self.applied: Callable[[ActSaid], None] = lambda act: None
+        """Called with each act that was applied. Must not raise or wait."""
+        self.answered_at = trio.current_time()
+        """When the leader has last answered."""
+        self._lately: OrderedDict[str, int] = OrderedDict()
+        """The position of acts that were applied lately, by id."""
+        self._seen: dict[str, int] = {}
+        self._written: dict[str, int] = {}
+        self._numbers: dict[str, tuple[str, int]] = {}
+        """The registration and the number of the newest entry of a log that this process knows of."""
+        self._catching_up = trio.Lock()
+
+    # Asking
+
+    def is_passing(self, error: NatsError) -> bool:
+        """Whether what was asked can succeed a little later; certainly nothing was stored then."""
+        if isinstance(error, JetStreamError):
+            return error.code >= 500 or error.err_code in NOT_NOW
+        return isinstance(error, (Away, NoResponders))
+
+    async def wait_a_little(self) -> None:
+        """Until another attempt is worth it."""
+        if self.connection.up.is_set():
+            await trio.sleep(AGAIN_SECONDS * (0.5 + self.jitter()))
+        else:
+            with trio.move_on_after(1):
+                await self.connection.up.wait()
+
+    async def patiently(self, read: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What a read finds, which is repeated until the engine answers.
+
+        Raises:
+            Failed: it does not, for `PATIENCE_SECONDS`, or refuses.
+        """
+        with trio.move_on_after(PATIENCE_SECONDS):
+            while True:
+                try:
+                    return await read()
+                except Unanswered:
+                    pass
+                except NatsError as error:
+                    if not self.is_passing(error):
+                        raise Failed(f"the engine refuses: {error}") from error
+                await self.wait_a_little()
+        raise Failed(f"the engine has not answered for {PATIENCE_SECONDS:g} s")
+
+    async def last(self, stream: str, subject: str) -> Found | None:
+        """The last message of a subject, from the leader."""
+        found = await self.jetstream.last(stream, subject)
+        self.answered_at = trio.current_time()
+        return found
+
+    async def together(self, reads: Sequence[Callable[[], Awaitable[Answer]]]) -> Sequence[Answer]:
+        """What several reads find, some of them under way at once, each patiently."""
+        answers: dict[int, Answer] = {}
+        todo = iter(enumerate(reads))
+
+        async def some() -> None:
+            for number, read in todo:
+                answers[number] = await self.patiently(read)
+
+        errors: list[BaseException] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(READS_AT_ONCE_MAX, len(reads))):
+                    nursery.start_soon(some)
+        except* Failed as group:
+            errors.extend(group.exceptions)
+        if errors:
+            raise Failed("the engine does not answer") from errors[0]
+        return [answers[number] for number in range(len(reads))]
+
+    # Logs
+
+    def saw(self, diagnosis_id: str, pos: int) -> None:
+        """No read of this log may be older than this position from now on."""
+        if pos > self._seen.get(diagnosis_id, 0):
+            self._seen[diagnosis_id] = pos
+
+    def seen(self, diagnosis_id: str) -> int:
+        """The newest position of a log that this process knows of."""
+        return self._seen.get(diagnosis_id, 0)
+
+    def wrote(self, diagnosis_id: str, pos: int) -> None:
+        """This process has written this log up to this position."""
+        self.saw(diagnosis_id, pos)
+        self._written[diagnosis_id] = max(pos, self.written(diagnosis_id))
+
+    def written(self, diagnosis_id: str) -> int:
+        """The newest position of a log that this process has written."""
+        return self._written.get(diagnosis_id, 0)
+
+    def knows(self, diagnosis_id: str, entry: Entry) -> None:
+        """This entry is in a log."""
+        registration, seq = self._numbers.get(diagnosis_id, ("", 0))
+        if registration != entry.registration or seq < entry.seq:
+            self._numbers[diagnosis_id] = entry.registration, entry.seq
+
+    def number(self, diagnosis_id: str, epoch: str) -> int:
+        """A number that was given to a log in this epoch, the highest one known here; 0: none."""
+        registration, seq = self._numbers.get(diagnosis_id, ("", 0))
+        return seq if registration == epoch else 0
+
+    async def head(self, diagnosis_id: str) -> Entry:
+        """The newest entry of a log, from the leader. To be called patiently."""
+        found = await self.last(self.layout.main, self.layout.log(diagnosis_id))
+        if (0 if found is None else found.pos) < self.seen(diagnosis_id):
+            # One that was the leader does not know yet that it is no more.
+            raise Unanswered("who answers has less than was seen before")
+        if found is None:
+            return NOTHING
+        entry = _entry(found)
+        if entry is None:
+            raise Failed(f"the newest entry of diagnosis {diagnosis_id} cannot be read")
+        self.knows(diagnosis_id, entry)
+        return entry._replace(body=b"")
+
+    async def entries(self, diagnosis_id: str) -> tuple[Sequence[Entry | None], Sequence[int]]:
+        """The entries of a log, and the position of each; not older than what is known. To be called patiently."""
+        asked = {"seq": 1, "next_by_subj": self.layout.log(diagnosis_id), "batch": 2 * OUTBOX_EVENTS_MAX}
+        for attempt in range(LAGGING_READS_MAX):
+            found = await self.jetstream.direct(self.layout.main, asked)
+            if (found[-1].pos if found else 0) >= self.seen(diagnosis_id):
+                poses = [one.pos for one in found]
+                self.saw(diagnosis_id, poses[-1] if poses else 0)
+                entries = [_entry(one) for one in found]
+                if entries and entries[-1] is not None:
+                    self.knows(diagnosis_id, entries[-1])
+                return entries, poses
+            await trio.sleep(LAG_SECONDS * 2.0**attempt)
+        raise Unanswered("every replica asked lags behind")
+
+    async def log(self, diagnosis_id: str, epoch: str) -> Log:
+        """A log as it is now. To be called patiently.
+
+        What was read is judged again if it looks damaged: the oldest entries may have gone while it was read.
+        """
+        log = log_of(epoch, *await self.entries(diagnosis_id))
+        for _ in range(2):
+            if log.damage is None:
+                return log
+            again = log_of(epoch, *await self.entries(diagnosis_id))
+            if again.damage == log.damage:
+                return again
+            log = again
+        return log
+
+    # Acts
+
+    async def load(self) -> None:
+        """Read what acts have made up to now, and forget what was known before.
+
+        A replica may lag while it is read: so the acts of the last moments are applied on top, by their positions.
+        """
+        known = Known()
+        newest = await self.last(self.layout.main, self.layout.number)
+        last = 0 if newest is None else int(newest.data)
+        for subject in (self.layout.all_registrations, self.layout.all_revocations):
+            for found in await self.all_of(self.layout.main, subject):
+                if found.data:
+                    known.take(_read(acts.made_of, found), found.pos)
+        for number in range(max(1, last - PAGE_MESSAGES + 1), last + 1):
+            act = await self._act(number)
+            if act is not None:
+                said, pos = act
+                for at, made in enumerate(said.made, start=pos - len(said.made)):
+                    known.take(made, at)
+        known.applied, known.number_pos = last, 0 if newest is None else newest.pos
+        self.known = known
+
+    async def page(self, stream: str, subject: str, begin: int) -> Sequence[Found]:
+        """The next messages of a subject from this position on, from any replica; fewer than a page: no more."""
+        return await self.jetstream.direct(stream, {"seq": begin, "next_by_subj": subject, "batch": PAGE_MESSAGES})
+
+    async def all_of(self, stream: str, subject: str) -> Sequence[Found]:
+        """All messages of a subject, in the order of their positions, from any replica. To be called patiently."""
+        found: list[Found] = []
+        while True:
+            page = await self.page(stream, subject, found[-1].pos + 1 if found else 1)
+            found += page
+            if len(page) < PAGE_MESSAGES:
+                return found
+
+    async def catch_up(self) -> None:
+        """Apply the acts that others have committed."""
+        async with self._catching_up:
+            newest = await self.last(self.layout.main, self.layout.number)
+            last = 0 if newest is None else int(newest.data)
+            if last < self.known.applied:
+                raise Unanswered("who answers has fewer acts than were applied before")
+            if last - self.known.applied > ACTS_MISSED_MAX:
+                await self._load_anew()
+                return
+            while self.known.applied < last:
+                number = self.known.applied + 1
+                act = await self._act(number)
+                if act is None or act[0].is_stripped:
+                    await self._load_anew()
+                    return
+                self.apply(number, *act)
+
+    async def _load_anew(self) -> None:
+        await self.load()
+        self.missed()
+
+    async def _act(self, number: int) -> tuple[ActSaid, int] | None:
+        for subject in (self.layout.act(number), self.layout.rewritten(number)):
+            found = await self.last(self.layout.main, subject)
+            if found is not None:
+                return _read(acts.decoded, found), found.pos
+        return None
+
+    def applied_at(self, act_id: str) -> int | None:
+        """The position of an act that was applied lately; `None`: it was not."""
+        return self._lately.get(act_id)
+
+    def apply(self, number: int, act: ActSaid, pos: int) -> None:
+        """An act was committed: know it, and tell of it, unless that was done already."""
+        # No checkpoint here: what is told is what is known in that moment.
+        if number != self.known.applied + 1:
+            return
+        change = self.known.apply(number, act, pos, self.told.next)
+        self._lately[act.id] = pos
+        if len(self._lately) > PAGE_MESSAGES:
+            self._lately.popitem(last=False)
+        self.applied(act)
+        if change is not None:
+            self.told.add(change)
+
+
+def _entry(found: Found) -> Entry | None:
+    append_id = found.headers.get(MESSAGE_ID)
+    attempt = "" if append_id is None else attempt_id(append_id, int(found.headers.get(ATTEMPT, "0")))
+    return entry_of(found.pos, found.headers, found.data, attempt)
+
+
+def _read(decode: Callable[[bytes], Answer], found: Found) -> Answer:
+    """What a message says.
+
+    Raises:
+        StoreBroken: it is not what this version writes.
+    """
+    try:
+        return decode(found.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StoreBroken(f"{found.subject} at {found.pos} is not what this version writes") from error
