@@ -378,18 +378,23 @@ class DiagnosisActor:
     ) -> bool:
         """Take events that were appended here into the ring; False: as `_extend_ring`."""
         stored: list[Event] = []
-        counts = self._roster.totals
+        pushed_out: list[int] = []
+        counts, floor = self._roster.totals, self._ring.floor
         newest = Seq(0)
         for event, outcome in zip(events, outcomes, strict=True):
             if isinstance(outcome, Appended):
                 if not outcome.replayed:
                     counts.events += 1
                     counts.event_bytes += len(event.body)
+                    if (oldest := outcome.seq - OUTBOX_EVENTS_MAX) > floor:
+                        pushed_out.append(oldest)
                 if outcome.epoch != self._ring.epoch:
                     await self._load()
                     return False
                 stored.append(Event(outcome.seq, outcome.at, event.kind, event.body))
                 newest = max(newest, outcome.seq)
+        if pushed_out:
+            self._roster.count_evicted(pushed_out)
         return not stored or await self._extend_ring(stored, newest, committed_at)
 
     # The ring
@@ -409,7 +414,6 @@ class DiagnosisActor:
         for event in events:
             if event.seq == ring.head + 1:
                 ring.append(event.seq, self._render(self._diagnosis_id, event))
-        self._roster.count_evicted(floor)
         if (head is None or head > ring.head) and not await self._catch_up():
             return False
         if ring.head > before:

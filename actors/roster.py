@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from actors.counts import Counts
@@ -430,15 +430,15 @@ class Roster:
             self.totals.gaps += 1
             self.totals.gap_events += lost
 
-    def count_evicted(self, floor: Seq) -> None:
-        """Count the events that have left the ring since its floor was this one, as newer ones came."""
-        if self.ring is None or self.ring.floor == floor:
+    def count_evicted(self, seqs: Sequence[int]) -> None:
+        """Count events that leave the outbox for newer ones, which were published here: each is counted once."""
+        if self.ring is None:
             return
         if self._highest is None:
             epoch = self.ring.epoch
             self._highest = max((one.seq_in(epoch) for one in (self.known or {}).values()), default=Seq(0))
-        self.totals.evicted += self.ring.floor - floor
-        self.totals.evicted_unacknowledged += max(0, self.ring.floor - max(floor, self._highest))
+        self.totals.evicted += len(seqs)
+        self.totals.evicted_unacknowledged += sum(seq > self._highest for seq in seqs)
 
     def lagging(self, most: int) -> list[Known]:
         """The known subscribers that are furthest behind, at most `most`."""

@@ -45,6 +45,10 @@ class ActorState(StrEnum):
     PASSIVE = "passive"
 
 
+WORST_FIRST: Final = (ActorState.QUARANTINED, ActorState.RESTARTING, ActorState.RUNNING, ActorState.PASSIVE)
+"""Of an actor at several processes the first of these that it has anywhere is shown."""
+
+
 class Interruption(StrEnum):
     """Why an actor is interrupted. The four after `NONE` begin a new incarnation, which reads the outbox anew."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final, NamedTuple
 
 from actors.mailbox import MailboxStatistics
 from actors.ring import Ring
 from actors.roster import Roster
-from actors.slot import ActorState, Crash, History, Restart, Slot
+from actors.slot import WORST_FIRST, ActorState, Crash, History, Restart, Slot
 from storage.damage import Damage
 from storage.records import Seq, SubscriberId, Window
 
@@ -91,6 +93,24 @@ def glance_at_resting(history: History) -> Glance:
     """What is remembered of an actor that is not in memory."""
     return Glance(
         ActorState.PASSIVE, 0, 0, history.incarnation, history.restarts, history.last_crash, None, lowest=None, known=0
+    )
+
+
+def together(glances: Sequence[Glance]) -> Glance:
+    """An actor at several processes, at least one: the worst state, the last crash, the newest outbox, and sums."""
+    if len(glances) == 1:
+        return glances[0]
+    windows = [one.window for one in glances if one.window is not None]
+    return Glance(
+        min((one.state for one in glances), key=WORST_FIRST.index),
+        sum(one.connections for one in glances),
+        sum(one.mailbox_depth for one in glances),
+        max(one.incarnation for one in glances),
+        sum(one.restarts for one in glances),
+        max((one.last_crash for one in glances), key=lambda crash: -inf if crash is None else crash.at),
+        max(windows, key=lambda window: window.head, default=None),
+        min((one.lowest for one in glances if one.lowest is not None), default=None),
+        max(one.known for one in glances),
     )
 
 

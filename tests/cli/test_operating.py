@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import trio
 
+from tests.logbook import Logbook
 from tests.server.harness import Server
 from tests.server.process import COMMAND, run, served
+from web.server.listening_file import LISTENING_FILE, NotListening, announced, listening_process
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,39 @@ async def test_a_server_is_drained(tmp_path: Path) -> None:
         assert (code, out) == (0, f"the server at {server.url} is draining, and ends within 10 s\n")
         with trio.fail_after(15):
             assert await process.process.wait() == 0
+
+
+async def test_a_server_is_told_to_reload(tmp_path: Path) -> None:
+    logbook = Logbook()
+    async with served(tmp_path / "data", logbook=logbook) as (process, _):
+        code, out, _ = await run("reload")
+        assert (code, out) == (0, f"process {process.process.pid} reloads: its log says what came of it\n")
+        with trio.fail_after(15):
+            while "read 1 keys anew" not in "".join(logbook.lines):
+                await trio.sleep(0.01)
+        code, out, _ = await run("reload", "--json")
+        assert (code, json.loads(out)) == (0, {"status": "reloading", "pid": process.process.pid})
+        assert await process.stop() == 0
+    code, out, aside = await run("reload")
+    assert (code, out, "no server runs on data" in aside) == (3, "", True)
+
+
+@pytest.mark.parametrize("pid", ["no number", True, 0, 1, -5, None])
+def test_a_file_that_names_no_process_has_nobody_told_to_reload(pid: object, tmp_path: Path) -> None:
+    with announced(tmp_path, ["http://192.0.2.7:1"]):
+        (tmp_path / LISTENING_FILE).write_text(json.dumps({"urls": ["http://192.0.2.7:1"], "pid": pid}))
+        with pytest.raises(NotListening, match="which process"):
+            listening_process(tmp_path)
+
+
+def test_a_file_that_names_somebody_elses_process_has_nobody_told_to_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with announced(tmp_path, ["http://192.0.2.7:1"]):
+        assert listening_process(tmp_path) == os.getpid()
+        monkeypatch.setattr("web.server.listening_file._owner_of", lambda process: os.geteuid() + 1)
+        with pytest.raises(NotListening, match="another user's"):
+            listening_process(tmp_path)
 
 
 async def test_nothing_is_destroyed_where_nobody_can_be_asked(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ ALLOWED = {
     "storage/clock.py": {"time"},  # the machine's clock, which is handed in
     "storage/memory_engine.py": {"random"},  # a generator with a seed, which is handed in
     "web/server/composition.py": {"random", "secrets"},  # what is handed in comes from here
-    "web/server/workers/__main__.py": {"socket.socket"},  # listeners that the parent hands over
-    "web/server/workers/parent.py": {"secrets"},  # names of processes
+    # Listeners that the parent hands over, and the machine's clock, which processes share.
+    "web/server/workers/__main__.py": {"socket.socket", "time"},
+    "web/server/workers/parent.py": {"secrets", "time"},  # names of processes, and that clock
     "web/http/handed_over.py": {"socket.socket"},  # listeners that were made by whoever started the process
     "web/http/listening.py": {"socket.create_server", "socket.socket"},  # listeners, made by the composition root
     # Files and threads of the machine, which no simulation runs.

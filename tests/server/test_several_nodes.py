@@ -16,6 +16,8 @@ from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
 from storage.store import Store
 from tests.server.harness import Client, Server, begin, running_server
+from tests.server.test_console import console
+from tests.server.test_metrics import figures
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server.settings import Settings
 
@@ -248,6 +250,49 @@ async def test_an_actor_is_shown_as_it_is_at_each_server_and_at_all_together(nod
     assert (alone["state"], alone["incarnation"], alone["subscribers"]) == ("passive", 2, 3)
     assert alone["mailbox"] == {"depth": 0, "limit": 3000}
     assert listed == alone
+
+
+async def test_a_console_at_any_shows_what_goes_on_at_all(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    await one.register("rests")
+    headers = one.bearer("op", "operate")
+    async with one.live(), console(third) as screen:
+        await screen.until("42", state="running", subscribers=1)
+        assert (screen.rows["rests"]["state"], screen.rows["rests"]["subscribers"]) == ("passive", 0)
+        async with other.live(), other.live(sub="amira", device="phone", ack="app"):
+            await screen.until("42", subscribers=3)
+            await other.publish()
+            row = await screen.until("42", head=1, retained=1)
+            assert (row["mailbox"], row["crash"]) == (0, None)
+            restarts = screen.rows["42"]["incarnation"]
+            await other.http.post("/actors/42/restart", headers=headers)
+            await screen.until("42", incarnation=restarts + 1)
+        await screen.until("42", subscribers=1)
+        assert screen.kinds.count("snapshot") == 1
+        await one.http.delete("/diagnoses/42", headers=one.bearer("registrar", "register"))
+        with trio.fail_after(20):
+            while "42" in screen.rows:
+                await screen.turn()
+
+
+async def test_a_console_forgets_what_a_server_had_that_is_gone(nodes: list[Node]) -> None:
+    one, third = nodes[0].server, nodes[2].server
+    await one.register()
+    async with one.live(), console(third) as screen:
+        await screen.until("42", subscribers=1)
+        nodes[0].be_deaf()
+        await screen.until("42", subscribers=0)
+
+
+async def test_an_event_that_is_pushed_out_is_counted_where_the_newer_one_was_published(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    async with third.live():
+        for number in range(104):
+            assert (await (one, other)[number % 2].publish(number)).status_code == 200
+        counted = [(await figures(server))["avicenna_evicted_events_total"] for server in (one, other, third)]
+        assert counted == [2, 2, 0]
 
 
 async def test_what_does_not_answer_is_counted_and_left_out(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +23,7 @@ import trio
 from tests.logbook import LOGBOOK
 from tests.server.harness import Client, Server
 from tests.server.process import COMMAND, Process, run, served
+from tests.server.test_console import console
 
 ROUNDS = int(os.environ.get("WORKERS_ROUNDS", "3"))
 
@@ -55,6 +59,72 @@ async def until(is_true: Callable[[], bool], seconds: float = 30) -> None:
     with trio.fail_after(seconds):
         while not is_true():
             await trio.sleep(0.01)
+
+
+async def until_async(is_true: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+    with trio.fail_after(seconds):
+        while not await is_true():
+            await trio.sleep(0.05)
+
+
+class Installation:
+    """A server with two workers, asked again and again on new connections, which the kernel shares out among them."""
+
+    def __init__(self, process: Process, server: Server, operators: Path) -> None:
+        self.process = process
+        self.server = server
+        self._operators = operators
+        self._highest: dict[str, float] = {}
+
+    async def figures(self) -> dict[str, float]:
+        """Its metrics, as one of the workers says them; none of its counters has gone down."""
+        async with self._asking() as http:
+            answer = await http.get("/metrics")
+        assert answer.status_code == 200
+        found = {}
+        for line in answer.text.splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                found[name] = float(value)
+        counters = {name for name in found if re.search(r"_(total|count|sum|bucket)\b", name)}
+        lower = {name: found[name] for name in counters if found[name] < self._highest.get(name, 0)}
+        assert lower == {}
+        self._highest |= {name: found[name] for name in counters}
+        return found
+
+    async def always(self, **wanted: float) -> None:
+        """Whichever worker is asked says this."""
+        for _ in range(8):
+            found = await self.figures()
+            assert {name: found[f"avicenna_{name}"] for name in wanted} == wanted
+
+    async def text(self) -> bytes:
+        async with self._asking() as http:
+            return (await http.get("/metrics")).content
+
+    async def publish(self, count: int) -> None:
+        for number in range(count):
+            async with self._client("amira") as http:
+                body = {"diagnosis_id": 42, "feedback_id": number, "rating": 5}
+                assert (await http.post("/ws/broadcast-feedback-update", json=body)).status_code == 200
+
+    async def get(self, path: str) -> Any:
+        """What a worker answers an operator."""
+        async with self._client("op", "operate") as http:
+            answer = await http.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def _client(self, sub: str, scope: str = "") -> httpx.AsyncClient:
+        # What waits for a worker that was killed is answered by the one that follows it.
+        return httpx.AsyncClient(base_url=self.server.url, headers=self.server.bearer(sub, scope), timeout=60)
+
+    def _asking(self) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=str(self._operators))
+        return httpx.AsyncClient(transport=transport, base_url="http://live", timeout=30)
+
+    async def until_replaced(self, before: dict[str, int]) -> None:
+        await until(lambda: not before.keys() & workers(self.process).keys() and len(workers(self.process)) == 2, 90)
 
 
 @asynccontextmanager
@@ -115,6 +185,70 @@ async def test_a_follower_on_any_worker_gets_every_number_once(tmp_path: Path) -
             assert status["connections_open"] >= 12
         assert await process.stop() == 0
         assert children(process) == {}
+
+
+async def test_any_worker_speaks_for_all(tmp_path: Path) -> None:
+    data, operators = tmp_path / "data", tmp_path / "operators.sock"
+    of_all = {"AVICENNA_OPERATORS_LISTEN": f"unix:{operators}", "AVICENNA_MAX_CONNECTIONS": "40"}
+    often = {"AVICENNA_RESTART_INTENSITY_MAX": "1000", "AVICENNA_RESTART_INTENSITY_SECONDS": "1"}
+    async with served(data, "--workers", "2", logbook=LOGBOOK, **of_all, **often) as (process, server):
+        both = Installation(process, server, operators)
+        await server.register()
+        async with many(server, 12) as clients:
+            await both.publish(10)
+            for client in clients:
+                await client.events(10)
+            await both.always(events_total=10, deliveries_total=120, followers=12, workers=2, diagnoses=1)
+            for _ in range(4):
+                status = await both.get("/ws/status")
+                assert (status["node"]["connections"], status["nodes"]) == (12, {"known": 2, "answered": 2})
+                actor = await both.get("/actors/42")
+                assert (actor["subscribers"], len(actor["nodes"])) == (12, 2)
+                assert await both.get("/readyz") == {"status": "ready"}
+            for _ in range(3):
+                async with console(server) as screen:
+                    await screen.until("42", subscribers=12, head=10)
+                    assert (screen.node["followers"], screen.node["events"]) == (12, 10)
+            shown = [[row["id"] for row in (await both.get("/audit"))["items"]] for _ in range(4)]
+            assert shown.count(shown[0]) == 4
+
+        before = workers(process)
+        await both.figures()
+        os.kill(next(iter(before.values())), signal.SIGKILL)
+        await until(lambda: len(workers(process)) == 2 and workers(process) != before)
+        await both.publish(5)
+        await until_async(lambda: _equals(both, "avicenna_workers", 2))
+        assert (await both.figures())["avicenna_events_total"] == 15
+        assert (await both.figures())['avicenna_restarted_processes_total{process="worker"}'] == 1
+        os.kill(children(process)["store"], signal.SIGKILL)
+        await both.publish(5)
+        await both.always(events_total=20)
+
+        # A reload, and one more that is asked for meanwhile.
+        before = workers(process)
+        uptime = (await both.get("/ws/status"))["uptime_seconds"]
+        code, out, _ = await run("reload", "--data", data)
+        assert (code, str(process.process.pid) in out) == (0, True)
+        process.process.send_signal(signal.SIGHUP)
+        await both.until_replaced(before)
+        await both.always(events_total=20)
+        assert (await both.get("/ws/status"))["uptime_seconds"] > uptime
+
+        # The limit of connections is that of all.
+        with contextlib.ExitStack() as stack:
+            host, port = server.url.removeprefix("http://").split(":")
+            refused = 0
+            for _ in range(60):
+                connection = stack.enter_context(socket.create_connection((host, int(port))))
+                connection.sendall(b"GET /client.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                connection.settimeout(10)
+                refused += connection.recv(12).endswith(b"503")
+            assert 20 <= refused <= 24, "those of whoever has asked before may be open still"
+        assert await process.stop() == 0
+
+
+async def _equals(both: Installation, name: str, value: float) -> bool:
+    return (await both.figures())[name] == value
 
 
 async def test_a_right_that_is_taken_away_ends_followers_of_all_workers(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def find_of_directory(arguments: argparse.Namespace) -> Found:
         UsageError: a setting is wrong.
     """
     directory = data_directory(arguments)
-    urls = listening_urls(directory, is_trusted=not _merely_lies_here(directory, arguments))
+    urls = listening_urls(directory, is_trusted=not merely_lies_here(directory, arguments))
     # Only the server's user can replace a Unix socket.
     url = next((one for one in urls if socket_path_of(one) is not None), urls[0])
     try:
@@ -194,7 +194,7 @@ def _read_token(file: str) -> str:
 
 def _local_credentials(found: Found, arguments: argparse.Namespace, scopes: tuple[Scope, ...]) -> Credentials:
     directory = data_directory(arguments)
-    if _merely_lies_here(directory, arguments) and not (found.is_of_directory or _is_here(found.url)):
+    if merely_lies_here(directory, arguments) and not (found.is_of_directory or _is_here(found.url)):
         return Credentials()
     try:
         key = keyring.load_key(directory)
@@ -207,7 +207,7 @@ def _local_credentials(found: Found, arguments: argparse.Namespace, scopes: tupl
     return Credentials(key=key, scopes=scopes, key_file=directory / keyring.KEY_FILE)
 
 
-def _merely_lies_here(directory: Path, arguments: argparse.Namespace) -> bool:
+def merely_lies_here(directory: Path, arguments: argparse.Namespace) -> bool:
     """Nobody named the directory, so its contents must belong to the server of this machine and not to a stranger."""
     return directory == DATA_DEFAULT and arguments.data is None
 

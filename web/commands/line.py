@@ -23,6 +23,7 @@ from web.commands import (
     health,
     outbox,
     publish,
+    reload,
     serve,
     status,
     subscribers,
@@ -120,7 +121,7 @@ def parser(*further: Command) -> argparse.ArgumentParser:
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     helping = Helping(partial(parser, *further))
     looking = (status, health, top, actors, outbox)
-    acting = (subscribers, trails, drain)
+    acting = (subscribers, trails, drain, reload)
     for command in (serve, *further, token, diagnoses, publish, tail, *looking, *acting, database, doctor, helping):
         command.add_to(commands)
     return whole

@@ -1,14 +1,14 @@
 """What consoles show of all diagnoses and of the server, looked at once a second for all of them, while somebody looks.
 
-An actor in memory is looked at there. Of one that rests, the outbox comes from the store, which is read through in the
-background: at first, when the number of diagnoses has changed, and now and then. So a disk that does not answer keeps
-nobody from seeing the rest.
+An actor in memory is looked at there, and at other processes that have it in memory (`web.console.elsewhere`). Of one
+that rests, the outbox comes from the store, which is read through in the background: at first, when the number of
+diagnoses has changed, and now and then. So a disk that does not answer keeps nobody from seeing the rest.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Final
@@ -17,12 +17,13 @@ import msgspec
 import trio
 
 from actors.registry import Registry
-from actors.statistics import Glance
-from actors.turns import LOOKED_AT_ONCE_MAX, Share
+from actors.statistics import Glance, together
+from actors.turns import Share
 from storage.clock import Clock
 from storage.errors import StorageError
 from storage.records import Seq, Window
 from storage.store import Store
+from web.console.elsewhere import Elsewhere, spend_glance
 from web.console.rows import Facts, Rows
 from web.contract import wire
 
@@ -40,9 +41,6 @@ FIRST_READING_SECONDS: Final = 1.0
 
 READ_AT_ONCE: Final = 250
 """Outboxes read from the store at once. Reason: commits wait for it, some milliseconds."""
-
-GLANCES_AT_ONCE: Final = 200
-"""Actors looked at between two checkpoints: half a millisecond."""
 
 PART_ROWS: Final = 400
 """Rows of one message, some 40 KB."""
@@ -72,17 +70,26 @@ logger = logging.getLogger("avicenna.web")
 class Overview:
     """The rows of all diagnoses, and the figures of the server. One per server."""
 
-    def __init__(self, store: Store, registry: Registry, clock: Clock, figures: Callable[[], Figures]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        clock: Clock,
+        figures: Callable[[], Awaitable[Figures]],
+        elsewhere: Elsewhere,
+    ) -> None:
         """Nobody looks yet.
 
         Args:
             store: gives up on a disk that does not answer.
             figures: those of the server, by name; looks at no diagnosis and at no connection.
+            elsewhere: what other processes have in memory.
         """
         self._store = store
         self._registry = registry
         self._clock = clock
         self._figures = figures
+        self._elsewhere = elsewhere
         self._lookers: dict[Callable[[], None], None] = {}
         """Called after each turn."""
         self._wanted = trio.Event()
@@ -92,6 +99,7 @@ class Overview:
         self._begin()
 
     def _begin(self) -> None:
+        self._elsewhere.forget()
         self._rows = Rows(self.turn)
         self._outboxes: dict[str, tuple[Window, Seq | None]] = {}
         """Of every diagnosis that is known: what it retains, and its lowest cursor."""
@@ -168,19 +176,20 @@ class Overview:
 
     async def _look(self) -> None:
         registry, turn, share = self._registry, self.turn + 1, Share()
+        changed_elsewhere = await self._elsewhere.renew()
         in_memory = registry.in_memory
         looked_at, self._to_look_at = self._to_look_at, set()
         left = self._were_in_memory.difference(in_memory)
         self._were_in_memory = set(in_memory)
-        for name in (*in_memory, *left, *(looked_at - self._were_in_memory - left)):
-            glance = registry.glance_at(name)
+        for name in (*in_memory, *left, *((looked_at | changed_elsewhere) - self._were_in_memory - left)):
+            glance = together([registry.glance_at(name), *self._elsewhere.glances_at(name)])
             facts = self._facts(name, glance)
             if facts is not None and self._rows.differs(name, facts):
                 self._rows.put(name, facts, wire.encode(facts), turn)
-            # Where a subscriber has moved, its roster may have looked at all it knows.
-            await share.spend(max(1, GLANCES_AT_ONCE * LOOKED_AT_ONCE_MAX // (LOOKED_AT_ONCE_MAX + glance.known)))
+            await spend_glance(share, glance)
+        now = await self._figures()
         # No checkpoint until all are told: what is shared is what follows the turn before.
-        before, self._now = self._now, self._figures()
+        before, self._now = self._now, now
         changed = {name: value for name, value in self._now.items() if before.get(name) != value}
         self._step = ()
         if self._rows.knows(self.turn):
@@ -240,12 +249,18 @@ class Overview:
             for one in page:
                 last = one.diagnosis_id
                 found.add(last)
-                if self._registry.window(last) is None and self._outboxes.get(last) != (one.window, one.lowest_cursor):
+                if not self._is_in_memory(last) and self._outboxes.get(last) != (one.window, one.lowest_cursor):
                     self._outboxes[last] = one.window, one.lowest_cursor
                     self._to_look_at.add(last)
             if len(page) < READ_AT_ONCE:
                 break
         # One that is loaded may have been registered meanwhile.
-        for name in [one for one in self._outboxes if one not in found and self._registry.window(one) is None]:
+        for name in [one for one in self._outboxes if one not in found and not self._is_in_memory(one)]:
             del self._outboxes[name]
             self._rows.drop(name, self.turn + 1)
+
+    def _is_in_memory(self, name: str) -> bool:
+        """Whether what a diagnosis retains is known from memory, here or elsewhere."""
+        if self._registry.window(name) is not None:
+            return True
+        return any(one.window is not None for one in self._elsewhere.glances_at(name))

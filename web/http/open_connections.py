@@ -12,12 +12,18 @@ from dataclasses import dataclass
 class OpenConnections:
     """How many connections one server has open: those of requests, those given away, and those being refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[int], None] | None = None) -> None:
+        """None is open.
+
+        Args:
+            tell: called with their number whenever it has changed; `None`: nobody is told.
+        """
         self.count = 0
         self.stalled = 0
         """Connections that were cut because their peers accepted nothing of an answer, since the start."""
         self.of_address: Counter[str] = Counter()
         """Admitted connections of each address that counts."""
+        self._tell = tell
 
     def counting(self, listener: socket.socket) -> Callable[[int], CountedSocket]:
         """Makes sockets out of the descriptors of what a listener has accepted; each is counted until it is closed."""
@@ -27,6 +33,8 @@ class OpenConnections:
             made = CountedSocket(family, kind, protocol, descriptor)
             made.counter, made.address = self, None
             self.count += 1
+            if self._tell is not None:
+                self._tell(self.count)
             return made
 
         return counted
@@ -39,6 +47,8 @@ class OpenConnections:
     def left(self, address: str | None) -> None:
         """One of them is closed."""
         self.count -= 1
+        if self._tell is not None:
+            self._tell(self.count)
         if address is not None:
             self.of_address[address] -= 1
             if not self.of_address[address]:

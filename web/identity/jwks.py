@@ -116,6 +116,11 @@ class RemoteKeys:
                     return
 
     @property
+    def has_keys(self) -> bool:
+        """Whether a fetch has brought any."""
+        return bool(self._digest)
+
+    @property
     def retry_after_seconds(self) -> float:
         """Time until the next fetch may begin, for whoever was not answered by the last one."""
         next_at = min(self._due_at, self._may_be_asked_at)

@@ -15,7 +15,7 @@ from actors.acts import Acts
 from actors.messages import Forget, Forgotten, Inspect, Purge
 from actors.peers import ActorAt
 from actors.registry import Registry
-from actors.slot import ActorState
+from actors.slot import WORST_FIRST, ActorState
 from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
 from actors.which import OfUser
@@ -33,13 +33,8 @@ from web.identity import rights
 from web.identity.access import Access, require
 from web.operating.audit_rows import act, disconnected_object, positions, row_of
 
-_WORST: Final[dict[str, int]] = {
-    ActorState.QUARANTINED: 0,
-    ActorState.RESTARTING: 1,
-    ActorState.RUNNING: 2,
-    ActorState.PASSIVE: 3,
-}
-"""States, the worst first. One that a newer version has is taken for no trouble."""
+_WORST: Final[dict[str, int]] = {state: place for place, state in enumerate(WORST_FIRST)}
+"""One that a newer version has is taken for no trouble."""
 
 
 ACTORS_AT_ONCE: Final = 50

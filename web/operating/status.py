@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 from math import inf
 from typing import Final
@@ -22,7 +22,6 @@ from web.contract import wire
 from web.contract.errors import RETRY_AFTER_SECONDS, Problem, retry_after
 from web.contract.exchange import Answer, Handlers, Request, answer
 from web.contract.principals import Principal
-from web.http.short_way import Ways
 from web.identity.rights import may_operate
 
 PAGE_DIAGNOSES: Final = 250
@@ -48,18 +47,18 @@ AWAY_SECONDS: Final = 3.0
 class Figures:
     """What is going on in one server, in numbers; what is said of all diagnoses is read once for all who ask."""
 
-    def __init__(self, store: Store, registry: Registry, clock: Clock, aborted: Callable[[], int], ways: Ways) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, clock: Clock, node: Callable[[], Awaitable[Mapping[str, object]]]
+    ) -> None:
         """Figures of these.
 
         Args:
-            aborted: connections that were cut off since the start.
-            ways: how many requests took which way.
+            node: totals of the server, by name.
         """
         self._store = store
         self._registry = registry
         self._clock = clock
-        self._aborted = aborted
-        self._ways = ways
+        self._node_figures = node
         self._reading = trio.Lock()
         self._read_at = -inf
         self._outboxes: list[Outbox] = []
@@ -96,9 +95,9 @@ class Figures:
             asking_nursery.start_soon(give_up)
             with contextlib.suppress(Failed):
                 everything = await self._of(await self._all_outboxes())
-                figures = everything | {"node": self._node() | await _keys(self._store)}
+                figures = everything | {"node": await self._node() | await _keys(self._store)}
             asking_nursery.cancel_scope.cancel()
-        return figures or self._in_memory()
+        return figures or await self._in_memory()
 
     async def _all_outboxes(self) -> Sequence[Outbox]:
         """All outboxes, by id, at most `KEPT_SECONDS` old; read anew also when their number has changed."""
@@ -116,7 +115,7 @@ class Figures:
             "total_connections": sum(connections.values()),
         }
 
-    def _in_memory(self) -> dict[str, object]:
+    async def _in_memory(self) -> dict[str, object]:
         registry = self._registry
         queued = {one: count for one in registry.loaded if (count := registry.unacknowledged(one))}
         return {
@@ -124,21 +123,11 @@ class Figures:
             "connections_by_diagnosis": registry.connections,
             "queued_messages_by_diagnosis": queued,
             "damage_by_diagnosis": {one: damage.what for one, damage in self._store.damaged.items()},
-            "node": self._node(),
+            "node": await self._node(),
         }
 
-    def _node(self) -> dict[str, object]:
-        actors = self._registry.statistics()
-        return {
-            "actors": actors.actors,
-            "connections": actors.connections,
-            "aborted": self._aborted(),
-            "requests": {"short": self._ways.short, "long": self._ways.long},
-            "ring_bytes": actors.ring_bytes,
-            "ring_bytes_exceeded": actors.ring_bytes > actors.ring_bytes_max,
-            "storage_waiting_seconds": round(self._store.statistics().waiting_seconds, 3),
-            "check_pending": self._store.is_check_pending,
-        }
+    async def _node(self) -> dict[str, object]:
+        return {**await self._node_figures(), "check_pending": self._store.is_check_pending}
 
     async def _of(self, outboxes: Sequence[Outbox]) -> dict[str, object]:
         """The figures of some diagnoses."""
@@ -153,7 +142,8 @@ class Figures:
                 seen[diagnosis_id] = connections[diagnosis_id]
             if diagnosis_id in damaged:
                 damage[diagnosis_id] = damaged[diagnosis_id].what
-            in_memory = self._registry.unacknowledged(diagnosis_id)
+            # What is in memory here does not know what was acknowledged elsewhere.
+            in_memory = None if self._store.shared else self._registry.unacknowledged(diagnosis_id)
             if count := _queued(outbox) if in_memory is None else in_memory:
                 queued[diagnosis_id] = count
             if number % DIAGNOSES_AT_ONCE == 0:
@@ -189,14 +179,19 @@ class ConnectionsOpen:
 def status(
     figures: Figures,
     store: StoreUpkeep,
-    registry: Registry,
     clock: Clock,
     connections_open: ConnectionsOpen,
+    is_escalated: Callable[[], Awaitable[bool]],
     stopping: trio.Event,
+    began_at: float,
 ) -> Handlers:
-    """The operations that only look."""
+    """The operations that only look.
+
+    Args:
+        is_escalated: whether so many diagnoses were quarantined lately that the server should get no new work.
+        began_at: when the server began, on the monotonic clock.
+    """
     release = version("avicenna-live")
-    started_at = clock.monotonic()
 
     async def show_status(asked: Request) -> Answer:
         held_since = store.clock_held_since
@@ -204,7 +199,7 @@ def status(
             **await figures.for_(asked.who),
             "connections_open": await connections_open.everywhere(),
             "clock_held_since": None if held_since is None else wire.timestamp(held_since),
-            "uptime_seconds": round(clock.monotonic() - started_at, 3),
+            "uptime_seconds": round(clock.monotonic() - began_at, 3),
             "version": release,
         }
         return answer(shown)
@@ -222,7 +217,7 @@ def status(
             raise Problem("storage_unavailable", "the store does not answer", later)
         if figures.is_stalled:
             raise Problem("storage_unavailable", "the disk does not answer", later)
-        if registry.escalated:
+        if await is_escalated():
             detail = "many diagnoses were quarantined lately: this server should get no new work"
             raise Problem("quarantined", detail, later)
         return answer({"status": "ready"})

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import gc
 import logging
+import math
 import os
 import random
 import secrets
@@ -17,13 +18,13 @@ import shlex
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from quart_trio import QuartTrio
@@ -42,6 +43,7 @@ from storage.disk.unfinished import sweep
 from storage.errors import Busy, CannotOpen, Failed, StoreBroken
 from storage.sqlite.opening import open_store
 from storage.store import Store, StoreUpkeep
+from web.console.elsewhere import Elsewhere
 from web.console.overview import Overview
 from web.console.pages import console_page
 from web.console.streams import Consoles
@@ -94,7 +96,7 @@ from web.publishing.sockets import PublishSockets
 from web.server.app import AMONG_OPERATORS, Extra, create_app
 from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.server.client_file import client_file
-from web.server.console_figures import figures_of
+from web.server.console_figures import figures_of, node_of
 from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
 from web.server.front_door import FrontDoor
 from web.server.greeting import facts
@@ -102,10 +104,11 @@ from web.server.listening_file import LISTENING_FILE, announced
 from web.server.log_writer import LogStatistics
 from web.server.logs import set_up_logging
 from web.server.loop_lag import LoopLag
-from web.server.metrics import Seen, metrics
+from web.server.metrics import metrics
 from web.server.openapi import openapi
 from web.server.reception import Reception
 from web.server.reloading import Reloading, ReloadRequests
+from web.server.seen import NO_PROCESSES, Seen
 from web.server.service_manager import NOBODY, ServiceManager
 from web.server.setting_kinds import UNIX_PREFIX
 from web.server.settings import BACKUPS_DIRECTORY, DATABASE_FILE, Settings, SettingsError
@@ -183,13 +186,56 @@ class Machine:
     """Carries out what may wait for the disk."""
 
 
-@dataclass(frozen=True, slots=True)
+class Others(Protocol):
+    """The other processes of one server, as far as figures go."""
+
+    def answer_with(self, figures: Callable[[], Seen]) -> None:
+        """Tell them these figures whenever they ask."""
+
+    def say_last_figures(self) -> None:
+        """Tell them once more: this process ends."""
+
+    async def everywhere(self, here: Callable[[], Seen]) -> Seen:
+        """The figures of all, with these of this process."""
+
+    async def lately(self, here: Callable[[], Seen]) -> Seen:
+        """As `everywhere`, for whoever asks often."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
     """How a server differs that is one of several on one database."""
 
     engine: Engine
     begin_drain: Callable[[], object]
     """Has all of them drain, as an operator asks for it."""
+    others: Others
+    age_seconds: float
+    """For how long the server had run when this process began."""
+    workers: int
+    """How many there are."""
+    is_replacement: bool
+    """Another one serves until this one does: without the keys of a URL it must not begin."""
+    tell_connections: Callable[[int], None]
+    """Told how many connections are open here, whenever that changes."""
+    connections_elsewhere: Callable[[], int]
+    """How many are open at the others."""
+
+
+class _NoOthers:
+    """The others of a process that is alone."""
+
+    def answer_with(self, figures: Callable[[], Seen]) -> None:
+        """Nobody asks."""
+
+    def say_last_figures(self) -> None:
+        """Nobody wants to know."""
+
+    async def everywhere(self, here: Callable[[], Seen]) -> Seen:
+        return here()
+
+    async def lately(self, here: Callable[[], Seen]) -> Seen:
+        return here()
 
 
 Extras = Callable[[trio.Event], Sequence[Extra]]
@@ -342,7 +388,7 @@ async def _serve_until_signal(
             render=render,
             extras=extras,
             engine=open_engine if worker is None else worker.engine,
-            is_alone=worker is None,
+            worker=worker,
             begin_drain=begin_drain,
             log=log,
             handed_over=handed_over,
@@ -391,7 +437,7 @@ async def serve(
     reload_requests: ReloadRequests | None = None,
     spans: Spans | None = None,
     machine: Machine | None = None,
-    is_alone: bool = True,
+    worker: Worker | None = None,
 ) -> None:
     """Run one server until `stopping` is set, then drain it.
 
@@ -407,23 +453,26 @@ async def serve(
         reload_requests: when to read the keys anew; `None`: never.
         spans: is told of requests, and of what becomes of what they publish; `None`: nobody is.
         machine: chance and threads; `None`: this machine's.
-        is_alone: no other process of this server looks after the data directory.
+        worker: this process is one of several, and others look after the data directory; `None`: it is alone.
 
     Raises:
         CannotOpen, KeyUnusable, OSError: it could not start; the message says why.
         StoreBroken: storage failed.
     """
     clock, machine = clock or SystemClock(), machine or _this_machine()
-    jitter = machine.jitter
+    jitter, is_alone = machine.jitter, worker is None
     if is_alone:
         trusted_directory(settings)
     connection_log = ConnectionLog(clock, subjects=settings.log_subjects)
     followers = Followers(connection_log)
     connections_max = connections_possible(settings.max_connections)
-    held_max = min(HELD_MAX, connections_max // 10)  # so that those who are refused take no one's place
+    workers = 1 if worker is None else worker.workers
+    # So that those who are refused take no one's place.
+    held_max = min(HELD_MAX, max(1, connections_max // (10 * workers)))
     makes_key = will_make_key(settings)
     keys = [] if makes_key else load_keys(settings)
-    _warn(caution_about_keys(settings), caution_about_origins(settings))
+    if is_alone:
+        caution(settings)
     async with (
         engine(settings, clock) as (store, bus),
         trio.open_nursery() as actors_nursery,
@@ -481,6 +530,8 @@ async def serve(
         if url is not None:
             remote_keys = RemoteKeys(url, verifier, unknown, clock, refresh_seconds=settings.jwks_refresh_seconds)
             await remote_keys.fetch()
+            if worker is not None and worker.is_replacement and not remote_keys.has_keys:
+                raise KeyUnusable("no keys could be fetched from the jwks URL")
         access = Access(
             settings,
             verifier,
@@ -496,7 +547,7 @@ async def serve(
             prepare=_no_keys if remote_keys is None else remote_keys.ready_for,
         )
         turns = Turns(TURN_BYTES)
-        open_connections = OpenConnections()
+        open_connections = OpenConnections(None if worker is None else worker.tell_connections)
         entrance = Entrance(access, acts, registry, expiry, clock, stopping)
         stream_closes = StreamCloses()
         streams = Streams(access, entrance, connection_log, stream_closes, clock, jitter=jitter, hold=hub.hold_stream)
@@ -507,14 +558,17 @@ async def serve(
         senders = Senders(publisher, registry, expiry, connection_log)
         publish_sockets = PublishSockets(upgrades, access, hub, senders, refusing, actors_nursery, stopping)
         ways = Ways()
-        figures = Figures(patient, registry, clock, lambda: hub.counts.aborted + open_connections.stalled, ways)
-        lag, started_at, release = LoopLag(), clock.monotonic(), version("avicenna-live")
+        others: Others = _NoOthers() if worker is None else worker.others
+        began_at = clock.monotonic() - (0.0 if worker is None else worker.age_seconds)
+        lag, release = LoopLag(), version("avicenna-live")
 
         def see() -> Seen:
             return Seen(
                 release=release,
-                uptime_seconds=clock.monotonic() - started_at,
+                uptime_seconds=clock.monotonic() - began_at,
+                restarted_processes=NO_PROCESSES,
                 actors=registry.statistics(),
+                is_escalated=registry.escalated,
                 store=store.statistics(),
                 damaged=len(store.damaged),
                 hub=hub.statistics(),
@@ -528,7 +582,21 @@ async def serve(
                 consoles=len(consoles),
             )
 
-        overview = Overview(patient, registry, clock, partial(figures_of, see))
+        others.answer_with(see)
+        everywhere, lately = partial(others.everywhere, see), partial(others.lately, see)
+
+        async def node_figures() -> Mapping[str, object]:
+            return node_of(await everywhere())
+
+        async def console_figures() -> Mapping[str, object]:
+            return figures_of(await everywhere())
+
+        async def is_escalated() -> bool:
+            return (await lately()).is_escalated
+
+        figures = Figures(patient, registry, clock, node_figures)
+        elsewhere = Elsewhere(bus, registry)
+        overview = Overview(patient, registry, clock, console_figures, elsewhere)
         consoles = Consoles(overview, access, expiry, connection_log, stream_closes, clock, jitter, stopping)
         consequences.others = (publish_sockets, consoles)
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
@@ -544,8 +612,16 @@ async def serve(
             **drain(access, acts, stopping.set if begin_drain is None else begin_drain),
             **revocations(access, acts, consequences, patient),
             **trails(patient),
-            **status(figures, patient, registry, clock, ConnectionsOpen(bus, lambda: open_connections.count), stopping),
-            **metrics(see),
+            **status(
+                figures,
+                patient,
+                clock,
+                ConnectionsOpen(bus, lambda: open_connections.count),
+                is_escalated,
+                stopping,
+                began_at,
+            ),
+            **metrics(everywhere),
             **consoles.handlers(),
             **console_page(),
             **openapi(),
@@ -566,6 +642,7 @@ async def serve(
             "watch over expiring tokens": expiry.run,
             "sums in the log": connection_log.run,
             "overview for consoles": overview.run,
+            "what consoles of others show": elsewhere.run,
             "expiry of revocations": partial(expire_revocations, store, settings.token_lifetime_seconds_max),
             "check of all outboxes": partial(_check_once, store),
             "signs of life for the service manager": manager.watch,
@@ -586,12 +663,19 @@ async def serve(
             await registry.end_all()
             await hub.drain()
 
-        address_connections_max = max(1, int(settings.address_share * connections_max + 1e-9))
+        address_connections_max = share_of_address(settings, connections_max, workers)
+
+        def given_away_or_elsewhere() -> int:
+            # Beside the limit of all there is that of this process, whose open files may be fewer.
+            allowed_beside = settings.max_connections - connections_max
+            others_have = 0 if worker is None else max(0, worker.connections_elsewhere() - allowed_beside)
+            return hub.connections + others_have
+
         terms = Terms(
             connections_max=connections_max,
             drain_seconds_max=CONNECTIONS_SECONDS_MAX,
             patience=Patience(idle_seconds=settings.keep_alive_seconds),
-            elsewhere=lambda: hub.connections,
+            elsewhere=given_away_or_elsewhere if workers > 1 else lambda: hub.connections,
             open=open_connections,
             address_connections_max=address_connections_max,
             is_served_when_full=served_when_full(verifier, clock.wall),
@@ -602,7 +686,7 @@ async def serve(
         )
         if settings.address_share < 1:
             terms = replace(terms, address_of=partial(sharing_address, trusted=settings.trusted_proxies))
-        listen = partial(_listen, settings, handed_over or HandedOver())
+        listen = partial(_listen, settings, handed_over or HandedOver(), is_alone)
         deadline = await _serve_front_end(
             app, settings, terms, listen, stopping, ready, manager, machine, is_alone=is_alone
         )
@@ -610,6 +694,7 @@ async def serve(
             async with trio.open_nursery() as drain_nursery:
                 drain_nursery.start_soon(acts.settle)
                 drain_nursery.start_soon(registry.drain)
+        others.say_last_figures()
         actors_nursery.cancel_scope.cancel()
 
 
@@ -617,6 +702,16 @@ async def _stop_when_broken(store: StoreUpkeep, stopping: trio.Event) -> None:
     """Say goodbye to everybody when storage fails: whoever waits has been told that the outcome is unknown."""
     await store.broke.wait()
     stopping.set()
+
+
+def caution(settings: Settings) -> None:
+    """Warn of settings that are allowed, and seldom meant."""
+    _warn(caution_about_keys(settings), caution_about_origins(settings))
+
+
+def share_of_address(settings: Settings, connections_max: int, workers: int = 1) -> int:
+    """Connections that one address may have at one of so many workers, as the kernel spreads them evenly."""
+    return max(1, math.ceil(int(settings.address_share * connections_max + 1e-9) / workers))
 
 
 def _warn(*texts: str | None) -> None:
@@ -729,7 +824,7 @@ async def _serve_front_end(
             announcing = contextlib.ExitStack()
             try:
                 if is_alone:
-                    _announce(settings, urls, announcing)
+                    announce(settings, urls, announcing)
                     for line in facts(
                         settings, version("avicenna-live"), terms.connections_max, terms.address_connections_max
                     ):
@@ -753,25 +848,29 @@ _Listening = tuple[list[socket.socket], list[str], list[socket.socket]]
 """Listeners for everybody, how each is found, and those for operators."""
 
 
-def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.ExitStack) -> _Listening:
-    """All listeners, closed with `listening`: those that were handed over, else those of the settings.
+def _listen(settings: Settings, handed_over: HandedOver, is_alone: bool, listening: contextlib.ExitStack) -> _Listening:
+    """All listeners, closed with `listening`: those that were handed over, else those of the settings, if any.
 
     Raises:
         OSError: one of them cannot be had; the message says which.
     """
     listening.callback(handed_over.close)
     listeners, of_operators = list(handed_over.public), list(handed_over.operators)
+    if not is_alone:
+        return listeners, [url_of(one) for one in listeners], of_operators  # the parent has said all about them
     urls = [url_of(one) for one in listeners]
+    caution_about(settings, listeners)
+    if not listeners:
+        listeners, urls = _listen_for_everybody(settings, listening)
+    of_operators = listen_for_operators(settings, handed_over, listening)
+    return listeners, urls, of_operators
+
+
+def caution_about(settings: Settings, listeners: Sequence[socket.socket]) -> None:
+    """Warn of addresses that other machines reach, where the settings do not go with that."""
     for one in listeners:
         if one.family != socket.AF_UNIX:
             _warn(caution_about_listening(settings, one.getsockname()[0]))
-    if not listeners:
-        listeners, urls = _listen_for_everybody(settings, listening)
-    if not of_operators:
-        of_operators = listen_for_operators(settings, listening)
-    for one in of_operators:
-        logger.info("listening for operators on %s", url_of(one))
-    return listeners, urls, of_operators
 
 
 def _listen_for_everybody(settings: Settings, listening: contextlib.ExitStack) -> tuple[list[socket.socket], list[str]]:
@@ -784,7 +883,7 @@ def _listen_for_everybody(settings: Settings, listening: contextlib.ExitStack) -
         listening.callback(listener.close)
         listeners.append(listener)
         urls.append(url_of(listener))
-        _warn(caution_about_listening(settings, listener.getsockname()[0]))
+        caution_about(settings, [listener])
     if settings.unix_socket is not None:
         with naming(str(settings.unix_socket), "unix_socket"):
             listeners.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
@@ -792,18 +891,26 @@ def _listen_for_everybody(settings: Settings, listening: contextlib.ExitStack) -
     return listeners, urls
 
 
-def listen_for_operators(settings: Settings, listening: contextlib.ExitStack) -> list[socket.socket]:
-    """The listener for operators alone, if one is configured; closed with `listening`. Raises as `_listen`."""
-    place = settings.operators_listen
-    if place is None:
-        return []
-    with naming(place, "operators_listen"):
-        if place.startswith(UNIX_PREFIX):
-            return [listening.enter_context(listening_on_unix(Path(place.removeprefix(UNIX_PREFIX))))]
-        host, _, port = place.rpartition(":")
-        listener = listen_on_tcp(host.removeprefix("[").removesuffix("]"), int(port))
-    listening.callback(listener.close)
-    return [listener]
+def listen_for_operators(
+    settings: Settings, handed_over: HandedOver, listening: contextlib.ExitStack
+) -> list[socket.socket]:
+    """The listeners for operators alone: those that were handed over, else that of the settings, if any.
+
+    It is closed with `listening`. Raises as `_listen`.
+    """
+    listeners, place = list(handed_over.operators), settings.operators_listen
+    if not listeners and place is not None:
+        with naming(place, "operators_listen"):
+            if place.startswith(UNIX_PREFIX):
+                listener = listening.enter_context(listening_on_unix(Path(place.removeprefix(UNIX_PREFIX))))
+                logger.info("listening for operators on %s", place)  # its socket knows the name it was made under
+                return [listener]
+            host, _, port = place.rpartition(":")
+            listeners = [listen_on_tcp(host.removeprefix("[").removesuffix("]"), int(port))]
+        listening.callback(listeners[0].close)
+    for one in listeners:
+        logger.info("listening for operators on %s", url_of(one))
+    return listeners
 
 
 def _operators_terms(terms: Terms) -> Terms:
@@ -821,7 +928,7 @@ def _operators_terms(terms: Terms) -> Terms:
     )
 
 
-def _announce(settings: Settings, urls: Sequence[str], announcing: contextlib.ExitStack) -> None:
+def announce(settings: Settings, urls: Sequence[str], announcing: contextlib.ExitStack) -> None:
     """Tell the commands on this machine where the server is, until `announcing` ends. It serves without that, too."""
     try:
         announcing.enter_context(announced(settings.data, urls))

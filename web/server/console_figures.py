@@ -1,16 +1,27 @@
-"""The figures of the server that consoles show, out of what all rooms say. Pure."""
+"""The figures of the server that consoles and the status show, out of what all rooms say. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from storage.histogram import Distribution
-from web.server.metrics import Seen
+from web.server.seen import Seen
 
 
-def figures_of(see: Callable[[], Seen]) -> dict[str, object]:
-    """By name (PROTOCOL section 8). What only grows begins with the process."""
-    seen = see()
+def node_of(seen: Seen) -> dict[str, object]:
+    """Those of `GET /ws/status`, by name (PROTOCOL section 8)."""
+    actors = seen.actors
+    return {
+        "actors": actors.actors,
+        "connections": actors.connections,
+        "aborted": seen.hub.aborted + seen.connections.stalled,
+        "requests": {"short": seen.ways.short, "long": seen.ways.long},
+        "ring_bytes": actors.ring_bytes,
+        "ring_bytes_exceeded": actors.ring_bytes > actors.ring_bytes_max,
+        "storage_waiting_seconds": round(seen.store.waiting_seconds, 3),
+    }
+
+
+def figures_of(seen: Seen) -> dict[str, object]:
+    """Those of a console, by name (PROTOCOL section 8). What only grows begins with the server."""
     actors, store = seen.actors, seen.store
     return {
         "version": seen.release,

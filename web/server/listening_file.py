@@ -81,6 +81,37 @@ def listening_urls(directory: Path, *, is_trusted: bool = True) -> list[str]:
     Raises:
         NotListening: no server does, or the file does not tell.
     """
+    content, _ = _read(directory, is_trusted=is_trusted)
+    found = content.get("urls")
+    if not isinstance(found, list) or not found or not all(isinstance(url, str) for url in found):
+        raise NotListening(f"{directory / LISTENING_FILE} cannot be used: it does not say where the server listens")
+    return found
+
+
+def listening_process(directory: Path, *, is_trusted: bool = True) -> int:
+    """The number of the process that is the server of a data directory. As `listening_urls`.
+
+    It is a process of whoever has written the file: nobody can have another one's process named.
+    """
+    content, owner = _read(directory, is_trusted=is_trusted)
+    found = content.get("pid")
+    if type(found) is not int or found < 2:
+        raise NotListening(f"{directory / LISTENING_FILE} cannot be used: it does not say which process listens")
+    if owner != _owner_of(found):
+        raise NotListening(f"{directory / LISTENING_FILE} cannot be used: process {found} is another user's")
+    return found
+
+
+def _owner_of(process: int) -> int:
+    """Whose process it is; where the system does not tell, ours: others' cannot be signalled."""
+    try:
+        return Path(f"/proc/{process}").stat().st_uid
+    except OSError:
+        return os.geteuid()
+
+
+def _read(directory: Path, *, is_trusted: bool) -> tuple[dict[str, Any], int]:
+    """What the file of a server that listens says, and whose file it is. As `listening_urls`."""
     file = directory / LISTENING_FILE
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -99,7 +130,11 @@ def listening_urls(directory: Path, *, is_trusted: bool = True) -> list[str]:
             raise NotListening(f"{file} is another user's: it counts only where --data names its directory")
         if not _is_held(descriptor):
             raise NotListening(f"{file} was left by a server that has ended")
-        return _urls_of(opened.read(FILE_BYTES_MAX + 1), file)
+        try:
+            found: Any = json.loads(opened.read(FILE_BYTES_MAX + 1))
+        except (ValueError, RecursionError):
+            found = None
+        return found if isinstance(found, dict) else {}, status.st_uid
 
 
 def _is_held(descriptor: int) -> bool:
@@ -108,16 +143,6 @@ def _is_held(descriptor: int) -> bool:
     except OSError:
         return True
     return False
-
-
-def _urls_of(content: bytes, file: Path) -> list[str]:
-    try:
-        found: Any = json.loads(content)["urls"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        found = None
-    if not isinstance(found, list) or not found or not all(isinstance(url, str) for url in found):
-        raise NotListening(f"{file} cannot be used: it does not say where the server listens")
-    return found
 
 
 def _from_this_machine(url: str) -> str:

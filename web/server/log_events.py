@@ -228,6 +228,13 @@ LOG_EVENTS: Final = (
         "process %s did not confirm a change in time: it is ended",
         "process",
     ),
+    _event(
+        "reload_ended",
+        "server",
+        "error",
+        "the reload ends here: workers that were not replaced serve on as they were started",
+    ),
+    _event("figures_unreadable", "server", "error", "a process told figures that cannot be read: %s", "error"),
     _event("process_not_told", "server", "error", "a process has ended before it was told what to be"),
     _event("processes_end_too_often", "server", "critical", "the server ends: %s", "reason"),
     _event("store_process_failed", "server", "critical", "the process of the store failed unexpectedly"),

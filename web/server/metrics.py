@@ -1,8 +1,9 @@
 """`GET /metrics`: the figures of all rooms in the text format of Prometheus, and the table that names them.
 
 A room counts what happens in it, and shows it in its `statistics()`, a frozen value. A scrape reads one of each room
-and makes text of it: it looks at no diagnosis and at no connection, so it costs the same however many there are. The
-code knows all values of a label; none is the name of a diagnosis, a person or an address.
+(`web.server.seen`) and makes text of it: it looks at no diagnosis and at no connection, so it costs the same however
+many there are. With several workers it reads those of all. The code knows all values of a label; none is the name of a
+diagnosis, a person or an address.
 
 `python -m web.server.metrics` prints docs/METRICS.md.
 """
@@ -10,7 +11,7 @@ code knows all values of a label; none is the name of a diagnosis, a person or a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -18,48 +19,20 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from actors.counts import ActorsStatistics
 from storage.histogram import Distribution
-from storage.records import StoreStatistics
 from web.contract import wire
 from web.contract.errors import CloseCode
 from web.contract.exchange import Answer, Handlers, Request
 from web.contract.operations import METRICS
-from web.http.open_connections import OpenStatistics
-from web.http.short_way import Ways
 from web.identity.access import require
 from web.identity.rights import OPERATE
-from web.publishing.sender import SendersStatistics
-from web.server.log_writer import LogStatistics
-from web.websocket.counts import OTHER, HubStatistics
+from web.server.seen import Seen
+from web.websocket.counts import OTHER
 
 PREFIX: Final = "avicenna_"
 
 Labelled = Mapping[str, float]
 """Values by the value of the label."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What all rooms say at one moment."""
-
-    release: str
-    uptime_seconds: float
-    actors: ActorsStatistics
-    store: StoreStatistics
-    damaged: int
-    """Diagnoses whose outbox is damaged."""
-    hub: HubStatistics
-    stream_closes: Mapping[int | None, int]
-    """Event streams that ended, by the code of their `bye`; `None`: without one."""
-    connections: OpenStatistics
-    ways: Ways
-    senders: SendersStatistics
-    refused_tokens: Mapping[str, int]
-    loop_lag: Distribution
-    log: LogStatistics
-    consoles: int
-    """Streams of statistics that are open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +44,8 @@ class Value:
     doc: str
     read: Callable[[Seen], float | Labelled]
     label: str | None = None
+    of_workers: str = ""
+    """What it is of several workers, if it is not their sum."""
 
     kind: ClassVar[str]
     suffix: ClassVar = ""
@@ -112,6 +87,7 @@ class Spread:
     doc: str
     read: Callable[[Seen], Distribution]
     label: str | None = None
+    of_workers: str = ""
 
     kind: ClassVar = "histogram"
 
@@ -150,8 +126,17 @@ def _closes(seen: Seen) -> Labelled:
 
 
 TABLE: Final[tuple[Value | Spread, ...]] = (
-    Gauge("build_info", "The release that runs; always 1.", lambda seen: {seen.release: 1}, "version"),
-    Gauge("uptime_seconds", "Time since the start.", lambda seen: seen.uptime_seconds),
+    Gauge(
+        "build_info", "The release that runs; always 1.", lambda seen: {seen.release: 1}, "version", of_workers="newest"
+    ),
+    Gauge("uptime_seconds", "Time since the start.", lambda seen: seen.uptime_seconds, of_workers="of the server"),
+    Gauge("workers", "Processes that serve.", lambda seen: seen.workers),
+    Counter(
+        "restarted_processes",
+        "Processes that ended unasked and were started again, where there are several `workers`.",
+        lambda seen: seen.restarted_processes,
+        "process",
+    ),
     # Publishing and delivering
     Counter("events", "Events that were published here and are stored.", lambda seen: seen.actors.events),
     Counter("event_bytes", "Their bodies.", lambda seen: seen.actors.event_bytes),
@@ -198,7 +183,12 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     ),
     Counter("quarantines", "Diagnoses put into quarantine.", lambda seen: seen.actors.quarantines),
     Gauge("mailbox_messages", "Broadcasts that wait in all mailboxes.", lambda seen: seen.actors.mailbox_depth),
-    Gauge("mailbox_peak_messages", "The most that ever waited in one mailbox.", lambda seen: seen.actors.mailbox_peak),
+    Gauge(
+        "mailbox_peak_messages",
+        "The most that ever waited in one mailbox.",
+        lambda seen: seen.actors.mailbox_peak,
+        of_workers="highest",
+    ),
     Spread(
         "mailbox_wait_seconds",
         "For how long a broadcast waited in its mailbox.",
@@ -207,22 +197,56 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     Gauge("ring_bytes", "Events in memory, of all diagnoses.", lambda seen: seen.actors.ring_bytes),
     Gauge("ring_limit_bytes", "What they may take (`ring_bytes_max`).", lambda seen: seen.actors.ring_bytes_max),
     # Storing
-    Gauge("diagnoses", "Registered diagnoses.", lambda seen: seen.store.diagnoses),
-    Gauge("damaged_diagnoses", "Diagnoses whose stored events are known to be damaged.", lambda seen: seen.damaged),
-    Spread(
-        "commit_seconds", "Time of a commit, with all operations of its batch.", lambda seen: seen.store.commit_seconds
+    Gauge("diagnoses", "Registered diagnoses.", lambda seen: seen.store.diagnoses, of_workers="of the store"),
+    Gauge(
+        "damaged_diagnoses",
+        "Diagnoses whose stored events are known to be damaged.",
+        lambda seen: seen.damaged,
+        of_workers="of the store",
     ),
-    Spread("commit_operations", "Operations of a commit.", lambda seen: seen.store.batch_operations),
-    Gauge("store_queue_operations", "Operations that wait for a commit.", lambda seen: seen.store.queue_depth),
-    Gauge("store_queue_peak_operations", "The most that ever waited.", lambda seen: seen.store.queue_peak),
-    Gauge("store_queue_limit_operations", "How many may wait.", lambda seen: seen.store.queue_limit),
+    Spread(
+        "commit_seconds",
+        "Time of a commit, with all operations of its batch.",
+        lambda seen: seen.store.commit_seconds,
+        of_workers="of the store",
+    ),
+    Spread(
+        "commit_operations",
+        "Operations of a commit.",
+        lambda seen: seen.store.batch_operations,
+        of_workers="of the store",
+    ),
+    Gauge(
+        "store_queue_operations",
+        "Operations that wait for a commit.",
+        lambda seen: seen.store.queue_depth,
+        of_workers="of the store",
+    ),
+    Gauge(
+        "store_queue_peak_operations",
+        "The most that ever waited.",
+        lambda seen: seen.store.queue_peak,
+        of_workers="of the store",
+    ),
+    Gauge(
+        "store_queue_limit_operations",
+        "How many may wait.",
+        lambda seen: seen.store.queue_limit,
+        of_workers="of the store",
+    ),
     Gauge(
         "store_waiting_seconds",
         "For how long the oldest that waits for the disk has waited.",
         lambda seen: seen.store.waiting_seconds,
+        of_workers="of the store",
     ),
-    Gauge("wal_bytes", "Size of the write-ahead log.", lambda seen: seen.store.wal_bytes),
-    Gauge("database_bytes", "Size of the database itself.", lambda seen: seen.store.database_bytes),
+    Gauge("wal_bytes", "Size of the write-ahead log.", lambda seen: seen.store.wal_bytes, of_workers="of the store"),
+    Gauge(
+        "database_bytes",
+        "Size of the database itself.",
+        lambda seen: seen.store.database_bytes,
+        of_workers="of the store",
+    ),
     # Connections and requests
     Gauge("consoles", "Open streams of statistics, one of each console.", lambda seen: seen.consoles),
     Gauge("connections", "Open connections, whatever they are for.", lambda seen: seen.connections.count),
@@ -258,38 +282,39 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
 
 
 class AllMetrics(Collector):
-    """What all rooms say now, as metrics."""
+    """What all rooms have said, as metrics."""
 
-    def __init__(self, see: Callable[[], Seen]) -> None:
-        """Read `see` once for each scrape."""
-        self._see = see
+    def __init__(self, seen: Seen) -> None:
+        """The metrics of one scrape."""
+        self._seen = seen
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, with the values of one moment."""
-        seen = self._see()
         for one in TABLE:
-            yield one.family(seen)
+            yield one.family(self._seen)
 
 
-def metrics(see: Callable[[], Seen]) -> Handlers:
+def metrics(see: Callable[[], Awaitable[Seen]]) -> Handlers:
     """The operation.
 
     Args:
-        see: what all rooms say now; looks at no diagnosis and no connection.
+        see: what all rooms say now, of all workers; looks at no diagnosis and no connection.
     """
-    everything = AllMetrics(see)
 
     async def show(asked: Request) -> Answer:
         if not asked.is_among_operators:
             require(asked.who, OPERATE)
-        return Answer(200, {**wire.ANSWER_HEADERS, "Content-Type": METRICS}, generate_latest(everything))
+        return Answer(200, {**wire.ANSWER_HEADERS, "Content-Type": METRICS}, generate_latest(AllMetrics(await see())))
 
     return {"getMetrics": show}
 
 
 def metrics_page() -> str:
     """docs/METRICS.md, from the table."""
-    rows = [f"| `{one.shown}` | {one.kind} | {_shown_label(one.label)} | {one.doc} |" for one in TABLE]
+    rows = [
+        f"| `{one.shown}` | {one.kind} | {_shown_label(one.label)} | {one.of_workers or 'sum'} | {one.doc} |"
+        for one in TABLE
+    ]
     return "\n".join((_PAGE_HEAD, *rows, ""))
 
 
@@ -303,11 +328,15 @@ _PAGE_HEAD: Final = """\
 <!-- Made from web/server/metrics.py by `make metrics`; change it there. -->
 
 `GET /metrics` shows these figures in the text format of Prometheus ([PROTOCOL](PROTOCOL.md) section 8.35). A
-counter begins at 0 with the process. Of a histogram there are `_bucket`, `_sum` and `_count`. No label names a
+counter begins at 0 with the server. Of a histogram there are `_bucket`, `_sum` and `_count`. No label names a
 diagnosis, a person or an address. [DEPLOYMENT](DEPLOYMENT.md) says how Prometheus and Grafana are set up.
 
-| metric | kind | label | what it says |
-|---|---|---|---|"""
+With several `workers` any of them answers for all, and the column says how: figures are added up, counters and
+histograms with those of workers that have ended, so that none goes down. Of a worker that is killed counts what it had
+told last, a second before at most.
+
+| metric | kind | label | of all workers | what it says |
+|---|---|---|---|---|"""
 
 if __name__ == "__main__":
     sys.stdout.write(metrics_page())

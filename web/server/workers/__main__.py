@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
 import socket
 import sys
-import threading
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,42 +18,56 @@ from storage.remote.client import open_remote
 from storage.store import Store
 from web.http.handed_over import HandedOver
 from web.http.listening import for_accepted_sockets
-from web.server import composition, settings
+from web.server import composition, logs, settings
 from web.server.settings import Settings
 from web.server.workers import orders, store_process
+from web.server.workers.counting import Counting
+from web.server.workers.line import Line
 from web.server.workers.orders import Order
+
+logger = logging.getLogger("avicenna.server")
 
 
 def main() -> int:
     """Obey the order on standard input."""
-    order = orders.read(sys.stdin.buffer.readline(orders.LINE_BYTES_MAX))
-    chosen = settings.load(
-        os.environ, config=None if order.config is None else Path(order.config), options=order.options
-    )
-    _end_with_the_parent()
+    order, line = orders.read(sys.stdin.buffer.readline(orders.LINE_BYTES_MAX)), Line()
+    try:
+        chosen = settings.load(
+            os.environ, config=None if order.config is None else Path(order.config), options=order.options
+        )
+    except settings.SettingsError as error:  # they have changed since the parent began
+        logs.set_up_logging(settings.Settings())
+        logger.critical("cannot start: %s", error)
+        return composition.CANNOT_START
+    line.listen()
     if order.node is None:
         assert order.store is not None, "the store has a listener"
         listener = socket.socket(fileno=order.store)
-        return store_process.run(chosen, listener, say)
-    return _work(chosen, order, order.node)
+        return store_process.run(chosen, listener, line)
+    return _work(chosen, order, order.node, line)
 
 
-def say(word: str, rest: str = "") -> None:
-    """Tell the parent something."""
-    with suppress(OSError):  # it has gone, and this process ends
-        os.write(sys.stdout.fileno(), f"{word} {rest}".rstrip().encode() + b"\n")
-
-
-def _work(chosen: Settings, order: Order, node: str) -> int:
+def _work(chosen: Settings, order: Order, node: str, line: Line) -> int:
     handed_over = HandedOver(_listeners(order.public), _listeners(order.operators))
+    assert order.counting is not None, "a worker has been given it"
 
     @asynccontextmanager
     async def engine(settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
         async with open_remote(store_process.socket_of(settings), node=node, clock=clock) as store:
             yield store, store.bus
 
-    worker = composition.Worker(engine, partial(say, orders.DRAIN))
-    return composition.run(chosen, ready=partial(say, orders.READY), handed_over=handed_over, worker=worker)
+    counting = Counting(order.counting, order.slots)
+    worker = composition.Worker(
+        engine=engine,
+        begin_drain=partial(line.say, orders.DRAIN),
+        others=line,
+        age_seconds=time.monotonic() - order.began_at,
+        workers=order.workers,
+        is_replacement=order.is_replacement,
+        tell_connections=partial(counting.put, order.slot),
+        connections_elsewhere=partial(counting.elsewhere, order.slot),
+    )
+    return composition.run(chosen, ready=partial(line.say, orders.READY), handed_over=handed_over, worker=worker)
 
 
 def _listeners(descriptors: tuple[int, ...]) -> tuple[socket.socket, ...]:
@@ -61,17 +75,6 @@ def _listeners(descriptors: tuple[int, ...]) -> tuple[socket.socket, ...]:
     for one in found:
         for_accepted_sockets(one)
     return found
-
-
-def _end_with_the_parent() -> None:
-    """Drain once standard input ends: the parent is gone then."""
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

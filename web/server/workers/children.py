@@ -1,4 +1,4 @@
-"""One child of the parent: started, listened to, ended."""
+"""One child of the parent: started, listened to, asked, ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from subprocess import PIPE
 from typing import Final
 
@@ -23,13 +24,23 @@ logger = logging.getLogger("avicenna.server")
 class Child:
     """A process, from its start to its end."""
 
-    def __init__(self, name: str, process: trio.Process) -> None:
+    def __init__(self, name: str, process: trio.Process, slot: int) -> None:
         self.name = name
+        self.slot = slot
+        """As in its order."""
         self.ready = trio.Event()
         """Set once it serves."""
         self.ended = trio.Event()
         """Set once it is gone."""
         self._process = process
+        self._out: list[bytes] = []
+        self._stirred = trio.Event()
+        self._asked = 0
+        """The number of the question it has not answered, or has answered last."""
+        self._wanted = 0
+        """The number of the next question."""
+        self._told = 0
+        self._has_told = trio.Event()
 
     @property
     def pid(self) -> int:
@@ -51,12 +62,53 @@ class Child:
         if self._process.returncode is None:
             self._process.kill()
 
+    def say(self, word: str, rest: str) -> None:
+        """Tell it something, as soon as it reads."""
+        self._out.append(f"{word} {rest}\n".encode())
+        self._stirred.set()
+
+    def ask(self, number: int) -> None:
+        """Ask for its figures. One that does not answer has one question before it, however often it is asked."""
+        self._wanted = number
+        if self._asked == self._told:
+            self._asked = number
+            self.say(orders.TELL, str(number))
+
+    def has_told(self, number: int) -> None:
+        """It has answered this question."""
+        self._told = max(self._told, number)
+        if number == self._asked and self._wanted > number:
+            self.ask(self._wanted)
+        self._has_told.set()
+        self._has_told = trio.Event()
+
+    async def until_told(self, number: int) -> None:
+        """Wait until it has answered this question, or is gone."""
+        while self._told < number and not self.ended.is_set():
+            await self._has_told.wait()
+
     async def run(self, said: Callable[[Child, str, str], None]) -> None:
         """Listen to it until it is gone.
 
         Args:
             said: called with each word it says but `READY`, and what follows the word.
         """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write)
+            await self._listen(said)
+            nursery.cancel_scope.cancel()
+
+    async def _write(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None, "it is started with a pipe"
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while True:
+                await self._stirred.wait()
+                self._stirred = trio.Event()
+                out, self._out = self._out, []
+                await stdin.send_all(b"".join(out))
+
+    async def _listen(self, said: Callable[[Child, str, str], None]) -> None:
         stdout = self._process.stdout
         assert stdout is not None, "it is started with a pipe"
         try:
@@ -79,6 +131,7 @@ class Child:
                     await self._process.stdin.aclose()
                 await stdout.aclose()
             self.ended.set()
+            self._has_told.set()
 
 
 async def start(order: Order, descriptors: Sequence[int]) -> Child:
@@ -101,4 +154,4 @@ async def start(order: Order, descriptors: Sequence[int]) -> Child:
         await process.stdin.send_all(orders.written(order))
     except trio.BrokenResourceError:
         logger.error("a process has ended before it was told what to be")
-    return Child(name, process)
+    return Child(name, process, order.slot)

@@ -1,11 +1,12 @@
 """What the parent tells a child when it starts it, and what a child says back. Pure.
 
 An order is one line of JSON on the child's standard input, which then stays open: its end means that the parent is
-gone, and the child drains. A child says lines of words on its standard output.
+gone, and the child drains. More lines of words follow on it; a child says such lines on its standard output.
 """
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from typing import Final
 
 import msgspec
@@ -18,6 +19,15 @@ DRAIN: Final = "drain"
 
 UNCONFIRMED: Final = "unconfirmed"
 """The store: a worker, whose name follows, did not confirm a change in time."""
+
+TELL: Final = "tell"
+"""The parent asks a child for its figures; a number follows."""
+
+TOLD: Final = "told"
+"""A child's figures; the number under which they were asked for, and the figures follow."""
+
+FIGURES: Final = "figures"
+"""A worker asks for the figures of all, and is given them; its number for that follows, and then the figures."""
 
 STORE: Final = "store"
 """The name of the process of the store."""
@@ -41,6 +51,18 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptors of listeners for everybody."""
     operators: tuple[int, ...] = ()
     """Descriptors of listeners for operators."""
+    began_at: float = 0.0
+    """When the server has begun, on the monotonic clock of the machine, which its processes share."""
+    is_replacement: bool = False
+    """Another one serves until this one does: it must be as able."""
+    workers: int = 1
+    """How many there are."""
+    counting: int | None = None
+    """Of a worker: the descriptor of the memory in which all count their connections."""
+    slots: int = 0
+    """How many numbers there are."""
+    slot: int = 0
+    """Of a worker: which of them is its own."""
 
 
 def written(order: Order) -> bytes:
@@ -55,3 +77,18 @@ def read(line: bytes) -> Order:
         msgspec.DecodeError: it gives none.
     """
     return msgspec.json.decode(line, type=Order)
+
+
+def with_figures(number: int, figures: bytes) -> str:
+    """What follows `TOLD` or `FIGURES`."""
+    return f"{number} {b64encode(figures).decode()}"
+
+
+def number_and_figures(rest: str) -> tuple[int, bytes]:
+    """What `with_figures` has put together.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    number, _, figures = rest.partition(" ")
+    return int(number), b64decode(figures, validate=True)

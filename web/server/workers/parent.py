@@ -3,39 +3,55 @@
 A child that ends is started again, after a pause that grows; more than `restart_intensity_max` ends of one kind within
 `restart_intensity_seconds` end the server with 1. While the store is away workers keep their connections. A worker that
 is replaced leaves its listener, with what waits in it, to the next one: the parent keeps it open.
+
+The parent also asks all of them for their figures, now and then and whenever a worker wants those of all, and keeps
+what those have counted that ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Final
 
 import trio
 
 from actors.intensity import Intensity
+from storage.clock import Clock, SystemClock
 from storage.disk import files
 from storage.errors import CannotOpen
 from web.http.handed_over import HandedOver
 from web.http.listening import listen_on_tcp, listening_on_unix, url_of
 from web.server import composition
-from web.server.listening_file import announced
+from web.server.greeting import facts
 from web.server.logs import set_up_logging
+from web.server.seen import packed
 from web.server.service_manager import NOBODY, ServiceManager
 from web.server.settings import Settings
 from web.server.signals import Signals
 from web.server.workers import children, orders, store_process
 from web.server.workers.children import Child
+from web.server.workers.counting import Counting, memory
+from web.server.workers.ledger import Ledger
 from web.server.workers.orders import Order
 
 DRAIN_SECONDS_MAX: Final = 9.5
 """Longest time from the signal until workers have ended, and after that until the database is closed. Beyond: killed.
 Reason: each of them ends by itself within 9 s."""
+
+TELL_SECONDS: Final = 1.0
+"""Between two askings for the figures of all children. Reason: of one that is killed counts what it told last."""
+
+TOLD_SECONDS_MAX: Final = 0.5
+"""Longest wait for a child to tell its figures. Beyond: those that it told last."""
 
 logger = logging.getLogger("avicenna.server")
 
@@ -63,15 +79,17 @@ class Listeners:
 class Place:
     """Where one child is, and another one after it."""
 
-    def __init__(self, order: Callable[[], Order], descriptors: Sequence[int]) -> None:
+    def __init__(self, order: Callable[[bool], Order], descriptors: Sequence[int]) -> None:
         self.order = order
-        """Makes the order of the next one."""
+        """Makes the order of the next one; whether it replaces one that serves."""
         self.descriptors = descriptors
         self.serving = trio.Event()
         """Set once the first one serves."""
         self.replacing = trio.Event()
         """Set to have it replaced."""
         self.replaced = trio.Event()
+        self.was_replaced = False
+        """Whether the last attempt was a success."""
 
 
 class Parent:
@@ -83,15 +101,29 @@ class Parent:
         config: str | None,
         options: dict[str, str | None],
         listeners: Listeners,
+        counting: int,
         ready: Callable[[str], None],
         manager: ServiceManager,
+        clock: Clock,
     ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            counting: the descriptor of the memory in which workers count their connections.
+        """
         self._settings = settings
         self._config = config
         self._options = options
         self._listeners = listeners
         self._ready = ready
         self._manager = manager
+        self._clock = clock
+        self._began_at = time.monotonic()
+        self._counting = counting
+        self._counts = Counting(counting, slots_of(settings))
+        self._free_slots = set(range(slots_of(settings)))
+        self._ledger = Ledger()
+        self._question = 0
         self._drain = trio.Event()
         self._store_end = trio.Event()
         """Set once no worker needs the store."""
@@ -115,9 +147,10 @@ class Parent:
             CannotBegin: one could not begin.
         """
         descriptor = store_listener.fileno()
-        store = Place(partial(self._order, None, store=descriptor), [descriptor])
+        store = Place(lambda _: self._order(None, store=descriptor), [descriptor])
         workers = [self._place(number) for number in range(self._settings.workers)]
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._keep, store, self._store_end, nursery)
             await _first(store.serving, self._drain)
             if not self._drain.is_set():
@@ -125,16 +158,27 @@ class Parent:
                     nursery.start_soon(self._keep, place, self._drain, nursery)
                 for place in workers:
                     await _first(place.serving, self._drain)
-            if not self._drain.is_set():
-                self._begin(workers, nursery)
-                await self._drain.wait()
+            with contextlib.ExitStack() as announcing:
+                if not self._drain.is_set():
+                    self._begin(workers, nursery, announcing)
+                    await self._drain.wait()
             self._manager.stopping()
             await self._end(nursery.cancel_scope)
 
-    def _begin(self, workers: Sequence[Place], nursery: trio.Nursery) -> None:
+    def _begin(self, workers: Sequence[Place], nursery: trio.Nursery, announcing: contextlib.ExitStack) -> None:
         nursery.start_soon(self._manager.watch)
         nursery.start_soon(self._replace_when_asked, workers)
-        logger.info("%d workers serve, and a process has the database", self._settings.workers)
+        nursery.start_soon(self._keep_asking)
+        settings = self._settings
+        composition.announce(settings, self._listeners.urls, announcing)
+        for line in facts(
+            settings,
+            version("avicenna-live"),
+            settings.max_connections,
+            composition.share_of_address(settings, settings.max_connections),
+        ):
+            logger.info("%s", line)
+        logger.info("%d workers serve, and a process has the database", settings.workers)
         for url in self._listeners.urls:
             logger.info("listening on %s", url)
         self._ready(self._listeners.urls[0])
@@ -143,27 +187,31 @@ class Parent:
     async def _end(self, scope: trio.CancelScope) -> None:
         """End the workers, and then the store, which begins again until then if it is killed."""
         with trio.move_on_after(DRAIN_SECONDS_MAX):
-            await self._ended([child for name, child in self._children.items() if name != orders.STORE])
+            await self._ended(self._workers)
         self._store_end.set()
         with trio.move_on_after(DRAIN_SECONDS_MAX):
-            await self._ended([child for name, child in self._children.items() if name == orders.STORE])
+            await self._ended(lambda: [child for name, child in self._children.items() if name == orders.STORE])
         scope.cancel()
 
-    async def _ended(self, ending: Sequence[Child]) -> None:
-        for child in ending:
-            child.end()
-        for child in ending:
-            await child.ended.wait()
+    async def _ended(self, some: Callable[[], Sequence[Child]]) -> None:
+        """End them, and those that were being started meanwhile."""
+        while ending := some():
+            for child in ending:
+                child.end()
+            await ending[0].ended.wait()
+
+    def _workers(self) -> Sequence[Child]:
+        return [child for name, child in self._children.items() if name != orders.STORE]
 
     def _place(self, number: int) -> Place:
         own = [*self._listeners.of_workers[number], *self._listeners.shared]
         public, operators = (tuple(one.fileno() for one in some) for some in (own, self._listeners.operators))
 
-        def order() -> Order:
+        def order(is_replacement: bool) -> Order:
             node = f"worker-{number + 1}-{secrets.token_hex(3)}"
-            return self._order(node, public=public, operators=operators)
+            return self._order(node, public=public, operators=operators, is_replacement=is_replacement)
 
-        return Place(order, [*public, *operators])
+        return Place(order, [*public, *operators, self._counting])
 
     def _order(
         self,
@@ -172,9 +220,22 @@ class Parent:
         store: int | None = None,
         public: tuple[int, ...] = (),
         operators: tuple[int, ...] = (),
+        is_replacement: bool = False,
     ) -> Order:
+        slot = 0 if node is None else self._free_slots.pop()
         return Order(
-            node=node, config=self._config, options=self._options, store=store, public=public, operators=operators
+            node=node,
+            config=self._config,
+            options=self._options,
+            store=store,
+            public=public,
+            operators=operators,
+            began_at=self._began_at,
+            is_replacement=is_replacement,
+            workers=self._settings.workers,
+            counting=None if node is None else self._counting,
+            slots=slots_of(self._settings),
+            slot=slot,
         )
 
     async def _keep(self, place: Place, end: trio.Event, nursery: trio.Nursery) -> None:
@@ -192,6 +253,7 @@ class Parent:
             if not place.serving.is_set() and child.code == composition.CANNOT_START:
                 raise CannotBegin(f"{child.name} has said why")
             logger.error("process %s (%d) has ended: %s", child.name, child.pid, _reason(child.code))
+            self._ledger.restarted("store" if child.name == orders.STORE else "worker")
             if intensity.crashed(trio.current_time()):
                 raise Escalation(f"{child.name} has ended too often")
             with trio.move_on_after(intensity.backoff_seconds(lambda: 1.0)):
@@ -200,8 +262,8 @@ class Parent:
             child = await self._start(place, nursery)
         child.end()  # it was started meanwhile
 
-    async def _start(self, place: Place, nursery: trio.Nursery) -> Child:
-        child = await children.start(place.order(), place.descriptors)
+    async def _start(self, place: Place, nursery: trio.Nursery, *, is_replacement: bool = False) -> Child:
+        child = await children.start(place.order(is_replacement), place.descriptors)
         self._children[child.name] = child
         nursery.start_soon(self._tend, place, child)
         return child
@@ -211,7 +273,12 @@ class Parent:
             nursery.start_soon(self._limit_start, place, child)
             await child.run(self._said)
             nursery.cancel_scope.cancel()
-        del self._children[child.name]
+        if self._children.get(child.name) is child:
+            del self._children[child.name]
+        if child.name != orders.STORE:
+            self._counts.put(child.slot, 0)
+            self._free_slots.add(child.slot)
+            self._ledger.worker_ended(child)
 
     async def _limit_start(self, place: Place, child: Child) -> None:
         with trio.move_on_after(children.START_SECONDS_MAX):
@@ -223,15 +290,16 @@ class Parent:
 
     async def _replaced(self, place: Place, child: Child, nursery: trio.Nursery) -> Child:
         """The child that takes the place of another, which drains once that one serves."""
-        new = await self._start(place, nursery)
-        await _first(new.ready, new.ended)
-        is_serving = not new.ended.is_set()
+        new = await self._start(place, nursery, is_replacement=True)
+        await _first(new.ready, new.ended, self._drain)
+        is_serving = new.ready.is_set() and not new.ended.is_set()
         if is_serving:
             child.end()
             await child.ended.wait()
-        else:
+        elif not self._drain.is_set():
             logger.error("process %s stays: the one in its place could not start", child.name)
         place.replacing = trio.Event()
+        place.was_replaced = is_serving
         place.replaced.set()
         return new if is_serving else child
 
@@ -242,16 +310,65 @@ class Parent:
             case orders.UNCONFIRMED if (worker := self._children.get(rest)) is not None:
                 logger.error("process %s did not confirm a change in time: it is ended", rest)
                 worker.kill()
+            case orders.TOLD:
+                number, figures = orders.number_and_figures(rest)
+                if child.name == orders.STORE:
+                    self._ledger.store_told(child, figures)
+                else:
+                    self._ledger.worker_told(child, figures)
+                child.has_told(number)
+            case orders.FIGURES:
+                self._nursery.start_soon(self._give_figures, child, int(rest))
+
+    # Figures
+
+    async def _keep_asking(self) -> None:
+        while True:
+            await self._ask_all()
+            await trio.sleep(TELL_SECONDS)
+
+    async def _give_figures(self, child: Child, number: int) -> None:
+        await self._ask_all()
+        if (seen := self._ledger.together()) is not None:
+            child.say(orders.FIGURES, orders.with_figures(number, packed(seen)))
+
+    async def _ask_all(self) -> None:
+        """Have all children tell their figures as they are now."""
+        self._question += 1
+        number, asked = self._question, [child for child in self._children.values() if child.ready.is_set()]
+        for child in asked:
+            child.ask(number)
+        with trio.move_on_after(TOLD_SECONDS_MAX):
+            for child in asked:
+                await child.until_told(number)
+
+    # Replacing
 
     async def _replace_when_asked(self, places: Sequence[Place]) -> None:
         while True:
             await self._reload.wait()
             self._reload = trio.Event()
-            for place in places:
-                place.replaced = trio.Event()
-                place.replacing.set()
-                await place.replaced.wait()
-            logger.info("the workers were replaced")
+            self._manager.reloading(self._clock)
+            if await self._replace(places):
+                logger.info("the workers were replaced")
+            elif not self._drain.is_set():
+                logger.error("the reload ends here: workers that were not replaced serve on as they were started")
+            self._manager.ready("serving")
+
+    async def _replace(self, places: Sequence[Place]) -> bool:
+        """Replace the workers one by one; False: one could not be, and it stays, with those behind it."""
+        for place in places:
+            place.replaced, place.was_replaced = trio.Event(), False
+            place.replacing.set()
+            await place.replaced.wait()
+            if not place.was_replaced:
+                return False
+        return True
+
+
+def slots_of(settings: Settings) -> int:
+    """Workers that there may be at once: those that serve, those in their places, and those that have just ended."""
+    return 3 * settings.workers
 
 
 async def _first(*events: trio.Event) -> None:
@@ -314,11 +431,14 @@ async def _run(
     listening: contextlib.ExitStack,
 ) -> None:
     listeners = _listen(settings, handed_over, listening)
+    composition.caution(settings)
     composition.trusted_directory(settings)
     composition.check_database(settings)
     files.make_directory(settings.data)
     store_listener = listening.enter_context(listening_on_unix(store_process.socket_of(settings), 0o600, is_ours=True))
-    parent = Parent(settings, config, options, listeners, ready, manager)
+    counting = memory(slots_of(settings))
+    listening.callback(os.close, counting)
+    parent = Parent(settings, config, options, listeners, counting, ready, manager, SystemClock())
     token = trio.lowlevel.current_trio_token()
 
     def come(act: Callable[[], None]) -> None:
@@ -331,8 +451,7 @@ async def _run(
 
     signals.when_first_comes(lambda first: come(partial(begin, first)))
     signals.when_to_reload(lambda: come(parent.reload))
-    with announced(settings.data, listeners.urls):
-        await parent.run(store_listener)
+    await parent.run(store_listener)
 
 
 def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.ExitStack) -> Listeners:
@@ -343,7 +462,7 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
     """
     listening.callback(handed_over.close)
     of_workers: list[list[socket.socket]] = [[] for _ in range(settings.workers)]
-    shared, operators = list(handed_over.public), list(handed_over.operators)
+    shared = list(handed_over.public)
     urls = [url_of(one) for one in shared]
     if not shared:
         if settings.tcp:
@@ -363,6 +482,6 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
             with composition.naming(str(settings.unix_socket), "unix_socket"):
                 shared.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
             urls.append(f"unix:{settings.unix_socket}")
-    if not operators:
-        operators = composition.listen_for_operators(settings, listening)
+    operators = composition.listen_for_operators(settings, handed_over, listening)
+    composition.caution_about(settings, [*shared, *of_workers[0]])
     return Listeners(of_workers, shared, operators, urls)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from web.server import composition
 from web.server.logs import set_up_logging
 from web.server.settings import Settings
 from web.server.workers import orders
+from web.server.workers.line import Line
 
 STORE_SOCKET: Final = "store.sock"
 """Name of the Unix socket within the data directory (0600) at which workers ask."""
@@ -36,16 +36,16 @@ def socket_of(settings: Settings) -> Path:
     return settings.data / STORE_SOCKET
 
 
-def run(settings: Settings, listener: socket.socket, say: Callable[[str, str], None]) -> int:
+def run(settings: Settings, listener: socket.socket, line: Line) -> int:
     """Serve the store until SIGTERM; the exit code.
 
     Args:
         listener: where workers connect. Takes it.
-        say: tells the parent a word, and what follows it.
+        line: to the parent.
     """
     set_up_logging(settings)
     try:
-        trio.run(_serve, settings, listener, say)
+        trio.run(_serve, settings, listener, line)
     except BaseExceptionGroup as group:
         broken, rest = group.split(StoreBroken)
         if rest is not None:
@@ -62,7 +62,7 @@ def run(settings: Settings, listener: socket.socket, say: Callable[[str, str], N
     return 0
 
 
-async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str, str], None]) -> None:
+async def _serve(settings: Settings, listener: socket.socket, line: Line) -> None:
     makes_key = will_make_key(settings)
     if not makes_key:
         load_keys(settings)
@@ -70,15 +70,17 @@ async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str
         composition.sweep_up(settings)
         if makes_key:
             load_keys(settings)
-        server = StoreServer(store, lambda node: say(orders.UNCONFIRMED, node))
+        server = StoreServer(store, lambda node: line.say(orders.UNCONFIRMED, node))
         nursery.start_soon(server.run, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
         nursery.start_soon(_end_when_broken, store.broke, nursery.cancel_scope)
-        say(orders.READY, "")
+        line.answer_with(store.statistics)
+        line.say(orders.READY)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 break
         with trio.move_on_after(LEAVE_SECONDS_MAX):
             await server.left()
+        line.say_last_figures()
         nursery.cancel_scope.cancel()
 
 

@@ -1,0 +1,111 @@
+"""The line between a child and the parent: what the child is asked on its standard input, and what it says.
+
+The parent asks it for its figures now and then, and gives it those of all children when it asks for them. Nothing here
+waits for a parent that hangs: it asks nothing then.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import trio
+
+from web.server.seen import Seen, packed, seen_of
+from web.server.workers import orders
+
+ANSWER_SECONDS_MAX: Final = 2.0
+"""Longest wait for the figures of all. Beyond: those that were given last, or those of this process. Reason: a parent
+that hangs has hung for all of them."""
+
+LATELY_SECONDS: Final = 1.0
+"""How old figures may be for whoever asks often."""
+
+
+class Line:
+    """A child's end of the line. One per process."""
+
+    def __init__(self) -> None:
+        """Nothing is read before `listen`."""
+        self._figures: Callable[[], object] | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._last_number = 0
+        self._asked: dict[int, trio.Event] = {}
+        self._given: Seen | None = None
+        self._given_at = 0.0
+
+    def say(self, word: str, rest: str = "") -> None:
+        """Tell the parent something."""
+        data = f"{word} {rest}".rstrip().encode() + b"\n"
+        with suppress(OSError):  # it has gone, and this process ends
+            while data:
+                data = data[os.write(sys.stdout.fileno(), data) :]
+
+    def listen(self) -> None:
+        """Read what the parent says, on a thread; drain once it is gone."""
+
+        def read() -> None:
+            waiting = b""
+            while data := os.read(sys.stdin.fileno(), orders.LINE_BYTES_MAX):  # `sys.stdin` would be locked at the end
+                *lines, waiting = (waiting + data).split(b"\n")
+                for line in lines:
+                    word, _, rest = line.decode().partition(" ")
+                    if self._token is not None:
+                        with suppress(trio.RunFinishedError):
+                            self._token.run_sync_soon(self._take, word, rest)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=read, daemon=True).start()
+
+    def answer_with(self, figures: Callable[[], object]) -> None:
+        """Answer the parent with these from now on; within Trio."""
+        self._figures = figures
+        self._token = trio.lowlevel.current_trio_token()
+
+    def say_last_figures(self) -> None:
+        """This process ends: what it has counted stays."""
+        self._tell(0)
+
+    async def everywhere(self, here: Callable[[], Seen]) -> Seen:
+        """What is seen at all workers together.
+
+        Args:
+            here: at this one.
+        """
+        self._last_number += 1
+        number = self._last_number
+        given = self._asked[number] = trio.Event()
+        try:
+            self.say(orders.FIGURES, str(number))
+            with trio.move_on_after(ANSWER_SECONDS_MAX):
+                await given.wait()
+        finally:
+            del self._asked[number]
+        return self._given or here()
+
+    async def lately(self, here: Callable[[], Seen]) -> Seen:
+        """As `everywhere`, but what was given less than a second ago is good enough."""
+        if self._given is not None and trio.current_time() - self._given_at < LATELY_SECONDS:
+            return self._given
+        return await self.everywhere(here)
+
+    def _take(self, word: str, rest: str) -> None:
+        match word:
+            case orders.TELL:
+                self._tell(int(rest))
+            case orders.FIGURES:
+                number, figures = orders.number_and_figures(rest)
+                with suppress(msgspec.DecodeError):  # the parent is of another version
+                    self._given, self._given_at = seen_of(figures), trio.current_time()
+                if (given := self._asked.get(number)) is not None:
+                    given.set()
+
+    def _tell(self, number: int) -> None:
+        if self._figures is not None:
+            self.say(orders.TOLD, orders.with_figures(number, packed(self._figures())))
