@@ -18,6 +18,9 @@ from web.http.line import Patience
 from web.http.listening import listen_on_tcp
 from web.http.serving import Terms, serve
 
+ANSWER_SECONDS_MAX = 60
+"""Longest wait for a server that is served last by a busy machine."""
+
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 
 
@@ -75,7 +78,7 @@ class Peer:
 
     async def answer(self, *, has_body: bool = True) -> Answer:
         """The next answer."""
-        with trio.fail_after(15):
+        with trio.fail_after(ANSWER_SECONDS_MAX):
             while b"\r\n\r\n" not in self._read:
                 await self._more()
             head, _, self._read = self._read.partition(b"\r\n\r\n")
@@ -88,7 +91,7 @@ class Peer:
 
     async def end(self) -> bytes:
         """What comes until the server closes."""
-        with trio.fail_after(15):
+        with trio.fail_after(ANSWER_SECONDS_MAX):
             try:
                 while True:
                     await self._more()
@@ -115,7 +118,7 @@ async def connect(url: str) -> Peer:
     """A connection to the server at this URL."""
     where = urlsplit(url)
     assert where.hostname is not None
-    with trio.fail_after(10):
+    with trio.fail_after(ANSWER_SECONDS_MAX):
         return Peer(await trio.open_tcp_stream(where.hostname, where.port or 80))
 
 

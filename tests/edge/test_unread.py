@@ -6,7 +6,7 @@ import gc
 import math
 import socket
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,6 +31,24 @@ async def large(scope: Any, receive: Any, send: Any) -> None:
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(BODY))]})
     await send({"type": "http.response.body", "body": BODY})
+
+
+class Counting:
+    """Answers as `large` does, and counts."""
+
+    def __init__(self) -> None:
+        self.begun = self.over = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun += scope["type"] == "http"
+        await large(scope, receive, send)
+        self.over += scope["type"] == "http"
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Wait for something that no event tells of; the clock of the test does not matter."""
+    while not happened():
+        await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 @asynccontextmanager
@@ -75,35 +93,27 @@ async def test_an_answer_larger_than_a_write_arrives_whole() -> None:
         assert (await peers[0].answer()).body == BODY
 
 
-class Counting:
-    """Answers as `large` does, and counts."""
-
-    def __init__(self) -> None:
-        self.begun = self.over = 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.begun += scope["type"] == "http"
-        await large(scope, receive, send)
-        self.over += scope["type"] == "http"
-
-
 async def test_a_request_is_over_though_its_answer_is_not_read() -> None:
     app = Counting()
     async with running_edge(app, send_buffer_bytes=4096) as edge, unread(edge.url, request(), UNREAD) as peers:
-        assert (app.begun, app.over) == (UNREAD, UNREAD)
+        await until(lambda: app.over == UNREAD)
         assert (await peers[-1].answer()).body == BODY
+
+
+def requests_held() -> int:
+    gc.collect()  # the matcher of routes leaves a cycle
+    return sum(isinstance(one, LeanRequest) for one in gc.get_objects())
 
 
 async def test_answers_that_are_not_read_hold_no_requests(server: Server) -> None:
     async with unread(server.url, request(b"/openapi.json"), UNREAD):
-        gc.collect()  # the matcher of routes leaves a cycle
-        held = sum(isinstance(one, LeanRequest) for one in gc.get_objects())
-    assert held == 0
+        await until(lambda: not requests_held())
 
 
 async def test_what_comes_behind_a_request_is_not_begun_before_its_answer_is_written() -> None:
     app = Counting()
     async with running_edge(app, send_buffer_bytes=4096) as edge, unread(edge.url, request() * 3, 1) as peers:
+        await until(lambda: app.over == 1)
         assert app.begun == 1
         await peers[0].send(request(method=b"HEAD"))
         for _ in range(3):
@@ -121,21 +131,33 @@ async def test_a_peer_that_has_ended_its_side_gets_the_whole_answer_once_it_read
         assert await peers[0].end() == b""
 
 
-async def test_a_connection_is_not_idle_while_its_answer_is_not_read(autojump_clock: MockClock) -> None:
+async def pass_seconds(clock: MockClock, seconds: int) -> None:
+    """Let time pass a second at a time, and everybody do what is due. A clock that jumps by itself would do so
+    also while the kernel takes its time."""
+    for _ in range(seconds):
+        clock.jump(1)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_connection_is_not_idle_while_its_answer_is_not_read(mock_clock: MockClock) -> None:
     patience = {"stall_seconds": math.inf}
-    running = running_edge(large, send_buffer_bytes=4096, idle_seconds=1.0, patience=patience)
+    app = Counting()
+    running = running_edge(app, send_buffer_bytes=4096, idle_seconds=1.0, patience=patience)
     async with running as edge, unread(edge.url, request(), 1) as peers:
-        await trio.sleep(100)
-        autojump_clock.autojump_threshold = math.inf
+        await until(lambda: app.over == 1)
+        await pass_seconds(mock_clock, 100)
         assert (await peers[0].answer()).body == BODY
-        autojump_clock.autojump_threshold = 0
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await pass_seconds(mock_clock, 10)
         assert await peers[0].end() == b"", "and then it is"
 
 
-async def test_a_peer_that_goes_on_reading_nothing_is_cut_off(autojump_clock: MockClock) -> None:
-    running = running_edge(large, send_buffer_bytes=4096, idle_seconds=1000.0, patience={"stall_seconds": 10.0})
+async def test_a_peer_that_goes_on_reading_nothing_is_cut_off(mock_clock: MockClock) -> None:
+    app = Counting()
+    running = running_edge(app, send_buffer_bytes=4096, idle_seconds=1000.0, patience={"stall_seconds": 10.0})
     async with running as edge, unread(edge.url, request(), UNREAD) as peers:
-        await trio.sleep(15)
+        await until(lambda: app.over == UNREAD)
+        await pass_seconds(mock_clock, 15)
         for peer in peers:
             assert len(await peer.end()) < len(BODY)
 
@@ -150,10 +172,13 @@ async def test_an_answer_in_hand_when_the_server_stops_is_written_to_its_end() -
             await edge.ended.wait()
 
 
-async def test_an_answer_that_is_not_read_is_cut_when_the_time_to_stop_is_up(autojump_clock: MockClock) -> None:
-    async with running_edge(large, send_buffer_bytes=4096) as edge, unread(edge.url, request(), UNREAD) as peers:
+async def test_an_answer_that_is_not_read_is_cut_when_the_time_to_stop_is_up(mock_clock: MockClock) -> None:
+    app = Counting()
+    async with running_edge(app, send_buffer_bytes=4096) as edge, unread(edge.url, request(), UNREAD) as peers:
+        await until(lambda: app.over == UNREAD)
         edge.stopping.set()
-        await edge.ended.wait()
+        while not edge.ended.is_set():
+            await pass_seconds(mock_clock, 1)
         assert len(await peers[0].end()) < len(BODY)
 
 

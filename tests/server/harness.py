@@ -95,7 +95,7 @@ class Server:
         self.url = url
         self._stopping = stopping
         self.data = data
-        self.http = httpx.AsyncClient(base_url=url, timeout=10, event_hooks={"response": [as_documented]})
+        self.http = httpx.AsyncClient(base_url=url, timeout=30, event_hooks={"response": [as_documented]})
         key = load_key(data)
         assert key is not None, "a server has a key"
         self.key = key

@@ -19,6 +19,12 @@ from tests.server.harness import Server
 
 COMMAND = Path(sys.executable).with_name("avicenna-live")
 
+START_SECONDS_MAX = 60
+"""Longest time until a server listens. Reason: imports take a second of CPU, and other tests have most of the cores."""
+
+STOP_SECONDS_MAX = 30
+"""Longest wait for its end. What it promises is 10 s on a machine that lets it run; here others run, too."""
+
 
 HAND_OVER = """
 import os, sys
@@ -49,7 +55,7 @@ class Process:
     async def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        with trio.fail_after(15):
+        with trio.fail_after(STOP_SECONDS_MAX):
             return await self.process.wait()
 
 
@@ -117,7 +123,7 @@ async def served_on(
 
 async def _announced_url(stderr: trio.abc.ReceiveStream, logbook: Logbook) -> str:
     said = b""
-    with trio.fail_after(60):  # several processes start, and other tests beside them
+    with trio.fail_after(START_SECONDS_MAX):
         while (found := re.search(rb'listening on (http://[^\s"]+)', said)) is None:
             chunk = await stderr.receive_some()
             assert chunk, f"the server ended: {said.decode()}"

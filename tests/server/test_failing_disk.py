@@ -60,7 +60,12 @@ class Disk:
     @property
     def variables(self) -> dict[str, str]:
         self.plan.touch()
-        return {"LD_PRELOAD": str(self.library), "FAULTY_DISK": str(self.plan)}
+        return {
+            "LD_PRELOAD": str(self.library),
+            "FAULTY_DISK": str(self.plan),
+            # A disk that others keep busy is slow, and is not what these tests are about.
+            "AVICENNA_STORAGE_SECONDS_MAX": "60",
+        }
 
     def fails(self, calls: str, file: str, number: int, *, after: int = 0, times: int = FOR_EVER) -> None:
         """Such calls fail from now on; see the source."""
@@ -137,7 +142,7 @@ async def filled(disk: Disk, data: Path, logbook: Logbook) -> AsyncIterator[tupl
 
 async def ended(process: Process, logbook: Logbook) -> int:
     """The exit code of a server that ends by itself."""
-    with trio.move_on_after(30):
+    with trio.move_on_after(60):
         return await process.process.wait()
     pytest.fail(f"the server goes on; it wrote: {''.join(logbook.lines)[-4000:]}")
 
