@@ -80,7 +80,7 @@ async def _in_time(seconds: float, wait: Callable[[], Awaitable[Answer]]) -> Ans
     raise Failed(f"the disk has not answered for {seconds:g} s")
 
 
-def _recording(work: Work[Answer], row_of: Callable[[Answer], records.NewAuditRow]) -> Work[Answer]:
+def recording(work: Work[Answer], row_of: Callable[[Answer], records.NewAuditRow]) -> Work[Answer]:
     """An operation that leaves an audit row made of its answer.
 
     A row that cannot be made or stored is no refusal: it spoils the operation, which is rolled back with it.
@@ -470,7 +470,7 @@ class SqliteStore(TellsDamage):
     ) -> Answer:
         await trio.lowlevel.checkpoint_if_cancelled()
         if act is not None:
-            work = _recording(work, partial(self._rows.row_of, act))
+            work = recording(work, partial(self._rows.row_of, act))
         pending = self._committer.submit(work, after)
         return await _in_time(self._patience_seconds, pending.wait)
 

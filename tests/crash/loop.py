@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ import trio
 
 from tests.crash.connection import Connection, Cut, connected
 from tests.crash.ledger import RETAINED_MAX, Found, Ledger, fields_of
+from tests.crash.operating import Cases
 from tests.logbook import LOGBOOK
 from tests.server.forged import Forged, forge
 from web.identity.keyring import load_key
@@ -22,6 +24,9 @@ from web.identity.tokens import issue
 DIAGNOSES: Final = ("1", "2", "three")
 PUBLISHERS: Final = 6
 """Each has one request in flight, on a connection that is kept alive."""
+
+OPERATORS: Final = 2
+"""Each takes one case at a time through its steps."""
 
 SECONDS_TO_LIVE_MAX: Final = 0.12
 """After the first acknowledgement of a round, the server lives for a random time up to this."""
@@ -40,6 +45,12 @@ class Figures:
     stored_unanswered: int = 0
     """Events that were stored although nobody was told: what an Idempotency-Key is for."""
     keys_tried: int = 0
+    acts: Counter[str] = field(default_factory=Counter)
+    """Steps of cases that were answered."""
+    acts_in_doubt: Counter[str] = field(default_factory=Counter)
+    """Steps that were asked for and not answered."""
+    acts_found: Counter[str] = field(default_factory=Counter)
+    """Of these, the steps that were there afterwards."""
     seconds: float = 0.0
     violations: list[str] = field(default_factory=list)
 
@@ -47,7 +58,9 @@ class Figures:
         return (
             f"{self.rounds} rounds in {self.seconds:.0f} s: {self.acknowledged} events acknowledged, "
             f"{self.unanswered} requests unanswered, {self.stored_unanswered} of them stored all the same; "
-            f"{self.keys_tried} keys tried again; {len(self.violations)} violations"
+            f"{self.keys_tried} keys tried again; acts and acknowledgements answered: {dict(self.acts)}, "
+            f"in doubt: {dict(self.acts_in_doubt)}, of these there: {dict(self.acts_found)}; "
+            f"{len(self.violations)} violations"
         )
 
 
@@ -55,19 +68,23 @@ async def run(data: Path, rounds: int, chance: random.Random) -> Figures:
     """Kill a server this often; what came of it. Ends at the first round with a violation."""
     figures = Figures()
     began = time.monotonic()
-    loop = Loop(chance)
+    loop: Loop | None = None
     with forge(data.parent) as servers:
         for number in range(rounds):
             settings = {"AVICENNA_DURABILITY": ("full", "normal")[number % 2], "AVICENNA_LOG_LEVEL": "info"}
             victim, url = await servers.serve(data, env=settings)
-            await loop.run_round(victim, urlsplit(url).port or 0, data)
+            loop = loop or Loop(chance, data)
+            await loop.run_round(victim, urlsplit(url).port or 0)
             figures.rounds += 1
             if loop.violations():
                 break
+    assert loop is not None, "there was a round"
     figures.seconds = time.monotonic() - began
     figures.acknowledged = sum(ledger.acknowledged for ledger in loop.ledgers.values())
     figures.stored_unanswered = sum(ledger.stored_unanswered for ledger in loop.ledgers.values())
     figures.unanswered, figures.keys_tried, figures.violations = loop.unanswered, loop.keys_tried, loop.violations()
+    cases = loop.cases
+    figures.acts, figures.acts_in_doubt, figures.acts_found = cases.answered, cases.in_doubt, cases.found_in_doubt
     return figures
 
 
@@ -81,36 +98,44 @@ class Sent:
 
 
 class Loop:
-    """The publishers, and what they know."""
+    """The publishers and operators, and what they know."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, data: Path) -> None:
+        key = load_key(data)
+        assert key is not None, "a server has a key"
+        LOGBOOK.note_key(key)
+        self.cases = Cases(chance, key)
         self.ledgers = {name: Ledger(name) for name in DIAGNOSES}
         self.unanswered = 0
         self.keys_tried = 0
         self._complaints: list[str] = []
         self._chance = chance
-        self._headers: dict[str, str] = {}
+        self._headers = _headers(key)
+        self._is_new = True
         self._updates = 0
         self._answered: list[Sent] = []
         """With a key."""
         self._waiting: list[Sent] = []
         """Without an answer, of the last round, with a key."""
 
-    async def run_round(self, victim: Forged, port: int, data: Path) -> None:
+    async def run_round(self, victim: Forged, port: int) -> None:
         """Compare what a server retains with what was promised, load it, kill it."""
-        is_new = not self._headers
-        if is_new:
-            self._headers = _headers(data)
         async with connected(port, self._headers) as http:
-            if is_new:
+            if self._is_new:
                 await self._register(http)
+                self._is_new = False
             await self._look(http)
+            await self.cases.look(http)
             await self._try_keys(http)
         await self._publish_until_killed(victim, port)
 
     def violations(self) -> list[str]:
         """What was promised and not kept."""
-        return self._complaints + [one for ledger in self.ledgers.values() for one in ledger.violations]
+        return (
+            self._complaints
+            + self.cases.complaints
+            + [one for ledger in self.ledgers.values() for one in ledger.violations]
+        )
 
     async def _register(self, http: Connection) -> None:
         for name in DIAGNOSES:
@@ -145,6 +170,8 @@ class Loop:
         async with trio.open_nursery() as publishers_nursery:
             for _ in range(PUBLISHERS):
                 publishers_nursery.start_soon(self._publish, port, is_first_answer)
+            for _ in range(OPERATORS):
+                publishers_nursery.start_soon(self.cases.act_until_killed, port)
             with trio.fail_after(60):
                 await is_first_answer.wait()
             await trio.sleep(self._chance.uniform(0, SECONDS_TO_LIVE_MAX))
@@ -189,11 +216,8 @@ async def _post(http: Connection, sent: Sent) -> tuple[int, Any]:
     return await http.ask("POST", "/ws/broadcast-feedback-update", body, **headers)
 
 
-def _headers(data: Path) -> dict[str, str]:
+def _headers(key: bytes) -> dict[str, str]:
     """What lets the publishers in."""
-    key = load_key(data)
-    assert key is not None, "a server has a key"
-    LOGBOOK.note_key(key)
     token = issue(key, sub="crash", scope="operate", ttl_seconds=86_000, now=time.time(), token_id="crash")
     LOGBOOK.note(token, "a token")
     return {"Authorization": f"Bearer {token}"}
