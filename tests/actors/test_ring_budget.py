@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.budget import LOADS_AT_ONCE_MAX
+from actors.budget import LOADS_AT_ONCE_MAX, LOOKED_AT_ONCE_MAX, RingBudget
 from actors.messages import Inspect
 from actors.slot import ActorLimits, ActorState
 from storage.errors import Failed
@@ -150,3 +154,46 @@ async def test_what_has_left_memory_counts_no_more_however_it_left(autojump_cloc
             reader.leave()
         await trio.sleep(10)
         assert (there.registry.statistics().actors, there.registry.statistics().ring_bytes) == (0, 0)
+
+
+@dataclass(eq=False)
+class Held:
+    """As much of a roster as the budget looks at."""
+
+    is_busy: bool
+    ring: SimpleNamespace | None = field(default_factory=lambda: SimpleNamespace(text_bytes=10))
+    subscribers: tuple[object, ...] = ()
+
+
+async def test_rings_whose_actors_have_work_are_passed_over_and_the_others_leave() -> None:
+    asked: list[Held] = []
+
+    def let_go(roster: Any) -> bool:
+        asked.append(roster)
+        if not roster.is_busy:
+            roster.ring = None
+        return not roster.is_busy
+
+    budget = RingBudget(30, let_go)
+    held: list[Any] = [Held(is_busy=number % 2 == 0) for number in range(8)]
+    for roster in held:
+        budget.count(roster)
+    await budget.make_room()
+    assert [one for one in held if one.ring] == [one for one in held if one.is_busy]
+    assert budget.bytes == 40, "more than may be: all that are left have work"
+
+
+async def test_however_many_rings_cannot_leave_the_search_for_room_ends(autojump_clock: MockClock) -> None:
+    asked = 0
+
+    def let_go(roster: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    budget = RingBudget(0, let_go)
+    for _ in range(3 * LOOKED_AT_ONCE_MAX):
+        busy: Any = Held(is_busy=True)
+        budget.count(busy)
+    await budget.make_room()
+    assert asked == LOOKED_AT_ONCE_MAX
