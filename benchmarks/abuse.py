@@ -31,7 +31,7 @@ from benchmarks.frozen import CannotFreeze, freezable_disk
 from benchmarks.generator import Generator, GeneratorError
 from benchmarks.place import Place
 from benchmarks.processes import cores, cpu_seconds, memory_resident_bytes, settle_on, waited_seconds
-from benchmarks.servers import OURS, Running, ServerFailed, running
+from benchmarks.servers import LONG_WAY, OURS, Running, ServerFailed, running
 from benchmarks.watched import read_turns
 from web.identity.keyring import load_key
 
@@ -106,12 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Watch the neighbour under what was asked for, and print a table."""
     options = _parser().parse_args(argv)
     found: dict[str, list[Watched]] = {}
+    server = LONG_WAY if options.long_way else OURS
     try:
         for turn in range(options.rounds):
             for name in options.only:
                 print(f"round {turn + 1}: {name}", file=sys.stderr, flush=True)
                 try:
-                    found.setdefault(name, []).append(watch(name, options.server_command, options.seconds))
+                    found.setdefault(name, []).append(watch(name, options.server_command, options.seconds, server))
                 except CannotFreeze as why:
                     print(f"not measured: {name}: {why}", file=sys.stderr)
     except (GeneratorError, ServerFailed, OSError) as failure:
@@ -126,11 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def watch(name: str, command: str | None, seconds: float) -> Watched:
+def watch(name: str, command: str | None, seconds: float, server_name: str = OURS) -> Watched:
     """The neighbour of one abuse, on a fresh server.
 
     Args:
         command: what starts the server; `None`: this checkout's, with a watch over its event loop.
+        server_name: one of `benchmarks.servers.OF_OURS`.
 
     Raises:
         CannotFreeze: it needs a disk that can be frozen, and there is none.
@@ -147,7 +149,7 @@ def watch(name: str, command: str | None, seconds: float) -> Watched:
         notes.touch()
         server = stack.enter_context(
             running(
-                OURS,
+                server_name,
                 server_core,
                 command or watched.command(notes),
                 data=data,
@@ -338,6 +340,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_names, default=list(ABUSES), metavar="A,B", help=", ".join(ABUSES))
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="for each; default %(default)s")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="default %(default)s")
+    parser.add_argument("--long-way", action="store_true", help="a server with the setting short_way off")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--server-command", metavar="COMMAND", help="what starts another build of our server")
     return parser

@@ -16,6 +16,7 @@ ROUNDS = int(os.environ.get("CRASH_TEST_ROUNDS", "8"))
 """Kills of one run; `make crash-test ROUNDS=1000` asks for more."""
 
 
+@pytest.mark.both_ways
 @pytest.mark.guarantee(1)
 @pytest.mark.guarantee(2)
 @pytest.mark.guarantee(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,11 +12,15 @@ from quart import websocket
 from quart_trio import QuartTrio
 
 from storage.clock import SystemClock
-from web.http.adoption import NotAdoptable, adoption_of
+from web.contract.exchange import Answer
+from web.http.accepting import Address
+from web.http.adoption import Adoption, NotAdoptable, adoption_of
 from web.http.line import Patience
 from web.http.listening import listen_on_tcp
 from web.http.one_task import LeanWebsocket
+from web.http.plain import Plain
 from web.http.serving import Terms, serve
+from web.http.short_way import Serve, Take, Ways
 from web.websocket import frames
 from web.websocket.channel import Channel, ChannelLimits
 from web.websocket.flood import Cost
@@ -39,36 +44,56 @@ class Echo(Channel):
         return Cost.FRAME
 
 
-def echo_app(hub: Hub) -> QuartTrio:
-    """One route, `/echo`."""
-    app = QuartTrio("echo", static_folder=None)
-    app.asgi_websocket_class = LeanWebsocket
+class EchoApp(QuartTrio):
+    """One route, `/echo`, by either way."""
 
-    @app.websocket("/echo")
-    async def echo() -> None:
-        adoption = adoption_of(websocket)
-        try:
-            Echo(hub).open(adoption.adopt(), frames.switching_protocols(adoption.key, None))
-        except NotAdoptable:
-            return
+    asgi_websocket_class = LeanWebsocket
 
-    return app
+    def __init__(self, hub: Hub) -> None:
+        super().__init__("echo", static_folder=None)
+        self._hub = hub
+        self.add_websocket("/echo", "echo", self._echo)
+
+    def serving(self, plain: Plain, client: Address | None) -> Serve | None:
+        """No plain request."""
+        return None
+
+    def taking(self, plain: Plain, client: Address | None) -> Take | None:
+        """The WebSocket of a plain handshake."""
+        return self._take if plain.path == "/echo" else None
+
+    async def _echo(self) -> None:
+        await self._take(adoption_of(websocket))
+
+    async def _take(self, adoption: Adoption) -> Answer | None:
+        with contextlib.suppress(NotAdoptable):
+            Echo(self._hub).open(adoption.adopt(), frames.switching_protocols(adoption.key, None))
+        return None
 
 
 @asynccontextmanager
-async def echo_server(port: int = 0, limits: ChannelLimits = LIMITS) -> AsyncIterator[tuple[int, Hub]]:
-    """A running echo server: its port, and its hub."""
+async def echo_server(
+    port: int = 0, limits: ChannelLimits = LIMITS, ways: Ways | None = None
+) -> AsyncIterator[tuple[int, Hub]]:
+    """A running echo server: its port, and its hub.
+
+    Args:
+        ways: counts handshakes, and plain ones take the short way; `None`: all take the long way.
+    """
     listener = listen_on_tcp("127.0.0.1", port)
     async with open_hub(open_poller(), clock=SystemClock(), jitter=lambda: 0.5, limits=limits) as hub:
+        app = EchoApp(hub)
         terms = Terms(
             connections_max=10_000,
             drain_seconds_max=5,
             patience=Patience(),
             elsewhere=lambda: hub.connections,
             drain=hub.drain,
+            short_way=None if ways is None else app,
+            ways=ways or Ways(),
         )
         async with trio.open_nursery() as serving_nursery:
-            serve_echo = partial(serve, echo_app(hub), [listener], terms, stop=trio.sleep_forever)
+            serve_echo = partial(serve, app, [listener], terms, stop=trio.sleep_forever)
             await serving_nursery.start(serve_echo)
             yield listener.getsockname()[1], hub
             serving_nursery.cancel_scope.cancel()

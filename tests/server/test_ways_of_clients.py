@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import trio
 from tests.documents.test_nginx import free_port, listens
 from tests.programs import program
 from tests.server.harness import Server, running_server
+from tests.server.ways import counts, ways_of
 from web.server.settings import Settings
 
 pytestmark = pytest.mark.one_way
@@ -52,18 +53,41 @@ assert urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers
 """
 
 
-async def counts(server: Server) -> dict[str, int]:
-    """Requests by way; the question is one itself."""
-    found: dict[str, int] = (await server.status())["node"]["requests"]
-    return found
+REQUESTS = """
+import sys, requests
+url, token, body = sys.argv[1:]
+headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+with requests.Session() as session:
+    for _ in range(2):
+        assert session.post(url, data=body, headers=headers).status_code == 200
+"""
 
+AIOHTTP = """
+import asyncio, sys, aiohttp
+url, token, body = sys.argv[1:]
+headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+async def main():
+    async with aiohttp.ClientSession() as session:
+        for _ in range(2):
+            async with session.post(url, data=body, headers=headers) as answer:
+                assert answer.status == 200
+asyncio.run(main())
+"""
 
-async def ways_of(server: Server, asking: Callable[[], Awaitable[object]]) -> dict[str, int]:
-    """How many requests took which way while a client asked."""
-    before = await counts(server)
-    await asking()
-    after = await counts(server)
-    return {"short": after["short"] - before["short"] - 1, "long": after["long"] - before["long"]}
+GO = """
+package main
+import ("net/http"; "os"; "strings")
+func main() {
+    for range make([]int, 2) {
+        asked, _ := http.NewRequest("POST", os.Args[1], strings.NewReader(os.Args[3]))
+        asked.Header.Set("Authorization", "Bearer " + os.Args[2])
+        asked.Header.Set("Content-Type", "application/json")
+        answer, failure := http.DefaultClient.Do(asked)
+        if failure != nil || answer.StatusCode != 200 { os.Exit(1) }
+        answer.Body.Close()
+    }
+}
+"""
 
 
 async def run(*command: str) -> None:
@@ -92,6 +116,33 @@ async def test_node_takes_the_short_way_to_publish_and_to_follow(server: Server)
     await server.register()
     node = (program("node"), "--input-type=module", "-e", NODE, server.url + PATH, server.token("amira"), BODY)
     assert await ways_of(server, lambda: run(*node)) == {"short": 2, "long": 0}
+
+
+@pytest.fixture(params=["requests", "aiohttp"])
+def library(request: pytest.FixtureRequest) -> str:
+    """A program that uses a library for Python which is installed here."""
+    pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    return {"requests": REQUESTS, "aiohttp": AIOHTTP}[request.param]
+
+
+async def test_libraries_for_python_take_the_short_way(server: Server, library: str) -> None:
+    await server.register()
+    python = (sys.executable, "-c", library, server.url + PATH, server.token("amira"), BODY)
+    assert await ways_of(server, lambda: run(*python)) == {"short": 2, "long": 0}
+
+
+@pytest.fixture
+def go() -> str:
+    """The command of Go."""
+    return program("go")
+
+
+async def test_go_takes_the_short_way(server: Server, go: str, tmp_path: Path) -> None:
+    await server.register()
+    file = tmp_path / "main.go"
+    file.write_text(GO)
+    command = (go, "run", str(file), server.url + PATH, server.token("amira"), BODY)
+    assert await ways_of(server, lambda: run(*command)) == {"short": 2, "long": 0}
 
 
 async def test_what_asks_to_close_the_connection_takes_the_long_way(server: Server) -> None:
