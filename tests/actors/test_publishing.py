@@ -71,6 +71,32 @@ async def test_publishes_that_wait_together_are_stored_in_one_append_and_keep_th
     assert await small.stored() == [(number + 1, b"%d" % number) for number in range(66)]
 
 
+async def test_who_is_answered_together_and_publishes_again_at_once_shares_the_next_append(
+    autojump_clock: MockClock, small: World
+) -> None:
+    held = small.store.gate = trio.Event()
+
+    async def publish(times: int) -> None:
+        for _ in range(times):
+            await small.publish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(publish, 1)
+        await wait_all_tasks_blocked()
+        for _ in range(4):
+            nursery.start_soon(publish, 2)
+        await wait_all_tasks_blocked()
+        small.store.gate = trio.Event()
+        held.set()
+        await wait_all_tasks_blocked()
+        assert small.store.appends == 2, "the four of them"
+        nursery.start_soon(publish, 1)
+        await wait_all_tasks_blocked()
+        small.store.gate.set()
+    assert len(await small.stored()) == 1 + 4 + 5
+    assert small.store.appends == 3
+
+
 async def test_a_full_mailbox_refuses_publishes_at_once_and_still_lets_subscribers_in(
     autojump_clock: MockClock,
 ) -> None:
