@@ -204,7 +204,7 @@ class Edge:
     @property
     def is_over(self) -> bool:
         """Whether no connection does anything any more."""
-        return trio.current_time() >= self.cut_at
+        return self.cut_at != inf and trio.current_time() >= self.cut_at
 
     def stalled(self) -> None:
         """Count a connection that is cut since its peer accepted nothing."""

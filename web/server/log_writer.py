@@ -78,6 +78,11 @@ class LogWriter(logging.Handler):
         self._is_writing = False
         threading.Thread(target=self._run, name="log-writer", daemon=True).start()
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Queue a line. There are no filters, and the lock of the base class would guard nothing."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line. Never waits.
 
