@@ -11,6 +11,7 @@
 #   make simulate [SEEDS=0-999]       whole servers in simulated histories: deaths, faults, lies; each from its seed
 #   make mutants [ARGS="epoch key"]   bugs planted into a copy of the tree, each of which must be caught
 #   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
+#   make soak [MINUTES=15]            everything at once for so long: nothing may grow, nothing acknowledged be lost
 #   make bench-targets                what is aimed at, each figure beside its peer's, met or not
 #   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
 #   make bench-proxies                memory of nginx, HAProxy and Caddy, and the kernel's, for each connection
@@ -183,6 +184,11 @@ fuzz: setup
 MUTATIONS ?= 100000
 differential: setup
 	$(BIN)/python -m tests.differential --mutations $(MUTATIONS) $(if $(SEED),--seed $(SEED))
+
+MINUTES ?= 15
+.PHONY: soak
+soak: setup
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 bench: peers
 	$(BIN)/python -m benchmarks $(ARGS)

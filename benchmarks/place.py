@@ -27,7 +27,7 @@ NEAR: Final = "127.0.0.1"
 FAR: Final = "127.0.0.2"
 """The abuses come from here: an address with limits of its own."""
 
-TTL_SECONDS: Final = 3600
+TTL_SECONDS: Final = 86_400
 
 IN_FLIGHT: Final = 32
 """Followers that connect at the same time."""

@@ -63,6 +63,16 @@ def memory_resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def descriptors_of(pid: int) -> int:
+    """How many files and sockets a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def threads_of(pid: int) -> int:
+    """How many threads a process has."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[17])
+
+
 def waited_seconds(pid: int) -> float:
     """How long the main thread of a process could have run, and its core did something else."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9

@@ -28,6 +28,10 @@ TRIED: Final = ROOT / "build" / "measured"
 BUSY_LOAD: Final = 0.5
 """Tasks for each core that ran or waited in the minute before. From here on the machine was busy with other things."""
 
+UNDER_LOAD: Final = "under load"
+AT_REST: Final = "at rest"
+"""The series of a soak, by minutes; that at rest has what is compared: after the first tenth, and at the end."""
+
 OURS_BUILT_ON: Final = ("avicenna-live", "trio", "quart-trio", "hypercorn", "h11")
 PEERS_BUILT_ON: Final = ("fastapi", "uvicorn", "uvloop", "websockets", "picows")
 

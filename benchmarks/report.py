@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks import plots, records
 from benchmarks.plots import Axis, Bar, Line
-from benchmarks.records import Point, Run
+from benchmarks.records import AT_REST, Point, Run
 from benchmarks.results import markdown, targets
 from benchmarks.servers import FASTAPI, LONG_WAY, LOOP, OURS, ROOT
 
@@ -116,6 +116,24 @@ def recovery(run: Run) -> str:
     )
 
 
+def soaked(title: str, y_label: str, names: Mapping[str, str]) -> Callable[[Run], str]:
+    """What draws figures of a soak over its minutes; at rest a dashed line joins what is compared.
+
+    Args:
+        names: of the figures in the plot, each with its colour.
+    """
+
+    def draw(run: Run) -> str:
+        drawn = [
+            Line(f"{series}: {name.partition('_')[0]}", line_of(points, name), colour, is_dashed=series == AT_REST)
+            for name, colour in names.items()
+            for series, points in run.series.items()
+        ]
+        return plots.lines(title, about(run), Axis("minutes"), Axis(y_label), drawn)
+
+    return draw
+
+
 DRAWN: Final[dict[str, dict[str, Callable[[Run], str]]]] = {
     "growth-followers": {
         "growth-followers": costs("CPU time of a delivery, by followers of one diagnosis", "followers")
@@ -126,6 +144,14 @@ DRAWN: Final[dict[str, dict[str, Callable[[Run], str]]]] = {
     "growth-load": {"growth-load": load},
     "growth-idle": {"growth-idle-memory": idle_memory, "growth-idle-cpu": idle_cpu},
     "growth-recovery": {"growth-recovery": recovery},
+    "soak": {
+        "soak-memory": soaked("Memory and write-ahead log during a soak", "MiB", {"memory_mib": "a", "wal_mib": "b"}),
+        "soak-counts": soaked(
+            "Tasks, descriptors and threads during a soak",
+            "how many",
+            {"tasks": "a", "descriptors": "b", "threads": "c"},
+        ),
+    },
 }
 """By benchmark: the names of its plots, and what draws each."""
 
@@ -160,7 +186,7 @@ def runs_in(directory: Path) -> list[Run]:
 
 def parts_of(runs: Sequence[Run]) -> dict[str, str]:
     """What these runs say in the page, by the name of the part."""
-    parts = {"targets": [NOT_MEASURED], "growth": [NOT_MEASURED]}
+    parts = {"targets": [NOT_MEASURED], "growth": [NOT_MEASURED], "soak": [NOT_MEASURED]}
     for name, said in parts.items():
         if found := [_part(run) for run in runs if run.benchmark.startswith(name)]:
             said[:] = found
@@ -175,8 +201,17 @@ def _part(run: Run) -> str:
     if run.rounds:
         ways = [name for name in (OURS, LONG_WAY) if name in run.rounds]
         said.append(markdown(targets(run.rounds, ways), is_aligned=False))
+    if rest := run.series.get(AT_REST):
+        said.append(_at_rest(rest))
     said += [f"FAULT: {fault}" for fault in run.faults]
     return "\n\n".join(said)
+
+
+def _at_rest(points: Sequence[Point]) -> str:
+    """What a soak compares: a server at rest, after the first tenth and at the end."""
+    rows = [["at rest", *(f"after {point.x:.1f} minutes" for point in points)]]
+    rows += [[name, *(f"{point.values[name][0]:g}" for point in points)] for name in points[0].values]
+    return markdown(rows, is_aligned=False)
 
 
 def filled(page: str, parts: Mapping[str, str]) -> str:

@@ -93,7 +93,7 @@ def test_every_plot_of_the_documents_is_what_a_run_in_the_tree_draws() -> None:
 
 def test_the_page_says_what_the_runs_in_the_tree_say() -> None:
     page = report.PAGE.read_text()
-    assert [name for _, name, _ in report.MARKED.findall(page)] == ["targets", "growth"]
+    assert [name for _, name, _ in report.MARKED.findall(page)] == ["targets", "growth", "soak"]
     assert report.filled(page, report.parts_of(report.runs_in(records.MEASURED))) == page, "make bench-report"
 
 

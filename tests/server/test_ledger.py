@@ -79,6 +79,7 @@ def seen_with(first: int, store: StoreStatistics | None = None) -> Seen:
         ways=Ways(numbers(), numbers()),
         senders=SendersStatistics(numbers(), numbers()),
         refused_tokens={"missing": numbers(), "expired": numbers()},
+        tasks=numbers(),
         loop_lag=numbers.spread(SECONDS),
         log=LogStatistics(numbers(), numbers()),
         consoles=numbers(),

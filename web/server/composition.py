@@ -577,6 +577,7 @@ async def serve(
                 ways=ways,
                 senders=senders.statistics(),
                 refused_tokens=access.refused_tokens.statistics(),
+                tasks=trio.lowlevel.current_statistics().tasks_living,
                 loop_lag=lag.statistics(),
                 log=log(),
                 consoles=len(consoles),

@@ -274,6 +274,7 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     ),
     Counter("refused_tokens", "Tokens that were not accepted, by why.", lambda seen: seen.refused_tokens, "reason"),
     # The process
+    Gauge("tasks", "Tasks of the event loop.", lambda seen: seen.tasks),
     Spread("loop_lag_seconds", "How late the event loop wakes a task that is due.", lambda seen: seen.loop_lag),
     Counter("dropped_log_lines", "Log lines that were dropped, as nobody read the log.", lambda seen: seen.log.dropped),
     Gauge("log_queue_bytes", "Log lines that are not written yet.", lambda seen: seen.log.held_bytes),

@@ -48,6 +48,8 @@ class Seen:
     ways: Ways
     senders: SendersStatistics
     refused_tokens: Mapping[str, int]
+    tasks: int
+    """Of the event loop."""
     loop_lag: Distribution
     log: LogStatistics
     consoles: int
@@ -104,6 +106,7 @@ RULES: Final[Mapping[type, Mapping[str, Rule]]] = {
         "is_escalated": WORST,
         "store": LAST,  # there is one, whoever asks it
         "damaged": WORST,
+        "tasks": NOW,
         "consoles": NOW,
     },
     ActorsStatistics: {
