@@ -12,6 +12,7 @@
 #   make mutants [ARGS="epoch key"]   bugs planted into a copy of the tree, each of which must be caught
 #   make relay-test [ROUNDS=200]      a service that publishes through a relay, and the server, killed again and again
 #   make soak [MINUTES=15]            everything at once for so long: nothing may grow, nothing acknowledged be lost
+#   make coverage [ARGS=...]          which lines of the server no test runs
 #   make bench-targets                what is aimed at, each figure beside its peer's, met or not
 #   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
 #   make bench-proxies                memory of nginx, HAProxy and Caddy, and the kernel's, for each connection
@@ -189,6 +190,15 @@ MINUTES ?= 15
 .PHONY: soak
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
+
+# The server's processes are measured, too: those that are forked, and those that are commands. ARGS selects tests; then
+# what earlier runs have found is kept, so that the whole can be run in parts.
+.PHONY: coverage
+coverage: setup python-client
+	@$(if $(ARGS),,rm -rf build/coverage)
+	-$(BIN)/python -m coverage run -m pytest $(IN_FOUR) $(ARGS)
+	@$(BIN)/python -m coverage combine --append --quiet build/coverage
+	$(BIN)/python -m tests.documents.coverage
 
 bench: peers
 	$(BIN)/python -m benchmarks $(ARGS)

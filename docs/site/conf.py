@@ -53,7 +53,7 @@ NAVIGATION: Final = {
         "docs/ARCHITECTURE",
         "docs/decisions/README",
     ],
-    "The project": ["CONTRIBUTING", "CHANGELOG"],
+    "The project": ["CONTRIBUTING", "docs/COVERAGE", "CHANGELOG"],
 }
 """The pages by what a reader needs. Whatever is not named here, and is no decision, makes the build fail."""
 
