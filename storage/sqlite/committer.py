@@ -317,6 +317,7 @@ class Committer:
 
         Raises:
             StoreBroken: the disk or the file failed; every waiter has been told `Failed`.
+            Exception: a fault of ours; every waiter has been told the same.
 
         Cancellation: never in the middle of a transaction; run it shielded and `close` it instead.
         """
@@ -326,8 +327,8 @@ class Committer:
             else:
                 self._changed = trio.Event()
                 await self._changed.wait()
-            if self._unexpected is not None:
-                raise self._unexpected
+        if self._unexpected is not None:
+            raise self._unexpected
         if self._broken is not None:
             raise self._broken
 
@@ -382,10 +383,10 @@ class Committer:
         except StoreBroken as broken:
             self.break_down(str(broken))
             _settle(batch, [Failed(str(broken))] * len(batch))
-        except Exception as error:  # noqa: BLE001 - `run` raises it
+        except Exception as error:  # noqa: BLE001 - `run` raises it, once all who wait have been told
             self._unexpected = error
-            self._changed.set()
-            return
+            self.break_down(f"a transaction failed unexpectedly: {type(error).__name__}")
+            _settle(batch, [Failed(str(self._broken))] * len(batch))
         else:
             now = self._time.monotonic()
             if kept is not None:

@@ -150,6 +150,27 @@ async def test_an_operation_that_fails_unexpectedly_never_poisons_its_batch(path
     assert numbers(path) == list(range(20))
 
 
+async def test_whoever_waits_is_told_when_a_transaction_fails_in_a_way_that_nothing_is_known_about(path: Path) -> None:
+    def lost() -> str | None:
+        raise RuntimeError("a bug")
+
+    path.parent.mkdir(parents=True)
+    async with open_database(path) as database:
+        committer = Committer(database, Timekeeper(ManualClock()), lost)
+        pendings = [committer.submit(lambda db, now: 1)]
+        with pytest.raises(ExceptionGroup) as raised:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(committer.run)
+                pendings.append(committer.submit(lambda db, now: 2))
+                with trio.CancelScope(shield=True), trio.fail_after(5):
+                    for pending in pendings:
+                        with pytest.raises(Failed):
+                            await pending.wait()
+    assert raised.group_contains(RuntimeError, match="a bug")
+    with pytest.raises(Failed):
+        await committer.submit(lambda db, now: 3).wait()
+
+
 async def test_a_full_queue_refuses_at_once(path: Path) -> None:
     release = threading.Event()
 
