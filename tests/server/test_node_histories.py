@@ -380,9 +380,14 @@ class History:
 
     async def look_back(self) -> None:
         self.faults.live_lost = self.faults.live_late_seconds = 0
+        while DIAGNOSIS not in self.engine.streams:  # whoever was to register it anew died, or was cut off
+            await self.register()
         await trio.sleep(LOOK_SECONDS + 5)
         self.every_number_came_once_and_in_order()
         self.every_act_has_its_row()
+        for node in self.alive:
+            await node.registry.forget_unseen()  # as once a day: a name may stay in memory until then (decision 0171)
+        await trio.sleep(1)
         self.nobody_erased_is_named()
         for node in self.alive:
             self.nobody_follows_without_the_right(node)
