@@ -20,6 +20,16 @@ class Planted:
     """Tests that catch it, where no history does; none: the histories catch it."""
 
 
+_HUB_TURN: Final = '''                    due_at[index] = self.clock.monotonic() + seconds
+            next_at = min(due_at)
+
+    async def _ready_by(self, until: float) -> Sequence[tuple[int, int]]:
+        """The sockets that are ready, as soon as there are some; those that are ready at this time, if it is over."""
+        with trio.move_on_at(until):
+            return await self.poller.wait()
+        return self.poller.look()
+'''
+
 PLANTED: Final = (
     Planted(
         "a commit that failed is acknowledged",
@@ -410,5 +420,147 @@ PLANTED: Final = (
         '                    guess = Appended(Seq(1), 0.0, "e", replayed=False)\n'
         "                    outcomes = pending.result() if pending.is_there else [guess] * len(events)\n",
         ("tests/storage/test_remote.py",),
+    ),
+    Planted(
+        "an update is answered before it is committed",
+        (1,),
+        "actors/diagnosis.py",
+        "            envelope.pending, envelope.pending_index = pending, index\n",
+        "            envelope.pending, envelope.pending_index = pending, index\n"
+        "            guess = Receipt(Seq(self._ring.head + 1 + index), self._ring.epoch, 0, 0, 0, 0, False)\n"
+        "            envelope.reply.answer(guess)\n",
+    ),
+    Planted(
+        "a restart drops a subscriber",
+        (8,),
+        "actors/roster.py",
+        "        self.ring, self.known = ring, known\n",
+        "        if self.ring is not None:\n"
+        "            for one in list(self.subscribers)[:1]:\n"
+        "                self.detach(one)\n"
+        "        self.ring, self.known = ring, known\n",
+    ),
+    Planted(
+        "an eviction is not told to an actor that loads",
+        (),
+        "actors/registry.py",
+        "            self.tell(diagnosis_id, Evict(window))\n",
+        "            slot.roster.ring is None or self.tell(diagnosis_id, Evict(window))\n",
+        ("tests/actors/test_letting_go.py",),
+    ),
+    Planted(
+        "a look at deadlines that is late leaves a deadline in the past, and no socket is served any more",
+        (7,),
+        "web/websocket/hub.py",
+        _HUB_TURN,
+        _HUB_TURN.replace("= self.clock.monotonic() + seconds", "+= seconds").replace("self.poller.look()", "()"),
+        ("tests/edge/test_hub_turns.py",),
+    ),
+    Planted(
+        "a drain has no deadline",
+        (11,),
+        "web/http/serving.py",
+        "connections_nursery.cancel_scope.deadline = trio.current_time() + terms.drain_seconds_max\n",
+        "trio.current_time() + 1e6\n",
+        ("tests/edge/test_drain.py",),
+    ),
+    Planted(
+        "what a process has written is told with the window of another registration",
+        (),
+        "storage/remote/server.py",
+        "        if window is None or window.epoch != epoch or first.seq != window.head + 1:\n",
+        "        if window is None:\n",
+        ("tests/storage/test_remote.py",),
+    ),
+    Planted(
+        "a transaction that fails in an unknown way leaves whoever waits",
+        (11,),
+        "storage/sqlite/committer.py",
+        '            self.break_down(f"a transaction failed unexpectedly: {type(error).__name__}")\n'
+        "            _settle(batch, [Failed(str(self._broken))] * len(batch))\n",
+        "            self._changed.set()\n            return\n",
+        ("tests/storage/test_committer.py",),
+    ),
+    Planted(
+        "somebody who was erased while an admission was stored is known",
+        (),
+        "actors/diagnosis.py",
+        "        if erasures != self._roster.erasures:\n            return [start.envelope for start in starts]\n",
+        "",
+        ("tests/actors/test_letting_go.py",),
+    ),
+    Planted(
+        "a stored event is said not to be stored",
+        (8,),
+        "actors/slot.py",
+        "            unknown = envelope.pending is not None and not isinstance(refusal, Refused)\n",
+        "            unknown = False\n",
+        ("tests/actors/test_cancellations.py",),
+    ),
+    Planted(
+        "a token that has ended is followed on with",
+        (16,),
+        "web/identity/expiry.py",
+        "        if now >= expires_at + LEEWAY_SECONDS:\n            session.end(Ending.TOKEN_EXPIRED)\n",
+        "        if False:\n            session.end(Ending.TOKEN_EXPIRED)\n",
+    ),
+    Planted(
+        "a revoked token is taken again",
+        (16,),
+        "web/identity/tokens.py",
+        "        if revocation is not None:\n",
+        "        if False:\n",
+    ),
+    Planted(
+        "a newer token of somebody else is taken",
+        (16,),
+        "web/identity/expiry.py",
+        "            if who.sub != session.who.sub:\n",
+        "            if False:\n",
+        ("tests/identity/test_live_tokens.py",),
+    ),
+    Planted(
+        "the connections that publish stay when their token is revoked",
+        (16,),
+        "web/operating/consequences.py",
+        "                self._end_others(covered.covers, Ending.REVOKED)\n            case RevocationsLifted",
+        "            case RevocationsLifted",
+        ("tests/server/test_publish_sockets.py",),
+    ),
+    Planted(
+        "whoever only looks becomes a subscriber",
+        (),
+        "actors/diagnosis.py",
+        "        if message.peeks:\n            self._attach(",
+        "        if False:\n            self._attach(",
+    ),
+    Planted(
+        "a subscriber is forgotten with one jump of the clock",
+        (8,),
+        "actors/diagnosis.py",
+        "        if unseen := self._roster.unseen(self._store.moment().judged):\n",
+        "        if unseen := self._roster.unseen(self._store.moment().wall):\n",
+    ),
+    Planted(
+        "an event stream ends and its connection stays",
+        (),
+        "web/following/streams.py",
+        "        subscriber.detach()\n        if subscriber.roster is None:\n",
+        "        if subscriber.roster is None:\n",
+    ),
+    Planted(
+        "an act leaves no row",
+        (),
+        "storage/sqlite/store.py",
+        "        trails.record(db, row_of(answer), now.wall)\n        return answer\n",
+        "        return answer\n",
+    ),
+    Planted(
+        "an act is done again when an operator restarts its actor meanwhile",
+        (),
+        "actors/diagnosis.py",
+        "    return trio.CancelScope(shield=True)\n",
+        "    return trio.CancelScope()\n",
+        ("tests/actors/test_cancellations.py",),
     ),
 )

@@ -14,15 +14,16 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
 from tests.simulation.history import drawn
+from tests.simulation.nodes import drawn_for_nodes
 from tests.simulation.play import Played, play, shortest
-from tests.simulation.rare import SEEDS_ENOUGH, too_weak
+from tests.simulation.rare import RARE, RARE_WITH_NODES, SEEDS_ENOUGH, too_weak
 
 TRACE_LINES: int = 40
 
 
-def report(seed: int, played: Played) -> str:
+def report(seed: int, played: Played, *, nodes: bool = False) -> str:
     """What there is to know about a seed that fails."""
-    history = shortest(drawn(seed))
+    history = shortest(drawn_for_nodes(seed) if nodes else drawn(seed))
     again = play(history)
     shown = again if again.violation is not None else played
     lines = [f"seed {seed} fails: {played.violation!r}", f"shortest history ({len(history.operations)} operations):"]
@@ -30,7 +31,7 @@ def report(seed: int, played: Played) -> str:
     lines += [f"which fails: {shown.violation!r}", *shown.trace[-TRACE_LINES:]]
     if shown.violation is not None and not isinstance(shown.violation, AssertionError):
         lines += traceback.format_exception(shown.violation)
-    return "\n".join((*lines, f"again: make simulate SEEDS={seed}"))
+    return "\n".join((*lines, f"again: make simulate SEEDS={seed}{' ARGS=--nodes' if nodes else ''}"))
 
 
 def seeds_of(text: str) -> list[int]:
@@ -47,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make simulate")
     parser.add_argument("seeds", type=seeds_of)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--nodes", action="store_true", help="histories of several servers on one engine")
     parser.add_argument("--trace", action="store_true", help="show the trace of each history")
     parser.add_argument("--first", action="store_true", help="end with the first seed that fails, as it is")
     given = parser.parse_args()
@@ -55,7 +57,7 @@ def main() -> int:
     with ProcessPoolExecutor(given.processes) as pool:
         seeds = iter(given.seeds)
         while several := list(islice(seeds, (4 if given.first else 50) * given.processes)):
-            for seed, played in zip(several, pool.map(_play, several), strict=True):
+            for seed, played in zip(several, pool.map(_play_nodes if given.nodes else _play, several), strict=True):
                 seen, steps = seen + played.seen, steps + played.steps
                 if given.trace:
                     print("\n".join(played.trace), played.digest, sep="\n")
@@ -65,14 +67,15 @@ def main() -> int:
                     return 1
                 if played.violation is not None:
                     failed += 1
-                    print(report(seed, played), flush=True)
+                    print(report(seed, played, nodes=given.nodes), flush=True)
     seconds = time.monotonic() - began
     print(
         f"{len(given.seeds)} seeds, {failed} fail; {steps} operations in {seconds:.0f} s, "
         f"{steps / seconds:.0f} operations a second"
     )
     print(", ".join(f"{what}: {times}" for what, times in sorted(seen.items())))
-    if not failed and len(given.seeds) >= SEEDS_ENOUGH and (missing := too_weak(seen)):
+    rare = RARE_WITH_NODES if given.nodes else RARE
+    if not failed and len(given.seeds) >= SEEDS_ENOUGH and (missing := too_weak(seen, rare)):
         print(f"too weak: {', '.join(missing)} never happened")
         return 1
     return int(failed > 0)
@@ -80,6 +83,10 @@ def main() -> int:
 
 def _play(seed: int) -> Played:
     return play(drawn(seed))
+
+
+def _play_nodes(seed: int) -> Played:
+    return play(drawn_for_nodes(seed))
 
 
 if __name__ == "__main__":

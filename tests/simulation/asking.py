@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
+from math import inf
 from random import Random
+from typing import Final
 
 import trio
 
@@ -20,35 +22,76 @@ from tests.simulation.stage import (
     TOKEN_SECONDS,
     Stage,
 )
+from tests.simulation.tokens import Token
 from tests.simulation.truth import Barred, Violation
 from web.identity.tokens import issue
+
+ACTS: Final = {
+    "restart": "actor.restart",
+    "stop": "actor.stop",
+    "outbox": "outbox.purge",
+    "subscribers": "subscriber.disconnect",
+    "subjects": "subject.erase",
+    "revocations": "revocation.add",
+    "backup": "database.backup",
+    "check": "database.check",
+}
+"""What the row of an act calls it, by the end of the path that asks for it."""
+
+
+def act_of(method: str, target: str) -> str | None:
+    """What the row of an act calls it; `None`: it is none."""
+    path = target.partition("?")[0]
+    if path.startswith("/diagnoses/"):
+        return {"PUT": "diagnosis.register", "DELETE": "diagnosis.delete"}.get(method)
+    return None if method == "GET" else ACTS.get(path.rpartition("/")[2])
 
 
 class Asking(Stage):
     """Who has a token asks."""
 
     def token(self, sub: str, scope: str = "") -> str:
+        """A token of somebody."""
+        return self.token_of(sub, scope).text
+
+    def token_of(self, sub: str, scope: str = "") -> Token:
         """A token of somebody. One that was revoked is used on until a new one can be had."""
         found = self._tokens.get(sub)
+        is_due = found is None or found.era != self.era[sub]
+        is_old = found is not None and not -5 < self.clock.wall() - found.issued_at < TOKEN_SECONDS / 2
+        if found is None or ((is_due or is_old) and not self.is_waiting_for_a_token(sub)):
+            found = self._tokens[sub] = self._make_token(sub, scope, TOKEN_SECONDS)
+        return found
+
+    def short_token(self, sub: str, seconds: float) -> Token:
+        """A token that ends soon, beside the one that somebody has."""
+        return self._make_token(sub, "", seconds)
+
+    def newer_token(self, sub: str, scope: str) -> tuple[str, float]:
+        """What somebody sends before the token of a connection ends, and when that ends."""
+        made = self._make_token(sub, scope, TOKEN_SECONDS)
+        return made.text, made.expires_at
+
+    def is_waiting_for_a_token(self, sub: str) -> bool:
+        """Somebody was revoked so lately that a new token would be taken for an old one."""
         revoked_at = self.revoked_at.get(sub)
-        is_due = found is None or found[2] != self.era[sub]
-        may = revoked_at is None or trio.current_time() > revoked_at + LEEWAY_SECONDS
-        is_old = found is not None and not -5 < self.clock.wall() - found[1] < TOKEN_SECONDS / 2
-        if found is None or ((is_due or is_old) and may):
-            made = issue(
-                KEY,
-                sub=sub,
-                scope=scope,
-                ttl_seconds=TOKEN_SECONDS,
-                now=self.clock.wall(),
-                token_id=f"t{next(self._ids)}",
-            )
-            found = self._tokens[sub] = made, self.clock.wall(), self.era[sub]
-        return found[0]
+        return revoked_at is not None and trio.current_time() <= revoked_at + LEEWAY_SECONDS
+
+    def is_revoked(self, sub: str, token: Token) -> bool:
+        """A token of somebody was revoked, and the answer to that has come."""
+        asked_at, ahead = self.confirmed.get(sub, (-inf, 0.0))
+        return token.issued_at <= asked_at and token.ahead == ahead
+
+    def _make_token(self, sub: str, scope: str, seconds: float) -> Token:
+        now, name = self.clock.wall(), f"t{next(self._ids)}"
+        text = issue(KEY, sub=sub, scope=scope, ttl_seconds=int(seconds), now=now, token_id=name)
+        made = Token(text, now, int(now) + int(seconds), self.era[sub], self.clock.ahead)
+        self.made[sub].append(made)
+        return made
 
     def era_of(self, sub: str) -> int:
         """Of the token that somebody uses."""
-        return self._tokens[sub][2]
+        return self._tokens[sub].era
 
     async def ask(
         self,
@@ -103,7 +146,14 @@ class Asking(Stage):
                 await link.over.wait()
             nursery.cancel_scope.cancel()
         link.cut()
-        if waiting.cancelled_caught and cut_after is None and not process.disk.hung_since(began):
+        what = act_of(method, target)
+        if what is not None:
+            self.acts_asked[what] += 1
+            if answer.status is not None and answer.status < 300:
+                self.acts_done[what] += 1
+        # Who publishes waits for no disk; an act is carried through.
+        gives_up = target.startswith("/ws/broadcast")
+        if waiting.cancelled_caught and cut_after is None and (gives_up or not process.disk.hung_since(began)):
             raise Violation(f"{method} {target} is not answered within {seconds_max:g} s")
         self.note(f"{method} {target} of {who[0]}: {answer.status}")
         if answer.status is not None and answer.status >= 500:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from math import inf
 from random import Random
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from tests.simulation.network import CLOSE, HANDSHAKE, PING, TEXT, Frames, Link, close, pong, request, text
+from tests.simulation.network import CLOSE, HANDSHAKE, PING, TEXT, Frames, Link, Messages, close, pong, request, text
 from tests.simulation.truth import Truth, Violation
 
 EVENT: Final = "feedback_update"
@@ -81,6 +82,16 @@ class Follower:
         """Acknowledgements that were not answered yet."""
         self.gaps = 0
         self.process = 0
+        self.expires_at = inf
+        """When its token ends, on the wall clock."""
+        self.renews = True
+        """It sends a newer token before the one it has ends."""
+        self.newer: Callable[[], tuple[str, float]] | None = None
+        """Makes a newer token, and says when that ends."""
+        self._renewals: list[float | None] = []
+        """When the tokens end that it has sent and that were not judged yet; `None`: one that nobody may take."""
+        self.is_barred = False
+        """Its token was revoked, and the answer to that has come, before it asked."""
         self.seen: Counter[str] = Counter()
         self.hears: Callable[[str], object] = lambda what: None
         link.hears = self._hear
@@ -92,9 +103,14 @@ class Follower:
             resumes: `position`: after what it has; `cursor`: as the server knows it; `lie`: after something else.
         """
         self.acks = acks
+        query = self._query(lots, resumes)
+        query |= {} if self.peeks else {"ack": acks}
+        self.link.send(request("GET", f"/ws/{self.diagnosis_id}?{urlencode(query)}", token, None, HANDSHAKE))
+
+    def _query(self, lots: Random, resumes: str) -> dict[str, object]:
         # What it knows by now: the answers of two connections may overtake each other.
         self._known, self._stored = set(self.subscriber.known), dict(self.subscriber.stored)
-        query: dict[str, object] = {} if self.peeks else {"ack": acks}
+        query: dict[str, object] = {}
         if self.device is not None and not self.peeks:
             query["device"] = self.device
         if self.peeks:
@@ -110,7 +126,7 @@ class Follower:
             self.sent_after = int(query["after"])  # type: ignore[call-overload]
         if not self.peeks:
             self.subscriber.unanswered[self.number] = self.sent_after or 0
-        self.link.send(request("GET", f"/ws/{self.diagnosis_id}?{urlencode(query)}", token, None, HANDSHAKE))
+        return query
 
     @property
     def is_open(self) -> bool:
@@ -124,6 +140,17 @@ class Follower:
                 self.subscriber.acknowledged[self.epoch] = max(self.subscriber.acknowledged[self.epoch], seq)
                 self._unanswered.append(seq)
             self.link.send(text({"type": "ack", "seq": seq}))
+
+    def renew(self, *, replays: str | None = None) -> None:
+        """Send a newer token.
+
+        Args:
+            replays: one that nobody may take.
+        """
+        assert self.newer is not None, "it was given a token"
+        token, expires_at = (replays, None) if replays is not None else self.newer()
+        self._renewals.append(expires_at)
+        self.link.send(text({"type": "auth", "token": token}))
 
     def leave(self, code: int = 1000) -> None:
         """Say goodbye."""
@@ -187,6 +214,20 @@ class Follower:
             case "error":
                 self.refusal = data["code"]
                 self.hears(f"error {data['code']}")
+                if self._renewals and data["code"] in ("invalid_token", "access_denied", "quarantined"):
+                    self._renewals.pop(0)
+                elif self._renewals and data["code"] == "rate_limited":
+                    self._renewals.pop()  # the one before it is being judged
+            case "auth_expiring":
+                self.hears("auth_expiring")
+                if self.renews and not self.asked_to_end:
+                    self.renew()
+            case "auth_ok":
+                self.hears("auth_ok")
+                self.seen["renewal"] += 1
+                if not self._renewals or (expires_at := self._renewals.pop(0)) is None:
+                    raise Violation(f"connection {self.number}: a token was taken that nobody may take")
+                self.expires_at = expires_at
             case "bye":
                 self.hears(f"bye {data['code']}")
             case kind if kind == EVENT:
@@ -196,7 +237,7 @@ class Follower:
                 self.truth.event(self.diagnosis_id, self.epoch, frame["seq"], data["feedback_id"], where=where)
                 self.truth.served(self.number, self.sub, self.diagnosis_id, self.epoch, frame["seq"])
                 self.hears(f"event {frame['seq']}")
-            case "pong" | "heartbeat" | "auth_ok" | "auth_expiring":
+            case "pong" | "heartbeat":
                 self.hears(frame["type"])
             case kind:
                 raise Violation(f"connection {self.number}: a frame of the unknown type {kind}")
@@ -216,6 +257,8 @@ class Follower:
     def _connected(self, data: dict[str, Any]) -> None:
         if self.epoch is not None:
             raise Violation(f"connection {self.number}: connect comes twice")
+        if self.is_barred:
+            raise Violation(f"G16: connection {self.number} of {self.sub} was let in with a token that was revoked")
         self.epoch, resume = data["epoch"], data["resume"]
         epoch: str = data["epoch"]
         self.seq = data["head"] - data["queued"] - data["missed"]
@@ -253,3 +296,40 @@ class Follower:
             known.acknowledged[epoch] = max(known.acknowledged[epoch], self.seq)
         if resume == "reset":
             known.acknowledged[epoch] = max(known.acknowledged[epoch], self.seq)
+
+
+class StreamFollower(Follower):
+    """The same behind an event stream, which takes nothing from the client but where it begins."""
+
+    def ask(self, token: str, lots: Random, *, resumes: str, acks: str) -> None:
+        self.acks, self.renews = "app", False
+        self._messages = Messages()
+        query = self._query(lots, resumes)
+        headers = {}
+        if resumes == "position" and self.sent_epoch is not None and lots.random() < 0.7:
+            headers["Last-Event-ID"] = f"{query.pop('epoch')}.{query.pop('after')}"
+        target = f"/diagnoses/{self.diagnosis_id}/events?{urlencode(query)}"
+        self.link.send(request("GET", target, token, None, headers))
+
+    def acknowledge(self, seq: int) -> None:
+        """It acknowledges by where it continues."""
+
+    def leave(self, code: int = 1000) -> None:
+        self.asked_to_end = True
+        self.link.cut()
+
+    def _hear(self, data: bytes) -> None:
+        for name, payload in self._messages.hear(data):
+            frame = json.loads(payload)
+            self._take(frame)
+            if self.epoch is not None and name != f"{self.epoch}.{self.seq}".encode():
+                raise Violation(f"connection {self.number}: a message at {self.seq} has the id {name!r}")
+            if frame["type"] == "bye" and self.ending is None:
+                self.ending = frame["data"]["code"], frame["data"]["reason"]
+                self.hears(f"close {self.ending[0]} {self.ending[1]}")
+                if self.number % 2:
+                    self.link.cut()
+        if (problem := self._messages.problem) is not None and self.ending is None:
+            self.ending = problem["status"], problem["code"]
+            self.hears(f"refused {self.ending[0]} {self.ending[1]}")
+            self.link.cut()

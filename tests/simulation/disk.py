@@ -242,7 +242,12 @@ class InlineDatabase(Database):
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._db = sqlite3.connect(
-            path, timeout=0, isolation_level=None, cached_statements=CACHED_STATEMENTS, factory=Connection
+            path,
+            timeout=0,
+            isolation_level=None,
+            cached_statements=CACHED_STATEMENTS,
+            check_same_thread=False,  # a copy is made on a thread that works only while this one waits for it
+            factory=Connection,
         )
         self._db.disk = disk
         disk.database = self._db

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 from typing import Final
@@ -16,9 +16,15 @@ WEIGHTS: Final[dict[str, float]] = {
     "vanish while publishing": 2,
     "repeat": 4,
     "publish beside": 4,
+    "publish over a socket": 4,
     # clients
     "connect": 12,
     "peek": 1.5,
+    "stream": 4,
+    "follow beside": 1,
+    "token ends": 0.7,
+    "renew": 1,
+    "replay a token": 1.5,
     "leave": 3,
     "half-close": 0.7,
     "fall behind": 0.7,
@@ -43,6 +49,8 @@ WEIGHTS: Final[dict[str, float]] = {
     "revoke under load": 1,
     "take a right": 1.5,
     "register": 1.5,
+    "back up": 0.6,
+    "check": 0.6,
     "begin anew": 0.7,
     "disconnect": 0.7,
     # the machine
@@ -91,10 +99,12 @@ class History:
     drops_old_events: bool
     has_access_trail: bool
     operations: tuple[Operation, ...]
+    nodes: int = 1
+    """Servers on one engine."""
 
     def only(self, kept: list[Operation]) -> History:
         """The same, with fewer operations."""
-        return History(self.seed, self.durability, self.drops_old_events, self.has_access_trail, tuple(kept))
+        return replace(self, operations=tuple(kept))
 
 
 def drawn(seed: int) -> History:

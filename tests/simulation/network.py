@@ -59,6 +59,11 @@ class Link:
         self._unsent.append(data)
         self._changed.set()
 
+    @property
+    def flows(self) -> bool:
+        """Nothing holds it up."""
+        return self._flows.is_set()
+
     def stop_flow(self) -> None:
         """Let nothing through, either way: a client that reads nothing, or a network that has gone quiet."""
         if not self.is_over:
@@ -232,6 +237,48 @@ class Frames:
         return found
 
 
+class Messages:
+    """Takes the answer to a request for an event stream apart."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._text = b""
+        self._is_chunked = False
+        self._length = 0
+        self.status: int | None = None
+        self.problem: dict[str, Any] | None = None
+        """What is said in place of a stream, once it has come."""
+
+    def hear(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        """The whole messages that these bytes complete: id and data."""
+        self._data += data
+        if self.status is None:
+            head, end, rest = self._data.partition(b"\r\n\r\n")
+            if not end:
+                return []
+            self.status, self._data = int(head.split()[1]), rest
+            headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+            self._is_chunked = headers.get(b"transfer-encoding") == b"chunked"
+            self._length = int(headers.get(b"content-length", b"0"))
+        if not self._is_chunked:
+            if self.status != 200 and len(self._data) >= self._length:
+                self.problem = json.loads(self._data)
+            return []
+        while True:
+            size, end, rest = self._data.partition(b"\r\n")
+            if not end or len(rest) < int(size, 16) + 2:
+                break
+            self._text += rest[: int(size, 16)]
+            self._data = rest[int(size, 16) + 2 :]
+        found = []
+        while b"\n\n" in self._text:
+            message, _, self._text = self._text.partition(b"\n\n")
+            fields = dict(line.split(b": ", 1) for line in message.split(b"\n") if b": " in line)
+            if b"data" in fields:
+                found.append((fields.get(b"id", b""), fields[b"data"]))
+        return found
+
+
 def text(frame: object) -> bytes:
     """A client's message."""
     return client_frame(TEXT, json.dumps(frame).encode())
@@ -247,4 +294,17 @@ def close(payload: bytes) -> bytes:
     return client_frame(CLOSE, payload)
 
 
-__all__ = ["CLOSE", "HANDSHAKE", "PING", "TEXT", "Answer", "Frames", "Link", "close", "pong", "request", "text"]
+__all__ = [
+    "CLOSE",
+    "HANDSHAKE",
+    "PING",
+    "TEXT",
+    "Answer",
+    "Frames",
+    "Link",
+    "Messages",
+    "close",
+    "pong",
+    "request",
+    "text",
+]

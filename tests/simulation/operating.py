@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from math import inf
+from pathlib import Path
 from random import Random
 
 import trio
@@ -38,7 +43,9 @@ class Operating(Following):
     async def _stop(self, diagnosis_id: str) -> None:
         if self.in_flight[diagnosis_id]:
             self.happens("passivation under mail")
+        self.let_go_at[diagnosis_id] = inf
         await self.ask("POST", f"/actors/{diagnosis_id}/stop", ("operator", "operate"))
+        self.let_go_at[diagnosis_id] = trio.current_time()
 
     async def do_stop_under_mail(self, lots: Random) -> None:
         async with trio.open_nursery() as nursery:
@@ -106,6 +113,28 @@ class Operating(Following):
             if found:
                 raise Violation(f"{sub} was erased, and is in {found}")
 
+    def _judge_rows(self) -> None:
+        """Every act that was answered has its row, and none has two. Whoever looks leaves no trace."""
+        rows = self._rows()
+        for what, asked in self.acts_asked.items():
+            if not (0 if self.has_lost else self.acts_done[what]) <= rows[what] <= asked:
+                raise Violation(
+                    f"{what} was asked for {asked} times and answered {self.acts_done[what]} times: {rows[what]} rows"
+                )
+        if self._is_known("monitor"):
+            raise Violation("monitor has only looked, and is a subscriber")
+
+    def _rows(self) -> Counter[str]:
+        database = self.process.disk.database
+        assert database is not None, "it serves"
+        found = sqlite3.Connection.execute(database, "SELECT what, count(*) FROM audit GROUP BY what").fetchall()
+        return Counter(dict(found))
+
+    def _is_known(self, sub: str) -> bool:
+        database = self.process.disk.database
+        assert database is not None, "it serves"
+        return bool(sqlite3.Connection.execute(database, "SELECT 1 FROM cursor WHERE sub = ?", (sub,)).fetchall())
+
     def _named(self, sub: str) -> list[str]:
         database = self.process.disk.database
         if self.process.disk.is_dead or database is None:
@@ -116,7 +145,7 @@ class Operating(Following):
             if table == "revocation":  # it keeps tokens out that may live on
                 continue
             rows = execute(database, f"SELECT * FROM {table}").fetchall()
-            found += [f"{table}: {row}" for row in rows if any(_names(value, sub) for value in row)]
+            found += [f"{table}: {row}" for row in rows if any(names(value, sub) for value in row)]
         return found
 
     async def do_revoke(self, lots: Random) -> None:
@@ -140,12 +169,50 @@ class Operating(Following):
         self.done.add(f"revoke {sub}")
         self._names(sub)
         asked, process = self._linked(), self.process
+        asked_at, ahead = self.clock.wall(), self.clock.ahead
         answer = await self.ask("POST", "/revocations", ("operator", "operate"), {"sub": sub})
         if answer.status == 201 and process is self.process and sub in self._tokens:
             self._bar(sub, None, asked, may_publish=False)
+            if ahead == self.clock.ahead:
+                self.confirmed[sub] = asked_at, ahead
         self._names(sub)
         self.era[sub] += 1
         self.revoked_at[sub] = trio.current_time()
+
+    async def do_back_up(self, lots: Random) -> None:
+        """A copy is made while others publish, and holds what was answered before."""
+        before = {key: dict(told) for key, told in self.truth.acknowledged.items()}
+        process = self.process
+        answer = await self.ask("POST", "/backup", ("operator", "operate"), seconds_max=125)
+        if answer.status == 200 and process is self.process:
+            self.happens("backup")
+            self._judge_copy(Path(answer.json()["path"]), before)
+
+    def _judge_copy(self, path: Path, before: Mapping[tuple[str, str], Mapping[int, int]]) -> None:
+        copy = sqlite3.connect(path)
+        try:
+            rows = copy.execute(
+                "SELECT public_id, epoch, floor, seq, body FROM diagnosis JOIN head USING (dx) "
+                "LEFT JOIN entry ON entry.dx = diagnosis.dx AND seq > floor"
+            ).fetchall()
+        finally:
+            copy.close()
+        stored = {(one, epoch, seq): json.loads(body)["feedback_id"] for one, epoch, _, seq, body in rows if body}
+        floors = {(one, epoch): floor for one, epoch, floor, _, _ in rows}
+        for (diagnosis_id, epoch), told in before.items():
+            for seq, number in told.items():
+                floor = floors.get((diagnosis_id, epoch))
+                if floor is not None and seq > floor and stored.get((diagnosis_id, epoch, seq)) != number:
+                    raise Violation(
+                        f"{diagnosis_id} {epoch} {seq} was answered as {number}, and is not in a later copy"
+                    )
+
+    async def do_check(self, lots: Random) -> None:
+        answer = await self.ask("POST", "/check", ("operator", "operate"), seconds_max=125)
+        if answer.status == 200:
+            self.happens("check")
+            if answer.json()["problems"]:
+                raise Violation(f"a check finds {answer.body!r}")
 
     async def do_take_a_right(self, lots: Random) -> None:
         self.done.add("take a right")
@@ -158,6 +225,7 @@ class Operating(Following):
     async def do_begin_anew(self, lots: Random) -> None:
         self.done |= {"begin anew", "take a right"}
         self.life[OTHER] += 1
+        self.let_go_at[OTHER] = inf
         await self.ask("DELETE", f"/diagnoses/{OTHER}", ("registrar", "register"))
         await self.register(OTHER, *REGISTERED[OTHER])
 
@@ -171,5 +239,6 @@ class Operating(Following):
         self._forgotten(sub, answer.status)
 
 
-def _names(value: object, sub: str) -> bool:
+def names(value: object, sub: str) -> bool:
+    """Whether this is somebody's name, or holds it."""
     return isinstance(value, str) and (value == sub or f'"{sub}"' in value)

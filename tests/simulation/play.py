@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.simulation import scheduling
 from tests.simulation.history import History, Operation
+from tests.simulation.nodes import NodesWorld
 from tests.simulation.stage import DIRECTORY
 from tests.simulation.truth import Violation
 from tests.simulation.world import World, descriptors
@@ -46,7 +47,7 @@ def play(history: History) -> Played:
     """Play a history once."""
     before = descriptors()
     directory = Path(tempfile.mkdtemp(prefix="sim-", dir=DIRECTORY if DIRECTORY.is_dir() else None))
-    world = World(history, directory)
+    world = World(history, directory) if history.nodes == 1 else NodesWorld(history, directory)
     violation: BaseException | None = None
     try:
         with _bounded():

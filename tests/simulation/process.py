@@ -148,12 +148,17 @@ class Process:
         self.disk = Disk(data, lots, keeps_unsynced=self.settings.durability == "full")
         self.disk.dies = self._died
         self.boot = boot
+        self.number = 0
+        """Which run of a server it is."""
         self.was_killed = self.is_stopping = False
         self.died: Callable[[Process], object] = lambda process: None
         """Called when it is killed, before anything of it ends."""
         self.ready, self.ended, self.stopping = trio.Event(), trio.Event(), trio.Event()
         self.error: BaseException | None = None
         """What ended it that was no drain."""
+        self.tasks_at_rest: Counter[str] = Counter()
+        """Those of a server that has just begun."""
+        self._task: trio.lowlevel.Task | None = None
         self.happens: Callable[[str], object] = lambda what: None
         self._clock, self._crashes, self._render = clock, crashes, render
         self._scope = trio.CancelScope()
@@ -170,13 +175,32 @@ class Process:
     def is_serving(self) -> bool:
         return self.ready.is_set() and not self.ended.is_set() and not self.was_killed
 
+    def tasks(self) -> Counter[str]:
+        """The tasks it has, by name."""
+        found: Counter[str] = Counter()
+
+        def look(task: trio.lowlevel.Task) -> None:
+            for nursery in task.child_nurseries:
+                for child in nursery.child_tasks:
+                    found[child.name] += 1
+                    look(child)
+
+        assert self._task is not None, "it runs"
+        look(self._task)
+        return found
+
+    def _is_ready(self, url: str) -> None:
+        self.tasks_at_rest = self.tasks()
+        self.ready.set()
+
     async def run(self) -> None:
         """Serve until it is drained, killed, or its store breaks."""
+        self._task = trio.lowlevel.current_task()
         try:
             with self._scope:
                 await serve(
                     self.settings,
-                    ready=lambda url: self.ready.set(),
+                    ready=self._is_ready,
                     stopping=self.stopping,
                     clock=self._clock,
                     render=self._render,

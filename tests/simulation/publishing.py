@@ -5,18 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from random import Random
-from typing import Any
+from typing import Any, Final
+
+import trio
 
 from tests.simulation.asking import Asking
 from tests.simulation.clients import EVENT
-from tests.simulation.network import Answer
+from tests.simulation.network import Answer, Link
+from tests.simulation.process import Process
+from tests.simulation.senders import Sender
 from tests.simulation.stage import (
     OTHER,
     QUIET,
     REGISTERED,
     VICTIM,
 )
+from tests.simulation.tokens import Token
 from tests.simulation.truth import Published, Violation
+
+QUIET_SECONDS_MAX: Final = 4.0
+"""A publisher to whom nothing is done is answered within this time, whatever others meet. The network takes one."""
+
+CERTAINLY_NOT: Final = ("certainly not stored", "nothing was stored")
+"""What a refusal says of an update that is not stored, and will not be."""
 
 
 class Publishing(Asking):
@@ -45,10 +56,9 @@ class Publishing(Asking):
     async def publish(self, one: Published, who: tuple[str, str], *, cut_after: float | None = None) -> Answer:
         """Have one update published."""
         headers = {} if one.key is None else {"Idempotency-Key": one.key}
-        self.token(*who)
-        if not one.process:
-            one.process, one.era = self.run, self.era_of(who[0])
+        self._begins(one, self.token_of(*who))
         self.in_flight[one.diagnosis_id] += 1
+        process, began = self.process, trio.current_time()
         try:
             answer = await self.ask(
                 "POST",
@@ -62,17 +72,37 @@ class Publishing(Asking):
             self.in_flight[one.diagnosis_id] -= 1
         if answer.status == 200:
             self._stored(one, answer.json())
-        elif answer.status == 409:
+        elif answer.status is not None:
+            self._refused(one, answer.status, answer.json())
+        if answer.status == 409:
             raise Violation(f"G9: the key of update {one.number} was refused, and its body was the same")
-        elif answer.status in (400, 413, 415, 422):
+        if answer.status in (400, 413, 415, 422):
             raise Violation(f"update {one.number} was refused: {answer.body!r}")
         is_quiet = one.diagnosis_id == QUIET
+        seconds = trio.current_time() - began
+        if (
+            is_quiet
+            and answer.status == 200
+            and seconds > QUIET_SECONDS_MAX
+            and not process.disk.had_trouble_since(began)
+        ):
+            raise Violation(f"G6: {QUIET} was served after {seconds:g} s")
         if is_quiet and (answer.status or 0) >= 500 and answer.json()["code"] in ("internal_error", "quarantined"):
             raise Violation(f"G6: {QUIET} was not served: {answer.body!r}")
         return answer
 
+    def _begins(self, one: Published, token: Token) -> None:
+        """It is asked for with this token."""
+        if not one.process:
+            one.process, one.era = self.process.number, token.era
+        one.asked += 1
+
+    def _refused(self, one: Published, status: int, problem: Mapping[str, Any]) -> None:
+        if status in (401, 403, 404) or any(text in problem["detail"] for text in CERTAINLY_NOT):
+            self.truth.denied(one.number)
+
     def _stored(self, one: Published, told: Mapping[str, Any]) -> None:
-        if told["replayed"] and one.process != self.run:
+        if told["replayed"] and one.process != self.process.number:
             self.happens("a repeat across a crash is known")
         self.truth.answered(one.diagnosis_id, told["epoch"], told["seq"], one.number)
 
@@ -97,11 +127,11 @@ class Publishing(Asking):
 
     async def _publish_many(self, lots: Random, diagnosis_id: str, updates: int) -> None:
         who = self._publisher(lots, diagnosis_id)
-        self.token(*who)
+        token = self.token_of(*who)
         many = [self._update(diagnosis_id, who[0], key=lots.random() < 0.5) for _ in range(updates)]
         lines = []
         for one in many:
-            one.process, one.era = self.run, self.era_of(who[0])
+            self._begins(one, token)
             line = {"type": EVENT, **json.loads(one.body)}
             if one.key is not None:
                 line["idempotency_key"] = one.key
@@ -114,6 +144,72 @@ class Publishing(Asking):
                 told = json.loads(result)
                 if told["status"] == 200:
                     self._stored(one, told)
+                else:
+                    self._refused(one, told["status"], told)
+
+    async def do_publish_over_a_socket(self, lots: Random) -> None:
+        """Somebody publishes over a WebSocket: a new one, or one of before."""
+        found = [one for one in self.senders if one.is_open]
+        one = lots.choice(found) if found and lots.random() < 0.6 else self._open_sender(lots)
+        if one is None:
+            return
+        for _ in range(lots.choice((1, 5, 30))):
+            diagnosis_id = lots.choice((VICTIM, VICTIM, OTHER))
+            made = self._update(diagnosis_id, one.sub, key=lots.random() < 0.7)
+            self._begins(made, one.token)
+            one.publish(made)
+        await trio.sleep(lots.choice((0.0, 0.3, 2.0)))
+        meddles = lots.random()
+        if meddles < 0.1:
+            one.asked_to_end = True
+            one.link.cut()
+        elif meddles < 0.2:
+            one.asked_to_end = True
+            one.link.half_close()
+        elif meddles < 0.3:
+            one.asked_to_end = True
+            one.link.stop_flow()
+            await trio.sleep(lots.choice((1.0, 5.0, 15.0)))
+            one.link.flow()
+
+    def _open_sender(self, lots: Random) -> Sender | None:
+        sub, scope = lots.choice((("amira", ""), ("service", "broadcast"), ("other-service", "broadcast")))
+        process, token = self.process, self.token_of(sub, scope)
+        try:
+            link = Link(process.data / "s", self.nursery, Random(self.lots.getrandbits(32)))
+        except OSError:
+            return None
+        one = Sender(next(self._links), link, sub, token, self._stored, self._refused)
+        one.process = process.number
+        one.is_barred = self.is_revoked(sub, token)
+        one.hears = lambda what: self.note(f"sender {one.number}: {what}")
+        self.note(f"sender {one.number} of {sub}")
+        self.senders.append(one)
+        one.ask()
+        self.nursery.start_soon(self._watch_sender, one, process)
+        return one
+
+    async def _watch_sender(self, one: Sender, process: Process) -> None:
+        """Judge how a connection ends that has published."""
+        await one.link.over.wait()
+        if one.receipts:
+            self.happens("publish socket")
+        died = process.was_killed or process.ended.is_set() or process.disk.broke
+        if one.ending is None:
+            if not (one.asked_to_end or died or process.is_stopping):
+                raise Violation(f"G8: sender {one.number} ended without a word, and nobody had meddled with it")
+            return
+        code, reason = one.ending
+        reasons = {
+            "revoked": f"revoke {one.sub}" in self.done,
+            "disconnected by operator": "erase" in self.done,
+            "restart": process.is_stopping or died,
+            "invalid token": "clock jumps" in self.done or f"revoke {one.sub}" in self.done,
+            "token expired": "clock jumps" in self.done,
+            "try later": process.disk.had_trouble_since(0),
+        }
+        if not reasons.get(reason, one.asked_to_end):
+            raise Violation(f"sender {one.number} of {one.sub} was closed without a reason: {code} {reason}")
 
     async def do_vanish_while_publishing(self, lots: Random) -> None:
         diagnosis_id = lots.choice((VICTIM, OTHER))

@@ -2,7 +2,7 @@
 
 The only file that uses what Trio keeps to itself: the switch by which it orders the tasks that are ready by their age
 before it shuffles them, and the generator that shuffles them. `test_scheduling.py` holds the versions to that.
-See docs/decisions/0150.
+What would run on a thread (the making of a copy) runs in its place. See docs/decisions/0150.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from random import Random
 from typing import Any, TypeVar
+from unittest import mock
 
 import trio
 from trio._core import _run as trio_run
@@ -27,9 +28,18 @@ def deterministic(seed: int) -> Iterator[None]:
     before = _PRIVATE._ALLOW_DETERMINISTIC_SCHEDULING, _PRIVATE._r
     _PRIVATE._ALLOW_DETERMINISTIC_SCHEDULING, _PRIVATE._r = True, Random(seed)
     try:
-        yield
+        with (
+            mock.patch.object(trio.to_thread, "run_sync", _run_here),
+            mock.patch.object(trio.from_thread, "check_cancelled", return_value=None),
+        ):
+            yield
     finally:
         _PRIVATE._ALLOW_DETERMINISTIC_SCHEDULING, _PRIVATE._r = before
+
+
+async def _run_here(function: Callable[..., Answer], *args: object, **_: object) -> Answer:
+    await trio.lowlevel.checkpoint()
+    return function(*args)
 
 
 def run(seed: int, main: Callable[[], Awaitable[Answer]]) -> Answer:

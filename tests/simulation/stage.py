@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from hashlib import sha256
 from itertools import count
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 import trio
 
+from actors.slot import ActorLimits
 from storage.records import Event
 from tests.simulation.clients import Follower, Subscriber
 from tests.simulation.history import History
 from tests.simulation.process import Crashes, Process, WallClock
+from tests.simulation.senders import Sender
+from tests.simulation.tokens import Token
 from tests.simulation.truth import Truth, Violation
 from web.contract.wire import render_event
 
@@ -31,6 +35,9 @@ ANSWER_SECONDS_MAX: Final = 40.0
 
 PASSIVATE_SECONDS: Final = 3.0
 QUARANTINE_SECONDS: Final = 6.0
+
+INTENSITY_MAX: Final = ActorLimits().restart_intensity_max
+INTENSITY_SECONDS: Final = ActorLimits().restart_intensity_seconds
 
 KEPT_SECONDS: Final = 20.0
 """Age at which events are dropped, where they are: shorter than an operator may choose, as idle time costs."""
@@ -63,12 +70,18 @@ class Stage:
         self.run = 0
         self.boot = 1
         self.followers: list[Follower] = []
+        self.senders: list[Sender] = []
         self.subscribers: dict[tuple[str, str, str | None], Subscriber] = defaultdict(Subscriber)
         self.in_flight: Counter[str] = Counter()
         """Publishes under way, by diagnosis."""
         self.era: Counter[str] = Counter()
         """How often all rights of somebody were taken away."""
-        self._tokens: dict[str, tuple[str, float, int]] = {}
+        self._tokens: dict[str, Token] = {}
+        """Whoever asks or follows uses this one."""
+        self.made: dict[str, list[Token]] = defaultdict(list)
+        """All that somebody ever had."""
+        self.confirmed: dict[str, tuple[float, float]] = {}
+        """When a revocation was asked for that was answered, and how far the clock was ahead."""
         self.revoked_at: dict[str, float] = {}
         self.life: Counter[str] = Counter()
         self.done: set[str] = set()
@@ -78,6 +91,13 @@ class Stage:
         self.named: Counter[str] = Counter()
         """How often somebody was named, by the beginning or the end of a request that does."""
         self.quarantined: set[str] = set()
+        self.crashed_at: dict[str, list[float]] = defaultdict(list)
+        """When the actor of a diagnosis has crashed since it was quarantined, or the server began."""
+        self.let_go_at: dict[str, float] = defaultdict(lambda: -inf)
+        """When an operator had it leave memory, or the diagnosis began anew."""
+        self.acts_asked: Counter[str] = Counter()
+        self.acts_done: Counter[str] = Counter()
+        """Acts that were answered, by what their rows call them."""
         self.troubled_until = 0.0
         """Until then the disk, or what it has left behind, may refuse."""
         self.stop_restarting = False
@@ -93,7 +113,13 @@ class Stage:
             raise Violation(f"the history does not end within {HISTORY_SECONDS_MAX:g} s")
         finally:
             self.stop_restarting = True
-            self.process.kill(power_fails=False)
+            for process in self.processes:
+                process.kill(power_fails=False)
+
+    @property
+    def processes(self) -> list[Process]:
+        """The servers that there are."""
+        return [self.process]
 
     def note(self, line: str) -> None:
         """Write a line of the trace."""
@@ -111,9 +137,31 @@ class Stage:
 
     def _hear_log(self, line: str) -> None:
         self.note(f"log: {line}")
-        if "quarantined for" in line:
-            self.quarantined.add(line.split()[1].rstrip(":"))
+        if not line.startswith("diagnosis "):
+            return
+        diagnosis_id = line.split()[1].rstrip(":")
+        if " crashed: " in line:
+            self._crashed(diagnosis_id)
+        elif "quarantined for" in line:
+            self.quarantined.add(diagnosis_id)
             self.happens("quarantine")
+            if len(self._lately(diagnosis_id, INTENSITY_SECONDS)) <= INTENSITY_MAX and len(self.processes) == 1:
+                self.breaks(f"{diagnosis_id} is quarantined after the crashes at {self.crashed_at[diagnosis_id]}")
+            self.crashed_at[diagnosis_id].clear()
+
+    def _crashed(self, diagnosis_id: str) -> None:
+        self.crashed_at[diagnosis_id].append(trio.current_time())
+        # An actor that has left memory meanwhile is forgiven.
+        lately = self._lately(diagnosis_id, PASSIVATE_SECONDS)
+        if len(lately) > INTENSITY_MAX + 1 and self.let_go_at[diagnosis_id] < lately[0] and len(self.processes) == 1:
+            self.breaks(f"{diagnosis_id} has crashed at {lately}, and is not quarantined")
+
+    def _lately(self, diagnosis_id: str, seconds: float) -> list[float]:
+        return [at for at in self.crashed_at[diagnosis_id] if at > trio.current_time() - seconds]
+
+    def breaks(self, what: str) -> None:
+        """A promise was broken, which is noticed where nothing may be raised."""
+        self.nursery.start_soon(self._break_off, Violation(what))
 
     # The server
 
@@ -136,38 +184,46 @@ class Stage:
             "token_keys": (f"HS256:{self.directory / 'secret'}",),
         }
         self.run += 1
-        kept_days = KEPT_SECONDS / 86400 if self.history.drops_old_events else None
-        self.process = Process(
-            data,
-            self.clock,
-            Random(self.lots.getrandbits(32)),
-            self._ids,
-            crashes=self.crashes,
-            render=self._render,
-            settings=settings,
-            boot=f"boot-{self.boot}",
-            events_kept_days=kept_days,
-        )
+        self.process = self._made_process(data, settings, before)
+        self.process.number = self.run
         self.process.disk.met = self.happens
         self.process.died = self._process_died
         self.process.happens = self.happens
+        self.crashed_at.clear()
         self.note(f"process {self.run} begins")
         self.nursery.start_soon(self.process.run)
+
+    def _made_process(self, data: Path, settings: dict[str, Any], before: Process | None) -> Process:
+        """A server on this directory, in the place of another one."""
+        return Process(data, self.clock, Random(self.lots.getrandbits(32)), self._ids, **self._terms(settings))
+
+    def _terms(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "crashes": self.crashes,
+            "render": self._render,
+            "settings": settings,
+            "boot": f"boot-{self.boot}",
+            "events_kept_days": KEPT_SECONDS / 86400 if self.history.drops_old_events else None,
+        }
 
     def _render(self, diagnosis_id: str, event: Event) -> bytes:
         self.crashes.maybe("render", diagnosis_id)
         return render_event(diagnosis_id, event)
 
     def _process_died(self, process: Process) -> None:
-        self.note(f"process {self.run} dies")
+        self.note(f"process {process.number} dies")
         self.was_killed = True
+        everybody: list[Follower | Sender] = [*self.followers, *self.senders]
         if process.disk.has_lost:
             # What was answered may be undone: who was revoked, who was erased, what was registered.
             self.has_lost = True
             self.truth.barred.clear()
             self.erased.clear()
-        for one in [*self.followers]:
-            if one.process == self.run:
+            self.confirmed.clear()
+            for one in everybody:
+                one.is_barred = False
+        for one in everybody:
+            if one.process == process.number:
                 try:
                     one.link.lose_server(hears_rest=self.lots.random() < 0.5)
                 except Violation as violation:

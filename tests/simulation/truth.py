@@ -29,6 +29,10 @@ class Published:
     seqs: set[tuple[str, int]] = field(default_factory=set)
     """As which events it was seen or answered."""
     is_repeated_by_others: bool = False
+    asked: int = 0
+    """How often it was asked for."""
+    is_denied: bool = False
+    """Its publisher was told that it is certainly not stored."""
 
 
 @dataclass
@@ -71,6 +75,8 @@ class Truth:
             raise Violation(f"{where}: event {seq} of {diagnosis_id} was never published")
         if one.diagnosis_id != diagnosis_id:
             raise Violation(f"{where}: update {number} was published to {one.diagnosis_id}, not to {diagnosis_id}")
+        if one.is_denied and one.asked == 1:
+            raise Violation(f"{where}: update {number} is {diagnosis_id} {epoch} {seq}, and was said not to be stored")
         one.seqs.add((epoch, seq))
         if len([one for one in one.seqs if one[0] == epoch]) > 1:
             raise Violation(f"G9: update {number} has the numbers {sorted(one.seqs)}, {where}")
@@ -101,6 +107,13 @@ class Truth:
                     f"{sub} got {diagnosis_id} {epoch} {seq} on connection {link}, though the answer that took its "
                     f"right came at {bar.heads[epoch]}"
                 )
+
+    def denied(self, number: int) -> None:
+        """A publisher was told that its update is certainly not stored."""
+        one = self.published[number]
+        one.is_denied = True
+        if one.seqs and one.asked == 1:
+            raise Violation(f"update {number} is stored as {sorted(one.seqs)}, and was said not to be")
 
     def answered(self, diagnosis_id: str, epoch: str, seq: int, number: int) -> None:
         """A publisher was told that its update is this event."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import trio
 
+from tests.simulation.clients import Follower
 from tests.simulation.history import Operation
 from tests.simulation.operating import Operating
 from tests.simulation.process import Complaints
+from tests.simulation.senders import Sender
 from tests.simulation.stage import (
     PASSIVATE_SECONDS,
     QUARANTINE_SECONDS,
@@ -33,10 +37,7 @@ class World(Operating):
         propagates, logger.propagate = logger.propagate, False
         try:
             async with trio.open_nursery() as self.nursery:
-                self._begin_process(None)
-                self.nursery.start_soon(self._end_with_history)
-                await self.process.ready.wait()
-                self.nursery.start_soon(self._keep_running)
+                await self._begin()
                 await self._register_all()
                 async with trio.open_nursery() as self.operations:
                     for operation in self.history.operations:
@@ -53,6 +54,12 @@ class World(Operating):
             logger.propagate = propagates
         if complaints.found:
             raise Violation(f"the server complains: {complaints.found[0]}")
+
+    async def _begin(self) -> None:
+        self._begin_process(None)
+        self.nursery.start_soon(self._end_with_history)
+        await self.process.ready.wait()
+        self.nursery.start_soon(self._keep_running)
 
     async def _do(self, operation: Operation) -> None:
         await trio.sleep(operation.pause)
@@ -122,19 +129,15 @@ class World(Operating):
     async def _look_back(self) -> None:
         self.note("look back")
         self.crashes.due.clear()
-        disk = self.process.disk
-        disk.fault = None
-        disk.thaw()
+        for process in self.processes:
+            process.disk.fault = None
+            process.disk.thaw()
         for one in self.followers:
             one.link.flow()
             one.answers_pings = True
-        await trio.sleep(QUARANTINE_SECONDS + 2)
-        with trio.move_on_after(60) as waiting:
-            while not self.process.is_serving:
-                await trio.sleep(0.5)
-        if waiting.cancelled_caught:
-            raise Violation(f"the server does not come back: {self.process.error!r}")
-        self.process.disk.forget_plans()
+        for sender in self.senders:
+            sender.link.flow()
+        await self._calm_down()
         if self.has_lost:
             await self._register_all()
         await self._ask_for_what_is_unknown()
@@ -147,9 +150,22 @@ class World(Operating):
                     f"connection {one.number} of {one.sub} to {one.diagnosis_id} stands at {one.seq}, "
                     f"and the head is {self.truth.heads[one.epoch or '']}"
                 )
+        self._judge_rows()
         await self._leave_all()
         self._judge_erasures()
         await self._end()
+
+    async def _calm_down(self) -> None:
+        """Wait until nothing of what has gone wrong holds anything up."""
+        await trio.sleep(QUARANTINE_SECONDS + 2)
+        with trio.move_on_after(60) as waiting:
+            while not all(process.is_serving for process in self.processes):
+                await trio.sleep(0.5)
+        if waiting.cancelled_caught:
+            errors = [process.error for process in self.processes]
+            raise Violation(f"the server does not come back: {errors!r}")
+        for process in self.processes:
+            process.disk.forget_plans()
 
     async def _ask_for_what_is_unknown(self) -> None:
         """Repeat what nobody knows the outcome of, until it is known."""
@@ -176,33 +192,55 @@ class World(Operating):
             "WHERE public_id = ? AND deleted_at IS NULL AND seq > floor",
             (diagnosis_id,),
         ).fetchall()
+        self._judge_stored(diagnosis_id, told, rows)
+
+    def _judge_stored(self, diagnosis_id: str, told: Mapping[str, Any], rows: Sequence[tuple[int, bytes]]) -> None:
         stored = {seq: json.loads(body)["feedback_id"] for seq, body in rows}
         self.truth.judge_outbox(diagnosis_id, told["epoch"], told["head"], told["floor"], stored)
 
     async def _leave_all(self) -> None:
-        for one in self.followers:
+        everybody: list[Follower | Sender] = [*self.followers, *self.senders]
+        for one in everybody:
             if not one.link.is_over:
                 one.asked_to_end = True
                 one.link.cut()
         await trio.sleep(PASSIVATE_SECONDS * 2 + 3)
-        answer = await self.ask("GET", "/ws/status", ("auditor", "operate"))
-        status = answer.json()
-        if status["total_connections"]:
-            raise Violation(f"{status['total_connections']} connections are left")
-        answer = await self.ask("GET", "/actors", ("auditor", "operate"))
-        left = [one for one in answer.json()["items"] if one["state"] != "passive"]
-        if left:
-            raise Violation(f"actors are left in memory: {left}")
+        await self._judge_what_is_left()
+
+    async def _judge_what_is_left(self) -> None:
+        """Everybody has left, and actors have had the time to rest: nothing of them is in memory."""
+        who = ("auditor", "operate")
+        status = (await self.ask("GET", "/ws/status", who)).json()
+        node = status["node"]
+        left = {
+            "followers": status["total_connections"],
+            "connections": status["connections_open"] - 1,  # which asks
+            "actors": node["actors"],
+            "bytes of events": node["ring_bytes"],
+        }
+        if any(left.values()):
+            raise Violation(f"something is left in memory: {left}")
+        listed = await self.ask("GET", "/actors", who)
+        found = [one for one in listed.json()["items"] if one["state"] != "passive"]
+        if found:
+            raise Violation(f"actors are left in memory: {found}")
+        await trio.sleep(1)
+        tasks = self.process.tasks()
+        if more := tasks - self.process.tasks_at_rest:
+            raise Violation(f"tasks are left: {dict(more)}")
 
     async def _end(self) -> None:
         self.stop_restarting = True
-        self.process.drain()
+        for process in self.processes:
+            process.drain()
         with trio.move_on_after(10) as waiting:
-            await self.process.ended.wait()
+            for process in self.processes:
+                await process.ended.wait()
         if waiting.cancelled_caught:
             raise Violation("G11: the server does not end within 10 s")
-        if self.process.error is not None:
-            raise Violation(f"the server does not end in order: {self.process.error!r}") from self.process.error
+        for process in self.processes:
+            if process.error is not None:
+                raise Violation(f"the server does not end in order: {process.error!r}") from process.error
 
 
 def descriptors() -> int:

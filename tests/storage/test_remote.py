@@ -258,6 +258,36 @@ async def test_growth_while_a_window_is_read_is_added_to_what_was_read(
         assert (listener.heard[:2], listener.numbers) == ([LOOK, LOOK], [3])
 
 
+async def test_what_is_written_to_a_new_registration_is_not_told_with_the_window_of_the_one_before(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(process) as (one, other):
+        await one.register("d", "amira", [])
+        await publish(one, 3)
+        await one.purge("d")
+        assert process.store is not None
+        read_after, is_read, go_on = process.store.read_after, trio.Event(), trio.Event()
+
+        async def late(*args: Any, **kwargs: Any) -> Any:
+            found = await read_after(*args, **kwargs)
+            is_read.set()
+            await go_on.wait()
+            return found
+
+        monkeypatch.setattr(process.store, "read_after", late)
+        listener = Listener(other)
+        with trio.fail_after(10):
+            await is_read.wait()
+        await one.delete("d", AN_ACT)
+        await one.register("d", "bo", [], AN_ACT)
+        go_on.set()
+        await other.barrier()
+        heard = len(listener.heard)
+        await publish(one)
+        await listener.until(lambda: len(listener.heard) > heard)
+        assert listener.heard[heard:] == [LOOK]
+
+
 async def test_an_act_is_answered_once_all_others_have_carried_out_what_follows(process: StoreProcess) -> None:
     async with two(process) as (one, other):
         listener = Listener(other)

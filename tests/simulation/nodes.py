@@ -1,0 +1,298 @@
+"""Histories of several servers on one engine in memory, which loses and delays what it tells them and reads old.
+
+Everybody asks any of the servers. A server dies, and another one begins in its place; the engine is away from one of
+them for a while, and comes back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from random import Random
+from typing import Any, Final, cast
+
+import trio
+
+from storage.bus import Bus, MemoryNetwork
+from storage.clock import Clock
+from storage.memory import MemoryStore
+from storage.memory_engine import LOOK_SECONDS, Faults, MemoryEngine, Stream
+from storage.store import Store
+from tests.simulation.clients import Follower
+from tests.simulation.history import History, Operation, drawn
+from tests.simulation.operating import names
+from tests.simulation.process import Crashing, Loads, Process
+from tests.simulation.truth import Violation
+from tests.simulation.world import World
+from web.operating.audit_rows import AUDIT_ROWS
+from web.server.settings import Settings
+
+NODES: Final = 3
+
+OPERATIONS_MAX: Final = 60
+
+NOT_HERE: Final = ("back up", "check", "evict under load")
+"""What an engine in memory has not, or has no faults for."""
+
+_SLOT: ContextVar[int] = ContextVar("slot")
+"""Which of the servers is asked by what runs now."""
+
+
+def drawn_for_nodes(seed: int) -> History:
+    """The history of a seed."""
+    history = drawn(seed)
+    kept = [one for one in history.operations if one.kind not in NOT_HERE]
+    return replace(history, operations=tuple(kept[:OPERATIONS_MAX]), nodes=NODES)
+
+
+class Reach:
+    """What stands in the place of a disk: whether the engine is reached."""
+
+    fault = None
+    broke = has_lost = False
+    database = None
+
+    def __init__(self, process: Node) -> None:
+        self.is_dead = False
+        self.met: Any = None
+        self._process = process
+        self._back_at = -inf
+
+    @property
+    def answers(self) -> bool:
+        return not self._is_away
+
+    @property
+    def _is_away(self) -> bool:
+        store = self._process.store
+        return store is not None and store.statistics().away_since is not None
+
+    def hung_since(self, time: float) -> bool:
+        return self._is_away or self._back_at >= time
+
+    def had_trouble_since(self, time: float) -> bool:
+        return self.hung_since(time) or self.is_dead
+
+    async def answer(self) -> None:
+        """It has no files."""
+        await trio.lowlevel.checkpoint()
+
+    def hang(self) -> None:
+        """The engine is away."""
+        if self._process.store is not None and self._process.is_serving:
+            self._process.store.go_away()
+
+    def thaw(self) -> None:
+        """The engine is reached again."""
+        if self._is_away and self._process.store is not None and not self.is_dead:
+            self._back_at = trio.current_time()
+            self._process.store.come_back()
+
+    def forget_plans(self) -> None:
+        self.thaw()
+
+    def die_now(self, *, power_fails: bool) -> None:
+        self.is_dead = True
+        self._process.leave()
+
+    def die_at_commit(self, moment: str, *, power_fails: bool) -> None:
+        self._process.kill(power_fails=False)
+
+    def put_into(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700)
+
+
+class Node(Process):
+    """One of several servers."""
+
+    def __init__(self, *args: Any, engine: MemoryEngine, network: MemoryNetwork, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.store: MemoryStore | None = None
+        self._engine_of_all, self._network = engine, network
+        self.disk = cast("Any", Reach(self))
+
+    @asynccontextmanager
+    async def _engine(self, settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
+        name = f"node-{self.number}"
+        self.store = MemoryStore(self._engine_of_all, name)
+        bus = self._network.join(name)
+        try:
+            yield cast("Store", Crashing(cast("Store", self.store), self._crashes, Loads(self.happens))), bus
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """The others hear nothing more of it."""
+        if self.store is not None:
+            store, self.store = self.store, None
+            store.die()
+            self._network.kill(f"node-{self.number}")
+
+
+class NodesWorld(World):
+    """Plays one history with several servers."""
+
+    def __init__(self, history: History, directory: Path) -> None:
+        super().__init__(history, directory)
+        lots = Random(history.seed)
+        self.faults = Faults(
+            live_lost=lots.choice((0.0, 0.3)),
+            live_late_seconds=lots.choice((0.0, 0.3)),
+            reads_old=lots.choice((0, 5)),
+            random=Random(history.seed),
+        )
+        self.engine = MemoryEngine(
+            clock=self.clock,
+            new_epoch=lambda: f"epoch-{next(self._ids)}",
+            rows=AUDIT_ROWS,
+            shared=True,
+            faults=self.faults,
+        )
+        self.slots: dict[int, Process] = {}
+        self.is_late = False
+        """The history is over, and everything must have come everywhere."""
+
+    @property
+    def process(self) -> Process:
+        """The server that is asked by what runs now."""
+        return self.slots[_SLOT.get()]
+
+    @process.setter
+    def process(self, process: Process) -> None:
+        self.slots[_SLOT.get()] = process
+
+    @property
+    def processes(self) -> list[Process]:
+        return list(self.slots.values())
+
+    def _made_process(self, data: Path, settings: dict[str, Any], before: Process | None) -> Process:
+        if before is not None and not before.was_killed:
+            data = self.directory / f"again-{self.run}"
+            data.mkdir(mode=0o700)
+        lots = Random(self.lots.getrandbits(32))
+        return Node(
+            data, self.clock, lots, self._ids, engine=self.engine, network=self.network, **self._terms(settings)
+        )
+
+    async def _begin(self) -> None:
+        self.network = MemoryNetwork(self.nursery)
+        self.nursery.start_soon(self.engine.run)
+        self.nursery.start_soon(self._end_with_history)
+        for slot in range(NODES):
+            _SLOT.set(slot)
+            self._begin_process(None)
+            await self.process.ready.wait()
+            self.nursery.start_soon(self._keep_running)
+
+    async def _do(self, operation: Operation) -> None:
+        _SLOT.set(operation.lot % NODES)
+        await super()._do(operation)
+
+    # What goes wrong
+
+    async def do_kill(self, lots: Random) -> None:
+        if self.process.is_serving:
+            self.happens("a node dies")
+        await super().do_kill(lots)
+
+    async def do_kill_at_commit(self, lots: Random) -> None:
+        await self.do_kill(lots)
+
+    async def do_power_fails(self, lots: Random) -> None:
+        await self.do_kill(lots)
+
+    async def do_disk_hangs(self, lots: Random) -> None:
+        await self._lose_engine(lots.choice((0.5, 4.0, 8.0, 12.0)))
+
+    async def do_disk_full(self, lots: Random) -> None:
+        await self._lose_engine(0.5)
+
+    async def do_disk_fails(self, lots: Random) -> None:
+        await self._lose_engine(2.0)
+
+    async def _lose_engine(self, seconds: float) -> None:
+        process = self.process
+        if not process.is_serving:
+            return
+        self.happens("the engine is away")
+        process.disk.hang()
+        for one in self.subscribers.values():
+            one.is_unsure = True  # where the engine is away, somebody goes on with what is known there
+        await trio.sleep(seconds)
+        process.disk.thaw()
+
+    # What is known of the engine
+
+    def _streams(self) -> dict[str, Stream]:
+        return self.engine.streams
+
+    def _heads(self) -> dict[str, int]:
+        return {one.diagnosis.epoch: one.head for one in self.engine.streams.values()}
+
+    def _bar(self, sub: str, diagnosis_id: str | None, before: list[Follower], *, may_publish: bool) -> None:
+        if all(process.disk.answers for process in self.processes):  # else one of them has not heard of it
+            super()._bar(sub, diagnosis_id, before, may_publish=may_publish)
+
+    def is_revoked(self, sub: str, token: Any) -> bool:
+        return all(process.disk.answers for process in self.processes) and super().is_revoked(sub, token)
+
+    def _judge_erasures(self) -> None:
+        """What a connection elsewhere leaves is erased once that server has heard of the erasure."""
+        if self.is_late:
+            super()._judge_erasures()
+
+    def _rows(self) -> Counter[str]:
+        return Counter(row.what for row in self.engine.audit)
+
+    def _is_known(self, sub: str) -> bool:
+        return any(one.sub == sub for stream in self.engine.streams.values() for one in stream.cursors)
+
+    def _named(self, sub: str) -> list[str]:
+        engine, found = self.engine, []
+        for diagnosis_id, stream in engine.streams.items():
+            found += [f"cursor of {diagnosis_id}" for one in stream.cursors if one.sub == sub]
+            found += [f"viewer of {diagnosis_id}" for one in stream.diagnosis.viewers if one == sub]
+        found += [f"access {one}" for one in engine.accesses if one.subscriber.sub == sub]
+        found += [f"audit {one}" for one in engine.audit if any(names(value, sub) for value in vars_of(one))]
+        return found
+
+    async def _calm_down(self) -> None:
+        self.faults.live_lost = self.faults.live_late_seconds = self.faults.reads_old = 0
+        await trio.sleep(LOOK_SECONDS + 5)
+        await super()._calm_down()
+        self.is_late = True
+
+    async def _compare(self, diagnosis_id: str) -> None:
+        for slot in self.slots:
+            _SLOT.set(slot)
+            await self._compare_here(diagnosis_id)
+
+    async def _compare_here(self, diagnosis_id: str) -> None:
+        answer = await self.ask("GET", f"/diagnoses/{diagnosis_id}/position", ("auditor", "operate"))
+        if answer.status == 404 and "begin anew" in self.done:
+            return
+        if answer.status != 200:
+            raise Violation(f"{diagnosis_id} cannot be read in the end: {answer.status} {answer.body!r}")
+        told, stream = answer.json(), self.engine.streams[diagnosis_id]
+        if (told["epoch"], told["head"]) != (stream.diagnosis.epoch, stream.head):
+            raise Violation(f"{diagnosis_id} is said to be at {told}, and is at {stream.window}")
+        self._judge_stored(diagnosis_id, told, [(one.seq, one.body) for one in stream.events])
+
+    async def _judge_what_is_left(self) -> None:
+        await trio.sleep(LOOK_SECONDS)
+        for slot in self.slots:
+            _SLOT.set(slot)
+            await super()._judge_what_is_left()
+
+
+def vars_of(row: Any) -> list[object]:
+    """The values of a row."""
+    return [getattr(row, name) for name in row.__slots__]
+
+
+__all__ = ["NODES", "NodesWorld", "drawn", "drawn_for_nodes"]
