@@ -1,12 +1,17 @@
-"""Ctrl-C while the command line is still being imported: silence, and 130."""
+"""Ctrl-C while the command line is imported, and readers that go away: silence, and the code that a shell expects."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.server.process import COMMAND
+from web.commands.failures import CLOSED_PIPE
 
 INTERRUPTED = """
 import os, signal, sys
@@ -43,6 +48,20 @@ def test_who_ignores_interrupts_goes_on_ignoring_them() -> None:
 def test_until_it_is_ready_next_to_nothing_is_imported() -> None:
     code = "import sys; before = set(sys.modules); import web.cli; print(*sorted(set(sys.modules) - before))"
     assert set(run(code).stdout.split()) <= {"__future__", "enum", "signal", "web", "web.cli", *ALWAYS_WITH_THEM}
+
+
+@pytest.mark.parametrize(
+    "words", [["completion", "bash"], ["help", "--json"], ["doctor"], ["token", "--sub", "a"], ["serve", "--check"]]
+)
+def test_a_reader_that_has_gone_is_no_failure_to_tell_of(words: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    (tmp_path / "data").mkdir()
+    with os.fdopen(writing, "w") as output:
+        ended = subprocess.run(
+            [COMMAND, *words], stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False, cwd=tmp_path
+        )
+    assert (ended.returncode, ended.stderr.removeprefix("made a new token key in data\n")) == (CLOSED_PIPE, "")
 
 
 ALWAYS_WITH_THEM = {

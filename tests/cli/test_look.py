@@ -63,7 +63,7 @@ texts = st.text(max_size=30)
 
 
 @settings(deadline=None)  # the first text that is not ASCII imports what measures it
-@given(rows=st.lists(st.tuples(texts, texts, texts), max_size=5), width=st.integers(16, 60))
+@given(rows=st.lists(st.tuples(texts, texts, texts), max_size=5), width=st.integers(10, 60))
 def test_no_line_is_wider_than_the_terminal(rows: list[tuple[str, str, str]], width: int) -> None:
     for line in table(("ONE", "TWO", "THREE"), rows, Look(width=width)).splitlines():
         assert cells_of(line) <= width

@@ -20,7 +20,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from tests.server.process import COMMAND
 from web.cli import main
 from web.commands.client import Client, Credentials
-from web.commands.failures import CommandFailed, Unreachable
+from web.commands.failures import CLOSED_PIPE, CommandFailed, Unreachable
 from web.commands.following import Position
 from web.commands.tail import Tail
 
@@ -524,7 +524,7 @@ async def test_it_ends_when_nobody_reads_any_more_also_where_nothing_comes(tmp_p
             while not said.endswith(b"\n"):
                 said += await process.stdout.receive_some()
         assert b"#1" in said
-        assert await process.wait() == 1
+        assert await process.wait() == CLOSED_PIPE
 
 
 @pytest.fixture

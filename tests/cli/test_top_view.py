@@ -8,13 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from web.commands.answers import Actor
 from web.commands.tables import cells_of
 from web.commands.text import duration, size
-from web.commands.top_feed import row_of
 from web.commands.top_view import COLUMNS, Row, Snapshot, View, rows_of_screen, short
 
-STATUS: dict[str, Any] = {"total_diagnoses": 3, "total_connections": 7, "version": "1", "uptime_seconds": 61.0}
+FIGURES: dict[str, Any] = {
+    "version": "1",
+    "uptime_seconds": 61.0,
+    "diagnoses": 3,
+    "followers": 7,
+    "actors": 2,
+    "events": 9,
+    "deliveries": 90,
+    "ring_bytes": 2048,
+    "stalls": 0,
+    "store_waiting_seconds": 0.0,
+    "clock_held_since": None,
+}
 
 
 def row(diagnosis_id: int | str, **values: Any) -> Row:
@@ -32,8 +42,8 @@ def row(diagnosis_id: int | str, **values: Any) -> Row:
     return Row(diagnosis_id, **(given | values))
 
 
-def snapshot(*rows: Row, failure: str = "", **status: Any) -> Snapshot:
-    return Snapshot("http://x", STATUS | status, rows, 5.0, failure)
+def snapshot(*rows: Row, failure: str = "", **figures: Any) -> Snapshot:
+    return Snapshot("http://x", FIGURES | figures, rows, 1.5, 200.0, 5.0, failure)
 
 
 def text_of(view: View, shown: Snapshot, width: int = 100, height: int = 24) -> list[str]:
@@ -88,8 +98,20 @@ def test_what_is_wrong_is_said() -> None:
     assert lines[3] == "cannot reach x"
     assert lines[4].rstrip().endswith("TROUBLE")
     assert lines[5].endswith("event 3 fails")
-    second = text_of(View(), snapshot(clock_held_since="2026-01-02T03:04:05.000Z"), width=120)[1]
-    assert "clock not believed since 2026" in second
+    second = text_of(View(), snapshot(clock_held_since="2026-01-02T03:04:05.000Z", store_waiting_seconds=4.0))[1]
+    assert second.startswith("clock not believed since 2026-01-02T03:04:05.000Z  disk waits 4.0 s  3 diagnoses")
+
+
+def test_figures_of_the_server_and_how_old_they_are() -> None:
+    shown = snapshot(row(1), row(2, state="passive"))
+    lines = ["".join(text for text, _ in line) for line in View().lines(shown, width=120, height=24, now=5.9)]
+    assert lines[:3] == [
+        "avicenna-live 1  http://x  up 00:01:01",
+        "3 diagnoses  7 followers  1.5 events/s  200.0 deliveries/s  2 in memory  2.0 KiB of events  0 cut off",
+        "1 running  0 restarting  0 quarantined  1 passive  ",
+    ]
+    lines = ["".join(text for text, _ in line) for line in View().lines(shown, width=120, height=24, now=65.0)]
+    assert lines[2].endswith("(of 60 s ago)")
 
 
 def test_scrolling_stays_within_the_rows() -> None:
@@ -102,6 +124,15 @@ def test_scrolling_stays_within_the_rows() -> None:
         assert view.first == first, key
         assert lines[5].startswith(f"{first} ")
         assert f"{first + 1}-{first + page} of 100" in lines[-1]
+
+
+def test_a_narrow_screen_shows_whole_columns_and_the_one_that_rows_are_sorted_by() -> None:
+    titles = [column.title for column in COLUMNS]
+    lines = text_of(View(titles.index("CRASH")), snapshot(row("ward-1", crashes=7), row("ward-2")), width=39, height=10)
+    assert lines[4].split() == ["DIAGNOSIS", "STATE", "CONN", "CRASHv"]
+    assert lines[5].split() == ["ward-1", "running", "0", "7"]
+    assert lines[-1].startswith("q quit  s sort")
+    assert lines[-1].endswith("\u2026 1-2 of 2")
 
 
 def test_an_id_cannot_move_the_cursor() -> None:
@@ -140,29 +171,6 @@ def test_sizes_and_times_are_for_people() -> None:
         "2.0 TiB",
     ]
     assert [duration(one) for one in (0, 3661.9, 90_061)] == ["00:00:00", "01:01:01", "1d 01:01:01"]
-
-
-def test_a_row_takes_connections_of_the_status_and_the_worst_lag() -> None:
-    actor: Actor = {
-        "diagnosis_id": 42,
-        "state": "running",
-        "incarnation": 1,
-        "subscribers": 9,
-        "mailbox": {"depth": 3, "limit": 1000},
-        "head": 12,
-        "floor": 0,
-        "restarts": 2,
-        "last_crash": {"at": "t", "error": "KeyError"},
-        "damage": None,
-        "lag": [
-            {"user_id": None, "device": None, "online": True, "cursor": 2, "lag": 10},
-            {"user_id": "a", "device": None, "online": True, "cursor": 1, "lag": 11},
-        ],
-    }
-    made = row_of(actor, {"42": 4}, {"42": 5})
-    assert (made.connections, made.queued, made.lag, made.mailbox, made.head) == (4, 5, 11, 3, 12)
-    assert (made.crashes, made.trouble) == (2, "t KeyError")
-    assert row_of(actor, {}, {}).connections == 0
 
 
 def test_every_column_is_as_wide_as_its_title_and_the_arrow_of_its_order() -> None:

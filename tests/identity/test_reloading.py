@@ -59,7 +59,7 @@ async def test_a_reload_takes_up_keys_without_dropping_a_connection_and_keeps_th
 
             file.write_bytes(after)
             process.process.send_signal(signal.SIGHUP)
-            await until_said(logbook, "read 2 keys anew")
+            await until_said(logbook, "keys read anew: 2")
             assert (await status_of(server, token(before, "main")), await status_of(server, token(after, "main"))) == (
                 401,
                 200,

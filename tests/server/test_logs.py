@@ -156,6 +156,28 @@ async def test_a_server_can_write_json_lines(tmp_path: Path) -> None:
     }
 
 
+async def test_a_broadcast_that_is_refused_is_logged_with_the_diagnosis_that_it_means(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    bodies: list[dict[str, object]] = [
+        {"diagnosis_id": 7, "feedback_id": 1, "rating": 5},
+        {"diagnosis_id": "ward-7", "rating": "five"},
+        {"feedback_id": 1},
+    ]
+    for body in bodies:
+        await server.http.post("/ws/broadcast-feedback-update", json=body, headers=server.bearer("bo"))
+    service = server.bearer("service", "broadcast")
+    await server.http.post("/ws/broadcast-feedback-update", json=bodies[1], headers=service)
+    lines = [one.args for one in caplog.records if one.name == "avicenna.access"]
+    told = [(one[2], one[4], one[5]) for one in lines if isinstance(one, tuple)]
+    assert told == [
+        (403, "7", "forbidden"),
+        (403, "ward-7", "forbidden"),
+        (403, None, "forbidden"),
+        (404, "ward-7", "not_found"),
+    ]
+
+
 def test_a_leak_is_found_wherever_the_pieces_of_the_output_end() -> None:
     assert found_in(["some", "thi", "ng\nel", "se\n"], {"thing": "a word", "anything": "another"}) == [
         "a word in: something"

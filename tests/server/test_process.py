@@ -161,7 +161,7 @@ def test_the_end_of_its_terminal_stops_a_server_in_order(tmp_path: Path) -> None
     with on_terminal(["sh", "-c", script]) as terminal:
         until_said(log, "listening on")
         terminal.signal(signal.SIGHUP)  # the terminal is there: somebody else has sent it
-        until_said(log, "keys anew")
+        until_said(log, "keys read anew")
         terminal.go_away()
         assert terminal.until_ended() == 0
     assert log.read_text().endswith("stopped\n")

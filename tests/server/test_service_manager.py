@@ -148,6 +148,20 @@ def test_variables_that_make_no_sense_are_named(variables: dict[str, str], why: 
         take(variables, os.getpid())
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LISTEN_FDS": ""},
+        {"LISTEN_PID": "", "LISTEN_FDS": "", "LISTEN_FDNAMES": ""},
+        {"LISTEN_PID": PID, "LISTEN_FDS": ""},
+        {"LISTEN_PID": PID},
+        {"LISTEN_PID": PID, "LISTEN_FDS": "0"},
+    ],
+)
+def test_an_empty_variable_hands_nothing_over(variables: dict[str, str]) -> None:
+    assert take(variables, os.getpid()) == HandedOver()
+
+
 def test_what_is_handed_over_to_another_process_is_not_taken_and_is_not_handed_on() -> None:
     variables = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "public", "PATH": "/bin"}
     assert take(variables, os.getpid()) == HandedOver()

@@ -111,6 +111,45 @@ class Status(TypedDict):
     node: NotRequired[Node]
 
 
+class ConsoleMessage(TypedDict):
+    """A message of the stream for consoles."""
+
+    type: str
+    data: dict[str, Any]
+
+
+class ConsoleRow(TypedDict):
+    """Of the stream for consoles: a diagnosis."""
+
+    diagnosis_id: str
+    state: str
+    subscribers: int
+    head: int
+    unacknowledged: int
+    lag: int
+    mailbox: int
+    restarts: int
+    crashed_at: str | None
+    crash: str | None
+    damage: str | None
+
+
+class ConsoleFigures(TypedDict):
+    """Of the stream for consoles: the server."""
+
+    version: str
+    uptime_seconds: float
+    diagnoses: int
+    followers: int
+    actors: int
+    events: int
+    deliveries: int
+    ring_bytes: int
+    stalls: int
+    store_waiting_seconds: float
+    clock_held_since: str | None
+
+
 class Act(TypedDict):
     """A row of the audit trail."""
 

@@ -20,10 +20,11 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from web.commands.answers import Page, Problem, is_a
+from web.commands.answers import ConsoleMessage, Page, Problem, is_a
 from web.commands.failures import CommandFailed, RefusedByServer, Unreachable, UsageError
 from web.commands.transport import checked_url, connection_to, unreachable
 from web.contract.number import as_written
+from web.contract.operations import EVENT_STREAM
 from web.identity import tokens
 from web.identity.rights import Scope
 
@@ -32,6 +33,9 @@ ANSWER_SECONDS_MAX: Final = 30
 
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest answer that is read. Beyond: refused; no page of a list comes near it."""
+
+DATA: Final = b"data: "
+"""Begins the line of an event stream that has a message (PROTOCOL section 8.9)."""
 
 PAGE_ITEMS_MAX: Final = 1000
 """Items of a list asked for at once: the most a page may have."""
@@ -209,6 +213,32 @@ class Client:
         if not is_a(decoded, answer):
             raise self.strange()
         return response.status, decoded
+
+    def messages(self, *path: str, seconds_max: float) -> Iterator[ConsoleMessage]:
+        """The messages of an event stream, until it ends. Raises as `request`.
+
+        Args:
+            seconds_max: longest wait for each part of the stream.
+        """
+        connection = connection_to(self.url, seconds_max=seconds_max)
+        try:
+            connection.request(
+                "GET", self.target(*path), headers={"Accept": EVENT_STREAM, **self.credentials.headers()}
+            )
+            response = connection.getresponse()
+            if response.status != HTTPStatus.OK:
+                raise self.refusal(response.status, response.reason, response.read(ANSWER_BYTES_MAX))
+            while line := response.readline(ANSWER_BYTES_MAX):
+                if not line.startswith(DATA):
+                    continue
+                message = self._decoded(line.removeprefix(DATA))
+                if not is_a(message, ConsoleMessage):
+                    raise self.strange()
+                yield message
+        except (http.client.HTTPException, OSError) as error:
+            raise self.unreachable(error) from None
+        finally:
+            connection.close()
 
     def unreachable(self, error: BaseException) -> Unreachable:
         """What to raise when nobody answered."""

@@ -21,7 +21,7 @@ from storage.records import Dropped, Rehearsal
 from web.commands.answers import Checked, CopyMade, Health
 from web.commands.client import Client
 from web.commands.declaring import Commands, declare
-from web.commands.failures import FAILED, CommandFailed, Unreachable, UsageError
+from web.commands.failures import DONE, CommandFailed, Shown, Unreachable, UsageError
 from web.commands.fetching import Copy, fetched
 from web.commands.finding import (
     add_client_options,
@@ -120,7 +120,11 @@ def check(arguments: argparse.Namespace) -> int:
         say_json({"status": "damaged" if problems else "ok", "problems": list(problems)})
     else:
         say(check_text(problems))
-    return FAILED if problems else 0
+    if problems:
+        raise Shown(
+            f"the database is damaged: {problems[0]}" + (f", and {len(problems) - 1} more" if problems[1:] else "")
+        )
+    return DONE
 
 
 def _drop_damaged(arguments: argparse.Namespace) -> int:
@@ -141,7 +145,14 @@ def _drop_damaged(arguments: argparse.Namespace) -> int:
     else:
         for diagnosis_id, outcome in zip(wanted, outcomes, strict=True):
             say(printable(dropped_text(diagnosis_id, outcome)))
-    return 0 if all(isinstance(one, Dropped | NotDamaged) for one in outcomes) else FAILED
+    left = [
+        (one, outcome)
+        for one, outcome in zip(wanted, outcomes, strict=True)
+        if not isinstance(outcome, Dropped | NotDamaged)
+    ]
+    if left:
+        raise Shown("; ".join(dropped_text(*one) for one in left))
+    return DONE
 
 
 def dropped_text(diagnosis_id: str, outcome: Dropped | StorageError) -> str:
@@ -287,12 +298,23 @@ def restore(arguments: argparse.Namespace) -> int:
     except StorageError as error:
         raise CommandFailed(str(error)) from None
     if arguments.dry_run:
-        say(printable(rehearsal_text(database, source, rehearsal)))
-        return 0
-    say(f"restored {database} from {arguments.file}; every diagnosis begins a new epoch")
+        if arguments.json:
+            say_json(_restored_object(database, source, rehearsal.aside, False) | {"in_use": rehearsal.is_in_use})
+        else:
+            say(printable(rehearsal_text(database, source, rehearsal)))
+        return DONE
+    if arguments.json:
+        say_json(_restored_object(database, source, aside, True))
+        return DONE
+    say(printable(f"restored {database} from {source}; every diagnosis begins a new epoch"))
     if aside is not None:
-        say(f"the former database is {aside}")
-    return 0
+        say(printable(f"the former database is {aside}"))
+    return DONE
+
+
+def _restored_object(database: Path, source: Path, aside: Path | str | None, restored: bool) -> dict[str, object]:
+    former = None if aside is None else str(aside)
+    return {"restored": restored, "database": str(database), "from": str(source), "former": former}
 
 
 def rehearsal_text(database: Path, source: Path, rehearsal: Rehearsal) -> str:
@@ -315,8 +337,11 @@ def create(arguments: argparse.Namespace) -> int:
         offline.create(database)
     except StorageError as error:
         raise CommandFailed(str(error)) from None
-    say(f"made an empty database, {database}")
-    return 0
+    if arguments.json:
+        say_json({"database": str(database)})
+    else:
+        say(printable(f"made an empty database, {database}"))
+    return DONE
 
 
 def _server(arguments: argparse.Namespace) -> Client:

@@ -13,7 +13,7 @@ from typing import Final
 from web.commands import examinations
 from web.commands.declaring import Commands, declare
 from web.commands.examinations import EXAMINATIONS, Finding, Level, Patient
-from web.commands.failures import DONE, FAILED, NOBODY_THERE, WRONG_USAGE
+from web.commands.failures import DONE, FAILED, NOBODY_THERE, WRONG_USAGE, Shown
 from web.commands.finding import add_client_options
 from web.commands.look import Look, look_of
 from web.commands.printing import say, say_json
@@ -56,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
                 say(text_of(one, look))
     if arguments.json:
         say_json({"findings": [one.as_json() for one in findings]})
-    return exit_code_of(findings)
+    if code := exit_code_of(findings):
+        problems = [one for one in findings if one.level == "problem"]
+        raise Shown("; ".join(f"{one.check}: {one.text}" for one in problems), code)
+    return DONE
 
 
 def examined(name: str, examine: Callable[[Patient], Sequence[Finding]], patient: Patient) -> Sequence[Finding]:

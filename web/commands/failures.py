@@ -1,6 +1,7 @@
 """How a command ends when it cannot do what was asked: one line on stderr and an exit code.
 
 CommandFailed            exit 1: the server or the machine said no, or something is damaged
++-- Shown                what is wrong is in the output already; the exit code says of what kind it is
 +-- Unreachable          exit 3: no server answers: start it, or correct --url
 `-- RefusedByServer      the server answered with a problem document, or ended a connection: its code says what to do,
                          and decides the exit code
@@ -19,6 +20,9 @@ REFUSED: Final = 4
 NOT_FOUND: Final = 5
 CONFLICT: Final = 6
 """A conflict with what is there, or a limit that is reached."""
+
+CLOSED_PIPE: Final = 141
+"""Whoever read the output has gone (`actors list | head -1`): what a shell reports for a process that SIGPIPE ended."""
 
 MEANINGS: Final = {
     DONE: "done",
@@ -52,6 +56,11 @@ _EXIT_CODE_OF: Final = {
 USAGE: Final = "wrong_usage"
 """The code of a `UsageError`, as programs read it."""
 
+UNREACHABLE: Final = "unreachable"
+
+_CODE_OF: Final = {WRONG_USAGE: USAGE, NOBODY_THERE: UNREACHABLE}
+"""What programs read, by the exit code, where no server said anything."""
+
 
 class CommandFailed(Exception):
     """What was asked did not happen; the text is for the person who asked."""
@@ -66,11 +75,20 @@ class CommandFailed(Exception):
         return str(self)
 
 
+class Shown(CommandFailed):
+    """The output says what is wrong, or the lines on stderr do: people need no further line, programs get an object."""
+
+    def __init__(self, text: str, exit_code: int = FAILED) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+        self.code = _CODE_OF.get(exit_code, CommandFailed.code)
+
+
 class Unreachable(CommandFailed):
     """No server answers at the URL, or the connection broke before the answer."""
 
     exit_code = NOBODY_THERE
-    code = "unreachable"
+    code = UNREACHABLE
 
 
 class RefusedByServer(CommandFailed):

@@ -45,12 +45,8 @@ class Found:
     """The server that runs on the data directory said so itself."""
 
 
-def add_client_options(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
-    """Declare what every command that talks to a server takes.
-
-    Args:
-        json: it prints JSON, too.
-    """
+def add_client_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what every command that talks to a server takes."""
     group = parser.add_argument_group("the server, and who you are")
     group.add_argument(
         "--url",
@@ -66,12 +62,7 @@ def add_client_options(parser: argparse.ArgumentParser, *, json: bool = True) ->
     # Accepted but not shown: every user of a machine can see the arguments of its processes.
     group.add_argument("--token", help=argparse.SUPPRESS)
     add_data_options(group)
-    shown = parser.add_argument_group("output")
-    if json:
-        shown.add_argument(
-            "--json", action="store_true", help="print JSON, for programs; a failure is an object on stderr"
-        )
-    add_colour_option(shown)
+    add_colour_option(parser)
 
 
 def add_data_options(parser: argparse._ActionsContainer) -> None:

@@ -31,7 +31,14 @@ TOKEN_REFUSED: Final = frozenset({"invalid token", "token expired", "revoked"})
 UNAUTHENTICATED: Final = 401
 TOO_MANY_REQUESTS: Final = 429
 
-_CODE_OF: Final = {401: "unauthenticated", 403: "forbidden", 404: "not_found", 429: "rate_limited", 4000: "replaced"}
+_CODE_OF: Final = {
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    422: "invalid_field",
+    429: "rate_limited",
+    4000: "replaced",
+}
 """By HTTP status or close code."""
 
 _CODE_OF_REASON: Final = {
@@ -45,6 +52,7 @@ _CODE_OF_REASON: Final = {
     "diagnosis not found": "not_found",
     "diagnosis deleted": "not_found",
     "rate limited": "rate_limited",
+    WRONG_PARAMETER: "invalid_field",
 }
 """By the reason of a 1008."""
 

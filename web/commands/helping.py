@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from web.commands.declaring import Commands, declare
-from web.commands.printing import say
+from web.commands.failures import DONE
+from web.commands.printing import say, say_json
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
@@ -49,8 +52,14 @@ class Helping:
         completing.set_defaults(run=self._complete)
 
     def _help(self, arguments: argparse.Namespace) -> int:
-        self._parser().parse_args([*arguments.words, "--help"])
-        return 0
+        if not arguments.json:
+            self._parser().parse_args([*arguments.words, "--help"])
+            return DONE
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            self._parser().parse_args([*arguments.words, "--help"])
+        say_json({"help": printed.getvalue()})
+        return DONE
 
     def _complete(self, arguments: argparse.Namespace) -> int:
         import shtab  # noqa: PLC0415 - no other command needs it
@@ -60,8 +69,12 @@ class Helping:
             kind = FILES.get(action.metavar) if isinstance(action.metavar, str) else None
             if kind is not None:
                 action.complete = shtab.FILE if kind == "file" else shtab.DIRECTORY  # type: ignore[attr-defined] # as shtab wants
-        say(shtab.complete(parser, shell=arguments.shell))
-        return 0
+        script = shtab.complete(parser, shell=arguments.shell)
+        if arguments.json:
+            say_json({"shell": arguments.shell, "script": script})
+        else:
+            say(script)
+        return DONE
 
 
 def _actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

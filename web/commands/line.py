@@ -34,11 +34,12 @@ from web.commands import (
 )
 from web.commands.declaring import NAME, Commands, examples_text
 from web.commands.failures import (
-    FAILED,
+    CLOSED_PIPE,
     MEANINGS,
     USAGE,
     WRONG_USAGE,
     CommandFailed,
+    Shown,
     UsageError,
     error_object,
 )
@@ -62,9 +63,12 @@ def run(argv: Sequence[str] | None = None, *further: Command) -> int:
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
     try:
-        arguments = parser(*further).parse_args(argv)
+        arguments = _parsed(parser(*further), argv)
         command: Callable[[argparse.Namespace], int] = arguments.run
-        return command(arguments)
+        code = command(arguments)
+        if code:
+            raise Shown(MEANINGS.get(code, f"exit code {code}"), code)
+        return code
     except WronglyWritten as error:
         if not as_json:
             error.parser.print_usage(sys.stderr)
@@ -74,12 +78,22 @@ def run(argv: Sequence[str] | None = None, *further: Command) -> int:
         _say_failure(f"{NAME}: {error}", USAGE, str(error), WRONG_USAGE, as_json=as_json)
         return WRONG_USAGE
     except CommandFailed as error:
-        _say_failure(f"{NAME}: {error}", error.code, error.detail, error.exit_code, as_json=as_json)
+        if as_json or not isinstance(error, Shown):
+            _say_failure(f"{NAME}: {error}", error.code, error.detail, error.exit_code, as_json=as_json)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`tail 42 | head -1`): nothing can be printed any more, not even at exit.
         discard_output()
-        return FAILED
+        return CLOSED_PIPE
+
+
+def _parsed(whole: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments. Raises `SystemExit` where a help was wanted and has been printed, and as `say`."""
+    try:
+        return whole.parse_args(argv)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
 
 
 def _say_failure(line: str, code: str, detail: str, exit_code: int, *, as_json: bool) -> None:
@@ -99,6 +113,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        """Read the arguments of one command; whatever it does not know is refused with its own usage.
+
+        Raises:
+            WronglyWritten: it does not take one of them.
+        """
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return known, left
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong.

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from web.commands.declaring import NAME, Commands, declare
+from web.commands.declaring import FAILS_IN_JSON, NAME, Commands, declare
 from web.commands.failures import DONE, UsageError
-from web.commands.printing import say, say_aside
+from web.commands.printing import say, say_aside, say_json
 from web.identity import keyring
 from web.server import greeting, settings
 
@@ -34,6 +34,7 @@ def add_to(commands: Commands) -> None:
         "serve --config avicenna.toml --check",
         description="Run the server until SIGTERM, SIGINT or `drain`. Settings are options, variables of the "
         "environment (AVICENNA_PORT), or lines of a TOML file.",
+        json=f"{FAILS_IN_JSON}; with --check the result, too. How log lines look is the setting log_format",
     )
     add_address(serving)
     serving.add_argument("--data", metavar="DIR", help="directory of the database and the key; default ./data")
@@ -60,7 +61,7 @@ def serve(arguments: argparse.Namespace) -> int:
         "workers": arguments.workers,
     }
     if arguments.check:
-        return check(arguments.config, options)
+        return check(arguments.config, options, as_json=arguments.json)
     chosen = settings_of(arguments.config, options)
     from web.http import handed_over  # noqa: PLC0415 - see the docstring of this file
     from web.server import composition, service_manager  # noqa: PLC0415
@@ -86,16 +87,21 @@ def serve(arguments: argparse.Namespace) -> int:
     return composition.run(chosen, ready=say_next, handed_over=listeners, manager=manager)
 
 
-def check(config: Path | None, options: Mapping[str, str | None]) -> int:
+def check(config: Path | None, options: Mapping[str, str | None], *, as_json: bool) -> int:
     """Say whether the settings are right, and what is wrong; opens nothing but the settings file."""
     try:
         settings.load(os.environ, config=config, options=options)
     except settings.SettingsError as error:
+        if as_json:
+            raise UsageError("; ".join(error.problems)) from None
         *others, last = error.problems
         for one in others:
             say_aside(f"{NAME}: {one}")
         raise UsageError(last) from None
-    say("the settings can be used")
+    if as_json:
+        say_json({"problems": []})
+    else:
+        say("the settings can be used")
     return DONE
 
 

@@ -14,6 +14,12 @@ BETWEEN: Final = 2
 COLUMN_MIN: Final = 4
 """Narrowest that a column is cut to. A terminal that is narrower still wraps the lines."""
 
+READABLE_MIN: Final = 8
+"""Narrowest that is of use. Where not all columns have that, those at the right are left out."""
+
+COLUMNS_MIN: Final = 2
+"""Columns that are shown on any terminal."""
+
 CUT: Final = "\u2026"
 """Stands where a text was cut."""
 
@@ -39,7 +45,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], look: Look = PL
 
     Args:
         rows: cells of any kind, shown as text; a `Painted` one in its colour.
-        look: where its width does not suffice, columns without content are left out, and then the widest ones are cut.
+        look: where its width does not suffice, columns without content are left out, then those at the right, until
+            none of the others must be cut to less than is of use, and then the widest ones are cut.
     """
     cells = [list(head), *([printable(str(cell)) for cell in row] for row in rows)]
     names = [["bold"] * len(head), *([cell.name if isinstance(cell, Painted) else "" for cell in row] for row in rows)]
@@ -48,6 +55,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], look: Look = PL
     shown = list(range(len(head)))
     if look.width is not None and _total(widths, shown) > look.width:
         shown = [column for column in shown if len(rows) == 0 or any(row[column] for row in wide[1:])]
+        least = [min(one, READABLE_MIN) for one in widths]
+        while len(shown) > COLUMNS_MIN and _total(least, shown) > look.width:
+            shown.pop()
         _narrow(widths, shown, look.width)
     return "\n".join(
         _line([(row[column], row_wide[column], widths[column], row_names[column]) for column in shown], look)

@@ -14,8 +14,9 @@ from web.commands.arguments import whole
 from web.commands.declaring import Commands, declare
 from web.commands.failures import CommandFailed, UsageError
 from web.commands.finding import add_data_options, local_settings
-from web.commands.printing import say, say_aside
+from web.commands.printing import say, say_aside, say_json
 from web.contract.records import SUB_RULE, is_name
+from web.contract.wire import timestamp
 from web.identity import keyring, tokens
 from web.identity.keys import KeyUnusable, load_key_file
 from web.identity.rights import SCOPES
@@ -73,16 +74,27 @@ def run(arguments: argparse.Namespace) -> int:
             "the server would refuse the token"
         )
     key = _local_key(chosen) if arguments.kid is None else _named_key(chosen, arguments.kid)
+    now = time.time()
     token = tokens.issue(
         key,
         sub=arguments.sub,
         scope=" ".join(scopes),
         ttl_seconds=arguments.ttl,
-        now=time.time(),
+        now=now,
         token_id=secrets.token_hex(8),
         kid=arguments.kid,
     )
-    say(token)
+    if arguments.json:
+        say_json(
+            {
+                "token": token,
+                "sub": arguments.sub,
+                "scope": " ".join(scopes),
+                "expires_at": timestamp(now + arguments.ttl),
+            }
+        )
+    else:
+        say(token)
     return 0
 
 

@@ -25,6 +25,9 @@ TROUBLE_MIN: Final = 16
 
 SEARCH_MAX: Final = 64
 
+OLD_SECONDS: Final = 3.0
+"""What is older is said to be old. Reason: something new comes every second."""
+
 HEAD_LINES: Final = 5
 FOOT_LINES: Final = 1
 
@@ -54,12 +57,15 @@ class Snapshot:
     """Everything that is known at one moment."""
 
     url: str
-    status: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    """Of the server: what `web.commands.answers.ConsoleFigures` names. Empty: nothing has come yet."""
     rows: Sequence[Row]
-    rows_at: float | None
-    """Since when all actors have been read, on the monotonic clock, in seconds; `None`: not all of them yet."""
+    events_per_second: float
+    deliveries_per_second: float
+    at: float | None
+    """On the monotonic clock, in seconds; `None`: nothing has come yet."""
     failure: str = ""
-    """Why the last reading failed; empty: it did not."""
+    """Why nothing comes; empty: it does."""
 
 
 class Feed(Protocol):
@@ -133,9 +139,9 @@ class View:
     _rows: Sequence[Row] = field(default=(), repr=False)
 
     def rows(self, snapshot: Snapshot) -> Sequence[Row]:
-        """The rows of a snapshot that are wanted, in order; worked out once for each snapshot and choice."""
-        of = (snapshot, self.sort, self.turned, self.search)
-        if len(self._of) != len(of) or self._of[0] is not snapshot or self._of[1:] != of[1:]:
+        """The rows of a snapshot that are wanted, in order; worked out once for the same rows and choice."""
+        of = (snapshot.rows, self.sort, self.turned, self.search)
+        if len(self._of) != len(of) or self._of[0] is not snapshot.rows or self._of[1:] != of[1:]:
             column, wanted = COLUMNS[self.sort], self.search.lower()
             rows = [one for one in snapshot.rows if wanted in str(one.diagnosis_id).lower()]
             rows.sort(key=_by_id)  # type: ignore[arg-type] # the same kind of key for all
@@ -197,13 +203,13 @@ class View:
         """The screen: at most `height` lines, each of at most `width` columns.
 
         Args:
-            now: on the clock of `Snapshot.rows_at`.
+            now: on the clock of `Snapshot.at`.
         """
         rows = self.rows(snapshot)
         room = rows_of_screen(height)
         self.first = max(0, min(self.first, len(rows) - room))
         shown = rows[self.first : self.first + room]
-        widths, trouble = _widths(width, shown)
+        widths, trouble = _widths(width, shown, self.sort)
         lines = [
             *_summary(snapshot, now),
             self._message(snapshot),
@@ -221,12 +227,10 @@ class View:
             return [(printable(snapshot.failure), "red")]
         return [("search: ", "bold"), (printable(self.search), "")] if self.search else []
 
-    def _head(self, widths: Sequence[int], trouble: int, width: int) -> Line:
+    def _head(self, widths: Widths, trouble: int, width: int) -> Line:
         titles = [column.title for column in COLUMNS]
         titles[self.sort] += "^" if COLUMNS[self.sort].falls is self.turned else "v"
-        cells = [
-            _aligned(text, one, left=number < 2) for number, (text, one) in enumerate(zip(titles, widths, strict=True))
-        ]
+        cells = [_aligned(titles[number], one, left=number < 2) for number, one in widths.items()]
         line = " ".join((*cells, _aligned("TROUBLE", trouble, left=True)) if trouble else cells)
         return [(line + " " * (width - cells_of(line)), "inverse")]
 
@@ -234,7 +238,8 @@ class View:
         keys = "enter: done  escape: all" if self.typing else "q quit  s sort  r reverse  / search  arrows, PgUp, PgDn"
         last = min(count, self.first + room)
         where = f"{self.first + 1 if count else 0}-{last} of {count}" + ("" if count == total else f" ({total})")
-        return [(keys, "dim"), (" " * max(1, width - len(keys) - len(where)), ""), (where, "")]
+        keys = cut(keys, max(1, width - len(where) - 1))
+        return [(keys, "dim"), (" " * max(1, width - cells_of(keys) - len(where)), ""), (where, "")]
 
 
 def rows_of_screen(height: int) -> int:
@@ -242,21 +247,30 @@ def rows_of_screen(height: int) -> int:
     return max(0, height - HEAD_LINES - FOOT_LINES)
 
 
-def _widths(width: int, shown: Sequence[Row]) -> tuple[list[int], int]:
-    """How wide each column is, and the last one, which says what is wrong (0: there is no room for it)."""
+Widths = dict[int, int]
+"""How wide each column is that is shown, by its index."""
+
+
+def _widths(width: int, shown: Sequence[Row], sort: int) -> tuple[Widths, int]:
+    """How wide each column is, and the last one, which says what is wrong (0: there is no room for it).
+
+    Where there is no room for all, the ones at the right are left out, but for the one that rows are sorted by.
+    """
     # An arrow stands behind the title of the column that rows are sorted by.
-    fixed = [max(column.width, len(column.title) + 1) for column in COLUMNS[1:]]
-    left = width - sum(fixed) - len(fixed)
+    fixed = {number: max(one.width, len(one.title) + 1) for number, one in enumerate(COLUMNS) if number}
+    while (left := width - sum(fixed.values()) - len(fixed)) < ID_MIN and len(fixed) > 1:
+        del fixed[max(one for one in fixed if one != sort)]
     wanted = max([len(COLUMNS[0].title) + 1, *(cells_of(COLUMNS[0].text(row)) for row in shown)])
     longest = max((cells_of(printable(row.trouble)) for row in shown), default=0)
     own = max(ID_MIN, min(wanted, left))
     trouble = left - own - 1
-    return [own, *fixed], (trouble if longest and trouble >= TROUBLE_MIN else 0)
+    return {0: own, **fixed}, (trouble if longest and trouble >= TROUBLE_MIN else 0)
 
 
-def _row_line(row: Row, widths: Sequence[int], trouble: int) -> Line:
+def _row_line(row: Row, widths: Widths, trouble: int) -> Line:
     line: Line = []
-    for number, (column, width) in enumerate(zip(COLUMNS, widths, strict=True)):
+    for number, width in widths.items():
+        column = COLUMNS[number]
         name = STATES.get(row.state, "") if column.title == "STATE" else ""
         line.append((_aligned(column.text(row), width, left=number < 2), name))
         line.append((" ", ""))
@@ -282,31 +296,29 @@ def _fitted(line: Line, width: int) -> Line:
 
 
 def _summary(snapshot: Snapshot, now: float) -> list[Line]:
-    status = snapshot.status
-    node = status.get("node", {})
+    node = snapshot.figures
     states = Counter(row.state for row in snapshot.rows)
-    rate = sum(row.events_per_second for row in snapshot.rows)
     figures = [
-        f"{status['total_diagnoses']} diagnoses",
-        f"{status['total_connections']} followers",
-        f"{short(rate)} events/s",
-        *([f"{node['actors']} in memory"] if "actors" in node else []),
-        *([f"{size(node['ring_bytes'])} of events"] if "ring_bytes" in node else []),
-        *([f"{node['aborted']} cut off"] if "aborted" in node else []),
+        f"{node['diagnoses']} diagnoses",
+        f"{node['followers']} followers",
+        f"{short(snapshot.events_per_second)} events/s",
+        f"{short(snapshot.deliveries_per_second)} deliveries/s",
+        f"{node['actors']} in memory",
+        f"{size(node['ring_bytes'])} of events",
+        f"{node['stalls']} cut off",
     ]
-    disk = node.get("storage_waiting_seconds") or 0.0
     counted: Line = []
     for name in ("running", "restarting", "quarantined", "passive"):
         counted.append((f"{states[name]} {name}", STATES[name] if states[name] else "dim"))
         counted.append(("  ", ""))
-    age = "reading" if snapshot.rows_at is None else f"within {max(0.0, now - snapshot.rows_at):.0f} s"
-    counted.append((f"({age})", "dim"))
-    held = status.get("clock_held_since")
-    first: Line = [("avicenna-live", "bold"), (f" {status.get('version', '')}  {printable(snapshot.url)}", "")]
-    first.append((f"  up {duration(status.get('uptime_seconds', 0))}", ""))
+    age = 0.0 if snapshot.at is None else now - snapshot.at
+    if age >= OLD_SECONDS:
+        counted.append((f"(of {age:.0f} s ago)", "yellow"))
+    first: Line = [("avicenna-live", "bold"), (f" {printable(node['version'])}  {printable(snapshot.url)}", "")]
+    first.append((f"  up {duration(node['uptime_seconds'])}", ""))
     second: Line = [("  ".join(figures), "")]
-    if disk >= 1:
-        second.append((f"  disk waits {disk:.1f} s", "red"))
-    if held is not None:
-        second.append((f"  clock not believed since {held}", "red"))
+    if node["store_waiting_seconds"] >= 1:
+        second.insert(0, (f"disk waits {node['store_waiting_seconds']:.1f} s  ", "red"))
+    if node["clock_held_since"] is not None:
+        second.insert(0, (f"clock not believed since {printable(node['clock_held_since'])}  ", "red"))
     return [first, second, counted]

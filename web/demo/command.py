@@ -6,7 +6,7 @@ import argparse
 import os
 import tempfile
 
-from web.commands.declaring import Commands, declare
+from web.commands.declaring import FAILS_IN_JSON, Commands, declare
 from web.commands.printing import say
 from web.commands.serve import add_address, own_name, settings_of
 from web.server.settings import variable_of
@@ -21,6 +21,7 @@ def add_to(commands: Commands) -> None:
         "demo",
         "demo --port 8080",
         description="Run a server on a temporary directory, with a stream of sample updates, until Ctrl-C.",
+        json=FAILS_IN_JSON,
     )
     add_address(showing)
     showing.set_defaults(run=demo)

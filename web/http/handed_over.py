@@ -58,7 +58,8 @@ def take(environment: MutableMapping[str, str], process: int) -> HandedOver:
     Raises:
         HandOverError: they cannot be used.
     """
-    for_whom, count_text, names_text, _ = (environment.pop(name, None) for name in VARIABLES)
+    # An empty variable counts as unset, as everywhere here. sd_listen_fds(3) finds fault with an empty LISTEN_FDS.
+    for_whom, count_text, names_text, _ = (environment.pop(name, None) or None for name in VARIABLES)
     if count_text is None or (for_whom is not None and for_whom != str(process)):
         return HandedOver()
     if for_whom is None:

@@ -9,6 +9,7 @@ from actors.acts import Acts
 from actors.messages import Judge, Publish
 from storage.records import NewEvent
 from web.contract import wire
+from web.contract.errors import Problem
 from web.contract.exchange import Answer, Handler, Handlers, Request, answer
 from web.contract.principals import Principal
 from web.contract.records import (
@@ -94,6 +95,14 @@ class Publisher:
         return self._judge[1]
 
 
+def meant_by(text: bytes) -> str | None:
+    """The diagnosis that a text means which is refused; `None`: none that could be one."""
+    try:
+        return wire.target_of(text)
+    except Problem:
+        return None
+
+
 def _event_of(update: Update, key: str | None) -> tuple[str, NewEvent]:
     """The event to store, and its diagnosis."""
     return diagnosis_id_of(update.diagnosis_id), wire.new_event(update, key)
@@ -109,9 +118,13 @@ def broadcasts(publisher: Publisher) -> Handlers:
             key = idempotency_key(asked)
             with allowance.room_of(asked.who.sub) as room:
                 body = await read_json_body(asked, room.take)
-                diagnosis_id, publish = await publisher.decoded(
-                    asked.who, body, "the body", lambda text: (wire.decode_update(kind, text), key)
-                )
+                try:
+                    diagnosis_id, publish = await publisher.decoded(
+                        asked.who, body, "the body", lambda text: (wire.decode_update(kind, text), key)
+                    )
+                except Problem:
+                    asked.published_to = meant_by(body)
+                    raise
             asked.published_to = diagnosis_id
             receipt = await publisher.access.told(asked.who, publisher.acts.ask(diagnosis_id, publish))
             return answer(wire.broadcasted(diagnosis_id, receipt))

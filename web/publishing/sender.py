@@ -31,7 +31,7 @@ from web.contract.principals import Principal
 from web.contract.records import Auth, Ping, PublishFrame
 from web.http.bodies import BODY_BYTES_MAX
 from web.identity.expiry import Expiry
-from web.publishing.broadcasts import Publisher
+from web.publishing.broadcasts import Publisher, meant_by
 from web.publishing.bulk import PAUSE_SECONDS_MAX, PAUSE_STEP_SECONDS, as_problem
 from web.websocket import frames
 from web.websocket.channel import Channel, State
@@ -358,7 +358,7 @@ class Sender(Channel):
                     raise refused
         except (Problem, ActorError, StorageError) as error:
             frame.problem = frame.problem or as_problem(error)
-            frame.diagnosis_id = _meant(frame.text)
+            frame.diagnosis_id = meant_by(frame.text)
 
     async def _hand_back_all(self) -> None:
         while True:
@@ -553,11 +553,3 @@ class Token:
 def _decoded(text: bytes) -> tuple[PublishFrame, str | None]:
     frame = wire.decode_publish(text)
     return frame, frame.idempotency_key
-
-
-def _meant(text: bytes) -> str | None:
-    """The diagnosis that a frame means which is refused; `None`: none that could be one."""
-    try:
-        return wire.target_of(text)
-    except Problem:
-        return None

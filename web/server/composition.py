@@ -590,7 +590,7 @@ async def serve(
             return node_of(await everywhere())
 
         async def console_figures() -> Mapping[str, object]:
-            return figures_of(await everywhere())
+            return figures_of(await everywhere(), store.clock_held_since)
 
         async def is_escalated() -> bool:
             return (await lately()).is_escalated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from storage.histogram import Distribution
+from web.contract import wire
 from web.server.seen import Seen
 
 
@@ -20,8 +21,12 @@ def node_of(seen: Seen) -> dict[str, object]:
     }
 
 
-def figures_of(seen: Seen) -> dict[str, object]:
-    """Those of a console, by name (PROTOCOL section 8). What only grows begins with the server."""
+def figures_of(seen: Seen, clock_held_since: float | None) -> dict[str, object]:
+    """Those of a console, by name (PROTOCOL section 8). What only grows begins with the server.
+
+    Args:
+        clock_held_since: as `Store.clock_held_since`.
+    """
     actors, store = seen.actors, seen.store
     return {
         "version": seen.release,
@@ -47,6 +52,7 @@ def figures_of(seen: Seen) -> dict[str, object]:
         "refused_tokens": sum(seen.refused_tokens.values()),
         "store_queue": store.queue_depth,
         "store_waiting_seconds": round(store.waiting_seconds, 3),
+        "clock_held_since": None if clock_held_since is None else wire.timestamp(clock_held_since),
         "wal_bytes": store.wal_bytes,
         "database_bytes": store.database_bytes,
         "commit_seconds": _spread(store.commit_seconds),

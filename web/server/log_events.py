@@ -164,7 +164,7 @@ LOG_EVENTS: Final = (
         "%d keys are never tried: no more than %d may have one algorithm and one KID, or no KID",
         "count limit",
     ),
-    _event("keys_read", "keys", "info", "read %d keys anew", "count"),
+    _event("keys_read", "keys", "info", "keys read anew: %d", "count"),
     _event("keys_not_read", "keys", "error", "the keys stay as they were: %s", "error"),
     _event(
         "keys_not_read",

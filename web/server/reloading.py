@@ -86,7 +86,7 @@ class Reloading:
             for one in warnings:
                 logger.warning("%s", one)
             self._verifier.take_configured(keys)
-            logger.info("read %d keys anew", len(keys))
+            logger.info("keys read anew: %d", len(keys))
         if self._remote_keys is not None:
             self._remote_keys.fetch_soon()
 

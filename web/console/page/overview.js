@@ -87,6 +87,7 @@ const FIGURES = [
   ["Damaged", (node) => count(node.damaged), (node) => node.damaged > 0],
   ["Stalls", (node) => count(node.stalls)],
   ["Disk waits", (node) => took(node.store_waiting_seconds), (node) => node.store_waiting_seconds >= 1],
+  ["Clock", (node) => (node.clock_held_since === null ? "believed" : "not believed"), (node) => node.clock_held_since !== null],
   ["Up", (node) => span(node.uptime_seconds)],
 ];
 
