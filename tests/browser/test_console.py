@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import trio
 
+from storage.clock import Clock
 from storage.records import Event
 from tests.browser.chromium import Tab, chromium
+from tests.identity.conftest import MovableClock
 from tests.programs import node_package
 from tests.server.harness import Client, Server, running_server
 from web.contract.wire import render_event
@@ -79,6 +81,15 @@ class Page:
         await self.tab.call("Input.dispatchKeyEvent", type="keyDown", text=text, **known)
         await self.tab.call("Input.dispatchKeyEvent", type="keyUp", **known)
 
+    async def tab_to(self, text: str) -> None:
+        """Press the Tab key until what has this text, or this name, has the focus."""
+        name = "(document.activeElement?.ariaLabel ?? document.activeElement?.textContent.trim())"
+        for _ in range(40):
+            if await self.tab.run(name) == text:
+                return
+            await self.press("Tab", 9)
+        raise AssertionError(f"the Tab key does not lead to {text}")
+
     async def button(self, text: str, within: str = "#view") -> None:
         """Press a button by its text or its name."""
         found = f"[...document.querySelectorAll({json.dumps(within)} + ' button')].find((one) => !one.hidden"
@@ -143,11 +154,11 @@ class Page:
 
 
 @asynccontextmanager
-async def console(tmp_path: Path, **settings: Any) -> AsyncIterator[Page]:
+async def console(tmp_path: Path, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Page]:
     render = Faulty()
     async with (
         chromium(tmp_path / "profile") as browser,
-        running_server(Settings(port=0, data=tmp_path / "data", **settings), render=render) as server,
+        running_server(Settings(port=0, data=tmp_path / "data", **settings), clock, render=render) as server,
     ):
         page = Page(await browser.open("about:blank"), server, render)
         await page.begin()
@@ -353,3 +364,60 @@ async def test_what_is_done_to_a_diagnosis_that_was_deleted_is_not_offered(tmp_p
         await page.until_text("not registered", ".trouble")
         assert await tab.run("document.querySelectorAll('.head button:enabled').length") == 0
         assert "slept" not in await tab.run("document.getElementById('view').textContent")
+
+
+async def test_the_keyboard_is_enough_and_the_focus_comes_back_from_a_question(tmp_path: Path) -> None:
+    async with console(tmp_path) as page:
+        server, tab = page.server, page.tab
+        await server.register("42", "amira")
+        await server.publish(1, "42")
+        await page.sign_in(server.token("op", "operate"))
+        await page.until_row("42", State="running")
+        await page.tab_to("42")
+        await page.press("Enter", 13, "\r")
+        await tab.until("document.querySelector('#view h1')?.textContent === 'Diagnosis 42'")
+        await page.until_text("1 of 100")
+        for key, text, code in (("Escape", "", 27), ("Enter", "\r", 13)):
+            await page.tab_to("Restart")
+            await page.press("Enter", 13, "\r")
+            await tab.until("document.getElementById('dialog').open")
+            assert await tab.run("document.activeElement.textContent") == "Cancel", "what does nothing comes first"
+            if key == "Enter":
+                await page.tab_to("Restart")
+            await page.press(key, code, text)
+            await tab.until("!document.getElementById('dialog').open")
+            await tab.until("document.activeElement.textContent.trim() === 'Restart'")
+        actor = (await server.http.get("/actors/42", headers=server.bearer("op", "operate"))).json()
+        assert actor["incarnation"] == 2
+        assert page.complaints == []
+
+
+async def test_two_consoles_see_what_either_does(tmp_path: Path) -> None:
+    async with console(tmp_path) as page:
+        server = page.server
+        await server.register("42", "amira")
+        await server.publish(1, "42")
+        other = Page(await page.tab._browser.open("about:blank"), server, page.render)
+        await other.begin()
+        for one, who in ((page, "op"), (other, "chief")):
+            await one.sign_in(server.token(who, "operate"))
+            await one.until_row("42", Outbox="1")
+        await page.go("#/actors/42", "Diagnosis 42")
+        await page.button("Purge\u2026")
+        await page.confirm("Purge")
+        await other.until_row("42", Outbox="0")
+        await other.tab.close()
+
+
+async def test_a_console_whose_token_expires_is_warned_and_then_says_so(tmp_path: Path) -> None:
+    clock = MovableClock()
+    async with console(tmp_path, clock) as page:
+        server = page.server
+        await server.register("42", "amira")
+        await page.sign_in(server.token("op", "operate", ttl_seconds=120))
+        await page.until_row("42", State="passive")
+        clock.ahead_seconds = 90.0
+        await page.until_text("Your token ends at", "#notice")
+        clock.ahead_seconds = 150.0
+        await page.until_text("expired", "#sign-in-problem")
+        assert await page.tab.run("document.getElementById('view').childElementCount") == 0

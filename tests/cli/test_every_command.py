@@ -40,6 +40,7 @@ LINES |= {
     "token": ["token", "--sub", "a"],
     "help": ["help", "actors", "list"],
     "completion": ["completion", "bash"],
+    "reload": ["reload"],
 }
 """A command line of each."""
 
@@ -51,6 +52,7 @@ HERE = {
     "token": (["token", "--sub", "a", "--data", "absent"], 1),
     "help": (["help", "absent"], 2),
     "completion": (["completion", "tcsh"], 2),
+    "reload": (["reload"], 3),
 }
 """Those that ask no server: a line that fails, and with which code."""
 
@@ -120,7 +122,11 @@ def test_a_failure_of_every_command_that_asks_no_server_is_an_object(
     line, code = HERE[name]
     assert ended([*line, "--json"]) == code
     printed, error = failure_of(capsys)
-    assert (printed, error["exit_code"], error["code"]) == ("", code, "wrong_usage" if code == 2 else "failed")
+    assert (printed, error["exit_code"], error["code"]) == (
+        "",
+        code,
+        {1: "failed", 2: "wrong_usage", 3: "unreachable"}[code],
+    )
 
 
 @pytest.mark.parametrize("name", REMOTE)
@@ -156,7 +162,11 @@ def test_a_refusal_of_every_command_has_the_servers_code(
 
 
 @pytest.mark.parametrize(
-    "name", [*(set(HERE) - {"demo", "restore"}), *(one for one in GOOD if one in LEAVES and one != "publish")]
+    "name",
+    [
+        *(one for one in HERE if one not in ("demo", "restore", "reload")),
+        *(one for one in GOOD if one in LEAVES and one != "publish"),
+    ],
 )
 def test_the_result_of_every_command_is_json(name: str, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "token":

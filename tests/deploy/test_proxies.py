@@ -19,10 +19,13 @@ import pytest
 import trio
 from trio_websocket import open_websocket_url
 
+from tests.browser.chromium import chromium
 from tests.documents.test_nginx import NGINX, certificate, configured, free_port, listens, until_received
 from tests.documents.test_nginx import command as nginx_command
+from tests.logbook import LOGBOOK
 from tests.programs import ROOT, program
 from tests.server.harness import Client, Server, running_server
+from tests.server.process import served
 from tests.server.ways import ways_of
 from web.server.settings import Settings, load
 
@@ -110,11 +113,30 @@ def test_its_own_program_takes_the_configuration(name: str, tmp_path: Path) -> N
 
 
 @asynccontextmanager
-async def running(name: str, directory: Path) -> AsyncIterator[tuple[Server, Configured]]:
-    """A proxy in front of a server with the settings of the page."""
+async def started(name: str, directory: Path) -> AsyncIterator[Configured]:
+    """A proxy in front of a server that listens at `live.sock`, or will."""
     directory.chmod(0o755)
     port = free_port()
     proxy = PROXIES[name](directory, port)
+    with (directory / "said").open("w") as said:
+        process = await trio.lowlevel.open_process(
+            proxy.command, stdout=said, stderr=said, env=os.environ | proxy.variables
+        )
+    try:
+        with trio.fail_after(30):
+            while not await listens(port):
+                assert process.poll() is None, (directory / "said").read_text()
+                await trio.sleep(0.01)
+        yield proxy
+    finally:
+        process.terminate()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+@asynccontextmanager
+async def running(name: str, directory: Path) -> AsyncIterator[tuple[Server, Configured]]:
+    """A proxy in front of a server with the settings of the page."""
     settings = Settings(
         port=0,
         data=directory / "data",
@@ -122,21 +144,8 @@ async def running(name: str, directory: Path) -> AsyncIterator[tuple[Server, Con
         trusted_proxies=("unix",),
         allowed_origins=(BROWSER["Origin"],),
     )
-    async with running_server(settings) as server:
-        with (directory / "said").open("w") as said:
-            process = await trio.lowlevel.open_process(
-                proxy.command, stdout=said, stderr=said, env=os.environ | proxy.variables
-            )
-        try:
-            with trio.fail_after(30):
-                while not await listens(port):
-                    assert process.poll() is None, (directory / "said").read_text()
-                    await trio.sleep(0.01)
-            yield server, proxy
-        finally:
-            process.terminate()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+    async with running_server(settings) as server, started(name, directory) as proxy:
+        yield server, proxy
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -199,6 +208,41 @@ async def test_what_comes_through_it_takes_the_short_way(name: str, tmp_path: Pa
                 await Client(connection).until_live()
 
         assert await ways_of(server, ask) == {"short": 5, "long": 0}
+
+
+FOLLOWING: Final = f"""
+  window.told = []; window.errors = [];
+  window.source = new EventSource("{EVENTS}");
+  source.onmessage = ({{data}}) => told.push(JSON.parse(data));
+  source.onerror = () => errors.push(source.readyState);
+  null
+"""
+
+
+async def test_an_event_source_of_a_browser_comes_back_through_nginx_after_a_restart(tmp_path: Path) -> None:
+    variables = {
+        "AVICENNA_UNIX_SOCKET": str(tmp_path / "live.sock"),
+        "AVICENNA_TRUSTED_PROXIES": "unix",
+        "AVICENNA_ALLOW_ANONYMOUS": "true",
+    }
+    async with started("nginx", tmp_path) as proxy, chromium(tmp_path / "profile") as browser:
+        tab = await browser.open("about:blank")
+        await tab.call("Security.setIgnoreCertificateErrors", ignore=True)
+        async with served(tmp_path / "data", logbook=LOGBOOK, **variables) as (process, server):
+            await server.register()
+            await tab.call("Page.navigate", url=f"{proxy.url}/console")
+            await tab.until(f"location.href.startsWith('{proxy.url}') && document.readyState === 'complete'")
+            await tab.run(FOLLOWING)
+            await tab.until("told.some(({type}) => type === 'live')")
+            await server.publish(7)
+            await tab.until("told.some(({data}) => data?.feedback_id === 7)")
+            assert await process.stop() == 0
+        # More than one attempt is answered by the proxy alone, and none of them ends it for good.
+        await tab.until("errors.length >= 3")
+        async with served(tmp_path / "data", logbook=LOGBOOK, **variables) as (_, server):
+            await server.publish(8)
+            await tab.until("told.some(({data}) => data?.feedback_id === 8)")
+        assert await tab.run("errors.includes(EventSource.CLOSED)") is False
 
 
 def ascii_of(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

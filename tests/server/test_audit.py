@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import trio
 
 from actors.errors import MailboxFull
 from actors.registry import Registry
@@ -16,6 +18,8 @@ from storage.clock import SystemClock
 from storage.records import AuditRow
 from storage.sqlite.opening import open_store
 from tests.server.harness import Server, running_server
+from web import cli
+from web.contract.operations import OPERATIONS
 from web.operating.audit_rows import ERASED, spellings_of
 from web.server.settings import DATABASE_FILE, Settings
 
@@ -170,29 +174,115 @@ async def test_a_revocation_is_told_whole_when_it_is_made_replaced_and_lifted(se
     assert (second["sub"], third["jti"]) == ("bo", "bo")
 
 
-OF_CONSOLE: list[tuple[str, str, object, str, bool, bool]] = [
-    ("POST", "/actors/42/restart", None, "actor.restart", True, True),
-    ("POST", "/actors/42/stop", None, "actor.stop", True, True),
-    ("DELETE", "/actors/42/subscribers?sub=bo", None, "subscriber.disconnect", True, True),
-    ("DELETE", "/actors/42/subscribers?sub=bo&forget=1", None, "subscriber.disconnect", True, True),
-    ("GET", "/actors/42/outbox", None, "outbox.read", True, True),
-    ("DELETE", "/actors/42/outbox", None, "outbox.purge", True, True),
-    ("POST", "/revocations", {"sub": "bo"}, "revocation.add", False, True),
-    ("POST", "/revocations", {"sub": "bo"}, "revocation.add", True, True),
-    ("DELETE", "/revocations/2", None, "revocation.lift", True, False),
+@dataclass(frozen=True)
+class Door:
+    """An act, as it is asked for over HTTP, which the console does, too, and at the command line."""
+
+    operation: str
+    method: str
+    path: str
+    what: str
+    """As its row names it."""
+    before: bool
+    after: bool
+    """Whether its row says what was, and what is."""
+    body: object = None
+    command: tuple[str, ...] = ()
+    """Empty: no command does it."""
+
+
+DOORS = [
+    Door(
+        *("putDiagnosis", "PUT", "/diagnoses/43", "diagnosis.register", False, True),
+        body={"owner": "amira", "viewers": ["bo"]},
+        command=("diagnoses", "add", "43", "--owner", "amira", "--viewer", "bo"),
+    ),
+    Door(
+        *("restartActor", "POST", "/actors/42/restart", "actor.restart", True, True),
+        command=("actors", "restart", "42"),
+    ),
+    Door(*("stopActor", "POST", "/actors/42/stop", "actor.stop", True, True), command=("actors", "stop", "42")),
+    Door(
+        *("disconnectSubscribers", "DELETE", "/actors/42/subscribers?sub=bo", "subscriber.disconnect", True, True),
+        command=("disconnect", "42", "--sub", "bo"),
+    ),
+    Door(
+        *(
+            "disconnectSubscribers",
+            "DELETE",
+            "/actors/42/subscribers?sub=bo&forget=1",
+            "subscriber.disconnect",
+            True,
+            True,
+        ),
+        command=("disconnect", "42", "--sub", "bo", "--forget", "--yes"),
+    ),
+    Door(*("getOutbox", "GET", "/actors/42/outbox", "outbox.read", True, True), command=("outbox", "42", "--payload")),
+    Door(*("purgeOutbox", "DELETE", "/actors/42/outbox", "outbox.purge", True, True), command=("purge", "42", "--yes")),
+    Door(
+        *("revokeTokens", "POST", "/revocations", "revocation.add", False, True),
+        body={"jti": "of-nobody"},
+        command=("revoke", "--jti", "of-nobody"),
+    ),
+    Door(
+        *("liftRevocation", "DELETE", "/revocations/{made}", "revocation.lift", True, False),
+        command=("revocations", "--lift", "{made}"),
+    ),
+    Door(
+        *("deleteDiagnosis", "DELETE", "/diagnoses/43", "diagnosis.delete", True, False),
+        command=("diagnoses", "remove", "43"),
+    ),
+    Door(
+        *("eraseSubject", "DELETE", "/subjects/somebody", "subject.erase", False, True),
+        command=("erase", "somebody", "--yes"),
+    ),
+    Door("eraseSubjectByQuery", "DELETE", "/subjects?sub=somebody", "subject.erase", False, True),
+    Door(*("makeBackup", "POST", "/backup", "database.backup", False, True), command=("backup", "{copy}")),
+    Door(*("checkDatabase", "POST", "/check", "database.check", False, False), command=("check",)),
+    Door(*("drainServer", "POST", "/drain", "server.drain", False, False), command=("drain", "--yes")),
 ]
-"""What the console asks for: the act, and whether there is something before it and after it."""
+
+PUBLISHING = {one.name for one in OPERATIONS if one.name.startswith("broadcast")}
+"""Events are not acts of operators: an event itself says what was published."""
 
 
-async def test_every_act_of_the_console_says_who_what_before_and_after(settings: Settings) -> None:
+def test_every_operation_that_changes_something_is_an_act_with_a_row() -> None:
+    changing = {one.name for one in OPERATIONS if one.method not in ("get", "head")}
+    assert changing - PUBLISHING | {"getOutbox"} == {door.operation for door in DOORS}
+
+
+@pytest.mark.parametrize("door", ["HTTP", "command line"])
+async def test_every_act_says_who_what_before_and_after_by_every_door(
+    settings: Settings, door: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[Door] = []
     async with trailing(settings) as (server, trail):
         await server.register(42, "amira", "bo")
         await server.publish()
-        for method, path, body, _, _, _ in OF_CONSOLE:
-            await act(server, method, path, body)
-    rows = [(row.who, row.what, row.before is not None, row.after is not None) for row in trail[1:]]
-    assert rows == [("op", what, before, after) for _, _, _, what, before, after in OF_CONSOLE]
-    assert all(row.diagnosis_id == "42" for row in trail if not row.what.startswith("revocation"))
+        for one in DOORS:
+            if door == "HTTP" or one.command:
+                rows = await act(server, "GET", "/revocations")
+            else:
+                continue
+            items = rows["items"]
+            assert isinstance(items, list)
+            named = {"made": str(items[-1]["id"]) if items else "", "copy": str(tmp_path / "copy.db")}
+            if door == "HTTP":
+                await act(server, one.method, one.path.format(**named), one.body)
+            else:
+                words = [word.format(**named) for word in one.command]
+                code = await trio.to_thread.run_sync(
+                    cli.main, [*words, "--url", server.url, "--data", str(server.data), "--json"]
+                )
+                assert code == 0, (words, capsys.readouterr())
+            done.append(one)
+            if one.operation == "purgeOutbox":
+                await server.publish()
+    told = [(row.who, row.what, row.before is not None, row.after is not None) for row in trail[1:]]
+    who = "op" if door == "HTTP" else "local-operator"
+    assert told == [(who, one.what, one.before, one.after) for one in done]
+    about = {row.what: row.diagnosis_id for row in trail}
+    assert {about[what] for what in about if what.split(".")[0] in ("actor", "outbox", "subscriber")} == {"42"}
 
 
 @pytest.mark.parametrize("sub", ["bogdana", 'bo"o\\', "بو علی"])

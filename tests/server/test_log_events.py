@@ -153,7 +153,7 @@ async def test_a_request_has_its_diagnosis_and_its_code_as_fields(
     assert [(line["method"], line["path"], line["status"], line["diagnosis_id"], line["code"]) for line in lines] == [
         ("PUT", "/diagnoses/42", 201, "42", None),
         ("POST", "/ws/broadcast-feedback-update", 200, "42", None),
-        ("POST", "/ws/broadcast-feedback-update", 403, None, "forbidden"),
+        ("POST", "/ws/broadcast-feedback-update", 403, "43", "forbidden"),
         ("GET", "/diagnoses/42/position", 403, "42", "forbidden"),
         ("GET", "/nowhere", 404, None, "not_found"),
     ]

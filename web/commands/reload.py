@@ -27,9 +27,7 @@ def add_to(commands: Commands) -> None:
         "The log of the server says what came of it.",
     )
     add_data_options(parser.add_argument_group("the server"))
-    shown = parser.add_argument_group("output")
-    shown.add_argument("--json", action="store_true", help="print JSON, for programs; a failure is an object on stderr")
-    add_colour_option(shown)
+    add_colour_option(parser)
     parser.set_defaults(run=run)
 
 
