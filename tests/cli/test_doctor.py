@@ -65,6 +65,17 @@ def test_where_nothing_is_wrong_every_check_says_so_and_nothing_is_changed(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("wanted", "cores", "level"), [(1, 1, "ok"), (2, 2, "ok"), (8, 2, "warning")])
+def test_workers_want_cores(
+    wanted: int, cores: int, level: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setenv("AVICENNA_WORKERS", str(wanted))
+    code, findings = found(capsys)
+    assert (code, findings["workers"][0]["level"]) == (0, level)
+    assert findings["workers"][0]["help"] == (f"AVICENNA_WORKERS={cores}" if level == "warning" else None)
+
+
 def test_people_see_a_line_for_each_and_what_helps_below(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,8 +94,9 @@ async def test_a_restart_refuses_no_connection_at_200_a_second(tmp_path: Path, t
     assert load.closed_early <= 3, "one for each stop, which it may meet between its connect and its request"
 
 
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one process", "workers"])
 async def test_a_server_serves_what_is_handed_over_by_name_and_nothing_beside_it(
-    tmp_path: Path, tcp: socket.socket
+    options: tuple[str, ...], tmp_path: Path, tcp: socket.socket
 ) -> None:
     public, operators = on_unix(tmp_path / "public.sock"), on_unix(tmp_path / "operators.sock")
     logbook = Logbook()
@@ -105,7 +106,7 @@ async def test_a_server_serves_what_is_handed_over_by_name_and_nothing_beside_it
     }
     listeners = [("public", tcp), ("operators", operators), ("public", public)]
     with public, operators:
-        async with served_on(listeners, tmp_path / "data", logbook=logbook, **variables) as (process, server):
+        async with served_on(listeners, tmp_path / "data", *options, logbook=logbook, **variables) as (process, server):
             assert server.url.endswith(f":{tcp.getsockname()[1]}")
             assert not [*tmp_path.glob("setting*")]
             for path, expected in (("public.sock", 401), ("operators.sock", 200)):

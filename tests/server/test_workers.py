@@ -20,7 +20,7 @@ import httpx
 import pytest
 import trio
 
-from tests.logbook import LOGBOOK
+from tests.logbook import LOGBOOK, Logbook
 from tests.server.harness import Client, Server
 from tests.server.process import COMMAND, Process, run, served
 from tests.server.test_console import console
@@ -191,7 +191,8 @@ async def test_any_worker_speaks_for_all(tmp_path: Path) -> None:
     data, operators = tmp_path / "data", tmp_path / "operators.sock"
     of_all = {"AVICENNA_OPERATORS_LISTEN": f"unix:{operators}", "AVICENNA_MAX_CONNECTIONS": "40"}
     often = {"AVICENNA_RESTART_INTENSITY_MAX": "1000", "AVICENNA_RESTART_INTENSITY_SECONDS": "1"}
-    async with served(data, "--workers", "2", logbook=LOGBOOK, **of_all, **often) as (process, server):
+    logbook = Logbook()
+    async with served(data, "--workers", "2", logbook=logbook, **of_all, **often) as (process, server):
         both = Installation(process, server, operators)
         await server.register()
         async with many(server, 12) as clients:
@@ -224,8 +225,16 @@ async def test_any_worker_speaks_for_all(tmp_path: Path) -> None:
         await both.publish(5)
         await both.always(events_total=20)
 
+        # A reload that no worker can follow.
+        before, key = workers(process), (data / "jwt.key").read_bytes()
+        (data / "jwt.key").write_bytes(b"short")
+        process.process.send_signal(signal.SIGHUP)
+        await until(lambda: "the reload ends here" in "".join(logbook.lines), 60)
+        assert workers(process) == before
+        (data / "jwt.key").write_bytes(key)
+        await both.always(events_total=20, workers=2)
+
         # A reload, and one more that is asked for meanwhile.
-        before = workers(process)
         uptime = (await both.get("/ws/status"))["uptime_seconds"]
         code, out, _ = await run("reload", "--data", data)
         assert (code, str(process.process.pid) in out) == (0, True)
@@ -244,7 +253,12 @@ async def test_any_worker_speaks_for_all(tmp_path: Path) -> None:
                 connection.settimeout(10)
                 refused += connection.recv(12).endswith(b"503")
             assert 20 <= refused <= 24, "those of whoever has asked before may be open still"
+
+        # A drain in the middle of a reload.
+        process.process.send_signal(signal.SIGHUP)
+        await until(lambda: len(workers(process)) == 3, 60)
         assert await process.stop() == 0
+        assert children(process) == {}
 
 
 async def _equals(both: Installation, name: str, value: float) -> bool:
@@ -322,6 +336,18 @@ async def test_sighup_replaces_the_workers_one_by_one_and_nothing_is_lost(tmp_pa
             publisher.is_wanted = False
         assert len(set(publisher.seqs)) == len(publisher.seqs)
         assert await process.stop() == 0
+
+
+async def test_a_worker_that_hangs_is_ended_where_a_service_manager_watches(tmp_path: Path) -> None:
+    logbook, watched = Logbook(), {"NOTIFY_SOCKET": str(tmp_path / "manager"), "WATCHDOG_USEC": "4000000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(watched["NOTIFY_SOCKET"])
+        async with served(tmp_path / "data", "--workers", "2", logbook=logbook, **watched) as (process, _):
+            name, pid = next(iter(workers(process).items()))
+            os.kill(pid, signal.SIGSTOP)
+            await until(lambda: pid not in workers(process).values() and len(workers(process)) == 2, 60)
+            assert f"process {name} has told nothing for 4 s: it is ended" in "".join(logbook.lines)
+            assert await process.stop() == 0
 
 
 async def test_an_operator_drains_all(tmp_path: Path) -> None:

@@ -302,6 +302,23 @@ def open_files(patient: Patient) -> Sequence[Finding]:
     return [Finding(name, "ok", f"{allowed} allowed, {wanted} needed")]
 
 
+def workers(patient: Patient) -> Sequence[Finding]:
+    """Whether there are cores for them."""
+    name, wanted = "workers", patient.settings.workers
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not every system tells
+        cores = os.cpu_count() or 1
+    if wanted == 1:
+        return [Finding(name, "ok", "one process serves")]
+    text = f"{wanted} processes serve, and one has the database; {cores} cores are there for them"
+    if wanted > cores:
+        return [
+            Finding(name, "warning", f"{text}: they take turns, and each costs memory", f"AVICENNA_WORKERS={cores}")
+        ]
+    return [Finding(name, "ok", text)]
+
+
 def listening(patient: Patient) -> Sequence[Finding]:
     """Whether the server is there and ready, or else whether its places are free."""
     name = "listening"
@@ -476,6 +493,7 @@ EXAMINATIONS: Final[Mapping[str, Callable[[Patient], Sequence[Finding]]]] = {
     "disk": disk,
     "clock": clock,
     "open files": open_files,
+    "workers": workers,
     "listening": listening,
     "libraries": libraries,
     "proxy": proxy,

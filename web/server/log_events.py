@@ -228,6 +228,7 @@ LOG_EVENTS: Final = (
         "process %s did not confirm a change in time: it is ended",
         "process",
     ),
+    _event("process_silent", "server", "error", "process %s has told nothing for %g s: it is ended", "process seconds"),
     _event(
         "reload_ended",
         "server",

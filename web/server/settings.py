@@ -61,10 +61,10 @@ DATABASE_FILE: Final = "avicenna.db"
 """Name of the database within the data directory."""
 
 BACKUPS_DIRECTORY: Final = "backups"
+"""Name of the directory of backups within the data directory (0700)."""
+
 STORAGE_SECONDS_WITH_WORKERS: Final = 10.0
 """`storage_seconds_max` where several workers ask one store and nobody has set it."""
-
-"""Name of the directory of backups within the data directory (0700)."""
 
 DAYS_MAX: Final = 36_500
 """Longest time that a setting in days may name: a hundred years."""
@@ -120,8 +120,8 @@ class Settings:
     workers: int = _setting(
         1,
         whole(1, 64, "processes"),
-        "Processes that serve, each on a core of its own; above 1 one more process has the database. Limits of "
-        "connections and rates hold for each.",
+        "Processes that serve, each on a core of its own; above 1 one more process has the database. `max_connections` "
+        "and, about, `address_share` hold for all together, other limits of connections and all rates for each.",
     )
 
     allow_anonymous: bool = _setting(False, FLAG, "Let subscribers without a token follow every diagnosis.")

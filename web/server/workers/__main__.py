@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import socket
@@ -30,6 +31,7 @@ logger = logging.getLogger("avicenna.server")
 
 def main() -> int:
     """Obey the order on standard input."""
+    faulthandler.enable()  # one that hangs is ended by SIGABRT: where it hung is on stderr then
     order, line = orders.read(sys.stdin.buffer.readline(orders.LINE_BYTES_MAX)), Line()
     try:
         chosen = settings.load(

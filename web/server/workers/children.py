@@ -40,6 +40,9 @@ class Child:
         self._wanted = 0
         """The number of the next question."""
         self._told = 0
+        self.silent = 0
+        """How often it was looked whether it has answered, and it had not."""
+        self.is_aborted = False
         self._has_told = trio.Event()
 
     @property
@@ -56,6 +59,12 @@ class Child:
         """Have it drain, as by SIGTERM."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
+
+    def abort(self) -> None:
+        """End it at once, and have it print where it hangs."""
+        self.is_aborted = True
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGABRT)
 
     def kill(self) -> None:
         """End it at once."""
@@ -76,7 +85,7 @@ class Child:
 
     def has_told(self, number: int) -> None:
         """It has answered this question."""
-        self._told = max(self._told, number)
+        self._told, self.silent = max(self._told, number), 0
         if number == self._asked and self._wanted > number:
             self.ask(self._wanted)
         self._has_told.set()

@@ -53,6 +53,9 @@ TELL_SECONDS: Final = 1.0
 TOLD_SECONDS_MAX: Final = 0.5
 """Longest wait for a child to tell its figures. Beyond: those that it told last."""
 
+ABORT_SECONDS_MAX: Final = 2.0
+"""Longest time in which a child that hangs may print where. Beyond: killed."""
+
 logger = logging.getLogger("avicenna.server")
 
 
@@ -323,9 +326,21 @@ class Parent:
     # Figures
 
     async def _keep_asking(self) -> None:
+        """Ask all again and again, and end those that are silent for as long as the manager would wait for us."""
+        watchdog_seconds = self._manager.watchdog_seconds
         while True:
             await self._ask_all()
             await trio.sleep(TELL_SECONDS)
+            for child in list(self._children.values()):
+                # Looks are counted, not seconds: after a pause of the machine everybody has been silent.
+                child.silent += child.ready.is_set()
+                if watchdog_seconds is None or child.silent * TELL_SECONDS <= watchdog_seconds:
+                    continue
+                if child.silent * TELL_SECONDS > watchdog_seconds + ABORT_SECONDS_MAX:
+                    child.kill()
+                elif not child.is_aborted:
+                    logger.error("process %s has told nothing for %g s: it is ended", child.name, watchdog_seconds)
+                    child.abort()
 
     async def _give_figures(self, child: Child, number: int) -> None:
         await self._ask_all()
