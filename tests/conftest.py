@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import pytest
@@ -47,6 +47,13 @@ def one_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsSe
     """A server that the tests of this process share; whoever stores something takes names of its own."""
     with nats_servers(tmp_path_factory.mktemp("nats")) as (server,):
         yield server
+
+
+@pytest.fixture(scope="session")
+def three_nats_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[NatsServer]]:
+    """A cluster that the tests of this process share; whoever ends a server starts it again."""
+    with nats_servers(tmp_path_factory.mktemp("nats"), count=3) as servers:
+        yield servers
 
 
 @pytest.fixture

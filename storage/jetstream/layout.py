@@ -16,7 +16,7 @@ An installation has a name, and three streams:
 
 What must change together is in one stream, as a batch of messages is stored all or none within one stream alone. Names
 of people, of devices and of keys stand in subjects as digests. A live copy of each message of the first stream goes to
-`NAMElive.` and what follows, once a majority has it.
+`NAMElive.` and what follows, once a majority has it. What processes tell each other is at `NAMEb.`, in no stream.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Layout:
         self.all_registrations = f"{name}.r.*"
         self.all_revocations = f"{name}.v.*"
         self.row = f"{name}t.row"
+        self.beat, self.leaving = f"{name}b.beat", f"{name}b.leaving"
         self.live_acts = f"{name}live.a.*"
 
     def log(self, diagnosis_id: str) -> str:
@@ -113,6 +114,18 @@ class Layout:
     def who_by(self, sub: str | None) -> str:
         """All such names of a person."""
         return f"{self.name}t.who.{digest(sub)}.*"
+
+    def topic(self, topic: str) -> str:
+        """What processes tell each other about a topic; no stream has it."""
+        return f"{self.name}b.t.{digest(topic)}"
+
+    def question(self, topic: str) -> str:
+        """What processes ask each other about it."""
+        return f"{self.name}b.q.{digest(topic)}"
+
+    def answers_to(self, node: str, number: str) -> str:
+        """The answers to a question of a process."""
+        return f"{self.name}b.r.{digest(node)}.{number}"
 
     def streams(self, replicas: int) -> Sequence[Mapping[str, Any]]:
         """The settings of the streams, by which they are made and judged."""

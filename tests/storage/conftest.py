@@ -124,12 +124,16 @@ KINDS = ["sqlite", "memory", "two handles", "remote", pytest.param("jetstream", 
 
 
 @pytest.fixture
-def nats(request: pytest.FixtureRequest) -> Callable[[], Address]:
-    """Where a NATS server listens; it is started by whoever asks first."""
+def nats(request: pytest.FixtureRequest) -> Callable[[], Sequence[Address]]:
+    """Where NATS servers listen, which are started by whoever asks first: one, or with `ALL_WAYS` three."""
 
-    def asked() -> Address:
-        server: NatsServer = request.getfixturevalue("one_nats_server")
-        return server.address
+    def asked() -> Sequence[Address]:
+        servers: Sequence[NatsServer]
+        if os.environ.get("ALL_WAYS"):
+            servers = request.getfixturevalue("three_nats_servers")
+        else:
+            servers = [request.getfixturevalue("one_nats_server")]
+        return [one.address for one in servers]
 
     return asked
 
@@ -140,7 +144,7 @@ async def store(
     path: Path,
     clock: ManualClock,
     new_epoch: Callable[[], str],
-    nats: Callable[[], Address],
+    nats: Callable[[], Sequence[Address]],
 ) -> AsyncIterator[Store]:
     """An empty store of each kind."""
     async with open_kind(request.param, path, clock, new_epoch, nats=nats) as opened:
@@ -153,7 +157,7 @@ async def store_of_three_keys(
     path: Path,
     clock: ManualClock,
     new_epoch: Callable[[], str],
-    nats: Callable[[], Address],
+    nats: Callable[[], Sequence[Address]],
 ) -> AsyncIterator[Store]:
     """An empty store of each kind that holds three idempotency keys at most."""
     async with open_kind(request.param, path, clock, new_epoch, 3, nats=nats) as opened:
@@ -168,7 +172,7 @@ async def open_kind(
     new_epoch: Callable[[], str],
     keys_max: int = IDEMPOTENCY_KEYS_MAX,
     *,
-    nats: Callable[[], Address] | None = None,
+    nats: Callable[[], Sequence[Address]] | None = None,
 ) -> AsyncIterator[Store]:
     """An empty store of one kind.
 
@@ -177,7 +181,8 @@ async def open_kind(
     """
     if kind == "jetstream":
         assert nats is not None, "it lives in a NATS server"
-        async with open_node([nats()], f"t{uuid4().hex[:20]}", clock, new_epoch, keys_max) as node:
+        servers, name = nats(), f"t{uuid4().hex[:20]}"
+        async with open_node(servers, name, clock, new_epoch, keys_max, replicas=len(servers)) as node:
             yield node
         return
     if kind == "memory":
