@@ -56,6 +56,10 @@ NOT_NOW: Final = frozenset({10006, 10008, 10009, 10023, 10047, 10077, 10167, 102
 Answer = TypeVar("Answer")
 
 
+class WentBack(Unanswered):
+    """Who answers has less than was seen before: it is the leader no more, or the engine has lost something."""
+
+
 class Engine:
     """One process's view of an installation."""
 
@@ -85,6 +89,8 @@ class Engine:
         self.told = Told()
         self.damage = FoundDamage()
         self.broke = trio.Event()
+        self.broken: str | None = None
+        """Why the store can be used no more, in words."""
         self.missed: Callable[[], None] = lambda: None
         """Called after everything was read anew. Must not raise or wait."""
         self.applied: Callable[[ActSaid], None] = lambda act: None
@@ -98,6 +104,12 @@ class Engine:
         self._numbers: dict[str, tuple[str, int]] = {}
         """The registration and the number of the newest entry of a log that this process knows of."""
         self._catching_up = trio.Lock()
+
+    def breaks(self, reason: str) -> None:
+        """The store can be used no more."""
+        if not self.broke.is_set():
+            self.broken = reason
+            self.broke.set()
 
     # Asking
 
@@ -194,8 +206,7 @@ class Engine:
         """The newest entry of a log, from the leader. To be called patiently."""
         found = await self.last(self.layout.main, self.layout.log(diagnosis_id))
         if (0 if found is None else found.pos) < self.seen(diagnosis_id):
-            # One that was the leader does not know yet that it is no more.
-            raise Unanswered("who answers has less than was seen before")
+            raise WentBack(f"the log of {diagnosis_id} has fewer entries than before")
         if found is None:
             return NOTHING
         entry = _entry(found)
@@ -276,7 +287,7 @@ class Engine:
             newest = await self.last(self.layout.main, self.layout.number)
             last = 0 if newest is None else int(newest.data)
             if last < self.known.applied:
-                raise Unanswered("who answers has fewer acts than were applied before")
+                raise WentBack(f"there are {last} acts, where {self.known.applied} were applied")
             if last - self.known.applied > ACTS_MISSED_MAX:
                 await self._load_anew()
                 return

@@ -14,7 +14,7 @@ import trio
 
 from storage.changes import Hears
 from storage.errors import StoreBroken
-from storage.jetstream.engine import Engine
+from storage.jetstream.engine import Engine, WentBack
 from storage.jetstream.entries import ENDED, Entry, entry_of
 from storage.jetstream.layout import number_of
 from storage.nats.errors import NatsError
@@ -24,6 +24,10 @@ from storage.news import LOOK, News
 
 ACTS_SECONDS: Final = 1.0
 """Between two looks at the number of the last act. Reason: within it and a second more a right taken away is gone."""
+
+BEHIND_SECONDS_MAX: Final = 20.0
+"""So long may the engine have fewer acts than were seen. Reason: a former leader does not know at once that it is none.
+Beyond: the store is broken."""
 
 LOOK_SECONDS: Final = 60
 """Each followed log is looked at once within this time."""
@@ -49,6 +53,8 @@ class Following:
         """The position of the newest entry of each followed log that was told."""
         self._hears: Hears | None = None
         self._act_came = trio.Event()
+        self._behind_since: float | None = None
+        """Since when the engine has fewer acts than were applied here."""
 
     def tell(self, hears: Hears) -> None:
         """As `Store.tell`, of logs."""
@@ -85,15 +91,26 @@ class Following:
                 self._act_came = trio.Event()
                 try:
                     await self._engine.catch_up()
+                    self._behind_since = None
                     if is_time_to_look:
                         await self._look()
+                except WentBack as error:
+                    self._is_behind(error)
                 except NatsError:
                     if not connection.up.is_set():
                         await connection.up.wait()
-                except StoreBroken:
-                    self._engine.broke.set()
+                except StoreBroken as error:
+                    self._engine.breaks(str(error))
         finally:
             undo()
+
+    def _is_behind(self, error: WentBack) -> None:
+        now = trio.current_time()
+        if self._behind_since is None:
+            self._behind_since = now
+        elif now - self._behind_since > BEHIND_SECONDS_MAX:
+            self._engine.breaks(f"the engine has lost what it had acknowledged, perhaps it was restored: {error}")
+        self._engine.connection.leave("what it reaches is behind")
 
     def _heard_act(self, message: Message) -> None:
         if number_of(message.subject) > self._engine.known.applied:

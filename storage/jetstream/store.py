@@ -651,8 +651,9 @@ class JetStreamStore(TellsDamage):
             except (OutboxDamaged, Failed) as error:
                 problems.append(str(error))
                 if len(problems) == PROBLEMS_MAX:
-                    break
-        return problems
+                    return problems
+        problems += await self._trails.problems()
+        return problems[:PROBLEMS_MAX]
 
     def statistics(self) -> records.StoreStatistics:
         appending, engine = self._appending, self._engine
@@ -666,6 +667,7 @@ class JetStreamStore(TellsDamage):
             appending.requests,
             appending.events,
             appending.batch_peak,
+            broken=engine.broken,
             diagnoses=len(engine.known),
             away_since=away_since,
         )

@@ -111,6 +111,17 @@ class Trails:
             high = low - 1
         return rows[:limit]
 
+    async def problems(self) -> Sequence[str]:
+        """The acts that are missing, in words."""
+        missing: list[str] = []
+        low, last = self.first_act, self._engine.known.applied
+        while low <= last:
+            high = min(low + ACTS_AT_ONCE - 1, last)
+            there = {one.number for one in await self._engine.patiently(partial(self._acts, low, high))}
+            missing += [f"act {number} is missing" for number in range(low, high + 1) if number not in there]
+            low = high + 1
+        return missing
+
     async def expire_acts(self, before: float, limit: int) -> int:
         """Drop acts that are older, and all below them, but for the newest; how many rows they had."""
         layout, rows = self._engine.layout, 0

@@ -99,6 +99,11 @@ class NatsServer:
         """Have it do nothing until `thaw`."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while any(_state_of(task) not in "Tt" for task in tasks.iterdir()):
+            assert time.monotonic() < deadline, "it is not frozen"
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         """Have it go on."""
@@ -133,6 +138,11 @@ def nats_servers(directory: Path, count: int = 1, more: str = "") -> Iterator[Se
     finally:
         for one in servers:
             one.end(signal.SIGKILL)
+
+
+def _state_of(task: Path) -> str:
+    """The state of a thread, as the kernel has it."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -19,7 +19,7 @@ from storage.errors import Busy, CannotOpen, Failed, NoSuchDiagnosis, StorageErr
 from storage.jetstream.store import JetStreamStore
 from storage.nats.connection import Address, Connection
 from storage.nats.errors import Unanswered
-from storage.nats.jetstream import JetStream, Stored
+from storage.nats.jetstream import ROLLUP, JetStream, Stored
 from storage.nats.wire import Outgoing
 from storage.news import News
 from storage.records import Act, Appended, CursorMove, NewAuditRow, NewEvent, Seq, SubscriberId
@@ -348,6 +348,24 @@ async def test_an_engine_that_is_away_answers_busy_or_failed_in_time_and_is_used
         await append(store, event("3"))
         assert [body for _, body in await bodies(store)] in ([b"1", b"3"], [b"1", b"2", b"3"])
         await until(lambda: store.statistics().away_since is None)
+
+
+async def test_an_engine_that_has_lost_acts_for_good_breaks_the_store(
+    one_nats_server: NatsServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.jetstream.following.BEHIND_SECONDS_MAX", 0.1)
+    async with nodes(one_nats_server, name, 1) as (store,):
+        for _ in range(3):
+            await store.register("d", "amira", [], ACT)
+        jetstream, layout = store._engine.jetstream, store._engine.layout
+        await jetstream.purge(name, layout.act(2))
+        assert await store.check() == ["act 2 is missing"]
+        await jetstream.store([Outgoing(layout.number, b"2", {ROLLUP: "sub"})])
+        with trio.fail_after(30):
+            await store.broke.wait()
+        broken = store.statistics().broken
+        assert broken is not None
+        assert "there are 2 acts, where 3 were applied" in broken
 
 
 @contextmanager
