@@ -131,7 +131,7 @@ def test_a_parser_that_is_not_ours_hears_the_same(data: bytes) -> None:
     assert ours(data) == theirs(data) is not None
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.lists(FRAMES, min_size=1, max_size=3).map(b"".join),
     st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=2), st.integers(0, 2)), min_size=1, max_size=3),
