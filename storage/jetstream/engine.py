@@ -204,8 +204,9 @@ class Engine:
 
     async def head(self, diagnosis_id: str) -> Entry:
         """The newest entry of a log, from the leader. To be called patiently."""
+        seen = self.seen(diagnosis_id)
         found = await self.last(self.layout.main, self.layout.log(diagnosis_id))
-        if (0 if found is None else found.pos) < self.seen(diagnosis_id):
+        if (0 if found is None else found.pos) < seen:
             raise WentBack(f"the log of {diagnosis_id} has fewer entries than before")
         if found is None:
             return NOTHING
@@ -284,10 +285,11 @@ class Engine:
     async def catch_up(self) -> None:
         """Apply the acts that others have committed."""
         async with self._catching_up:
+            applied = self.known.applied
             newest = await self.last(self.layout.main, self.layout.number)
             last = 0 if newest is None else int(newest.data)
-            if last < self.known.applied:
-                raise WentBack(f"there are {last} acts, where {self.known.applied} were applied")
+            if last < applied:
+                raise WentBack(f"there are {last} acts, where {applied} were applied")
             if last - self.known.applied > ACTS_MISSED_MAX:
                 await self._load_anew()
                 return

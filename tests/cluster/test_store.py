@@ -148,11 +148,20 @@ async def test_an_act_is_told_to_every_process_once_and_in_one_order(pair: list[
                 await store.purge(f"{name}{number}")
                 await store.delete(f"{name}{number}", ACT)
 
-    async with trio.open_nursery() as nursery:
-        for store, name in zip(pair, "ab", strict=True):
-            nursery.start_soon(act, store, name)
+    async def look() -> None:
+        while True:
+            await pair[0]._engine.catch_up()
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as looking:
+        looking.start_soon(look)
+        async with trio.open_nursery() as nursery:
+            for store, name in zip(pair, "ab", strict=True):
+                nursery.start_soon(act, store, name)
+        looking.cancel_scope.cancel()
     await until(lambda: len(listeners[0].changes) == len(listeners[1].changes) == 48)
     assert listeners[0].changes == listeners[1].changes
+    assert [store._engine.connection.sessions for store in pair] == [1, 1], "no server was taken for one that is behind"
     assert [one.number for one in listeners[0].changes] == list(range(1, 49))
     kinds = [DiagnosisRegistered, TokensRevoked, OutboxPurged, DiagnosisDeleted]
     assert [sum(isinstance(one, kind) for one in listeners[0].changes) for kind in kinds] == [16, 16, 8, 8]
