@@ -531,6 +531,7 @@ PLANTED: Final = (
         "actors/diagnosis.py",
         "        if unseen := self._roster.unseen(self._store.moment().judged):\n",
         "        if unseen := self._roster.unseen(self._store.moment().wall):\n",
+        ("tests/server/test_unseen.py",),
     ),
     Planted(
         "an event stream ends and its connection stays",
