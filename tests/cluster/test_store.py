@@ -16,9 +16,10 @@ import trio
 from storage.changes import Change, DiagnosisDeleted, DiagnosisRegistered, OutboxPurged, TokensRevoked
 from storage.clock import SystemClock
 from storage.errors import Busy, CannotOpen, Failed, NoSuchDiagnosis, StorageError
+from storage.jetstream.engine import WentBack
 from storage.jetstream.store import JetStreamStore
 from storage.nats.connection import Address, Connection
-from storage.nats.errors import Unanswered
+from storage.nats.errors import NatsError, Unanswered
 from storage.nats.jetstream import ROLLUP, JetStream, Stored
 from storage.nats.wire import Outgoing
 from storage.news import News
@@ -148,9 +149,16 @@ async def test_an_act_is_told_to_every_process_once_and_in_one_order(pair: list[
                 await store.purge(f"{name}{number}")
                 await store.delete(f"{name}{number}", ACT)
 
+    behind: list[WentBack] = []
+
     async def look() -> None:
         while True:
-            await pair[0]._engine.catch_up()
+            try:
+                await pair[0]._engine.catch_up()
+            except WentBack as error:
+                behind.append(error)
+            except NatsError:  # a busy machine answers late
+                pass
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as looking:
@@ -161,7 +169,7 @@ async def test_an_act_is_told_to_every_process_once_and_in_one_order(pair: list[
         looking.cancel_scope.cancel()
     await until(lambda: len(listeners[0].changes) == len(listeners[1].changes) == 48)
     assert listeners[0].changes == listeners[1].changes
-    assert [store._engine.connection.sessions for store in pair] == [1, 1], "no server was taken for one that is behind"
+    assert behind == [], "an act that commits while one looks is no loss"
     assert [one.number for one in listeners[0].changes] == list(range(1, 49))
     kinds = [DiagnosisRegistered, TokensRevoked, OutboxPurged, DiagnosisDeleted]
     assert [sum(isinstance(one, kind) for one in listeners[0].changes) for kind in kinds] == [16, 16, 8, 8]
