@@ -1,7 +1,7 @@
-"""The plots and tables of docs/BENCHMARKS.md, made from the runs in docs/measured: `make bench-report`.
+"""The plots and tables of docs/BENCHMARKS.md and README.md, made from the runs in docs/measured: `make bench-report`.
 
-Each run makes the plots that `DRAWN` has for its benchmark. In the page they stand between two marks, and so does the
-table of the targets; what stands around them is written by hand.
+Each run makes the plots that `DRAWN` has for its benchmark. In a page they stand between two marks, and so do the table
+of the targets and that of the README; what stands around them is written by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from benchmarks import plots, records
 from benchmarks.plots import Axis, Bar, Line
 from benchmarks.records import AT_REST, Point, Run
-from benchmarks.results import markdown, targets
+from benchmarks.results import markdown, medians, shown, targets
 from benchmarks.servers import FASTAPI, LONG_WAY, LOOP, OURS, ROOT
 
 PLOTS: Final = ROOT / "docs" / "plots"
@@ -156,11 +156,24 @@ DRAWN: Final[dict[str, dict[str, Callable[[Run], str]]]] = {
 """By benchmark: the names of its plots, and what draws each."""
 
 
-PAGE: Final = ROOT / "docs" / "BENCHMARKS.md"
+PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "BENCHMARKS.md")
 MARKED: Final = re.compile(r"(<!-- bench-report: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-"""A part of the page that is made, by name."""
+"""A part of a page that is made, by name."""
 
 NOT_MEASURED: Final = "No run is in the tree yet."
+
+SPEED: Final = {
+    "delivery to 1000 subscribers, median / p99": (("delivery_p50_ms", "delivery_p99_ms"), "ms"),
+    "deliveries a second, 100 diagnoses with 10 subscribers": (("deliveries_per_second",), ""),
+    "connects a second, 32 at a time": (("connects_per_second",), ""),
+    "set-up of each, median / p99": (("setup_p50_ms", "setup_p99_ms"), "ms"),
+    "memory of the process for each of 5000 idle connections": (("memory_kb_per_connection",), "KB"),
+    "CPU seconds for 100,000 deliveries": (("cpu_seconds_per_100k",), ""),
+    "publishes a second, 16 connections": (("posts_per_second",), ""),
+    "publishes a second, over one WebSocket (`GET /publish`)": (("stream_events_per_second",), ""),
+    "publishes a second, requests of 1000 lines (`POST /ws/broadcast`)": (("bulk_events_per_second",), ""),
+}
+"""The rows of the README's table: the figures of each, and their unit."""
 
 
 def drawn_from(run: Run) -> dict[str, str]:
@@ -190,7 +203,21 @@ def parts_of(runs: Sequence[Run]) -> dict[str, str]:
     for name, said in parts.items():
         if found := [_part(run) for run in runs if run.benchmark.startswith(name)]:
             said[:] = found
+    parts["speed"] = [speed(run) for run in runs if run.benchmark == "targets"] or [NOT_MEASURED]
     return {name: "\n\n".join(said) + "\n" for name, said in parts.items()}
+
+
+def speed(run: Run) -> str:
+    """The table of the README: medians of our server and of FastAPI."""
+    measured = medians(run.rounds)
+    rows = [["", "Avicenna Live", "FastAPI + uvicorn, in memory, no tokens"]]
+    for label, (names, unit) in SPEED.items():
+        cells = []
+        for server in (OURS, FASTAPI):
+            values = [measured[server][name] for name in names if name in measured.get(server, {})]
+            cells.append(f"{' / '.join(map(shown, values))} {unit}".strip() if values else "")
+        rows.append([label, *cells])
+    return f"{about(run)}\n\n{markdown(rows, is_aligned=False)}"
 
 
 def _part(run: Run) -> str:
@@ -220,11 +247,13 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw every run of a directory, and fill the page."""
+    """Draw every run of a directory, and fill the pages."""
     parser = argparse.ArgumentParser(prog="make bench-report", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--measured", type=Path, default=records.MEASURED, metavar="DIR", help="where the runs are")
     parser.add_argument("--plots", type=Path, default=PLOTS, metavar="DIR", help="where the plots go")
-    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="the page that is filled")
+    parser.add_argument(
+        "--pages", type=Path, nargs="+", default=PAGES, metavar="FILE", help="the pages that are filled"
+    )
     options = parser.parse_args(argv)
     try:
         runs = runs_in(options.measured)
@@ -236,8 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, svg in drawn_from(run).items():
             (options.plots / f"{name}.svg").write_text(svg)
             print(f"{options.plots / name}.svg")
-    options.page.write_text(filled(options.page.read_text(), parts_of(runs)))
-    print(options.page)
+    for page in options.pages:
+        page.write_text(filled(page.read_text(), parts_of(runs)))
+        print(page)
     return 0
 
 

@@ -53,7 +53,7 @@ def test_the_report_draws_every_plot_with_machine_and_servers(tmp_path: Path) ->
     page, drawn = tmp_path / "page.md", tmp_path / "plots"
     page.write_text(PAGE)
 
-    assert report.main(["--measured", str(RECORDED), "--plots", str(drawn), "--page", str(page)]) == 0
+    assert report.main(["--measured", str(RECORDED), "--plots", str(drawn), "--pages", str(page)]) == 0
 
     assert {path.stem for path in drawn.glob("*.svg")} == {name for plots in report.DRAWN.values() for name in plots}
     for name, plots in report.DRAWN.items():
@@ -69,7 +69,7 @@ def test_the_report_fills_the_marked_parts_of_the_page_alone(tmp_path: Path) -> 
     page = tmp_path / "page.md"
     page.write_text(PAGE)
 
-    report.main(["--measured", str(RECORDED), "--plots", str(tmp_path), "--page", str(page)])
+    report.main(["--measured", str(RECORDED), "--plots", str(tmp_path), "--pages", str(page)])
 
     text = page.read_text()
     assert "old" not in text
@@ -91,10 +91,22 @@ def test_every_plot_of_the_documents_is_what_a_run_in_the_tree_draws() -> None:
     assert shown == drawn_from(records.MEASURED), "make bench-report"
 
 
-def test_the_page_says_what_the_runs_in_the_tree_say() -> None:
-    page = report.PAGE.read_text()
-    assert [name for _, name, _ in report.MARKED.findall(page)] == ["targets", "growth", "soak"]
-    assert report.filled(page, report.parts_of(report.runs_in(records.MEASURED))) == page, "make bench-report"
+def test_the_pages_say_what_the_runs_in_the_tree_say() -> None:
+    pages = [page.read_text() for page in report.PAGES]
+    parts = report.parts_of(report.runs_in(records.MEASURED))
+    marked = [name for page in pages for _, name, _ in report.MARKED.findall(page)]
+    assert marked == ["speed", "targets", "growth", "soak"]
+    for page in pages:
+        assert report.filled(page, parts) == page, "make bench-report"
+
+
+def test_the_table_of_the_readme_has_the_medians_of_both_servers_and_leaves_out_what_was_not_measured() -> None:
+    run = records.read(RECORDED / "targets.json")
+    rounds = {"avicenna": {"delivery_p50_ms": [1, 3], "delivery_p99_ms": [9]}, "fastapi": {"posts_per_second": [1234]}}
+    said = report.speed(msgspec.structs.replace(run, rounds=rounds))
+    assert "| delivery to 1000 subscribers, median / p99 | 2 / 9 ms |  |" in said
+    assert "| publishes a second, 16 connections |  | 1,234 |" in said
+    assert report.about(run) in said
 
 
 def test_a_plot_without_its_run_is_found(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_without_a_provider_there_are_no_spans() -> None:
 def test_a_server_without_the_extra_serves_without_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     assert open_spans("auto", SystemClock()) is None
-    with pytest.raises(SettingsError, match=r"pip install 'avicenna-live\[otel\]'"):
+    with pytest.raises(SettingsError, match="API is not installed: pip install opentelemetry-sdk"):
         open_spans("on", SystemClock())
 
 

@@ -37,7 +37,7 @@ def open_spans(tracing: Tracing, clock: Clock) -> Spans | None:
     except ImportError:
         if tracing == "on":
             raise SettingsError(
-                "tracing is on, but the OpenTelemetry API is not installed: pip install 'avicenna-live[otel]'"
+                "tracing is on, but the OpenTelemetry API is not installed: pip install opentelemetry-sdk"
             ) from None
         return None
     if tracing == "on":
