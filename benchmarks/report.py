@@ -222,8 +222,8 @@ def speed(run: Run) -> str:
 
 def _part(run: Run) -> str:
     """One run in the page: where it was made, its plots, its table if it has one, and what went wrong."""
-    shown = ", ".join(f"{name} {version}" for name, version in run.versions.items() if name in VERSIONS_SHOWN)
-    said = [f"`{run.command}`\n{about(run)}\n{shown}; [{run.benchmark}.json](measured/{run.benchmark}.json)"]
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items() if name in VERSIONS_SHOWN)
+    said = [f"`{run.command}`\n{about(run)}\n{versions}; [{run.benchmark}.json](measured/{run.benchmark}.json)"]
     said += [f"![{name}](plots/{name}.svg)" for name in DRAWN.get(run.benchmark, {})]
     if run.rounds:
         ways = [name for name in (OURS, LONG_WAY) if name in run.rounds]
