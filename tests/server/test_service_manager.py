@@ -129,7 +129,6 @@ PID = str(os.getpid())
 @pytest.mark.parametrize(
     ("variables", "why"),
     [
-        ({"LISTEN_FDS": "1"}, "LISTEN_FDS is set without LISTEN_PID"),
         ({"LISTEN_PID": PID, "LISTEN_FDS": "one"}, "LISTEN_FDS must be a number 0-32, not 'one'"),
         ({"LISTEN_PID": PID, "LISTEN_FDS": "-1"}, "LISTEN_FDS must be a number 0-32, not '-1'"),
         ({"LISTEN_PID": PID, "LISTEN_FDS": "33"}, "LISTEN_FDS must be a number 0-32, not '33'"),
@@ -163,8 +162,11 @@ def test_an_empty_variable_hands_nothing_over(variables: dict[str, str]) -> None
     assert take(variables, os.getpid()) == HandedOver()
 
 
-def test_what_is_handed_over_to_another_process_is_not_taken_and_is_not_handed_on() -> None:
-    variables = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "public", "PATH": "/bin"}
+@pytest.mark.parametrize("for_whom", [{"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {}])
+def test_what_is_handed_over_to_another_process_or_to_none_is_not_taken_and_is_not_handed_on(
+    for_whom: dict[str, str],
+) -> None:
+    variables = {**for_whom, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "public", "PATH": "/bin"}
     assert take(variables, os.getpid()) == HandedOver()
     assert variables == {"PATH": "/bin"}
 

@@ -46,7 +46,7 @@ class HandedOver:
 
 
 def take(environment: MutableMapping[str, str], process: int) -> HandedOver:
-    """The listeners that were handed over to this process; none, if they were not, or to another one.
+    """The listeners that were handed over to this process; none, if `LISTEN_PID` does not name it.
 
     The variables are removed: no child shall take them for its own.
 
@@ -58,12 +58,11 @@ def take(environment: MutableMapping[str, str], process: int) -> HandedOver:
     Raises:
         HandOverError: they cannot be used.
     """
-    # An empty variable counts as unset, as everywhere here. sd_listen_fds(3) finds fault with an empty LISTEN_FDS.
+    # As sd_listen_fds(3): without LISTEN_PID nothing is handed over. But an empty variable counts as unset, as
+    # everywhere here; sd_listen_fds finds fault with an empty LISTEN_FDS.
     for_whom, count_text, names_text, _ = (environment.pop(name, None) or None for name in VARIABLES)
-    if count_text is None or (for_whom is not None and for_whom != str(process)):
+    if count_text is None or for_whom != str(process):
         return HandedOver()
-    if for_whom is None:
-        raise HandOverError("LISTEN_FDS is set without LISTEN_PID, the number of the process that it is for")
     if not (count_text.isascii() and count_text.isdigit()) or int(count_text[:9]) > LISTENERS_MAX:
         raise HandOverError(f"LISTEN_FDS must be a number 0-{LISTENERS_MAX}, not {count_text[:20]!a}")
     count = int(count_text)
