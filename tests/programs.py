@@ -1,8 +1,8 @@
 """Programs from outside the project that some tests want: the path of one, or a skip that names it.
 
 Users need Python and make, nothing else: a test that wants a C compiler, Node, Chromium, nginx, HAProxy, Caddy,
-systemd, promtool or a NATS server skips where it is missing. `.ci/run` installs these programs and names those it has
-in `REQUIRED_PROGRAMS`: a test that misses one of them fails.
+systemd, promtool, zsh, fish or a NATS server skips where it is missing. `.ci/run` installs these programs and names
+those it has in `REQUIRED_PROGRAMS`: a test that misses one of them fails.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import program
 from tests.server.process import COMMAND
 from web import cli
 from web.commands import line
@@ -96,3 +98,44 @@ completed avicenna-live backup --dat
 """
     done = subprocess.run([bash, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["revoke revocations", "quarantined", "--data"]
+
+
+COMPLETED_BY_ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell "PS1=; fpath=(${(q)1} \$fpath); autoload -Uz compinit; compinit -u -D; echo rea''dy"
+zpty -r shell said '*ready*'
+function completed {
+  zpty -w -n shell $'\C-u'"$1"$'\t'
+  zpty -r shell said "*$2*"
+  print -r -- "$2"
+}
+completed 'avicenna-live doc' 'avicenna-live doctor'
+completed 'avicenna-live actors list --state q' 'quarantined'
+completed 'avicenna-live backup --dat' '--data'
+"""
+"""Types words and a Tab into a shell of its own, until what is expected stands on the line."""
+
+
+def test_zsh_completes_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zsh = program("zsh")
+    assert cli.main(["completion", "zsh"]) == 0
+    (tmp_path / "_avicenna-live").write_text(capsys.readouterr().out)
+    command = [zsh, "-f", "-c", COMPLETED_BY_ZSH, "zsh", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == ["avicenna-live doctor", "quarantined", "--data"], done.stderr
+
+
+def test_fish_completes_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fish = program("fish")
+    assert cli.main(["completion", "fish"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    asked = ("avicenna-live revo", "avicenna-live actors list --state q", "avicenna-live backup --dat")
+    script = "source $HOME/script; " + "; ".join(f'complete -C "{one}"' for one in asked)
+    environment = os.environ | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [fish, "--no-config", "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    offered = dict(one.split("\t") for one in done.stdout.splitlines())
+    assert set(offered) == {"revoke", "revocations", "quarantined", "--data"}
+    assert offered["revoke"] == "refuse tokens before their time", "its line in the list of commands"

@@ -11,7 +11,7 @@ import pytest
 from tests import programs
 from tests.programs import REQUIRED, ROOT
 
-PROGRAMS = ("cc", "node", "npm", "chromium", "nginx", "haproxy", "promtool", "caddy", "systemd-analyze")
+PROGRAMS = ("cc", "node", "npm", "chromium", "nginx", "haproxy", "promtool", "caddy", "systemd-analyze", "zsh", "fish")
 
 
 def test_a_program_that_is_there_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,10 @@ class Helping:
 
         parser = self._parser()
         for action in _actions_of(parser):
+            if isinstance(action, argparse._SubParsersAction):
+                # A shell shows one line of each command: that of the list of commands, not the first of its help.
+                for command in action.choices.values():
+                    command.description = None
             kind = FILES.get(action.metavar) if isinstance(action.metavar, str) else None
             if kind is not None:
                 action.complete = shtab.FILE if kind == "file" else shtab.DIRECTORY  # type: ignore[attr-defined] # as shtab wants
