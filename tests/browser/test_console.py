@@ -190,6 +190,11 @@ async def test_an_operator_looks_after_actors_from_the_console(tmp_path: Path) -
             await page.check_accessibility()
             # Restarted by its button while a subscriber stays connected and loses nothing.
             await page.go("#/actors/42", "Diagnosis 42")
+            for act in ("Disconnect…", "Purge…"):
+                await page.button(act)
+                await tab.until("document.getElementById('dialog').open")
+                await page.check_accessibility()
+                await page.button("Cancel", "#dialog")
             await page.button("Restart")
             await page.confirm("Restart", "Incarnation 2 begins", "1 connection stays open")
             await page.until_text("operator")  # the latest restart, and why
@@ -202,6 +207,8 @@ async def test_an_operator_looks_after_actors_from_the_console(tmp_path: Path) -
             await page.button("Delivery of event 2")
             await page.until_text("1 acknowledged", "[aria-label='Delivery of an event']")
             await page.until_text("its app", "[aria-label='Delivery of an event']")
+            dot = "document.querySelector('.dot.on').getBoundingClientRect()"
+            assert await tab.run(f"{dot}.width === {dot}.height"), "a circle"
         # What an event says is hidden until it is asked for, and asking is an act.
         await server.publish(6, "42", comment="<b>slept</b> well")
         await page.until_text("6 of 100")
@@ -270,6 +277,8 @@ async def test_purging_disconnecting_and_revoking_ask_first_and_sign_out_forgets
         await page.button("Lift the revocation of mallory")
         await page.confirm("Lift")
         await page.until_text("No token is revoked.")
+        await page.go("#/audit", "Audit")
+        await page.until_text("revocation.addsub mallory", ".trails tbody")
         acts = (await server.http.get("/audit", headers=server.bearer("chief", "operate"))).json()["items"]
         assert [(one["actor"], one["action"]) for one in acts if one["actor"] == "op"] == [
             ("op", "revocation.lift"),

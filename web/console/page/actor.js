@@ -291,7 +291,7 @@ class ActorView {
           items.map((one) => h("tr", {},
             h("th", { scope: "row" }, h("span", { class: one.online ? "dot on" : "dot" }), nameOf(one)),
             h("td", {}, h("span", { class: "state", "data-delivery": one.state }, one.state)),
-            h("td", {}, one.state !== "acknowledged" ? "" : BY[one.acknowledged_by] ?? ""),
+            h("td", { class: "act" }, one.state !== "acknowledged" ? "" : BY[one.acknowledged_by] ?? ""),
             h("td", {}, one.state !== "acknowledged" || one.acknowledged_at === null ? "" : when(one.acknowledged_at)))))) : null,
         next ? h("button", { type: "button", class: "plain", onclick: () => this.#trace(seq, next) }, "More") : null,
         h("button", { type: "button", class: "plain", onclick: () => (section.hidden = true) }, "Close"),

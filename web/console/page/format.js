@@ -66,3 +66,12 @@ export function state(value) {
     .map(([name, one]) => `${name} ${typeof one === "string" || typeof one === "number" ? one : JSON.stringify(one)}`)
     .join(", ");
 }
+
+/** What an act was done to: its name, or for an object as `state` has it. */
+export function target(text) {
+  try {
+    return text.startsWith("{") ? state(JSON.parse(text)) : text;
+  } catch {
+    return text; // a name that only begins so
+  }
+}

@@ -3,7 +3,7 @@
 import { Chart } from "./chart.js";
 import { h, say, set } from "./dom.js";
 import { STATES } from "./feed.js";
-import { bytes, count, since, span, took, when } from "./format.js";
+import { bytes, count, many, since, span, took, when } from "./format.js";
 
 const PAGE_ROWS = 50;
 
@@ -65,7 +65,7 @@ function spreads(history, name) {
 function showCharts(charts, history) {
   const node = history.at(-1).node;
   const events = rates(history, "events").at(-1);
-  charts.deliveries.show(rates(history, "deliveries"), events === undefined ? "" : `of ${count(events)} events`);
+  charts.deliveries.show(rates(history, "deliveries"), events === undefined ? "" : `of ${many(Math.round(events), "event")}`);
   const commits = spreads(history, "commit_seconds");
   const commit = commits.at(-1);
   charts.commits.show(commits.map((one) => one?.mean ?? null), commit ? `mean of ${count(commit.count)}, p99 ≤ ${took(commit.p99)}` : "no commits");

@@ -23,12 +23,12 @@ export function revocations() {
       const rows = items.map((one) => h("tr", {},
         h("th", { scope: "row" }, one.sub ?? one.jti),
         h("td", {}, one.sub === undefined ? "one token" : "all tokens"),
-        h("td", {}, h("time", { datetime: one.at }, when(one.at))),
+        h("td", { class: "wide" }, h("time", { datetime: one.at }, when(one.at))),
         h("td", {}, h("time", { datetime: one.covers_until }, when(one.covers_until))),
         h("td", { class: "buttons" }, h("button", { type: "button", class: "small", "aria-label": `Lift the revocation of ${one.sub ?? one.jti}`, onclick: () => lift(one) }, "Lift"))));
       list.replaceChildren(
         rows.length
-          ? scrolling("Revocations", table("Revocations in force", ["Of", "Refuses", "Since", "Issued until", h("th", { scope: "col" }, h("span", { class: "unseen" }, "Acts"))], rows))
+          ? scrolling("Revocations", table("Revocations in force", ["Of", "Refuses", h("th", { scope: "col", class: "wide" }, "Since"), "Issued until", h("th", { scope: "col" }, h("span", { class: "unseen" }, "Acts"))], rows))
           : h("p", { class: "quiet empty" }, "No token is revoked."),
         next === null ? "" : h("button", { type: "button", class: "plain", onclick: () => read(false) }, "Next"));
     } catch (error) {

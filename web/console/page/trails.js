@@ -1,7 +1,7 @@
 /** Both trails: what was done, and who followed what; filtered, and read page by page. */
 
 import { h, scrolling, table } from "./dom.js";
-import { state, when } from "./format.js";
+import { state, target, when } from "./format.js";
 import { ask } from "./session.js";
 
 const AUDIT = {
@@ -14,7 +14,7 @@ const AUDIT = {
     h("td", {}, h("time", { datetime: one.at, title: one.at }, when(one.at))),
     h("td", { class: "name" }, one.actor),
     h("td", { class: "act" }, one.action),
-    h("td", { class: "on" }, one.diagnosis_id === null ? one.target : link(one.diagnosis_id)),
+    h("td", { class: "on" }, one.diagnosis_id === null ? target(one.target) : link(one.diagnosis_id)),
     h("td", { class: "said" }, state(one.before)),
     h("td", { class: "said" }, state(one.after)),
   ],
