@@ -193,7 +193,8 @@ class Operating(Following):
         try:
             rows = copy.execute(
                 "SELECT public_id, epoch, floor, seq, body FROM diagnosis JOIN head USING (dx) "
-                "LEFT JOIN entry ON entry.dx = diagnosis.dx AND seq > floor"
+                "LEFT JOIN entry ON entry.dx = diagnosis.dx AND seq > floor "
+                "WHERE deleted_at IS NULL"
             ).fetchall()
         finally:
             copy.close()
