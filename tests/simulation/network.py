@@ -66,7 +66,7 @@ class Link:
 
     def stop_flow(self) -> None:
         """Let nothing through, either way: a client that reads nothing, or a network that has gone quiet."""
-        if not self.is_over:
+        if not self.is_over and self._flows.is_set():
             self._flows = trio.Event()
 
     def flow(self) -> None:
