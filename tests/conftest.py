@@ -1,7 +1,8 @@
-"""Fails the whole run if anything a server wrote during it holds a token, a key or a payload; and the two ways.
+"""Fails the whole run if anything a server wrote during it holds a token, a key or a payload; and the ways.
 
 Tests that ask a server are run by the short way of plain requests. Those marked `both_ways` are run by the long way,
-too. With the variable `ALL_WAYS` all of them are (`make check-all`), but for those marked `one_way`.
+too, and those marked `by_workers` by two workers on one store. With the variable `ALL_WAYS` all of them are run by each
+way (`make check-all`), but for those marked `one_way`; those marked `one_process` are not run by workers.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ ASKING: Final = frozenset({"api", "browser", "cli", "clients", "edge", "identity
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test by each way that it is to be run by."""
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
-    is_asking = metafunc.definition.path.parent.name in ASKING
-    if "one_way" not in marks and ("both_ways" in marks or (is_asking and os.environ.get("ALL_WAYS"))):
-        metafunc.parametrize("way", ["short", "long"], indirect=True)
+    is_all = metafunc.definition.path.parent.name in ASKING and os.environ.get("ALL_WAYS")
+    ways = ["short"]
+    if "both_ways" in marks or is_all:
+        ways.append("long")
+    if "one_process" not in marks and ("by_workers" in marks or is_all):
+        ways.append("workers")
+    if "one_way" not in marks and len(ways) > 1:
+        metafunc.parametrize("way", ways, indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +45,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     chosen: str = getattr(request, "param", "short")
     if chosen == "long":
         monkeypatch.setenv(variable_of("short_way"), "false")
+    elif chosen == "workers":
+        monkeypatch.setenv(variable_of("workers"), "2")
     return chosen
 
 

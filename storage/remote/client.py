@@ -55,6 +55,9 @@ logger = logging.getLogger("avicenna.storage")
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
 
+Connect = Callable[[], Awaitable[trio.abc.Stream]]
+"""Makes a stream to the store; `OSError`: nobody listens there now."""
+
 
 class _Request:
     """Something that was asked, and how its answer is taken."""
@@ -86,8 +89,8 @@ class _Request:
 class Link:
     """The stream to the store, made anew whenever it ends; what is asked and what is told goes through it."""
 
-    def __init__(self, path: Path, node: str, clock: Clock, told: Callable[[Frame], None]) -> None:
-        """A link to the store that listens at `path`.
+    def __init__(self, connect: Connect, node: str, clock: Clock, told: Callable[[Frame], None]) -> None:
+        """A link to the store that `connect` leads to.
 
         Args:
             told: called with each frame that answers nothing. Must not wait.
@@ -99,7 +102,7 @@ class Link:
         """When something came from it for the last time."""
         self.greeting: Callable[[], Sequence[bytes]] = tuple
         """What is said first on each new stream."""
-        self._path = path
+        self._make = connect
         self._clock = clock
         self._told = told
         self._requests: dict[int, _Request] = {}
@@ -193,12 +196,11 @@ class Link:
     def _is_gone(self) -> bool:
         return self.away_since is not None and self._clock.monotonic() - self.away_since > AWAY_SECONDS_MAX
 
-    async def _connect(self) -> trio.SocketStream:
+    async def _connect(self) -> trio.abc.Stream:
         attempt = 0
         while True:
             try:
-                with short_path(self._path) as name:
-                    return await trio.open_unix_socket(name)
+                return await self._make()
             except OSError:
                 await trio.sleep(CONNECT_SECONDS[min(attempt, len(CONNECT_SECONDS) - 1)])
                 attempt += 1
@@ -226,13 +228,13 @@ class Link:
                     request.refuse(_unanswered(request, "the store is not there"))
             await trio.sleep(0.1)
 
-    async def _write(self, out: Outgoing, stream: trio.SocketStream, end: trio.CancelScope) -> None:
+    async def _write(self, out: Outgoing, stream: trio.abc.Stream, end: trio.CancelScope) -> None:
         try:
             await out.write(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             end.cancel()
 
-    async def _read(self, stream: trio.SocketStream, end: trio.CancelScope) -> None:
+    async def _read(self, stream: trio.abc.Stream, end: trio.CancelScope) -> None:
         frames = Frames()
         try:
             while data := await stream.receive_some(RECEIVE_BYTES):
@@ -276,13 +278,13 @@ class RemoteStore:
 
     shared = True
 
-    def __init__(self, path: Path, node: str, clock: Clock, nursery: trio.Nursery) -> None:
-        """The store that listens at `path`, asked under the name `node`.
+    def __init__(self, connect: Connect, node: str, clock: Clock, nursery: trio.Nursery) -> None:
+        """The store that `connect` leads to, asked under the name `node`.
 
         Args:
             nursery: in which what others ask is answered.
         """
-        self._link = Link(path, node, clock, self._take)
+        self._link = Link(connect, node, clock, self._take)
         self._link.greeting = self._greeting
         self.bus = RemoteBus(self._link, nursery)
         self._clock = clock
@@ -655,17 +657,26 @@ class RemoteStore:
 
 
 @asynccontextmanager
-async def open_remote(path: Path, *, node: str, clock: Clock) -> AsyncIterator[RemoteStore]:
+async def open_remote(path: Path | Connect, *, node: str, clock: Clock) -> AsyncIterator[RemoteStore]:
     """The store that listens at `path`, once it is reached.
 
     Args:
+        path: of a Unix socket; or what makes a stream.
         node: names this process; another name after each start.
     """
     async with trio.open_nursery() as nursery:
-        store = RemoteStore(path, node, clock, nursery)
+        store = RemoteStore(_connect_to(path) if isinstance(path, Path) else path, node, clock, nursery)
         nursery.start_soon(store.run)
         await store.is_there.wait()
         try:
             yield store
         finally:
             nursery.cancel_scope.cancel()
+
+
+def _connect_to(path: Path) -> Connect:
+    async def connect() -> trio.abc.Stream:
+        with short_path(path) as name:
+            return await trio.open_unix_socket(name)
+
+    return connect

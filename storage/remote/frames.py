@@ -39,7 +39,7 @@ class Frames:
     def __init__(self) -> None:
         self._waiting = bytearray()
 
-    def taken(self, data: bytes) -> Iterator[bytes]:
+    def taken(self, data: bytes | bytearray) -> Iterator[bytes]:
         """The contents of the frames that are whole with these further bytes.
 
         Raises:

@@ -55,7 +55,7 @@ logger = logging.getLogger("avicenna.storage")
 class _Client:
     """One process that is connected."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self.node = ""
         self.stream = stream
         self.confirmed = 0
@@ -64,6 +64,8 @@ class _Client:
         self.topics: set[str] = set()
         self.long: dict[int, trio.CancelScope] = {}
         """What it has asked for and may cancel."""
+        self.has_ended = False
+        """It will not come back."""
         self.scope = trio.CancelScope()
         self.gone = trio.Event()
         self.out = Outgoing()
@@ -134,7 +136,7 @@ class StoreServer:
         """Who has asked, under which number, and who has not answered yet."""
         store.tell(self)
 
-    async def run(self, listeners: Sequence[trio.SocketListener]) -> None:
+    async def run(self, listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]) -> None:
         """Serve whoever connects; until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer_appends)
@@ -145,6 +147,10 @@ class StoreServer:
     def is_gone(self, node: str) -> None:
         """A node has ended: nobody waits for it."""
         self._absent.discard(node)
+        for client in self._clients:
+            if client.node == node:  # the end of its stream is still to be read
+                client.has_ended = True
+                client.scope.cancel()
         self._stir_confirmed()
 
     async def left(self) -> None:
@@ -152,7 +158,7 @@ class StoreServer:
         while self._clients:
             await self._clients[0].gone.wait()
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: trio.abc.Stream) -> None:
         client = _Client(stream)
         try:
             with client.scope:
@@ -173,6 +179,8 @@ class StoreServer:
         client.gone.set()
         if client in self._clients:
             self._clients.remove(client)
+            if not client.has_ended:
+                self._absent.add(client.node)
         self._stir_confirmed()
         for number, (_, _, missing) in list(self._questions.items()):
             missing.discard(client)

@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,12 +21,18 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from actors.diagnosis import Render
-from storage.clock import Clock
+from storage.bus import Bus
+from storage.clock import Clock, SystemClock
+from storage.remote.client import open_remote
+from storage.remote.server import StoreServer
+from storage.store import Store
 from tests.contract import complaint, complaint_of_headers, frame_complaint
 from tests.logbook import LOGBOOK, PAYLOAD_MARKER
 from web.commands import offline
 from web.contract.wire import render_event
-from web.identity.keyring import KEY_FILE, load_key
+from web.http.handed_over import HandedOver
+from web.http.listening import begin_to_listen, listening_on_unix, share_of_tcp
+from web.identity.keyring import KEY_FILE, load_key, load_keys, will_make_key
 from web.identity.tokens import issue
 from web.server.composition import Engine, open_engine, serve
 from web.server.settings import DATABASE_FILE, Settings, variable_of
@@ -221,26 +228,42 @@ async def running_server(
 ) -> AsyncIterator[Server]:
     """A server with these settings (this time, this renderer of events and this store), drained at the end.
 
-    Where the test goes the long way (`tests/conftest.py`), so do all requests.
+    Where the test goes the long way (`tests/conftest.py`), so do all requests. Where it goes by workers, two servers
+    share the port and the store, as the processes of `serve --workers 2` do; here they are in one process.
     """
     if os.environ.get(variable_of("short_way")) == "false":
         settings = replace(settings, short_way=False)
+    count = int(os.environ.get(variable_of("workers"), "1"))
+    has_workers = count > 1 and engine is open_engine
     stopping = trio.Event()
     is_ready = trio.Event()
     urls: list[str] = []
 
     def ready(url: str) -> None:
         urls.append(url)
-        is_ready.set()
+        if len(urls) == (count if has_workers else 1):
+            is_ready.set()
 
-    async with trio.open_nursery() as server_nursery:
-
-        async def run() -> None:
-            await serve(
-                settings, ready=ready, stopping=stopping, clock=clock, render=render, engine=engine, spans=spans
-            )
-
-        server_nursery.start_soon(run)
+    async with trio.open_nursery() as server_nursery, AsyncExitStack() as stack:
+        run = partial(serve, settings, ready=ready, stopping=stopping, clock=clock, render=render, spans=spans)
+        if not has_workers:
+            server_nursery.start_soon(partial(run, engine=engine))
+        else:
+            socket_path = await stack.enter_async_context(_served_store(settings, clock or SystemClock()))
+            workers = await stack.enter_async_context(trio.open_nursery())
+            port = settings.port
+            for number in range(count):
+                listener = share_of_tcp(settings.host, port)
+                begin_to_listen(listener)
+                port = listener.getsockname()[1]
+                workers.start_soon(
+                    partial(
+                        run,
+                        engine=partial(_remote_engine, socket_path, f"worker-{number + 1}"),
+                        handed_over=HandedOver((listener,), ()),
+                        is_alone=False,
+                    )
+                )
         with trio.fail_after(10):
             await is_ready.wait()
         try:
@@ -248,3 +271,24 @@ async def running_server(
                 yield server
         finally:
             stopping.set()
+
+
+@asynccontextmanager
+async def _served_store(settings: Settings, clock: Clock) -> AsyncIterator[Path]:
+    """Where workers ask the store of these settings."""
+    makes_key = will_make_key(settings)
+    async with open_engine(settings, clock) as (store, _), trio.open_nursery() as nursery:
+        if makes_key:
+            load_keys(settings)
+        with listening_on_unix(settings.data / "store.sock", 0o600, is_ours=True) as listener:
+            server = StoreServer(store)
+            nursery.start_soon(server.run, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
+            yield settings.data / "store.sock"
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _remote_engine(path: Path, node: str, settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
+    del settings
+    async with open_remote(path, node=node, clock=clock) as store:
+        yield store, store.bus

@@ -10,7 +10,7 @@ import trio
 
 from tests.server.harness import Client, Server
 
-pytestmark = pytest.mark.both_ways
+pytestmark = [pytest.mark.both_ways, pytest.mark.by_workers]
 
 
 def numbers(frames: list[dict[str, object]]) -> list[object]:
@@ -46,6 +46,7 @@ async def test_a_broadcast_reaches_one_connection(server: Server) -> None:
     assert (event["type"], event["seq"], event["data"]["feedback_id"]) == ("feedback_update", 1, 7)
 
 
+@pytest.mark.one_process("the status counts the connections of other workers as they told them last, up to 2 s ago")
 async def test_a_broadcast_reaches_many_connections_and_every_route_uses_the_same_registry(server: Server) -> None:
     await server.register(42, "amira", "bo")
     async with server.live() as one, server.live() as two, server.live(sub="bo") as three:

@@ -14,7 +14,7 @@ from storage.records import Event
 from tests.server.harness import Server, running_server
 from web.server.settings import Settings
 
-pytestmark = pytest.mark.both_ways
+pytestmark = [pytest.mark.both_ways, pytest.mark.by_workers]
 
 OPERATOR = ("op", "operate")
 
@@ -166,6 +166,7 @@ async def test_disconnecting_without_a_sub_means_the_anonymous(server: Server) -
         assert (await delete(server, "/actors/42/subscribers?sub=amira")).json()["disconnected"] == 1
 
 
+@pytest.mark.one_process("a publisher is answered before another worker has written to its followers")
 async def test_delivery_says_what_became_of_an_event_for_every_subscriber(server: Server) -> None:
     await server.register(42, "amira", "bo", "cyrus")
     async with server.live(sub="bo", ack="app"):

@@ -1,7 +1,4 @@
-"""`serve --workers`: several processes on one port and one database, and what becomes of clients when one is killed.
-
-`WORKERS_ROUNDS` says how often processes are killed.
-"""
+"""`serve --workers`: several processes on one port and one database."""
 
 from __future__ import annotations
 
@@ -24,41 +21,7 @@ from tests.logbook import LOGBOOK, Logbook
 from tests.server.harness import Client, Server
 from tests.server.process import COMMAND, Process, run, served
 from tests.server.test_console import console
-
-ROUNDS = int(os.environ.get("WORKERS_ROUNDS", "3"))
-
-
-@asynccontextmanager
-async def two_workers(data: Path) -> AsyncIterator[tuple[Process, Server]]:
-    """A server with two workers, whose processes may be killed again and again."""
-    often = {"AVICENNA_RESTART_INTENSITY_MAX": "1000", "AVICENNA_RESTART_INTENSITY_SECONDS": "1"}
-    async with served(data, "--workers", "2", logbook=LOGBOOK, **often) as both:
-        yield both
-
-
-def children(process: Process) -> dict[str, int]:
-    """The numbers of the processes of a server, by name."""
-    parent = process.process.pid
-    found: dict[str, int] = {}
-    threads = Path(f"/proc/{parent}/task").glob("*/children") if process.process.returncode is None else []
-    for pid in " ".join(one.read_text() for one in threads).split():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"web.server.workers" in words:
-            found[words[words.index(b"web.server.workers") + 1].decode()] = int(pid)
-    return found
-
-
-def workers(process: Process) -> dict[str, int]:
-    return {name: pid for name, pid in children(process).items() if name != "store"}
-
-
-async def until(is_true: Callable[[], bool], seconds: float = 30) -> None:
-    with trio.fail_after(seconds):
-        while not is_true():
-            await trio.sleep(0.01)
+from tests.server.workers import children, two_workers, until, workers
 
 
 async def until_async(is_true: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
@@ -265,6 +228,23 @@ async def _equals(both: Installation, name: str, value: float) -> bool:
     return (await both.figures())[name] == value
 
 
+async def test_one_diagnosis_with_500_followers_is_fanned_out_by_all_workers(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        await server.register()
+        async with many(server, 500) as clients:
+            held = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in workers(process).values()]
+            assert min(held) > 100, f"all workers have a part of them: {held}"
+            for number in range(1, 6):
+                assert (await server.publish(number)).json()["seq"] == number
+
+            async def read(client: Client) -> None:
+                assert [frame["seq"] for frame in await client.events(5)] == [1, 2, 3, 4, 5]
+
+            async with trio.open_nursery() as nursery:
+                for client in clients:
+                    nursery.start_soon(read, client)
+
+
 async def test_a_right_that_is_taken_away_ends_followers_of_all_workers(tmp_path: Path) -> None:
     async with two_workers(tmp_path / "data") as (_, server):
         await server.register(42, "amira", "bo")
@@ -276,49 +256,6 @@ async def test_a_right_that_is_taken_away_ends_followers_of_all_workers(tmp_path
                 frames, code, _ = await client.close_frames()
                 assert code == 1008
                 assert not [frame for frame in frames if "seq" in frame and frame.get("type") == "feedback_update"]
-
-
-async def test_the_store_is_killed_and_no_socket_closes(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        await server.register()
-        async with many(server, 6) as clients, trio.open_nursery() as nursery:
-            publisher = Publisher(server)
-            nursery.start_soon(publisher.run)
-            for number in range(ROUNDS):
-                await publisher.until_acknowledged(5)
-                for _ in range(1 + number % 2):  # the second one is killed while it starts
-                    before = children(process)["store"]
-                    os.kill(before, signal.SIGKILL)
-                    await until(lambda before=before: children(process).get("store") not in (None, before))  # type: ignore[misc]
-                await publisher.until_acknowledged(5)
-            publisher.is_wanted = False
-            seqs = publisher.seqs
-            await until(lambda: publisher.seqs == seqs)
-            assert len(set(seqs)) == len(seqs)
-            head = max(seqs)
-            for client in clients:
-                got = [int(frame["seq"]) for frame in await client.events(head)]
-                assert got == list(range(1, head + 1))
-        assert await process.stop() == 0
-
-
-async def test_a_worker_is_killed_and_its_clients_come_back_exactly(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        await server.register()
-        for _ in range(ROUNDS):
-            (await server.publish(1)).raise_for_status()
-            async with many(server, 6) as clients:
-                for pid in list(workers(process).values())[:1]:
-                    os.kill(pid, signal.SIGKILL)
-                await until(lambda: len(workers(process)) == 2)
-                answered = False
-                while not answered:  # the first try may go to the worker that was killed
-                    try:
-                        answered = (await server.publish(2)).status_code == 200
-                    except httpx.TransportError:
-                        await trio.sleep(0.05)
-                assert len(clients) == 6
-        assert await process.stop() == 0
 
 
 async def test_sighup_replaces_the_workers_one_by_one_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -389,19 +326,89 @@ async def test_a_worker_that_is_frozen_holds_no_act_up_and_is_replaced(tmp_path:
         assert (data / "store.sock").stat().st_mode & 0o777 == 0o600
         frozen = next(iter(workers(process).values()))
         os.kill(frozen, signal.SIGSTOP)
-        with trio.fail_after(30):
-            answered = False
-            while not answered:  # the kernel may give the request to the one that is frozen
-                with trio.move_on_after(5), contextlib.suppress(httpx.TransportError):
-                    async with Server(server.url, data) as other:
-                        await other.register(42, "amira")
-                        answered = True
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):  # the kernel gives some of them to the one that is frozen
+                nursery.start_soon(_register, server, data, nursery.cancel_scope)
         await until(lambda: frozen not in workers(process).values() and len(workers(process)) == 2)
         left = list(children(process).values())
         await process.kill()
         await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
     async with two_workers(data) as (process, server):  # what the killed one has left is no hindrance
         await server.publish(1)
+        assert await process.stop() == 0
+
+
+async def _register(server: Server, data: Path, end: trio.CancelScope) -> None:
+    with contextlib.suppress(httpx.TransportError):
+        async with Server(server.url, data) as other:
+            assert (await other.register(42, "amira")).status_code in (200, 503)
+            end.cancel()
+
+
+async def test_a_store_that_is_frozen_is_replaced_and_publishers_get_their_answer(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        await server.register()
+        async with many(server, 4) as clients:
+            frozen = children(process)["store"]
+            os.kill(frozen, signal.SIGSTOP)
+            body = {"diagnosis_id": 42, "feedback_id": 1, "rating": 5}
+            answer = None
+            with trio.fail_after(60):
+                while answer is None or answer.status_code == 503:
+                    with contextlib.suppress(httpx.ReadTimeout):
+                        answer = await server.post("feedback", body, **{"Idempotency-Key": "one"})
+            assert (answer.status_code, answer.json()["seq"]) == (200, 1)
+            assert children(process)["store"] != frozen
+            for client in clients:
+                assert [frame["seq"] for frame in await client.events(1)] == [1]
+        assert await process.stop() == 0
+
+
+async def test_it_starts_again_at_once_after_its_parent_was_killed(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        await server.register()
+        left = list(children(process).values())
+        async with many(server, 4):
+            await process.kill()
+            port = server.url.rpartition(":")[2]
+            async with two_workers(tmp_path / "data", "--port", port) as (next_process, next_server):
+                assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+                await next_server.publish(1)
+                assert await next_process.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["store", "worker"])
+async def test_one_that_dies_too_often_ends_the_server_which_says_goodbye(kind: str, tmp_path: Path) -> None:
+    rare = {"AVICENNA_RESTART_INTENSITY_MAX": "1", "AVICENNA_RESTART_INTENSITY_SECONDS": "3600"}
+    async with served(tmp_path / "data", "--workers", "2", logbook=LOGBOOK, **rare) as (process, server):
+        await server.register()
+        async with many(server, 6) as clients:
+            place = "store" if kind == "store" else min(workers(process))[: len("worker-1")]
+            for _ in range(2):
+                (pid,) = [pid for name, pid in children(process).items() if name.startswith(place)]
+                os.kill(pid, signal.SIGKILL)
+                await until(
+                    lambda pid=pid: (
+                        process.process.returncode is not None  # type: ignore[misc]
+                        or any(one != pid and name.startswith(place) for name, one in children(process).items())
+                    )
+                )
+            codes = {(await client.close_frames())[1] for client in clients if kind == "store"}
+            assert codes <= {1012}
+            with trio.fail_after(30):
+                assert await process.process.wait() == 1
+
+
+async def test_who_connects_after_a_worker_has_died_comes_to_another_one_at_once(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "data") as (process, server):
+        await server.register()
+        killed, other = workers(process).values()
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: killed not in workers(process).values())
+        for _ in range(8):  # the one in its place is still being started
+            async with Server(server.url, tmp_path / "data") as fresh:
+                assert (await fresh.http.get("/healthz")).status_code == 200
+        assert other in workers(process).values()
         assert await process.stop() == 0
 
 

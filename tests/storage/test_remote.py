@@ -426,6 +426,28 @@ async def test_an_act_does_not_wait_for_a_process_that_is_gone(process: StorePro
     assert process.unconfirmed == []
 
 
+async def test_a_process_whose_stream_ends_is_waited_for_unless_it_is_said_to_be_gone(
+    process: StoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_server, "CONFIRM_SECONDS_MAX", 0.2)
+    async with open_remote(process.socket, node="one", clock=SystemClock()) as one:
+        assert process.server is not None
+        for name, unconfirmed in (("gone", []), ("away", ["away"])):
+            async with open_remote(process.socket, node=name, clock=SystemClock()) as other:
+                await other.barrier()
+                if name == "gone":
+                    process.server.is_gone(name)
+            await until_alone(one)
+            await one.register(name, "amira", [], AN_ACT)
+            assert process.unconfirmed == unconfirmed
+
+
+async def until_alone(store: RemoteStore) -> None:
+    with trio.fail_after(10):
+        while store.bus.others():
+            await store.barrier()
+
+
 async def test_what_is_confirmed_to_a_process_of_the_store_that_has_ended_is_not_said_to_the_next(
     process: StoreProcess,
 ) -> None:

@@ -27,35 +27,69 @@ UNIX_MODE: Final = 0o660
 """Who may connect: the server's user and group. The directory decides about everybody else."""
 
 
-def listen_on_tcp(host: str, port: int, *, reuse: bool = False) -> socket.socket:
+def listen_on_tcp(host: str, port: int) -> socket.socket:
     """Listen on an address; `::` is every interface, IPv4 included where the system can.
-
-    Args:
-        reuse: others of this user may listen there, too, and get their share of those who connect.
 
     Ownership: the caller's.
 
     Raises:
         OSError: it cannot be listened on.
     """
+    family, address, is_every_one = _address_of(host, port)
+    with _naming_the_cure():
+        held = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=is_every_one)
+    for_accepted_sockets(held)
+    return held
+
+
+def share_of_tcp(host: str, port: int) -> socket.socket:
+    """A socket for an address that several of this user have at once, and that does not listen yet (`begin_to_listen`).
+
+    Those that listen get their share of whoever connects.
+
+    Ownership: the caller's.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    family, address, is_every_one = _address_of(host, port)
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not is_every_one))
+        with _naming_the_cure():
+            held.bind(address)
+    except OSError:
+        held.close()
+        raise
+    for_accepted_sockets(held)
+    return held
+
+
+def begin_to_listen(held: socket.socket) -> None:
+    """Listen, unless it listens."""
+    if not held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        held.listen(BACKLOG)
+
+
+def _address_of(host: str, port: int) -> tuple[int, tuple[str, int], bool]:
+    """Family and address, and whether it is every interface for IPv4, too."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = found[0]
-    is_every_one = address[0] == "::" and socket.has_dualstack_ipv6()
+    return family, (str(address[0]), int(address[1])), address[0] == "::" and socket.has_dualstack_ipv6()
+
+
+@contextlib.contextmanager
+def _naming_the_cure() -> Iterator[None]:
     try:
-        held = socket.create_server(
-            (str(address[0]), int(address[1])),
-            family=family,
-            backlog=BACKLOG,
-            dualstack_ipv6=is_every_one,
-            reuse_port=reuse,
-        )
+        yield
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         cure = "end what listens there, or choose another port (0 takes any free one)"
         raise OSError(error.errno, f"{os.strerror(error.errno)}; {cure}") from None
-    for_accepted_sockets(held)
-    return held
 
 
 def for_accepted_sockets(listener: socket.socket) -> None:
@@ -129,15 +163,25 @@ def _check_free(path: Path, name: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, f"{path} is there already and is no socket")
+    if is_served(name):
+        raise OSError(errno.EADDRINUSE, f"another server listens on {path}")
+
+
+def is_served(name: str) -> bool:
+    """Whether somebody listens on a Unix socket.
+
+    Raises:
+        OSError: it cannot be found out.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(name)
-        except ConnectionRefusedError:
-            return  # its server is gone
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False  # its server is gone
         except BlockingIOError:
             pass  # somebody listens, and is busy
-    raise OSError(errno.EADDRINUSE, f"another server listens on {path}")
+    return True
 
 
 def _remove(path: Path, made: os.stat_result) -> None:

@@ -325,12 +325,16 @@ def _run(
     return 0
 
 
+def first_of(failure: BaseException) -> BaseException:
+    """The failure itself, or the first one of a group."""
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
 def _explain(failure: BaseException, *, has_started: bool) -> int:
     """Say in one line what ended the server; of anything unexpected kind and place, its text may hold a payload."""
-    first = failure
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    match first:
+    match first := first_of(failure):
         case OSError() if has_started:
             logger.critical("the server failed: %s", first)
             return 1

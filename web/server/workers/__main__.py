@@ -18,7 +18,7 @@ from storage.clock import Clock
 from storage.remote.client import open_remote
 from storage.store import Store
 from web.http.handed_over import HandedOver
-from web.http.listening import for_accepted_sockets
+from web.http.listening import begin_to_listen, for_accepted_sockets
 from web.server import composition, logs, settings
 from web.server.settings import Settings
 from web.server.workers import orders, store_process
@@ -45,7 +45,7 @@ def main() -> int:
     if order.node is None:
         assert order.store is not None, "the store has a listener"
         listener = socket.socket(fileno=order.store)
-        return store_process.run(chosen, listener, line)
+        return store_process.run(chosen, listener, line, order.nodes)
     return _work(chosen, order, order.node, line)
 
 
@@ -76,6 +76,7 @@ def _listeners(descriptors: tuple[int, ...]) -> tuple[socket.socket, ...]:
     found = tuple(socket.socket(fileno=one) for one in descriptors)
     for one in found:
         for_accepted_sockets(one)
+        begin_to_listen(one)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from subprocess import PIPE
 from typing import Final
@@ -32,6 +32,10 @@ class Child:
         """Set once it serves."""
         self.ended = trio.Event()
         """Set once it is gone."""
+        self.is_ending = False
+        """Whether it was told to."""
+        self.silent_turns = 0
+        """How often it was asked in a row and said nothing."""
         self._process = process
         self._out: list[bytes] = []
         self._stirred = trio.Event()
@@ -57,6 +61,7 @@ class Child:
 
     def end(self) -> None:
         """Have it drain, as by SIGTERM."""
+        self.is_ending = True
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
 
@@ -124,6 +129,7 @@ class Child:
             waiting = b""
             async for data in stdout:
                 *lines, waiting = (waiting + data).split(b"\n")
+                self.silent_turns = 0
                 for line in lines:
                     word, _, rest = line.decode(errors="replace").partition(" ")
                     if word == orders.READY:
@@ -143,12 +149,10 @@ class Child:
             self._has_told.set()
 
 
-async def start(order: Order, descriptors: Sequence[int]) -> Child:
-    """Start a process that obeys an order.
-
-    Args:
-        descriptors: those that it inherits, under the same numbers.
-    """
+async def start(order: Order) -> Child:
+    """Start a process that obeys an order, and inherits the descriptors that it names, under the same numbers."""
+    descriptors = [*order.public, *order.operators]
+    descriptors += [one for one in (order.store, order.counting) if one is not None]
     name = order.node or orders.STORE
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "web.server.workers", name],  # the name is for people who look at processes

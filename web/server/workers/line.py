@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -24,6 +25,10 @@ ANSWER_SECONDS_MAX: Final = 2.0
 """Longest wait for the figures of all. Beyond: those that were given last, or those of this process. Reason: a parent
 that hangs has hung for all of them."""
 
+ORPHAN_SECONDS_MAX: Final = 1.0
+"""A child whose parent is gone drains for so long. Beyond: it ends at once. Reason: whoever starts the server again
+wants its port and its database."""
+
 LATELY_SECONDS: Final = 1.0
 """How old figures may be for whoever asks often."""
 
@@ -35,6 +40,7 @@ class Line:
         """Nothing is read before `listen`."""
         self._figures: Callable[[], object] | None = None
         self._token: trio.lowlevel.TrioToken | None = None
+        self._is_gone: Callable[[str], None] = lambda _: None
         self._last_number = 0
         self._asked: dict[int, trio.Event] = {}
         self._given: Seen | None = None
@@ -60,6 +66,8 @@ class Line:
                         with suppress(trio.RunFinishedError):
                             self._token.run_sync_soon(self._take, word, rest)
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(ORPHAN_SECONDS_MAX)
+            os._exit(1)
 
         threading.Thread(target=read, daemon=True).start()
 
@@ -67,6 +75,10 @@ class Line:
         """Answer the parent with these from now on; within Trio."""
         self._figures = figures
         self._token = trio.lowlevel.current_trio_token()
+
+    def when_gone(self, is_gone: Callable[[str], None]) -> None:
+        """Call this with the name of each worker that has ended."""
+        self._is_gone = is_gone
 
     def say_last_figures(self) -> None:
         """This process ends: what it has counted stays."""
@@ -97,6 +109,8 @@ class Line:
 
     def _take(self, word: str, rest: str) -> None:
         match word:
+            case orders.GONE:
+                self._is_gone(rest)
             case orders.TELL:
                 self._tell(int(rest))
             case orders.FIGURES:

@@ -29,6 +29,9 @@ TOLD: Final = "told"
 FIGURES: Final = "figures"
 """A worker asks for the figures of all, and is given them; its number for that follows, and then the figures."""
 
+GONE: Final = "gone"
+"""To the store: a worker, whose name follows, has ended."""
+
 STORE: Final = "store"
 """The name of the process of the store."""
 
@@ -47,6 +50,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the command line."""
     store: int | None = None
     """Of the store: the descriptor of the listener that workers ask at."""
+    nodes: tuple[str, ...] = ()
+    """Of the store: the workers that serve already."""
     public: tuple[int, ...] = ()
     """Descriptors of listeners for everybody."""
     operators: tuple[int, ...] = ()

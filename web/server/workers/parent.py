@@ -1,8 +1,12 @@
 """The parent of `serve --workers`: it holds the listeners, starts the store and the workers, and ends them.
 
 A child that ends is started again, after a pause that grows; more than `restart_intensity_max` ends of one kind within
-`restart_intensity_seconds` end the server with 1. While the store is away workers keep their connections. A worker that
-is replaced leaves its listener, with what waits in it, to the next one: the parent keeps it open.
+`restart_intensity_seconds` end the server with 1, after a drain. While the store is away workers keep their
+connections. A worker that is replaced leaves its listener, with what waits in it, to the next one: the parent keeps it
+open. The listener of one that dies is closed, so that whoever connects comes to another one at once.
+
+A child whose loop does not turn is killed, also the store's. A disk that does not answer is no reason: the loop of the
+store's process turns meanwhile, and to kill it would not make the disk answer.
 
 The parent also asks all of them for their figures, now and then and whenever a worker wants those of all, and keeps
 what those have counted that ended.
@@ -20,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -27,9 +32,10 @@ import trio
 from actors.intensity import Intensity
 from storage.clock import Clock, SystemClock
 from storage.disk import files
+from storage.disk.unix_paths import short_path
 from storage.errors import CannotOpen
 from web.http.handed_over import HandedOver
-from web.http.listening import listen_on_tcp, listening_on_unix, url_of
+from web.http.listening import is_served, listen_on_tcp, listening_on_unix, share_of_tcp, url_of
 from web.server import composition
 from web.server.greeting import facts
 from web.server.logs import set_up_logging
@@ -41,14 +47,24 @@ from web.server.workers import children, orders, store_process
 from web.server.workers.children import Child
 from web.server.workers.counting import Counting, memory
 from web.server.workers.ledger import Ledger
+from web.server.workers.line import ORPHAN_SECONDS_MAX
 from web.server.workers.orders import Order
 
 DRAIN_SECONDS_MAX: Final = 9.5
 """Longest time from the signal until workers have ended, and after that until the database is closed. Beyond: killed.
 Reason: each of them ends by itself within 9 s."""
 
+ORPHANS_SECONDS_MAX: Final = 2 * ORPHAN_SECONDS_MAX
+"""Longest wait at the start for processes of a parent that was killed. Beyond: another server is there."""
+
+ORPHANS_LOOK_SECONDS: Final = 0.05
+
 TELL_SECONDS: Final = 1.0
 """Between two askings for the figures of all children. Reason: of one that is killed counts what it told last."""
+
+SILENT_TURNS_MAX: Final = 4
+"""So often in a row may a child not answer. Beyond: it is killed. Reason: publishers wait 10 s for a store, which must
+be back by then. Turns, since a pause of the whole machine is no silence."""
 
 TOLD_SECONDS_MAX: Final = 0.5
 """Longest wait for a child to tell its figures. Beyond: those that it told last."""
@@ -71,21 +87,34 @@ class CannotBegin(Exception):
 class Listeners:
     """What the workers accept on."""
 
-    of_workers: Sequence[Sequence[socket.socket]]
-    """Of each worker its own (`SO_REUSEPORT`)."""
+    of_workers: Sequence[list[socket.socket]]
+    """Of each worker its own (`SO_REUSEPORT`); it listens once the worker does."""
     shared: Sequence[socket.socket]
     """All workers accept on these."""
     operators: Sequence[socket.socket]
     urls: Sequence[str]
 
+    def renew(self, number: int) -> None:
+        """Close what a worker has accepted on, and whoever waits there tries again at another one."""
+        own = self.of_workers[number]
+        for at, one in enumerate(own):
+            host, port, *_ = one.getsockname()
+            try:
+                own[at] = share_of_tcp(host, port)
+            except OSError as error:
+                logger.warning("a listener is kept, with those who wait in it: %s", error.strerror or error)
+            else:
+                one.close()
+
 
 class Place:
     """Where one child is, and another one after it."""
 
-    def __init__(self, order: Callable[[bool], Order], descriptors: Sequence[int]) -> None:
+    def __init__(self, order: Callable[[bool], Order], renew: Callable[[], None] = lambda: None) -> None:
         self.order = order
         """Makes the order of the next one; whether it replaces one that serves."""
-        self.descriptors = descriptors
+        self.renew = renew
+        """To be called when a child has died."""
         self.serving = trio.Event()
         """Set once the first one serves."""
         self.replacing = trio.Event()
@@ -130,6 +159,8 @@ class Parent:
         self._drain = trio.Event()
         self._store_end = trio.Event()
         """Set once no worker needs the store."""
+        self._failure: Exception | None = None
+        """Why the server ends, if nobody asked for it."""
         self._reload = trio.Event()
         self._children: dict[str, Child] = {}
         """By name; more than one in a place while one replaces another."""
@@ -150,7 +181,7 @@ class Parent:
             CannotBegin: one could not begin.
         """
         descriptor = store_listener.fileno()
-        store = Place(lambda _: self._order(None, store=descriptor), [descriptor])
+        store = Place(lambda _: self._order(None, store=descriptor))
         workers = [self._place(number) for number in range(self._settings.workers)]
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -167,6 +198,8 @@ class Parent:
                     await self._drain.wait()
             self._manager.stopping()
             await self._end(nursery.cancel_scope)
+        if self._failure is not None:
+            raise self._failure
 
     def _begin(self, workers: Sequence[Place], nursery: trio.Nursery, announcing: contextlib.ExitStack) -> None:
         nursery.start_soon(self._manager.watch)
@@ -207,14 +240,13 @@ class Parent:
         return [child for name, child in self._children.items() if name != orders.STORE]
 
     def _place(self, number: int) -> Place:
-        own = [*self._listeners.of_workers[number], *self._listeners.shared]
-        public, operators = (tuple(one.fileno() for one in some) for some in (own, self._listeners.operators))
-
         def order(is_replacement: bool) -> Order:
             node = f"worker-{number + 1}-{secrets.token_hex(3)}"
+            own = [*self._listeners.of_workers[number], *self._listeners.shared]
+            public, operators = (tuple(one.fileno() for one in some) for some in (own, self._listeners.operators))
             return self._order(node, public=public, operators=operators, is_replacement=is_replacement)
 
-        return Place(order, [*public, *operators, self._counting])
+        return Place(order, partial(self._listeners.renew, number))
 
     def _order(
         self,
@@ -231,6 +263,7 @@ class Parent:
             config=self._config,
             options=self._options,
             store=store,
+            nodes=() if node is not None else tuple(one.name for one in self._workers() if one.ready.is_set()),
             public=public,
             operators=operators,
             began_at=self._began_at,
@@ -254,19 +287,26 @@ class Parent:
             if end.is_set():
                 return
             if not place.serving.is_set() and child.code == composition.CANNOT_START:
-                raise CannotBegin(f"{child.name} has said why")
+                self._fail(CannotBegin(f"{child.name} has said why"))
+                return
             logger.error("process %s (%d) has ended: %s", child.name, child.pid, _reason(child.code))
             self._ledger.restarted("store" if child.name == orders.STORE else "worker")
             if intensity.crashed(trio.current_time()):
-                raise Escalation(f"{child.name} has ended too often")
+                self._fail(Escalation(f"{child.name} has ended too often"))
+                return
             with trio.move_on_after(intensity.backoff_seconds(lambda: 1.0)):
                 await end.wait()
                 return
             child = await self._start(place, nursery)
         child.end()  # it was started meanwhile
 
+    def _fail(self, failure: Exception) -> None:
+        """End the server: drain, and then raise this."""
+        self._failure = self._failure or failure
+        self._drain.set()
+
     async def _start(self, place: Place, nursery: trio.Nursery, *, is_replacement: bool = False) -> Child:
-        child = await children.start(place.order(is_replacement), place.descriptors)
+        child = await children.start(place.order(is_replacement))
         self._children[child.name] = child
         nursery.start_soon(self._tend, place, child)
         return child
@@ -282,6 +322,10 @@ class Parent:
             self._counts.put(child.slot, 0)
             self._free_slots.add(child.slot)
             self._ledger.worker_ended(child)
+            if not child.is_ending:
+                place.renew()
+            if (store := self._children.get(orders.STORE)) is not None:
+                store.say(orders.GONE, child.name)
 
     async def _limit_start(self, place: Place, child: Child) -> None:
         with trio.move_on_after(children.START_SECONDS_MAX):
@@ -298,6 +342,9 @@ class Parent:
         is_serving = new.ready.is_set() and not new.ended.is_set()
         if is_serving:
             child.end()
+            with trio.move_on_after(DRAIN_SECONDS_MAX):
+                await child.ended.wait()
+            child.kill()
             await child.ended.wait()
         elif not self._drain.is_set():
             logger.error("process %s stays: the one in its place could not start", child.name)
@@ -330,6 +377,7 @@ class Parent:
         watchdog_seconds = self._manager.watchdog_seconds
         while True:
             await self._ask_all()
+            self._end_silent()
             await trio.sleep(TELL_SECONDS)
             for child in list(self._children.values()):
                 # Looks are counted, not seconds: after a pause of the machine everybody has been silent.
@@ -357,6 +405,15 @@ class Parent:
             for child in asked:
                 await child.until_told(number)
 
+    def _end_silent(self) -> None:
+        """Kill those whose loop does not turn; to be called once a turn."""
+        for child in self._children.values():
+            if child.ready.is_set() and not child.is_ending:
+                if child.silent_turns >= SILENT_TURNS_MAX:
+                    logger.error("process %s does not answer: it is killed", child.name)
+                    child.kill()
+                child.silent_turns += 1
+
     # Replacing
 
     async def _replace_when_asked(self, places: Sequence[Place]) -> None:
@@ -379,6 +436,12 @@ class Parent:
             if not place.was_replaced:
                 return False
         return True
+
+
+def _close_all(of_workers: Sequence[Sequence[socket.socket]]) -> None:
+    for own in of_workers:
+        for one in own:
+            one.close()
 
 
 def slots_of(settings: Settings) -> int:
@@ -418,10 +481,7 @@ def run(
             with contextlib.ExitStack() as listening:
                 trio.run(partial(_run, settings, config, options, ready, handed_over, manager, signals, listening))
         except (BaseExceptionGroup, CannotOpen, OSError, Escalation, CannotBegin) as failure:
-            first: BaseException = failure
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            match first:
+            match first := composition.first_of(failure):
                 case Escalation():
                     logger.critical("the server ends: %s", first)
                     return 1
@@ -445,6 +505,7 @@ async def _run(
     signals: Signals,
     listening: contextlib.ExitStack,
 ) -> None:
+    await _until_orphans_are_gone(store_process.socket_of(settings))
     listeners = _listen(settings, handed_over, listening)
     composition.caution(settings)
     composition.trusted_directory(settings)
@@ -469,6 +530,13 @@ async def _run(
     await parent.run(store_listener)
 
 
+async def _until_orphans_are_gone(store_socket: Path) -> None:
+    """Wait until processes have left whose parent was killed; another server that is there stays, and is met later."""
+    with trio.move_on_after(ORPHANS_SECONDS_MAX), contextlib.suppress(OSError), short_path(store_socket) as name:
+        while is_served(name):  # noqa: ASYNC110 - another process says nothing when it goes
+            await trio.sleep(ORPHANS_LOOK_SECONDS)
+
+
 def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.ExitStack) -> Listeners:
     """All listeners, closed with `listening`.
 
@@ -477,6 +545,7 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
     """
     listening.callback(handed_over.close)
     of_workers: list[list[socket.socket]] = [[] for _ in range(settings.workers)]
+    listening.callback(_close_all, of_workers)
     shared = list(handed_over.public)
     urls = [url_of(one) for one in shared]
     if not shared:
@@ -488,8 +557,7 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
                     listen_on_tcp(settings.host, port).close()
             for own in of_workers:
                 with composition.naming(f"{settings.host}:{port}", "host, port; options --host, --port"):
-                    listener = listen_on_tcp(settings.host, port, reuse=True)
-                listening.callback(listener.close)
+                    listener = share_of_tcp(settings.host, port)
                 port = listener.getsockname()[1]
                 own.append(listener)
             urls.append(url_of(of_workers[0][0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,16 +37,17 @@ def socket_of(settings: Settings) -> Path:
     return settings.data / STORE_SOCKET
 
 
-def run(settings: Settings, listener: socket.socket, line: Line) -> int:
+def run(settings: Settings, listener: socket.socket, line: Line, nodes: Sequence[str]) -> int:
     """Serve the store until SIGTERM; the exit code.
 
     Args:
         listener: where workers connect. Takes it.
         line: to the parent.
+        nodes: the workers that serve already.
     """
     set_up_logging(settings)
     try:
-        trio.run(_serve, settings, listener, line)
+        trio.run(_serve, settings, listener, line, nodes)
     except BaseExceptionGroup as group:
         broken, rest = group.split(StoreBroken)
         if rest is not None:
@@ -62,7 +64,7 @@ def run(settings: Settings, listener: socket.socket, line: Line) -> int:
     return 0
 
 
-async def _serve(settings: Settings, listener: socket.socket, line: Line) -> None:
+async def _serve(settings: Settings, listener: socket.socket, line: Line, nodes: Sequence[str]) -> None:
     makes_key = will_make_key(settings)
     if not makes_key:
         load_keys(settings)
@@ -70,7 +72,8 @@ async def _serve(settings: Settings, listener: socket.socket, line: Line) -> Non
         composition.sweep_up(settings)
         if makes_key:
             load_keys(settings)
-        server = StoreServer(store, lambda node: line.say(orders.UNCONFIRMED, node))
+        server = StoreServer(store, lambda node: line.say(orders.UNCONFIRMED, node), nodes)
+        line.when_gone(server.is_gone)
         nursery.start_soon(server.run, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
         nursery.start_soon(_end_when_broken, store.broke, nursery.cancel_scope)
         line.answer_with(store.statistics)
