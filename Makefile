@@ -15,6 +15,7 @@
 #   make coverage [ARGS=...]          which lines of the server no test runs
 #   make bench-targets                what is aimed at, each figure beside its peer's, met or not
 #   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
+#   make bench-workers                several processes beside one on the same cores
 #   make bench-proxies                memory of nginx, HAProxy and Caddy, and the kernel's, for each connection
 #   make bench-report                 the plots of docs/ from docs/measured
 #   make bench-storage                the store beside raw sqlite3
@@ -41,7 +42,7 @@
 # Another interpreter: make clean, then make setup PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-console bench-crowd bench-targets bench-growth bench-proxies bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages nats-server clean
+.PHONY: help setup serve demo test check check-all format lint types layers api-test crash-test relay-test fuzz differential autobahn bench bench-storage bench-restart bench-isolation bench-abuse bench-compare bench-console bench-crowd bench-targets bench-growth bench-proxies bench-workers bench-report peers first-hour load-generator lock docs settings metrics limits log guarantees node-packages nats-server clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -163,7 +164,7 @@ crash-test: setup
 .PHONY: workers-test
 workers-test: ROUNDS = 200
 workers-test: setup
-	WORKERS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/server/test_workers.py -k killed -s -o timeout=7200
+	WORKERS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/server/test_worker_kills.py -s -o timeout=7200
 
 SEEDS ?= 0-999
 .PHONY: simulate
@@ -208,6 +209,9 @@ bench-targets: peers
 
 bench-growth: peers
 	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+bench-workers: peers
+	$(BIN)/python -m benchmarks.workers $(ARGS)
 
 bench-proxies: setup
 	$(BIN)/python -m benchmarks.proxies $(ARGS)

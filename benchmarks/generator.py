@@ -118,8 +118,8 @@ def plan_text(target: Target, subscribers: Sequence[Subscriber], patience_second
 class Generator:
     """A running load generator; ended with the block."""
 
-    def __init__(self, program: Path, plan: Path, core: int, priority: int = PRIORITY) -> None:
-        """Start `program` on a core, with the plan in a file that only we can read."""
+    def __init__(self, program: Path, plan: Path, core: int | None, priority: int = PRIORITY) -> None:
+        """Start `program` on a core (`None`: on all), with the plan in a file that only we can read."""
         self._process = subprocess.Popen(
             [str(program), str(plan)],
             stdin=subprocess.PIPE,

@@ -45,6 +45,20 @@ def cpu_seconds(pid: int) -> float:
     return (int(after_name[11]) + int(after_name[12])) / _TICKS
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    found = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, listed.read_text().split()):
+            found += [child, *children_of(child)]
+    return found
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
 def memory_bytes(pid: int) -> int:
     """Proportional set size: what the process holds alone, and its share of what it holds with others."""
     found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
@@ -78,11 +92,16 @@ def waited_seconds(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
-def settle_on(core: int, priority: int = PRIORITY) -> Callable[[], None]:
-    """What a child does before it becomes the program: take its core, priority and as many files as it may open."""
+def settle_on(core: int | None, priority: int = PRIORITY) -> Callable[[], None]:
+    """What a child does before it becomes the program: take its core, priority and as many files as it may open.
+
+    Args:
+        core: `None`: all that there are.
+    """
 
     def settle() -> None:
-        os.sched_setaffinity(0, {core})
+        if core is not None:
+            os.sched_setaffinity(0, {core})
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, priority)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -36,6 +36,8 @@ NODE_PEERS: Final = ROOT / "build" / "peers"
 
 OURS: Final = "avicenna"
 FASTAPI: Final = "fastapi"
+UVICORN_WORKERS: Final = "uvicorn-workers-"
+"""The application of `FASTAPI` in so many processes as the number behind says."""
 WEBSOCKETS: Final = "websockets"
 QUART: Final = "quart"
 LOOP: Final = "loop"
@@ -121,7 +123,7 @@ class Running:
 @contextmanager
 def running(
     name: str,
-    core: int,
+    core: int | None,
     our_command: str,
     *,
     data: Path | None = None,
@@ -132,6 +134,7 @@ def running(
     """A fresh server on its own core; ended with the block.
 
     Args:
+        core: `None`: on all.
         data: our server's data directory; `None`: a new temporary one.
         port: where our server listens; 0: any free one.
         settings: further variables of its environment.
@@ -174,6 +177,9 @@ def _peer(name: str) -> list[str]:
         return [str(BUILT / "floor")]
     if name == WS:
         return ["node", str(NODE_PEERS / "ws_broadcast.mjs")]
+    if name.startswith(UVICORN_WORKERS):
+        python, count = str(ROOT / ".venv-bench" / "bin" / "python"), name.removeprefix(UVICORN_WORKERS)
+        return [python, "-m", "benchmarks.peers.fastapi_workers", count]
     modules = {
         FASTAPI: "fastapi_manager",
         WEBSOCKETS: "websockets_broadcast",
