@@ -299,7 +299,7 @@ class DiagnosisActor:
             case Inspect():
                 self._answer(envelope, self._ring.window)
             case Trace():
-                self._answer(envelope, await self._trace(envelope.message))
+                await self._trace(envelope, envelope.message)
             case Purge():
                 await self._purge(envelope, envelope.message)
             case Evict():
@@ -760,7 +760,16 @@ class DiagnosisActor:
             return
         self._answer(envelope, dropped)
 
-    async def _trace(self, message: Trace) -> tuple[Delivery, ...]:
+    async def _trace(self, envelope: Envelope, message: Trace) -> None:
+        try:
+            if self._store.shared:
+                await self._load_what_others_know()
+        except StorageError as refusal:
+            self._refuse(envelope, refusal)
+            return
+        self._answer(envelope, await self._deliveries(message))
+
+    async def _deliveries(self, message: Trace) -> tuple[Delivery, ...]:
         everyone = list(self._everyone_known.values())
         first: list[Known] = []
         for begin in range(0, len(everyone), TRACED_AT_ONCE_MAX):

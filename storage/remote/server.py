@@ -179,7 +179,8 @@ class StoreServer:
         client.gone.set()
         if client in self._clients:
             self._clients.remove(client)
-            if not client.has_ended:
+            is_back = any(one.node == client.node for one in self._clients)
+            if not client.has_ended and not is_back:
                 self._absent.add(client.node)
         self._stir_confirmed()
         for number, (_, _, missing) in list(self._questions.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -34,9 +34,12 @@ from web.http.handed_over import HandedOver
 from web.http.listening import begin_to_listen, listening_on_unix, share_of_tcp
 from web.identity.keyring import KEY_FILE, load_key, load_keys, will_make_key
 from web.identity.tokens import issue
-from web.server.composition import Engine, open_engine, serve
+from web.server.composition import Engine, Worker, open_engine, serve
+from web.server.seen import Seen, packed
 from web.server.settings import DATABASE_FILE, Settings, variable_of
 from web.server.spans import Spans
+from web.server.workers.ledger import Ledger
+from web.server.workers.store_process import socket_of
 
 Frame = dict[str, Any]
 
@@ -249,21 +252,16 @@ async def running_server(
         if not has_workers:
             server_nursery.start_soon(partial(run, engine=engine))
         else:
-            socket_path = await stack.enter_async_context(_served_store(settings, clock or SystemClock()))
+            store = await stack.enter_async_context(_served_store(settings, clock or SystemClock()))
             workers = await stack.enter_async_context(trio.open_nursery())
-            port = settings.port
+            together, port = _Together(count, store, stopping), settings.port
             for number in range(count):
                 listener = share_of_tcp(settings.host, port)
                 begin_to_listen(listener)
                 port = listener.getsockname()[1]
-                workers.start_soon(
-                    partial(
-                        run,
-                        engine=partial(_remote_engine, socket_path, f"worker-{number + 1}"),
-                        handed_over=HandedOver((listener,), ()),
-                        is_alone=False,
-                    )
-                )
+                worker = together.worker(number, partial(_remote_engine, f"worker-{number + 1}"))
+                handed_over = HandedOver((listener,), ())
+                workers.start_soon(partial(run, engine=worker.engine, handed_over=handed_over, worker=worker))
         with trio.fail_after(10):
             await is_ready.wait()
         try:
@@ -273,22 +271,59 @@ async def running_server(
             stopping.set()
 
 
+class _Together:
+    """What the parent does for its workers, for servers in one process."""
+
+    def __init__(self, count: int, store: Store, stopping: trio.Event) -> None:
+        self._store = store
+        self._stopping = stopping
+        self._ledger = Ledger()
+        self._figures: list[Callable[[], Seen]] = []
+        self._connections = [0] * count
+
+    def worker(self, number: int, engine: Engine) -> Worker:
+        return Worker(
+            engine=engine,
+            begin_drain=self._stopping.set,
+            others=self,
+            age_seconds=0.0,
+            workers=len(self._connections),
+            is_replacement=False,
+            tell_connections=partial(self._connections.__setitem__, number),
+            connections_elsewhere=lambda: sum(self._connections) - self._connections[number],
+        )
+
+    def answer_with(self, figures: Callable[[], Seen]) -> None:
+        self._figures.append(figures)
+
+    def say_last_figures(self) -> None:
+        """All of them end at once."""
+
+    async def everywhere(self, here: Callable[[], Seen]) -> Seen:
+        for figures in self._figures:
+            self._ledger.worker_told(figures, packed(figures()))
+        self._ledger.store_told(self, packed(self._store.statistics()))
+        return self._ledger.together() or here()
+
+    async def lately(self, here: Callable[[], Seen]) -> Seen:
+        return await self.everywhere(here)
+
+
 @asynccontextmanager
-async def _served_store(settings: Settings, clock: Clock) -> AsyncIterator[Path]:
-    """Where workers ask the store of these settings."""
+async def _served_store(settings: Settings, clock: Clock) -> AsyncIterator[Store]:
+    """The store of these settings, which workers ask."""
     makes_key = will_make_key(settings)
     async with open_engine(settings, clock) as (store, _), trio.open_nursery() as nursery:
         if makes_key:
             load_keys(settings)
-        with listening_on_unix(settings.data / "store.sock", 0o600, is_ours=True) as listener:
+        with listening_on_unix(socket_of(settings), 0o600, is_ours=True) as listener:
             server = StoreServer(store)
             nursery.start_soon(server.run, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
-            yield settings.data / "store.sock"
+            yield store
             nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def _remote_engine(path: Path, node: str, settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
-    del settings
-    async with open_remote(path, node=node, clock=clock) as store:
+async def _remote_engine(node: str, settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
+    async with open_remote(socket_of(settings), node=node, clock=clock) as store:
         yield store, store.bus

@@ -213,7 +213,6 @@ LOG_EVENTS: Final = (
     _event("workers_serve", "server", "info", "%d workers serve, and a process has the database", "count"),
     _event("workers_replaced", "server", "info", "the workers were replaced"),
     _event("process_ended", "server", "error", "process %s (%d) has ended: %s", "process pid reason"),
-    _event("process_silent", "server", "error", "process %s does not answer: it is killed", "process"),
     _event("listener_kept", "server", "warning", "a listener is kept, with those who wait in it: %s", "reason"),
     _event("process_late", "server", "error", "process %s does not serve after %g s: it is ended", "process seconds"),
     _event(

@@ -34,8 +34,6 @@ class Child:
         """Set once it is gone."""
         self.is_ending = False
         """Whether it was told to."""
-        self.silent_turns = 0
-        """How often it was asked in a row and said nothing."""
         self._process = process
         self._out: list[bytes] = []
         self._stirred = trio.Event()
@@ -129,7 +127,6 @@ class Child:
             waiting = b""
             async for data in stdout:
                 *lines, waiting = (waiting + data).split(b"\n")
-                self.silent_turns = 0
                 for line in lines:
                     word, _, rest = line.decode(errors="replace").partition(" ")
                     if word == orders.READY:

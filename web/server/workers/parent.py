@@ -5,7 +5,7 @@ A child that ends is started again, after a pause that grows; more than `restart
 connections. A worker that is replaced leaves its listener, with what waits in it, to the next one: the parent keeps it
 open. The listener of one that dies is closed, so that whoever connects comes to another one at once.
 
-A child whose loop does not turn is killed, also the store's. A disk that does not answer is no reason: the loop of the
+A child whose loop does not turn is ended, also the store's. A disk that does not answer is no reason: the loop of the
 store's process turns meanwhile, and to kill it would not make the disk answer.
 
 The parent also asks all of them for their figures, now and then and whenever a worker wants those of all, and keeps
@@ -62,14 +62,14 @@ ORPHANS_LOOK_SECONDS: Final = 0.05
 TELL_SECONDS: Final = 1.0
 """Between two askings for the figures of all children. Reason: of one that is killed counts what it told last."""
 
-SILENT_TURNS_MAX: Final = 4
-"""So often in a row may a child not answer. Beyond: it is killed. Reason: publishers wait 10 s for a store, which must
-be back by then. Turns, since a pause of the whole machine is no silence."""
+SILENT_SECONDS_MAX: Final = 3.0
+"""Longest time without figures of a child, unless a service manager says how long it waits. Beyond: it is ended.
+Reason: publishers wait 10 s for a store, which must be back by then."""
 
 TOLD_SECONDS_MAX: Final = 0.5
 """Longest wait for a child to tell its figures. Beyond: those that it told last."""
 
-ABORT_SECONDS_MAX: Final = 2.0
+ABORT_SECONDS_MAX: Final = 1.0
 """Longest time in which a child that hangs may print where. Beyond: killed."""
 
 logger = logging.getLogger("avicenna.server")
@@ -373,21 +373,20 @@ class Parent:
     # Figures
 
     async def _keep_asking(self) -> None:
-        """Ask all again and again, and end those that are silent for as long as the manager would wait for us."""
-        watchdog_seconds = self._manager.watchdog_seconds
+        """Ask all again and again, and end those that are silent, after as long as the manager would wait for us."""
+        seconds_max = self._manager.watchdog_seconds or SILENT_SECONDS_MAX
         while True:
             await self._ask_all()
-            self._end_silent()
             await trio.sleep(TELL_SECONDS)
             for child in list(self._children.values()):
                 # Looks are counted, not seconds: after a pause of the machine everybody has been silent.
-                child.silent += child.ready.is_set()
-                if watchdog_seconds is None or child.silent * TELL_SECONDS <= watchdog_seconds:
+                child.silent += child.ready.is_set() and not child.is_ending
+                if child.silent * TELL_SECONDS <= seconds_max:
                     continue
-                if child.silent * TELL_SECONDS > watchdog_seconds + ABORT_SECONDS_MAX:
+                if child.silent * TELL_SECONDS > seconds_max + ABORT_SECONDS_MAX:
                     child.kill()
                 elif not child.is_aborted:
-                    logger.error("process %s has told nothing for %g s: it is ended", child.name, watchdog_seconds)
+                    logger.error("process %s has told nothing for %g s: it is ended", child.name, seconds_max)
                     child.abort()
 
     async def _give_figures(self, child: Child, number: int) -> None:
@@ -404,15 +403,6 @@ class Parent:
         with trio.move_on_after(TOLD_SECONDS_MAX):
             for child in asked:
                 await child.until_told(number)
-
-    def _end_silent(self) -> None:
-        """Kill those whose loop does not turn; to be called once a turn."""
-        for child in self._children.values():
-            if child.ready.is_set() and not child.is_ending:
-                if child.silent_turns >= SILENT_TURNS_MAX:
-                    logger.error("process %s does not answer: it is killed", child.name)
-                    child.kill()
-                child.silent_turns += 1
 
     # Replacing
 
