@@ -39,6 +39,7 @@ ALLOWED = {
     # Listeners that the parent hands over, and the machine's clock, which processes share.
     "web/server/workers/__main__.py": {"socket.socket", "time"},
     "web/server/workers/parent.py": {"secrets", "time"},  # names of processes, and that clock
+    "web/server/workers/line.py": {"time"},  # a thread that waits for the end of a process whose parent is gone
     "web/http/handed_over.py": {"socket.socket"},  # listeners that were made by whoever started the process
     "web/http/listening.py": {"socket.create_server", "socket.socket"},  # listeners, made by the composition root
     # Files and threads of the machine, which no simulation runs.

@@ -6,6 +6,7 @@ What followers got is compared with what publishers were told.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -201,6 +202,17 @@ async def kill_store(process: Process) -> None:
     await until(lambda: children(process).get("store") not in (None, before), 60)
 
 
+async def until_both_serve(server: Server) -> None:
+    headers = server.bearer("op", "operate")
+    with trio.fail_after(90):
+        while True:
+            async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=30) as http:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await http.get("/ws/status")).json()["nodes"]["known"] == 2:
+                        return
+            await trio.sleep(0.05)
+
+
 async def test_the_store_is_killed_under_load_and_no_socket_closes(tmp_path: Path) -> None:
     async with two_workers(tmp_path / "data") as (process, server):
         async with loaded(server) as load:
@@ -222,6 +234,7 @@ async def test_a_worker_is_killed_and_its_clients_come_back_exactly(tmp_path: Pa
                 os.kill(killed, signal.SIGKILL)
                 await until(lambda killed=killed: len(set(workers(process).values()) - {killed}) == 2, 60)  # type: ignore[misc]
                 await load.all_live()
+                await until_both_serve(server)  # else the next one to be killed would be the last one that serves
             await load.more(5)
         assert await process.stop() == 0
 
