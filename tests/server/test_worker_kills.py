@@ -28,7 +28,7 @@ from tests.server.workers import children, two_workers, until, workers
 
 pytestmark = pytest.mark.one_way
 
-ROUNDS = int(os.environ.get("WORKERS_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("WORKERS_ROUNDS", "2"))
 
 AHEAD_MAX = 60
 """Updates that the slowest follower may be behind when another one is published."""
