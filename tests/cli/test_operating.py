@@ -120,7 +120,7 @@ async def test_a_server_is_told_to_reload(tmp_path: Path) -> None:
         code, out, _ = await run("reload")
         assert (code, out) == (0, f"process {process.process.pid} reloads: its log says what came of it\n")
         with trio.fail_after(15):
-            while "read 1 keys anew" not in "".join(logbook.lines):
+            while "keys read anew: 1" not in "".join(logbook.lines):
                 await trio.sleep(0.01)
         code, out, _ = await run("reload", "--json")
         assert (code, json.loads(out)) == (0, {"status": "reloading", "pid": process.process.pid})

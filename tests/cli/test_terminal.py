@@ -146,7 +146,7 @@ async def test_top_draws_sorts_searches_takes_a_new_size_and_leaves_the_terminal
         terminal.resize(160, 50)
         terminal.until_seen("17-60 of 60")
         terminal.resize(60, 8)
-        terminal.until_seen("DIAGNOS\u2026", "ward-17", "q quit")
+        terminal.until_seen("17-18 of 60", "DIAGNOSIS", "ward-17", "q quit")
         terminal.type("q")
         assert terminal.until_ended() == 0
         assert terminal.modes() == before
