@@ -29,6 +29,19 @@ class Stranger:
 
 
 @contextmanager
+def served_by(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a port of its own, on which this handler answers from a thread."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def listening() -> Iterator[Stranger]:
     """One of them."""
 
@@ -50,12 +63,6 @@ def listening() -> Iterator[Stranger]:
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        stranger = Stranger(f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield stranger
-        finally:
-            server.shutdown()
-            thread.join()
+    with served_by(Handler) as url:
+        stranger = Stranger(url)
+        yield stranger

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
+from tests.cli.strangers import served_by
 from tests.cli.test_top_view import FIGURES
 from web.commands.answers import ConsoleMessage
 from web.commands.client import Client, Credentials
@@ -153,15 +154,9 @@ def script() -> Iterator[Script]:
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found = Script(f"http://127.0.0.1:{server.server_address[1]}")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield found
-        finally:
-            server.shutdown()
-            thread.join()
+    with served_by(Handler) as url:
+        found = Script(url)
+        yield found
 
 
 def feed_of(script: Script, credentials: Credentials | None = None) -> ConsoleFeed:
