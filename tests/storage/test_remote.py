@@ -203,6 +203,21 @@ async def test_a_deletion_and_a_new_registration_are_heard_of(process: StoreProc
                 await other.barrier()
 
 
+def slow_reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
+    """Have outboxes read and not answered: set once one was read, and what lets it answer."""
+    has_read, may_answer = trio.Event(), trio.Event()
+    read_after = store.read_after
+
+    async def slow(*args: Any) -> Slice:
+        found = await read_after(*args)
+        has_read.set()
+        await may_answer.wait()
+        return found
+
+    monkeypatch.setattr(store, "read_after", slow)
+    return has_read, may_answer
+
+
 async def test_a_purge_while_a_window_is_read_is_not_undone_by_what_was_read(
     process: StoreProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,16 +225,7 @@ async def test_a_purge_while_a_window_is_read_is_not_undone_by_what_was_read(
         await one.register("d", "amira", [])
         await publish(one, 3)
         assert process.store is not None
-        has_read, may_answer = trio.Event(), trio.Event()
-        read_after = process.store.read_after
-
-        async def slow(*args: Any) -> Slice:
-            found = await read_after(*args)
-            has_read.set()
-            await may_answer.wait()
-            return found
-
-        monkeypatch.setattr(process.store, "read_after", slow)
+        has_read, may_answer = slow_reads(process.store, monkeypatch)
         listener = Listener(other)
         with trio.fail_after(10):
             await has_read.wait()
@@ -237,16 +243,7 @@ async def test_growth_while_a_window_is_read_is_added_to_what_was_read(
     async with two(process) as (one, other):
         await one.register("d", "amira", [])
         assert process.store is not None
-        has_read, may_answer = trio.Event(), trio.Event()
-        read_after = process.store.read_after
-
-        async def slow(*args: Any) -> Slice:
-            found = await read_after(*args)
-            has_read.set()
-            await may_answer.wait()
-            return found
-
-        monkeypatch.setattr(process.store, "read_after", slow)
+        has_read, may_answer = slow_reads(process.store, monkeypatch)
         listener = Listener(other)
         with trio.fail_after(10):
             await has_read.wait()
