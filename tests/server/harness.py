@@ -285,6 +285,7 @@ class _Together:
         return Worker(
             engine=engine,
             begin_drain=self._stopping.set,
+            when_told_to_end=lambda end: None,
             others=self,
             age_seconds=0.0,
             workers=len(self._connections),

@@ -258,7 +258,7 @@ async def test_a_right_that_is_taken_away_ends_followers_of_all_workers(tmp_path
                 assert not [frame for frame in frames if "seq" in frame and frame.get("type") == "feedback_update"]
 
 
-async def test_sighup_replaces_the_workers_one_by_one_and_nothing_is_lost(tmp_path: Path) -> None:
+async def test_sighup_replaces_workers_and_nothing_is_lost_and_a_signal_to_all_processes_drains(tmp_path: Path) -> None:
     async with two_workers(tmp_path / "data") as (process, server):
         await server.register()
         before = workers(process)
@@ -272,7 +272,12 @@ async def test_sighup_replaces_the_workers_one_by_one_and_nothing_is_lost(tmp_pa
             await publisher.until_acknowledged(5)
             publisher.is_wanted = False
         assert len(set(publisher.seqs)) == len(publisher.seqs)
-        assert await process.stop() == 0
+        async with many(server, 4) as clients:
+            for pid in [process.process.pid, *children(process).values()]:  # as systemd does
+                os.kill(pid, signal.SIGTERM)
+            assert [(await client.close_frames())[1] for client in clients] == [1012] * 4
+            with trio.fail_after(20):
+                assert await process.process.wait() == 0
 
 
 async def test_a_worker_that_hangs_is_ended_where_a_service_manager_watches(tmp_path: Path) -> None:

@@ -209,6 +209,8 @@ class Worker:
     engine: Engine
     begin_drain: Callable[[], object]
     """Has all of them drain, as an operator asks for it."""
+    when_told_to_end: Callable[[Callable[[], None]], None]
+    """Takes what is to be called, on any thread, once this process is to drain: beside signals."""
     others: Others
     age_seconds: float
     """For how long the server had run when this process began."""
@@ -369,6 +371,8 @@ async def _serve_until_signal(
     end.daemon = True
 
     def begin(after: str) -> None:
+        if stopping.is_set():
+            return  # the parent and a signal may both say so
         logger.info("draining after %s", after)
         stopping.set()
         end.start()
@@ -383,6 +387,8 @@ async def _serve_until_signal(
 
     signals.when_first_comes(came)
     signals.when_to_reload(reload)
+    if worker is not None:
+        worker.when_told_to_end(partial(came, "a word of the parent"))
     begin_drain = partial(signals.begin, DRAIN_REQUEST) if worker is None else worker.begin_drain
     try:
         await serve(

@@ -214,6 +214,10 @@ LOG_EVENTS: Final = (
     _event("workers_replaced", "server", "info", "the workers were replaced"),
     _event("process_ended", "server", "error", "process %s (%d) has ended: %s", "process pid reason"),
     _event("listener_kept", "server", "warning", "a listener is kept, with those who wait in it: %s", "reason"),
+    _event(
+        "process_not_started", "server", "error", "no process could be started in place of %s: %s", "process reason"
+    ),
+    _event("process_does_not_end", "server", "error", "process %s does not end: it is killed", "process"),
     _event("process_late", "server", "error", "process %s does not serve after %g s: it is ended", "process seconds"),
     _event(
         "process_stays",

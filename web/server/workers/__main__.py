@@ -32,7 +32,8 @@ logger = logging.getLogger("avicenna.server")
 def main() -> int:
     """Obey the order on standard input."""
     faulthandler.enable()  # one that hangs is ended by SIGABRT: where it hung is on stderr then
-    order, line = orders.read(sys.stdin.buffer.readline(orders.LINE_BYTES_MAX)), Line()
+    line = Line()
+    order = orders.read(line.order())
     try:
         chosen = settings.load(
             os.environ, config=None if order.config is None else Path(order.config), options=order.options
@@ -62,6 +63,7 @@ def _work(chosen: Settings, order: Order, node: str, line: Line) -> int:
     worker = composition.Worker(
         engine=engine,
         begin_drain=partial(line.say, orders.DRAIN),
+        when_told_to_end=line.when_told_to_end,
         others=line,
         age_seconds=time.monotonic() - order.began_at,
         workers=order.workers,

@@ -58,10 +58,11 @@ class Child:
         return self._process.returncode
 
     def end(self) -> None:
-        """Have it drain, as by SIGTERM."""
+        """Have it drain."""
         self.is_ending = True
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
+        self.say(orders.END)
+        if not self.ready.is_set() and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)  # it may not read yet
 
     def abort(self) -> None:
         """End it at once, and have it print where it hangs."""
@@ -74,9 +75,9 @@ class Child:
         if self._process.returncode is None:
             self._process.kill()
 
-    def say(self, word: str, rest: str) -> None:
+    def say(self, word: str, rest: str = "") -> None:
         """Tell it something, as soon as it reads."""
-        self._out.append(f"{word} {rest}\n".encode())
+        self._out.append(f"{word} {rest}".rstrip().encode() + b"\n")
         self._stirred.set()
 
     def ask(self, number: int) -> None:

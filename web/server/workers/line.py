@@ -41,6 +41,10 @@ class Line:
         self._figures: Callable[[], object] | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._is_gone: Callable[[str], None] = lambda _: None
+        self._waiting = b""
+        """Read, and no whole line yet."""
+        self._end: Callable[[], object] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        self._was_told_to_end = False
         self._last_number = 0
         self._asked: dict[int, trio.Event] = {}
         self._given: Seen | None = None
@@ -53,23 +57,35 @@ class Line:
             while data:
                 data = data[os.write(sys.stdout.fileno(), data) :]
 
+    def order(self) -> bytes:
+        """The first line that the parent says: waits for it."""
+        while b"\n" not in self._waiting and (data := self._read()):
+            self._waiting += data
+        line, _, self._waiting = self._waiting.partition(b"\n")
+        return line
+
     def listen(self) -> None:
-        """Read what the parent says, on a thread; drain once it is gone."""
+        """Read what else the parent says, on a thread; drain once it says so, or is gone."""
 
         def read() -> None:
-            waiting = b""
-            while data := os.read(sys.stdin.fileno(), orders.LINE_BYTES_MAX):  # `sys.stdin` would be locked at the end
-                *lines, waiting = (waiting + data).split(b"\n")
+            while True:
+                *lines, self._waiting = self._waiting.split(b"\n")
                 for line in lines:
-                    word, _, rest = line.decode().partition(" ")
-                    if self._token is not None:
-                        with suppress(trio.RunFinishedError):
-                            self._token.run_sync_soon(self._take, word, rest)
-            os.kill(os.getpid(), signal.SIGTERM)
+                    self._hear(*line.decode().partition(" ")[::2])
+                if not (data := self._read()):
+                    break
+                self._waiting += data
+            if self._was_told_to_end:
+                os._exit(1)  # a second signal has ended the parent
+            self._drain()
             time.sleep(ORPHAN_SECONDS_MAX)
             os._exit(1)
 
         threading.Thread(target=read, daemon=True).start()
+
+    def when_told_to_end(self, end: Callable[[], object]) -> None:
+        """Call this, on the thread that listens, once the parent has this process end, or is gone; before: SIGTERM."""
+        self._end = end
 
     def answer_with(self, figures: Callable[[], object]) -> None:
         """Answer the parent with these from now on; within Trio."""
@@ -106,6 +122,21 @@ class Line:
         if self._given is not None and trio.current_time() - self._given_at < LATELY_SECONDS:
             return self._given
         return await self.everywhere(here)
+
+    def _read(self) -> bytes:
+        return os.read(sys.stdin.fileno(), orders.LINE_BYTES_MAX)  # `sys.stdin` would be locked at the end
+
+    def _hear(self, word: str, rest: str) -> None:
+        if word == orders.END:
+            self._was_told_to_end = True
+            self._drain()
+        elif self._token is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._take, word, rest)
+
+    def _drain(self) -> None:
+        with suppress(trio.RunFinishedError):
+            self._end()
 
     def _take(self, word: str, rest: str) -> None:
         match word:

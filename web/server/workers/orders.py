@@ -20,6 +20,9 @@ DRAIN: Final = "drain"
 UNCONFIRMED: Final = "unconfirmed"
 """The store: a worker, whose name follows, did not confirm a change in time."""
 
+END: Final = "end"
+"""The parent has a child drain. Not a signal: a service manager sends that to all processes at once, besides."""
+
 TELL: Final = "tell"
 """The parent asks a child for its figures; a number follows."""
 

@@ -51,8 +51,11 @@ from web.server.workers.line import ORPHAN_SECONDS_MAX
 from web.server.workers.orders import Order
 
 DRAIN_SECONDS_MAX: Final = 9.5
-"""Longest time from the signal until workers have ended, and after that until the database is closed. Beyond: killed.
-Reason: each of them ends by itself within 9 s."""
+"""Longest time from the signal until workers have ended. Beyond: killed. Reason: each of them ends by itself within
+9 s."""
+
+CLOSE_SECONDS_MAX: Final = 4.0
+"""Longest time after that until the database is closed. Beyond: killed. Reason: a service manager waits 15 s."""
 
 ORPHANS_SECONDS_MAX: Final = 2 * ORPHAN_SECONDS_MAX
 """Longest wait at the start for processes of a parent that was killed. Beyond: another server is there."""
@@ -81,6 +84,10 @@ class Escalation(Exception):
 
 class CannotBegin(Exception):
     """A child could not begin, and would not if it were started again."""
+
+
+class NotClosed(Exception):
+    """The process of the store had to be killed at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,8 @@ class Parent:
         """
         self._settings = settings
         self._config = config
-        self._options = options
+        # The file of settings may name another directory by now: a store that is started again has the same database.
+        self._options = {**options, "data": str(settings.data.absolute())}
         self._listeners = listeners
         self._ready = ready
         self._manager = manager
@@ -179,6 +187,7 @@ class Parent:
         Raises:
             Escalation: children end too often.
             CannotBegin: one could not begin.
+            NotClosed: the database was not closed.
         """
         descriptor = store_listener.fileno()
         store = Place(lambda _: self._order(None, store=descriptor))
@@ -224,9 +233,14 @@ class Parent:
         """End the workers, and then the store, which begins again until then if it is killed."""
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await self._ended(self._workers)
+        for child in self._workers():
+            logger.error("process %s does not end: it is killed", child.name)
+            child.kill()
         self._store_end.set()
-        with trio.move_on_after(DRAIN_SECONDS_MAX):
+        with trio.move_on_after(CLOSE_SECONDS_MAX):
             await self._ended(lambda: [child for name, child in self._children.items() if name == orders.STORE])
+        if orders.STORE in self._children:
+            self._failure = self._failure or NotClosed("the database could not be closed in time")
         scope.cancel()
 
     async def _ended(self, some: Callable[[], Sequence[Child]]) -> None:
@@ -278,8 +292,8 @@ class Parent:
         """Have a child in a place, and another one whenever it ends or is to be replaced; until `end`."""
         settings = self._settings
         intensity = Intensity(settings.restart_intensity_max, settings.restart_intensity_seconds)
-        child = await self._start(place, nursery)
-        while not end.is_set():
+        child: Child | None = await self._start(place, nursery)
+        while child is not None and not end.is_set():
             await _first(child.ended, place.replacing)
             if not child.ended.is_set():
                 child = await self._replaced(place, child, nursery)
@@ -291,14 +305,24 @@ class Parent:
                 return
             logger.error("process %s (%d) has ended: %s", child.name, child.pid, _reason(child.code))
             self._ledger.restarted("store" if child.name == orders.STORE else "worker")
-            if intensity.crashed(trio.current_time()):
-                self._fail(Escalation(f"{child.name} has ended too often"))
-                return
+            child = await self._start_again(place, child.name, intensity, end, nursery)
+        if child is not None:
+            child.end()  # it was started meanwhile
+
+    async def _start_again(
+        self, place: Place, former: str, intensity: Intensity, end: trio.Event, nursery: trio.Nursery
+    ) -> Child | None:
+        """The child that follows one that has ended; `None`: none, because of the end, or since they end too often."""
+        while not intensity.crashed(trio.current_time()):
             with trio.move_on_after(intensity.backoff_seconds(lambda: 1.0)):
                 await end.wait()
-                return
-            child = await self._start(place, nursery)
-        child.end()  # it was started meanwhile
+                return None
+            try:
+                return await self._start(place, nursery)
+            except OSError as error:  # the machine has no memory for it, or a deploy has just taken the program away
+                logger.error("no process could be started in place of %s: %s", former, error)
+        self._fail(Escalation(f"{former} has ended too often"))
+        return None
 
     def _fail(self, failure: Exception) -> None:
         """End the server: drain, and then raise this."""
@@ -306,7 +330,13 @@ class Parent:
         self._drain.set()
 
     async def _start(self, place: Place, nursery: trio.Nursery, *, is_replacement: bool = False) -> Child:
-        child = await children.start(place.order(is_replacement))
+        order = place.order(is_replacement)
+        try:
+            child = await children.start(order)
+        except OSError:
+            if order.node is not None:
+                self._free_slots.add(order.slot)
+            raise
         self._children[child.name] = child
         nursery.start_soon(self._tend, place, child)
         return child
@@ -337,9 +367,14 @@ class Parent:
 
     async def _replaced(self, place: Place, child: Child, nursery: trio.Nursery) -> Child:
         """The child that takes the place of another, which drains once that one serves."""
-        new = await self._start(place, nursery, is_replacement=True)
-        await _first(new.ready, new.ended, self._drain)
-        is_serving = new.ready.is_set() and not new.ended.is_set()
+        new = None
+        try:
+            new = await self._start(place, nursery, is_replacement=True)
+        except OSError as error:
+            logger.error("no process could be started in place of %s: %s", child.name, error)
+        else:
+            await _first(new.ready, new.ended, self._drain)
+        is_serving = new is not None and new.ready.is_set() and not new.ended.is_set()
         if is_serving:
             child.end()
             with trio.move_on_after(DRAIN_SECONDS_MAX):
@@ -351,7 +386,7 @@ class Parent:
         place.replacing = trio.Event()
         place.was_replaced = is_serving
         place.replaced.set()
-        return new if is_serving else child
+        return new if new is not None and is_serving else child
 
     def _said(self, child: Child, word: str, rest: str) -> None:
         match word:
@@ -470,9 +505,9 @@ def run(
         try:
             with contextlib.ExitStack() as listening:
                 trio.run(partial(_run, settings, config, options, ready, handed_over, manager, signals, listening))
-        except (BaseExceptionGroup, CannotOpen, OSError, Escalation, CannotBegin) as failure:
+        except (BaseExceptionGroup, CannotOpen, OSError, Escalation, CannotBegin, NotClosed) as failure:
             match first := composition.first_of(failure):
-                case Escalation():
+                case Escalation() | NotClosed():
                     logger.critical("the server ends: %s", first)
                     return 1
                 case CannotOpen() | CannotBegin() | OSError():

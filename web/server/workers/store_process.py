@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,7 @@ def socket_of(settings: Settings) -> Path:
 
 
 def run(settings: Settings, listener: socket.socket, line: Line, nodes: Sequence[str]) -> int:
-    """Serve the store until SIGTERM; the exit code.
+    """Serve the store until the parent ends it, or is gone; the exit code.
 
     Args:
         listener: where workers connect. Takes it.
@@ -77,10 +78,13 @@ async def _serve(settings: Settings, listener: socket.socket, line: Line, nodes:
         nursery.start_soon(server.run, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
         nursery.start_soon(_end_when_broken, store.broke, nursery.cancel_scope)
         line.answer_with(store.statistics)
+        end, token = trio.Event(), trio.lowlevel.current_trio_token()
+        line.when_told_to_end(partial(token.run_sync_soon, end.set))
+        # A service manager sends these to all processes at once, and workers that drain still need the store.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         line.say(orders.READY)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                break
+        await end.wait()
         with trio.move_on_after(LEAVE_SECONDS_MAX):
             await server.left()
         line.say_last_figures()

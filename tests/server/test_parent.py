@@ -1,0 +1,149 @@
+"""The parent of `serve --workers`, with children that are no processes."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from storage.clock import SystemClock
+from web.server.service_manager import NOBODY
+from web.server.settings import Settings
+from web.server.workers import children, orders, parent
+from web.server.workers.counting import memory
+from web.server.workers.orders import Order
+
+
+class Child:
+    """What the parent sees of a process; one that is frozen ends when it is killed."""
+
+    def __init__(self, name: str, *, is_frozen: bool) -> None:
+        self.name = name
+        self.slot = 0
+        self.pid = 0
+        self.code = 0
+        self.silent = 0
+        self.is_ending = False
+        self.ready = trio.Event()
+        self.ended = trio.Event()
+        self._is_frozen = is_frozen
+
+    def end(self) -> None:
+        self.is_ending = True
+        if not self._is_frozen:
+            self.ended.set()
+
+    def kill(self) -> None:
+        self.ended.set()
+
+    def say(self, word: str, rest: str = "") -> None:
+        """Nobody reads it."""
+
+    def ask(self, number: int) -> None:
+        self.silent = 0
+
+    async def until_told(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def run(self, said: Callable[[Child, str, str], None]) -> None:
+        self.ready.set()
+        await self.ended.wait()
+
+
+class Installation:
+    """A parent with two workers."""
+
+    def __init__(self, data: Path, frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = Settings(data=data, workers=2)
+        nowhere = parent.Listeners([[], []], (), (), ("http://127.0.0.1:1",))
+        counting = memory(parent.slots_of(settings))
+        self.orders: list[Order] = []
+        self.serving: list[Child] = []
+        self.refused = 0
+        """So many starts fail from now on."""
+        self._frozen = frozen
+        self._has_begun = trio.Event()
+        self.parent = parent.Parent(
+            settings, None, {}, nowhere, counting, lambda _: self._has_begun.set(), NOBODY, SystemClock()
+        )
+        monkeypatch.setattr(children, "start", self._start)
+
+    async def _start(self, order: Order) -> Child:
+        await trio.lowlevel.checkpoint()
+        self.orders.append(order)
+        if self.refused:
+            self.refused -= 1
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        name = order.node or orders.STORE
+        self.serving.append(Child(name, is_frozen=name.startswith(self._frozen)))
+        return self.serving[-1]
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[None]:
+        """It has begun; it drains at the end."""
+        with socket.socket() as store:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.parent.run, store)
+                await self._has_begun.wait()
+                yield
+                self.parent.drain()
+
+    async def drain(self) -> float:
+        """Begin, and end; how long the end took."""
+        async with self.served():
+            began_at = trio.current_time()
+        return trio.current_time() - began_at
+
+
+async def test_every_child_has_the_data_directory_with_which_the_server_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    installation = Installation(tmp_path, "nobody", monkeypatch)
+    await installation.drain()
+    assert [one.options["data"] for one in installation.orders] == [str(tmp_path)] * 3
+
+
+async def test_a_worker_that_is_frozen_is_killed_in_time_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    assert await Installation(tmp_path, "worker-1", monkeypatch).drain() < 10
+
+
+async def test_a_store_that_is_frozen_at_the_end_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    with pytest.RaisesGroup(parent.NotClosed):
+        await Installation(tmp_path, orders.STORE, monkeypatch).drain()
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+async def test_a_process_that_cannot_be_started_now_is_started_later(
+    refused: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    installation = Installation(tmp_path, "nobody", monkeypatch)
+    async with installation.served():
+        installation.refused = refused
+        installation.serving[1].kill()
+        await trio.sleep(10)
+        assert [one.ended.is_set() for one in installation.serving] == [False, True, False, False]
+        installation.refused = refused
+        installation.parent.reload()
+        await trio.sleep(10)
+        assert len(installation.serving) == 4
+
+
+async def test_a_process_that_can_never_be_started_ends_the_server_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    installation = Installation(tmp_path, "nobody", monkeypatch)
+    with pytest.RaisesGroup(parent.Escalation):
+        async with installation.served():
+            installation.refused = 100
+            installation.serving[0].kill()
+            await installation.serving[1].ended.wait()
+            assert installation.serving[1].is_ending
