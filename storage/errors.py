@@ -21,7 +21,8 @@ StorageError
     |   `-- NotADatabase         no database at all, or its header is overwritten
     +-- NewerVersion         written by a newer version of this program
     +-- ForeignLog           the log beside the database is not its own, and it needs none
-    `-- Damaged              the file fails its integrity check, or a part of it is missing
+    +-- Damaged              the file fails its integrity check, or a part of it is missing
+    `-- NotThere             nobody's: the servers of the engine do not answer; starting again later can succeed
 """
 
 from __future__ import annotations
@@ -120,3 +121,7 @@ class ForeignLog(CannotOpen):
 
 class Damaged(CannotOpen):
     """The file fails its integrity check, or a part of it is missing."""
+
+
+class NotThere(CannotOpen):
+    """The servers that hold everything do not answer; they may later."""

@@ -405,6 +405,17 @@ class IdempotencyKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredKey:
+    """An idempotency key, and the event that it made."""
+
+    key: str
+    digest: bytes
+    seq: int
+    at: float
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStatistics:
     """What the store has done since it was opened, and how it is doing now."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final
 
 import msgspec
@@ -24,7 +24,8 @@ from storage.changes import (
     SubjectErased,
     TokensRevoked,
 )
-from storage.records import AuditRow, Diagnosis, NewAuditRow, Revocation, Window
+from storage.jetstream.entries import epoch_of, registration_of
+from storage.records import AuditRow, Diagnosis, Epoch, NewAuditRow, Revocation, Window
 
 
 class Registered(msgspec.Struct, frozen=True, tag="registered"):
@@ -78,9 +79,9 @@ class Erased(msgspec.Struct, frozen=True, tag="erased"):
 
 
 class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
-    """The numbering of a diagnosis began anew."""
+    """Another generation has begun: all epochs are others."""
 
-    diagnosis_id: str | None
+    generation: str
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -115,6 +116,11 @@ class ActSaid(msgspec.Struct, frozen=True):
     """An erasure has removed what it made: a node that has not applied it yet reads everything anew."""
 
 
+def registered(diagnosis: Diagnosis) -> Registered:
+    """As it is stored."""
+    return Registered(replace(diagnosis, epoch=Epoch(registration_of(diagnosis.epoch))))
+
+
 def row_at(at: float, row: NewAuditRow) -> Row:
     """The row of an act that is committed now."""
     return Row(at, **asdict(row))
@@ -146,6 +152,8 @@ class Known:
         """The number of the last act that is in here."""
         self.number_pos = NOT_THERE
         """Where that number is stored."""
+        self.generation = ""
+        """As in `entries.epoch_of`."""
         self._registered: dict[str, Diagnosis] = {}
         self._ids: list[str] = []
         self._poses: dict[str, int] = {}
@@ -192,7 +200,7 @@ class Known:
                 if self._is_newer(diagnosis.diagnosis_id, pos):
                     if diagnosis.diagnosis_id not in self._registered:
                         insort(self._ids, diagnosis.diagnosis_id)
-                    self._registered[diagnosis.diagnosis_id] = diagnosis
+                    self._registered[diagnosis.diagnosis_id] = self._shown(diagnosis)
             case Deleted(diagnosis_id=diagnosis_id):
                 if self._is_newer(diagnosis_id, pos) and self._registered.pop(diagnosis_id, None) is not None:
                     del self._ids[bisect_left(self._ids, diagnosis_id)]
@@ -202,6 +210,15 @@ class Known:
                     self._revocation_by[revocation.sub, revocation.token_id] = revocation
             case Lifted(sub=sub, token_id=token_id):
                 self._is_newer_revocation(sub, token_id, pos)
+
+    def _shown(self, diagnosis: Diagnosis) -> Diagnosis:
+        """With the epoch of this generation."""
+        return replace(diagnosis, epoch=Epoch(epoch_of(registration_of(diagnosis.epoch), self.generation)))
+
+    def renew(self, generation: str) -> None:
+        """Another generation has begun."""
+        self.generation = generation
+        self._registered = {one: self._shown(diagnosis) for one, diagnosis in self._registered.items()}
 
     def _is_newer(self, diagnosis_id: str, pos: int) -> bool:
         if pos <= self._poses.get(diagnosis_id, NOT_THERE):
@@ -227,6 +244,8 @@ class Known:
         change = None if act.is_silent else self._change(act, next_change)
         for at, made in enumerate(act.made, start=pos - len(act.made)):
             self.take(made, at)
+        if isinstance(act.also, Renewed):
+            self.renew(act.also.generation)
         self.applied, self.number_pos = number, pos + 1
         return change
 
@@ -239,11 +258,11 @@ class Known:
                 return EventsEvicted(number, windows)
             case Erased(digest=digest, stand_in=stand_in):
                 return SubjectErased(number, digest, stand_in)
-            case Renewed(diagnosis_id=diagnosis_id):
-                return EpochsRenewed(number, diagnosis_id)
+            case Renewed():
+                return EpochsRenewed(number, None)
         match act.made:
             case [Registered(diagnosis=diagnosis)]:
-                return DiagnosisRegistered(number, diagnosis)
+                return DiagnosisRegistered(number, self._shown(diagnosis))
             case [Deleted(diagnosis_id=diagnosis_id)]:
                 deleted = self._registered.get(diagnosis_id)
                 return None if deleted is None else DiagnosisDeleted(number, deleted)

@@ -8,7 +8,7 @@ for the id, and if it is not there, the append is sent again.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -19,14 +19,14 @@ import trio
 from storage import checks
 from storage.errors import Busy, Failed, KeyReused, KeysExhausted, NoSuchDiagnosis, OutboxDamaged, StorageError
 from storage.jetstream.engine import CONFLICTS, PATIENCE_SECONDS, Engine
-from storage.jetstream.entries import ATTEMPT, ENDED, Entry, appended, attempt_id, begun, text_of
+from storage.jetstream.entries import ATTEMPT, ENDED, Entry, appended, attempt_id, begun, registration_of, text_of
 from storage.jetstream.entries import HEADER as ENTRY
 from storage.jetstream.layout import KEY_TTL_SECONDS
 from storage.nats.errors import JetStreamError, NatsError, Unanswered
-from storage.nats.jetstream import BATCH_MESSAGES_MAX, DUPLICATE_IN_BATCH, EXPECTED_LAST, MESSAGE_ID, ROLLUP, TTL
+from storage.nats.jetstream import BATCH_MESSAGES_MAX, DUPLICATE_IN_BATCH, EXPECTED_LAST, MESSAGE_ID, ROLLUP, TTL, Found
 from storage.nats.wire import Outgoing
 from storage.pending import Pending
-from storage.records import IDEMPOTENCY_KEY_SECONDS, Appended, Epoch, IdempotencyKeys, NewEvent, Seq
+from storage.records import IDEMPOTENCY_KEY_SECONDS, Appended, Epoch, IdempotencyKeys, NewEvent, Seq, Window
 from storage.store import Committed, PendingAppend
 
 REQUEST_EVENTS_MAX: Final = 64
@@ -280,12 +280,13 @@ class Appending:
         made: dict[str, KeyRecord] = {}
         after, new_keys = head, 0
         epoch, subject = Epoch(head.registration), engine.layout.log(diagnosis_id)
+        registration = registration_of(epoch)
         for event in events:
             key = event.key
             if key is not None:
                 stored = keys.get(key, _NO_KEY)
                 record = made.get(key) or stored.record
-                if record is not None and record.registration == epoch and record.expires_at > now.judged:
+                if record is not None and record.registration == registration and record.expires_at > now.judged:
                     outcomes.append(_outcome_of(record, event, epoch))
                     continue
                 if stored.pos == 0 and self._keys + new_keys >= self._keys_max:
@@ -299,7 +300,7 @@ class Appending:
             outcomes.append(Appended(Seq(after.seq), now.wall, epoch, replayed=False))
             if key is not None:
                 expires_at = now.reckoned + IDEMPOTENCY_KEY_SECONDS
-                made[key] = KeyRecord(event.digest, after.seq, now.wall, expires_at, epoch)
+                made[key] = KeyRecord(event.digest, after.seq, now.wall, expires_at, registration)
                 new_keys += stored.pos == 0
                 headers = {EXPECTED_LAST: str(stored.pos), ROLLUP: "sub", TTL: f"{KEY_TTL_SECONDS}s"}
                 records.append(Outgoing(engine.layout.key(diagnosis_id, key), msgspec.json.encode(made[key]), headers))
@@ -348,6 +349,23 @@ class Appending:
         if expired:
             await engine.patiently(self.count)
         return len(expired)
+
+    async def keys_above(self, windows: Mapping[str, Window]) -> Sequence[str]:
+        """Keys of events beyond the newest number of their diagnosis, in words. To be called patiently."""
+        layout, problems = self._engine.layout, Counter[str]()
+        found: Sequence[Found] = ()
+        while page := await self._engine.page(layout.main, layout.all_keys, found[-1].pos + 1 if found else 1):
+            found = page
+            for one in page:
+                diagnosis_id, record = one.subject.split(".")[2], record_of(one.data)
+                window = windows.get(diagnosis_id)
+                if window is not None and record is not None and record.seq > window.head:
+                    problems[diagnosis_id] += record.registration == registration_of(window.epoch)
+        return [
+            f"diagnosis {one}: {count} idempotency keys name events that were never numbered"
+            for one, count in problems.items()
+            if count
+        ]
 
     async def count(self) -> IdempotencyKeys:
         """As `StoreUpkeep.idempotency_keys`. To be called patiently."""

@@ -5,8 +5,8 @@ What this process has written is remembered for a while and merged into what it 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -19,7 +19,7 @@ from storage.jetstream.acting import replacing
 from storage.jetstream.engine import CONFLICTS, PATIENCE_SECONDS, Engine
 from storage.nats.errors import JetStreamError, NatsError, Unanswered
 from storage.nats.jetstream import BATCH_MESSAGES_MAX, Found
-from storage.records import AcknowledgedBy, Cursor, CursorMove, Epoch, Seq, SubscriberId
+from storage.records import AcknowledgedBy, Cursor, CursorMove, Epoch, Seq, SubscriberId, Window
 
 REMEMBERED_MAX: Final = 50_000
 """Cursors that are remembered, those written last. Beyond: a read may miss a write of this process for a moment."""
@@ -47,6 +47,19 @@ class CursorSaid(msgspec.Struct, frozen=True):
             self.acknowledged_at,
             self.acknowledged_by,
         )
+
+
+def said_of(cursor: Cursor) -> CursorSaid:
+    """A cursor as it is to be stored."""
+    return CursorSaid(
+        cursor.subscriber.sub,
+        cursor.subscriber.device,
+        cursor.epoch,
+        cursor.seq,
+        cursor.seen_at,
+        cursor.acknowledged_at,
+        cursor.acknowledged_by,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +149,8 @@ class Cursors:
         layout = self._engine.layout
         messages = []
         for whose, cursor in cursors.items():
-            said = CursorSaid(
-                cursor.subscriber.sub,
-                cursor.subscriber.device,
-                cursor.epoch,
-                cursor.seq,
-                cursor.seen_at,
-                cursor.acknowledged_at,
-                cursor.acknowledged_by,
-            )
-            messages.append(replacing(layout.cursor(*whose), msgspec.json.encode(said), self._kept[whose].expected))
+            said = msgspec.json.encode(said_of(cursor))
+            messages.append(replacing(layout.cursor(*whose), said, self._kept[whose].expected))
         stored = await self._engine.jetstream.store(messages)
         for pos, (whose, cursor) in enumerate(cursors.items(), start=stored.pos - len(cursors) + 1):
             self._keep(whose, _Kept(pos, cursor))
@@ -176,6 +181,23 @@ class Cursors:
                 found[subscriber] = kept
         cursors = [kept.cursor for kept in found.values() if kept.cursor is not None]
         return sorted(cursors, key=lambda one: one.subscriber.order)
+
+    async def above(self, windows: Mapping[str, Window]) -> Sequence[str]:
+        """Cursors beyond the newest number of their diagnosis, in words. To be called patiently."""
+        layout, problems = self._engine.layout, Counter[str]()
+        found: Sequence[Found] = ()
+        while page := await self._engine.page(layout.cursors, layout.all_cursors, found[-1].pos + 1 if found else 1):
+            found = page
+            for one in page:
+                diagnosis_id, cursor = one.subject.split(".")[1], _read(one)
+                window = windows.get(diagnosis_id)
+                if window is not None and cursor is not None:
+                    problems[diagnosis_id] += cursor.epoch == window.epoch and cursor.seq > window.head
+        return [
+            f"diagnosis {one}: {count} subscribers have acknowledged more than was ever numbered"
+            for one, count in problems.items()
+            if count
+        ]
 
     async def one(self, diagnosis_id: str, subscriber: SubscriberId) -> Cursor | None:
         """The cursor of one subscriber, from the leader. To be called patiently."""

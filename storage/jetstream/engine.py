@@ -17,17 +17,20 @@ from storage.audit_rows import AuditRows
 from storage.changes import Told
 from storage.clock import Timekeeper
 from storage.damage import FoundDamage
-from storage.errors import Failed, StoreBroken
+from storage.errors import Busy, Failed, StoreBroken
 from storage.jetstream import acts
 from storage.jetstream.acts import ActSaid, Known
 from storage.jetstream.entries import ATTEMPT, NOTHING, Entry, Log, attempt_id, entry_of, log_of
-from storage.jetstream.layout import Layout
+from storage.jetstream.layout import Layout, version_and_generation
 from storage.nats.errors import Away, JetStreamError, NatsError, NoResponders, Unanswered
 from storage.nats.jetstream import MESSAGE_ID, WRONG_LAST, WRONG_LAST_IN_BATCH, Found, JetStream
 from storage.records import OUTBOX_EVENTS_MAX
 
 PATIENCE_SECONDS: Final = 10.0
 """How long an operation waits for the engine. Reason: an election takes half of it. Beyond: `Busy` or `Failed`."""
+
+AWAY_SECONDS: Final = 3.0
+"""Without an answer of the leader for so long the engine is away. Reason: it is asked each second."""
 
 AGAIN_SECONDS: Final = 0.05
 """Between two attempts while the engine does not answer, on the average."""
@@ -104,6 +107,10 @@ class Engine:
         self._numbers: dict[str, tuple[str, int]] = {}
         """The registration and the number of the newest entry of a log that this process knows of."""
         self._catching_up = trio.Lock()
+        self._looks_begun = 0
+        """How often the engine was asked for newer acts."""
+        self._look_done = 0
+        """Which of these was answered last."""
 
     def breaks(self, reason: str) -> None:
         """The store can be used no more."""
@@ -112,6 +119,28 @@ class Engine:
             self.broke.set()
 
     # Asking
+
+    @property
+    def away_seconds(self) -> float | None:
+        """For how long the engine has been away; `None`: it is there."""
+        now, since = trio.current_time(), self.connection.away_since
+        if since is None and now - self.answered_at > AWAY_SECONDS:
+            since = self.answered_at
+        return None if since is None else now - since
+
+    def see_that_it_is_there(self) -> None:
+        """Refuse at once what others would wait behind, and what can do without.
+
+        Raises:
+            Busy: the engine has been away for longer than `AWAY_SECONDS`.
+        """
+        if not self.is_there:
+            raise Busy("the engine is away")
+
+    @property
+    def is_there(self) -> bool:
+        """The engine has not been away for longer than `AWAY_SECONDS`."""
+        return (self.away_seconds or 0.0) <= AWAY_SECONDS
 
     def is_passing(self, error: NatsError) -> bool:
         """Whether what was asked can succeed a little later; certainly nothing was stored then."""
@@ -210,11 +239,16 @@ class Engine:
             raise WentBack(f"the log of {diagnosis_id} has fewer entries than before")
         if found is None:
             return NOTHING
-        entry = _entry(found)
+        entry = self._entry(found)
         if entry is None:
             raise Failed(f"the newest entry of diagnosis {diagnosis_id} cannot be read")
         self.knows(diagnosis_id, entry)
         return entry._replace(body=b"")
+
+    def _entry(self, found: Found) -> Entry | None:
+        append_id = found.headers.get(MESSAGE_ID)
+        attempt = "" if append_id is None else attempt_id(append_id, int(found.headers.get(ATTEMPT, "0")))
+        return entry_of(found.pos, found.headers, found.data, attempt, self.known.generation)
 
     async def entries(self, diagnosis_id: str) -> tuple[Sequence[Entry | None], Sequence[int]]:
         """The entries of a log, and the position of each; not older than what is known. To be called patiently."""
@@ -224,7 +258,7 @@ class Engine:
             if (found[-1].pos if found else 0) >= self.seen(diagnosis_id):
                 poses = [one.pos for one in found]
                 self.saw(diagnosis_id, poses[-1] if poses else 0)
-                entries = [_entry(one) for one in found]
+                entries = [self._entry(one) for one in found]
                 if entries and entries[-1] is not None:
                     self.knows(diagnosis_id, entries[-1])
                 return entries, poses
@@ -256,6 +290,9 @@ class Engine:
         known = Known()
         newest = await self.last(self.layout.main, self.layout.number)
         last = 0 if newest is None else int(newest.data)
+        installation = await self.last(self.layout.main, self.layout.version)
+        if installation is not None:
+            known.generation = version_and_generation(installation.data)[1]
         for subject in (self.layout.all_registrations, self.layout.all_revocations):
             for found in await self.all_of(self.layout.main, subject):
                 if found.data:
@@ -282,24 +319,39 @@ class Engine:
             if len(page) < PAGE_MESSAGES:
                 return found
 
+    async def be_current(self) -> None:
+        """Apply what others have committed before this call; those who ask at the same time ask the engine once."""
+        begun = self._looks_begun
+        async with self._catching_up:
+            if self._look_done <= begun:
+                await self._catch_up()
+
     async def catch_up(self) -> None:
         """Apply the acts that others have committed."""
         async with self._catching_up:
-            applied = self.known.applied
-            newest = await self.last(self.layout.main, self.layout.number)
-            last = 0 if newest is None else int(newest.data)
-            if last < applied:
-                raise WentBack(f"there are {last} acts, where {applied} were applied")
-            if last - self.known.applied > ACTS_MISSED_MAX:
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        self._looks_begun += 1
+        applied = self.known.applied
+        newest = await self.last(self.layout.main, self.layout.number)
+        last = 0 if newest is None else int(newest.data)
+        if last < applied:
+            raise WentBack(f"there are {last} acts, where {applied} were applied")
+        await self._apply_up_to(last)
+        self._look_done = self._looks_begun
+
+    async def _apply_up_to(self, last: int) -> None:
+        if last - self.known.applied > ACTS_MISSED_MAX:
+            await self._load_anew()
+            return
+        while self.known.applied < last:
+            number = self.known.applied + 1
+            act = await self._act(number)
+            if act is None or act[0].is_stripped:
                 await self._load_anew()
                 return
-            while self.known.applied < last:
-                number = self.known.applied + 1
-                act = await self._act(number)
-                if act is None or act[0].is_stripped:
-                    await self._load_anew()
-                    return
-                self.apply(number, *act)
+            self.apply(number, *act)
 
     async def _load_anew(self) -> None:
         await self.load()
@@ -328,12 +380,6 @@ class Engine:
         self.applied(act)
         if change is not None:
             self.told.add(change)
-
-
-def _entry(found: Found) -> Entry | None:
-    append_id = found.headers.get(MESSAGE_ID)
-    attempt = "" if append_id is None else attempt_id(append_id, int(found.headers.get(ATTEMPT, "0")))
-    return entry_of(found.pos, found.headers, found.data, attempt)
 
 
 def _read(decode: Callable[[bytes], Answer], found: Found) -> Answer:

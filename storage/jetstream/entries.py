@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     at: float
     kind: str
     registration: str
-    """The epoch that it belongs to."""
+    """The epoch that it belongs to, of the generation in which it is read."""
     floor: int
     purged: int
     crc: int
@@ -71,6 +71,23 @@ def attempt_id(append_id: str, attempt: int) -> str:
     return f"{append_id}/{attempt}"
 
 
+GENERATION_MARK: Final = "~"
+"""Between the name of a registration and the generation of the installation."""
+
+
+def epoch_of(registration: str, generation: str) -> str:
+    """The epoch that clients are told: another one for each generation, of which the first has no name.
+
+    What is stored names the registration alone. So all epochs change with one message, and numbers go on.
+    """
+    return f"{registration}{GENERATION_MARK}{generation}" if generation else registration
+
+
+def registration_of(epoch: str) -> str:
+    """The registration that an epoch is of, as it is stored."""
+    return epoch.partition(GENERATION_MARK)[0]
+
+
 NOTHING: Final = Entry(0, 0, 0.0, ENDED, "", 0, 0, 0, "")
 """The head of a log without an entry."""
 
@@ -78,11 +95,13 @@ NOTHING: Final = Entry(0, 0, 0.0, ENDED, "", 0, 0, 0, "")
 def text_of(entry: Entry) -> str:
     """The header of an entry."""
     numbers = f"{entry.floor} {entry.purged} {entry.crc}"
-    names = f"{quote(entry.kind, safe='!')} {quote(entry.registration, safe='') or '-'}"
+    names = f"{quote(entry.kind, safe='!')} {quote(registration_of(entry.registration), safe='') or '-'}"
     return f"{entry.seq} {entry.at!r} {names} {numbers} {quote(entry.node, safe='') or '-'}"
 
 
-def entry_of(pos: int, headers: Mapping[str, str], body: bytes, message_id: str = "") -> Entry | None:
+def entry_of(
+    pos: int, headers: Mapping[str, str], body: bytes, message_id: str = "", generation: str = ""
+) -> Entry | None:
     """The entry that a message is; `None`: it is none, or was damaged."""
     try:
         seq, at, kind, registration, floor, purged, crc, node = headers[HEADER].split(" ")
@@ -91,7 +110,7 @@ def entry_of(pos: int, headers: Mapping[str, str], body: bytes, message_id: str 
             int(seq),
             float(at),
             unquote(kind),
-            unquote(registration),
+            epoch_of(unquote(registration), generation),
             int(floor),
             int(purged),
             int(crc),

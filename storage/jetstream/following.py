@@ -119,7 +119,12 @@ class Following:
     def _heard_of(self, diagnosis_id: str) -> Callable[[Message], None]:
         def heard(message: Message) -> None:
             headers = message.headers
-            entry = entry_of(int(headers.get("Nats-Sequence", "0")), headers, message.data)
+            entry = entry_of(
+                int(headers.get("Nats-Sequence", "0")),
+                headers,
+                message.data,
+                generation=self._engine.known.generation,
+            )
             if entry is None or entry.kind == ENDED:
                 self._tell(diagnosis_id, LOOK, 0)
             elif entry.node != self._engine.node:

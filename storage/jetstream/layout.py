@@ -9,7 +9,7 @@ An installation has a name, and three streams:
                   NAME.w.<n>                  act n as an erasure has rewritten it          as above
                   NAME.n                      the number of the last act                    the newest
                   NAME.v.<subject or token>   a revocation                                  the newest
-                  NAME.m                      the version of this layout                    the newest
+                  NAME.m                      the version of this layout, the generation    the newest
     NAME_CURSORS  NAMEc.<diagnosis>.<sub>.<device>   a cursor                               the newest
     NAME_ACCESS   NAMEt.row                          a row of the access trail
                   NAMEt.who.<sub>.<subscriber>       the name that rows mean                the newest
@@ -59,6 +59,7 @@ class Layout:
         self.all_keys = f"{name}.k.*.*"
         self.all_registrations = f"{name}.r.*"
         self.all_revocations = f"{name}.v.*"
+        self.all_cursors = f"{name}c.>"
         self.row = f"{name}t.row"
         self.beat, self.leaving = f"{name}b.beat", f"{name}b.leaving"
         self.live_acts = f"{name}live.a.*"
@@ -154,6 +155,21 @@ def digest(*parts: str | None) -> str:
     """Tells a name of these parts from others without being it; a part that is `None` differs from any text."""
     text = "\0".join("" if part is None else f"={part}" for part in parts)
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_DIGITS]
+
+
+def installation(generation: str) -> bytes:
+    """What is stored of an installation as a whole.
+
+    Args:
+        generation: names what a part of all epochs is; empty: it was never renewed.
+    """
+    return f"{VERSION} {generation}".rstrip().encode()
+
+
+def version_and_generation(data: bytes) -> tuple[str, str]:
+    """The two, as they are stored."""
+    version, _, generation = data.decode(errors="replace").partition(" ")
+    return version, generation
 
 
 def number_of(subject: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -11,9 +13,9 @@ import trio
 from storage.audit_rows import BARE_ROWS, AuditRows
 from storage.belief import Kept
 from storage.clock import Clock, Timekeeper
-from storage.errors import CannotOpen, NewerVersion
+from storage.errors import CannotOpen, NewerVersion, NotThere
 from storage.jetstream.engine import Engine
-from storage.jetstream.layout import VERSION, Layout, differing
+from storage.jetstream.layout import VERSION, Layout, differing, installation, version_and_generation
 from storage.jetstream.store import JetStreamStore
 from storage.nats.connection import Connection
 from storage.nats.errors import JetStreamError, NatsError, Unanswered
@@ -44,7 +46,8 @@ async def open_jetstream(
     replicas: int = 3,
     keys_max: int = IDEMPOTENCY_KEYS_MAX,
     rows: AuditRows = BARE_ROWS,
-    kept: Kept | None = None,
+    must_exist: bool = False,
+    compares_clocks: bool = False,
 ) -> AsyncIterator[JetStreamStore]:
     """The store of the installation of this name, over a connection that somebody keeps up.
 
@@ -53,9 +56,11 @@ async def open_jetstream(
         new_id: makes names that never repeat, of letters and digits.
         jitter: draws from 0 to 1.
         replicas: how many servers hold each stream that is made.
-        kept: the time that is known from elsewhere; `None`: the clock is believed at the start.
+        must_exist: no stream is made.
+        compares_clocks: the clock is not believed if it differs much from that of the servers.
 
     Raises:
+        NotThere: no server answers, or too few of them are there.
         CannotOpen: the servers do not take us, or the streams are not what they should be; the message says what to do.
     """
     layout = Layout(name)
@@ -63,14 +68,16 @@ async def open_jetstream(
     engine = Engine(
         jetstream,
         layout,
-        Timekeeper(clock, kept),
+        Timekeeper(clock),
         node=node,
         rows=rows,
         new_epoch=new_epoch,
         new_id=new_id,
         jitter=jitter,
     )
-    await _until_there(engine, replicas)
+    await _until_there(engine, replicas, must_exist)
+    if compares_clocks:
+        engine.time = Timekeeper(clock, await engine.patiently(partial(_time_of_servers, engine)))
     async with trio.open_nursery() as nursery:
         store = JetStreamStore(engine, nursery, keys_max)
         await store.begin()
@@ -83,12 +90,12 @@ async def open_jetstream(
             nursery.cancel_scope.cancel()
 
 
-async def _until_there(engine: Engine, replicas: int) -> None:
+async def _until_there(engine: Engine, replicas: int, must_exist: bool) -> None:
     reason = "no server answers"
     with trio.move_on_after(OPEN_SECONDS_MAX):
         while True:
             try:
-                await _have_streams(engine, replicas)
+                await _have_streams(engine, replicas, must_exist)
                 await engine.load()
             except Unanswered as error:
                 reason = str(error)
@@ -101,24 +108,36 @@ async def _until_there(engine: Engine, replicas: int) -> None:
             if engine.connection.refused is not None:
                 raise CannotOpen(str(engine.connection.refused))
             await engine.wait_a_little()
-    raise CannotOpen(f"the NATS servers are not ready: {reason}")
+    raise NotThere(f"the NATS servers are not ready: {reason}")
 
 
-async def _have_streams(engine: Engine, replicas: int) -> None:
+async def _time_of_servers(engine: Engine) -> Kept:
+    """What our clock is compared with. To be called patiently."""
+    said = await engine.jetstream.api(f"STREAM.INFO.{engine.layout.main}")
+    # As if it had been held: so it may be ahead no more than behind.
+    return Kept(datetime.fromisoformat(said["ts"]).timestamp(), held=True)
+
+
+async def _have_streams(engine: Engine, replicas: int, must_exist: bool) -> None:
     for wanted in engine.layout.streams(replicas):
+        if must_exist and await engine.jetstream.config_of(wanted["name"]) is None:
+            raise CannotOpen(
+                f"there is no stream {wanted['name']}, and database_must_exist is set: restore the streams, or start "
+                "once without it"
+            )
         found = await engine.jetstream.have_stream(wanted, CREATE_SECONDS)
         judge(wanted, found)
     layout = engine.layout
     version = await engine.last(layout.main, layout.version)
     if version is None:
         try:
-            await engine.jetstream.store([Outgoing(layout.version, str(VERSION).encode(), {EXPECTED_LAST: "0"})])
+            await engine.jetstream.store([Outgoing(layout.version, installation(""), {EXPECTED_LAST: "0"})])
         except JetStreamError:
             version = await engine.last(layout.main, layout.version)
-    if version is not None and version.data != str(VERSION).encode():
-        raise NewerVersion(
-            f"{layout.name} has the layout {version.data.decode(errors='replace')[:20]}, this version writes {VERSION}"
-        )
+    if version is not None:
+        written, _ = version_and_generation(version.data)
+        if written != str(VERSION):
+            raise NewerVersion(f"{layout.name} has the layout {written[:20]}, this version writes {VERSION}")
 
 
 def judge(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

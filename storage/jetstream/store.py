@@ -26,9 +26,10 @@ from storage.jetstream.acts import ActSaid, Deleted, Lifted, Registered, Revoked
 from storage.jetstream.appending import Appending
 from storage.jetstream.cursors import Cursors
 from storage.jetstream.engine import Engine
-from storage.jetstream.entries import ENDED, PURGED, TRIMMED, Entry, Log, begun, entry_of, marked, text_of
+from storage.jetstream.entries import ENDED, PURGED, TRIMMED, Entry, Log, begun, entry_of, epoch_of, marked, text_of
 from storage.jetstream.entries import HEADER as ENTRY
 from storage.jetstream.following import Following
+from storage.jetstream.layout import installation
 from storage.jetstream.trails import Trails
 from storage.nats.errors import JetStreamError
 from storage.nats.jetstream import EXPECTED_LAST, ROLLUP, TTL
@@ -44,8 +45,8 @@ LIFTED_SECONDS = 3600
 VIEWED_AT_ONCE = 100
 """Registrations that one act of an erasure changes. Reason: an act repeats them, and is one message."""
 
-AWAY_SECONDS = 3.0
-"""Without an answer of the leader for so long the engine is away."""
+RENEWED = "epochs.renew"
+"""What the audit trail calls it."""
 
 PROBLEMS_MAX = 100
 """Problems that a check names. Beyond: it ends."""
@@ -60,7 +61,7 @@ class JetStreamStore(TellsDamage):
 
     def __init__(self, engine: Engine, nursery: trio.Nursery, keys_max: int) -> None:
         """A store over an engine that has been loaded; its tasks run in this nursery, once `begin` was called."""
-        self._engine = engine
+        self.engine = self._engine = engine
         self._damage = engine.damage
         self._store_nursery = nursery
         self._appending = Appending(engine, nursery, keys_max)
@@ -185,17 +186,18 @@ class JetStreamStore(TellsDamage):
     ) -> records.Registered:
         given = tuple(viewers)
         checks.check(diagnosis_id, owner, given)
-        subject, epoch = self._engine.layout.registration(diagnosis_id), records.Epoch(self._engine.new_epoch())
+        subject, registration = self._engine.layout.registration(diagnosis_id), self._engine.new_epoch()
 
         async def plan(number: int) -> Plan:
             known = self._engine.known
             before = known.diagnosis(diagnosis_id)
             if before is None:
+                epoch = records.Epoch(epoch_of(registration, known.generation))
                 new = records.Diagnosis(diagnosis_id, owner, given, epoch, self.moment().wall)
             else:
                 new = replace(before, owner=owner, viewers=given)
             answer = records.Registered(new, created=before is None, before=before)
-            made = Registered(new)
+            made = acts.registered(new)
             return Plan(answer, [replacing(subject, acts.encoded(made), known.pos_of(diagnosis_id))], [made])
 
         answer: records.Registered = await self._act(plan, act, diagnosis_id=diagnosis_id)
@@ -209,6 +211,9 @@ class JetStreamStore(TellsDamage):
         return self._engine.known.diagnosis(diagnosis_id)
 
     async def look_up(self, diagnosis_id: str) -> records.Diagnosis:
+        """As acts of all processes have left it: who was registered elsewhere a moment ago is not refused here."""
+        if self._engine.is_there:
+            await self._engine.patiently(self._engine.be_current)
         return await self.get(diagnosis_id)
 
     async def diagnoses(
@@ -234,7 +239,7 @@ class JetStreamStore(TellsDamage):
 
     async def _window(self, diagnosis: records.Diagnosis) -> records.Window:
         """What a diagnosis retains, by its newest entry and the number of the first. To be called patiently."""
-        layout = self._engine.layout
+        layout, known = self._engine.layout, self._engine.known
         newest = await self._engine.head(diagnosis.diagnosis_id)
         if newest.pos and (newest.registration != diagnosis.epoch or newest.kind == ENDED):
             await self._engine.catch_up()  # perhaps the registration known here is a former one
@@ -243,7 +248,7 @@ class JetStreamStore(TellsDamage):
                 return await self._window(current)
         head = begun(newest, diagnosis.epoch)
         first, _ = await self._engine.jetstream.first(layout.main, layout.log(diagnosis.diagnosis_id))
-        oldest = None if first is None else entry_of(first.pos, first.headers, b"")
+        oldest = None if first is None else entry_of(first.pos, first.headers, b"", generation=known.generation)
         floor = head.floor
         if oldest is not None and oldest.registration == diagnosis.epoch:
             floor = max(floor, oldest.seq - oldest.is_event)
@@ -357,6 +362,7 @@ class JetStreamStore(TellsDamage):
     async def move_cursors(self, moves: Sequence[records.CursorMove]) -> Sequence[Seq | None]:
         checks.check_moves(moves)
         await trio.lowlevel.checkpoint()
+        self._engine.see_that_it_is_there()
         return await self._cursors.move(moves)
 
     async def cursors(
@@ -370,6 +376,7 @@ class JetStreamStore(TellsDamage):
     async def cursor(self, diagnosis_id: str, subscriber: records.SubscriberId) -> records.Cursor | None:
         await trio.lowlevel.checkpoint()
         self._diagnosis(diagnosis_id)
+        self._engine.see_that_it_is_there()
         return await self._engine.patiently(partial(self._cursors.one, diagnosis_id, subscriber))
 
     async def furthest_behind(self, diagnosis_ids: Sequence[str], limit: int) -> Sequence[Sequence[records.Cursor]]:
@@ -625,7 +632,7 @@ class JetStreamStore(TellsDamage):
             known, layout = self._engine.known, self._engine.layout
             viewed = [one for one in known.page(None, "") if sub in one.viewers][:VIEWED_AT_ONCE]
             left = [replace(one, viewers=tuple(viewer for viewer in one.viewers if viewer != sub)) for one in viewed]
-            made = [Registered(one) for one in left]
+            made = [acts.registered(one) for one in left]
             messages = [
                 replacing(
                     layout.registration(one.diagnosis.diagnosis_id),
@@ -638,14 +645,33 @@ class JetStreamStore(TellsDamage):
 
         return plan
 
+    async def renew(self, by: str, why: str) -> str:
+        """Have all epochs be others, as what clients know of numbers may not be true; the name of the new generation.
+
+        Args:
+            by: who does it, for the audit trail.
+            why: the reason, for the same.
+        """
+        layout, generation = self._engine.layout, self._engine.new_id()
+
+        async def plan(_: int) -> Plan:
+            stored = await self._engine.last(layout.main, layout.version)
+            message = replacing(layout.version, installation(generation), 0 if stored is None else stored.pos)
+            row = records.NewAuditRow(by, RENEWED, "", after=why)
+            return Plan(generation, [message], also=acts.Renewed(generation), row=row)
+
+        answer: str = await self._act(plan)
+        return answer
+
     async def backup(self, path: Path) -> records.Backup:
         raise NotSupported("the engine is copied by its own tool while it runs: nats account backup DIR")
 
     async def check(self, scratch: Path | None = None) -> Sequence[str]:
-        problems: list[str] = []
+        problems: list[str] = [*await self._problems_of_streams()]
+        windows: dict[str, records.Window] = {}
         for diagnosis in list(self._engine.known.page(None, "")):
             try:
-                await self.read_after(diagnosis.diagnosis_id, Seq(0))
+                windows[diagnosis.diagnosis_id] = (await self.read_after(diagnosis.diagnosis_id, Seq(0))).window
             except NoSuchDiagnosis:
                 continue
             except (OutboxDamaged, Failed) as error:
@@ -653,13 +679,24 @@ class JetStreamStore(TellsDamage):
                 if len(problems) == PROBLEMS_MAX:
                     return problems
         problems += await self._trails.problems()
+        problems += await self._engine.patiently(partial(self._cursors.above, windows))
+        problems += await self._engine.patiently(partial(self._appending.keys_above, windows))
         return problems[:PROBLEMS_MAX]
+
+    async def _problems_of_streams(self) -> Sequence[str]:
+        """Servers that hold a stream and are behind or gone, in words."""
+        problems = []
+        for name in (self._engine.layout.main, self._engine.layout.cursors, self._engine.layout.accesses):
+            info = await self._engine.patiently(partial(self._engine.jetstream.api, f"STREAM.INFO.{name}"))
+            for one in info.get("cluster", {}).get("replicas") or ():
+                if one.get("offline") or not one.get("current"):
+                    what = "does not answer" if one.get("offline") else f"is {one.get('lag', 0)} operations behind"
+                    problems.append(f"stream {name}: the server {one['name']} {what}")
+        return problems
 
     def statistics(self) -> records.StoreStatistics:
         appending, engine = self._appending, self._engine
-        away_since = engine.connection.away_since
-        if away_since is None and trio.current_time() - engine.answered_at > AWAY_SECONDS:
-            away_since = engine.answered_at
+        away = engine.away_seconds
         return records.StoreStatistics(
             appending.waiting + len(self._waiting),
             appending.waiting_peak,
@@ -669,5 +706,5 @@ class JetStreamStore(TellsDamage):
             appending.batch_peak,
             broken=engine.broken,
             diagnoses=len(engine.known),
-            away_since=away_since,
+            away_since=None if away is None else engine.time.monotonic() - away,
         )

@@ -35,7 +35,7 @@ LAGGING_READS_MAX: Final = 6
 """Reads in which the newest act may be missing. Beyond: it is gone."""
 
 
-class _AccessSaid(msgspec.Struct, frozen=True):
+class AccessSaid(msgspec.Struct, frozen=True):
     """A row of the access trail as it is stored."""
 
     at: float
@@ -192,7 +192,7 @@ class Trails:
         ]
         for row in rows:
             who = row.subscriber
-            said = _AccessSaid(row.at, row.what, row.diagnosis_id, digest(who.sub), digest(who.sub, who.device))
+            said = AccessSaid(row.at, row.what, row.diagnosis_id, digest(who.sub), digest(who.sub, who.device))
             messages.append(Outgoing(layout.row, msgspec.json.encode(said)))
         deadline = trio.current_time() + PATIENCE_SECONDS
         while trio.current_time() < deadline:
@@ -237,11 +237,11 @@ class Trails:
             high = low - 1
         return rows[:limit]
 
-    async def _rows(self, low: int, high: int) -> Sequence[tuple[int, _AccessSaid]]:
+    async def _rows(self, low: int, high: int) -> Sequence[tuple[int, AccessSaid]]:
         layout = self._engine.layout
         asked = {"seq": low, "next_by_subj": layout.row, "batch": high - low + 1}
         found = await self._engine.jetstream.direct(layout.accesses, asked)
-        return [(one.pos, msgspec.json.decode(one.data, type=_AccessSaid)) for one in found if one.pos <= high]
+        return [(one.pos, msgspec.json.decode(one.data, type=AccessSaid)) for one in found if one.pos <= high]
 
     async def _who(self, subjects: Sequence[str]) -> dict[str, SubscriberId]:
         names: dict[str, SubscriberId] = {}
@@ -262,7 +262,7 @@ class Trails:
         its, rows, begin = digest(sub), 0, 1
         while True:
             page = await engine.patiently(partial(engine.page, layout.accesses, layout.row, begin))
-            rows += sum(msgspec.json.decode(one.data, type=_AccessSaid).sub == its for one in page)
+            rows += sum(msgspec.json.decode(one.data, type=AccessSaid).sub == its for one in page)
             if not page:
                 return rows
             begin = page[-1].pos + 1
@@ -275,7 +275,7 @@ class Trails:
         """Drop rows that are older, and all below them; how many."""
         engine, layout = self._engine, self._engine.layout
         page = await engine.patiently(partial(engine.page, layout.accesses, layout.row, 1))
-        said = [msgspec.json.decode(one.data, type=_AccessSaid) for one in page]
+        said = [msgspec.json.decode(one.data, type=AccessSaid) for one in page]
         count = min(limit, max((number for number, one in enumerate(said, start=1) if one.at < before), default=0))
         if not count:
             return 0

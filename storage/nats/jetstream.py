@@ -199,13 +199,19 @@ class JetStream:
     async def have_stream(self, config: Mapping[str, Any], seconds: float = ANSWER_SECONDS_MAX) -> Mapping[str, Any]:
         """The settings of a stream, which is made with these if it is not there. They may differ from those given."""
         name = config["name"]
+        if (found := await self.config_of(name, seconds)) is not None:
+            return found
+        await self.api(f"STREAM.CREATE.{name}", config, seconds)
+        return await self._config(name, seconds)
+
+    async def config_of(self, name: str, seconds: float = ANSWER_SECONDS_MAX) -> Mapping[str, Any] | None:
+        """The settings of a stream; `None`: there is none of this name."""
         try:
             return await self._config(name, seconds)
         except JetStreamError as error:
             if error.err_code != NO_STREAM:
                 raise
-        await self.api(f"STREAM.CREATE.{name}", config, seconds)
-        return await self._config(name, seconds)
+            return None
 
     async def _config(self, name: str, seconds: float) -> Mapping[str, Any]:
         config: Mapping[str, Any] = (await self.api(f"STREAM.INFO.{name}", seconds=seconds))["config"]

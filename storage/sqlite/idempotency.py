@@ -54,6 +54,16 @@ def find(db: sqlite3.Connection, dx: int, key: str) -> Stored | None:
     return None if row is None else Stored(*row)
 
 
+def of_diagnosis(db: sqlite3.Connection, diagnosis_id: str, after: str, limit: int) -> list[tuple[str, Stored]]:
+    """Keys of a registered diagnosis in their order, expired or not."""
+    rows = db.execute(
+        "SELECT key, digest, seq, at, expires_at FROM idem JOIN diagnosis USING (dx)"
+        " WHERE public_id = ? AND deleted_at IS NULL AND key > ? ORDER BY key LIMIT ?",
+        (diagnosis_id, after, limit),
+    )
+    return [(key, Stored(*row)) for key, *row in rows]
+
+
 def store(db: sqlite3.Connection, dx: int, seq: int, event: NewEvent, now: Moment) -> None:
     """Store the key of an event, in place of one that has expired if need be. A new one is to be counted (`add`)."""
     db.execute(

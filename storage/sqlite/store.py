@@ -398,6 +398,11 @@ class SqliteStore(TellsDamage):
     async def idempotency_keys(self) -> records.IdempotencyKeys:
         return await self._read(idempotency.look, self._keys_max, self.moment().reckoned)
 
+    async def keys_of(self, diagnosis_id: str, after: str, limit: int) -> Sequence[records.StoredKey]:
+        """Idempotency keys of a diagnosis in their order, those behind `after`; for whoever moves them elsewhere."""
+        found = await self._read(idempotency.of_diagnosis, diagnosis_id, after, limit)
+        return [records.StoredKey(key, one.digest, one.seq, one.at, one.expires_at) for key, one in found]
+
     async def forget_unseen(
         self, seconds: float, *, spared: Collection[str] = (), after: str = "", diagnoses: int = 64
     ) -> records.ForgottenUnseen:
