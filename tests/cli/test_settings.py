@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from web import cli
 from web.server.settings import Settings, SettingsError, load, settings_page
 
 ROOT = Path(__file__).parents[2]
@@ -119,3 +121,37 @@ def test_several_workers_have_more_patience_with_storage_unless_it_is_set() -> N
     assert load({}).storage_seconds_max == load({}, options={"workers": 1}).storage_seconds_max == 5.0
     assert load({}, options={"workers": "2"}).storage_seconds_max == 10.0
     assert load({"AVICENNA_STORAGE_SECONDS_MAX": "5"}, options={"workers": 2}).storage_seconds_max == 5.0
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        ("DURABILITY", "normal", "durability must be full with engine = nats"),
+        ("DAMAGED_DATABASE", "set_aside", "damaged_database must be refuse with engine = nats"),
+        ("WORKERS", "2", "workers must be 1 with engine = nats: start more servers"),
+        ("NATS_CERTIFICATE", "own.pem", "nats_certificate and nats_certificate_key must be given together"),
+        ("NATS_URL", "nats://user:word@a.example", "AVICENNA_NATS_URL must be a list of at most 16, each HOST:PORT"),
+        ("NATS_URL", "http://a.example", "AVICENNA_NATS_URL must be a list"),
+        ("NATS_NAME", "two words", "AVICENNA_NATS_NAME must be 1-32 characters of A-Z a-z 0-9 _ -"),
+    ],
+)
+def test_what_has_no_meaning_with_nats_is_refused_with_what_helps(variable: str, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({"AVICENNA_ENGINE": "nats", f"AVICENNA_{variable}": text})
+    assert str(refused.value).startswith(said)
+
+
+def test_nats_servers_are_named_by_address_with_or_without_scheme_and_port() -> None:
+    given = "nats://a.example:4222, tls://[::1]:4223, b.example, [::2]"
+    found = load({"AVICENNA_ENGINE": "nats", "AVICENNA_NATS_URL": given})
+    assert found.nats_url == ("nats://a.example:4222", "tls://[::1]:4223", "b.example", "[::2]")
+
+
+def test_several_servers_on_one_engine_are_given_their_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    line = ["serve", "--check", "--engine", "nats", "--data", str(data)]
+    assert cli.main(line) == 2
+    help_ = capsys.readouterr().err.rpartition("made once: ")[2].strip().removesuffix(")") + ")"
+    assert subprocess.run(["sh", "-c", help_], check=False).returncode == 0
+    assert (data / "jwt.key").stat().st_mode & 0o777 == 0o600
+    assert cli.main(line) == 0

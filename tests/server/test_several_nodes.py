@@ -21,6 +21,13 @@ from tests.server.test_metrics import figures
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server.settings import Settings
 
+ISOLATED_SECONDS = 0.2
+
+
+@pytest.fixture(autouse=True)
+def _lets_go_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("web.operating.isolation.LOOK_SECONDS", 0.02)
+
 
 class Node:
     """One of the servers, and its handle on what they share."""
@@ -54,7 +61,8 @@ async def running_nodes(data: Path, count: int = 3) -> AsyncIterator[list[Node]]
                 yield store, bus
 
             begin(place)
-            server = running_server(Settings(port=0, data=place, passivate_after_seconds=60), engine=opened)
+            settings = Settings(port=0, data=place, passivate_after_seconds=60, isolated_seconds=ISOLATED_SECONDS)
+            server = running_server(settings, engine=opened)
             nodes.append(Node(f"node-{number}", await stack.enter_async_context(server), store, network))
         yield nodes
 
@@ -198,6 +206,40 @@ async def test_a_server_whose_store_is_away_is_not_ready_and_ends_nobody(nodes: 
         assert await seqs(client, 1) == [1]
         assert (await cut_off.server.http.get("/readyz")).status_code == 200
         assert (await cut_off.server.publish()).json()["seq"] == 2
+
+
+async def test_a_server_that_hears_neither_the_engine_nor_another_lets_its_clients_go(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.bus.SILENT_SECONDS_MAX", 0.0)
+    one, cut_off = nodes[0].server, nodes[1]
+    await one.register()
+    async with one.live() as stays, cut_off.server.live() as first, cut_off.server.live() as second:
+        cut_off.store.go_away()
+        nodes[0].be_deaf()
+        nodes[2].be_deaf()
+        for client in (first, second):
+            assert (await client.close_frames())[1:] == (1012, "restart")
+        cut_off.store.come_back()
+        await one.publish()
+        assert await seqs(stays, 1) == [1]
+
+
+async def test_nobody_is_let_in_by_rights_that_may_be_too_old(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nodes[0].server.register()
+    cut_off = nodes[1]
+    async with cut_off.server.live() as client:
+        cut_off.store.go_away()
+        async with cut_off.server.live():
+            """Whoever is known is let in."""
+        monkeypatch.setattr("web.following.admission.RIGHTS_SECONDS_MAX", 0.0)
+        async with cut_off.server.connect() as other:
+            assert (await other.close_frames())[1:] == (1013, "try later")
+        cut_off.store.come_back()
+        await nodes[0].server.publish()
+        assert await seqs(client, 1) == [1]
 
 
 async def test_a_device_that_moves_to_another_server_replaces_its_older_connection(nodes: list[Node]) -> None:

@@ -31,6 +31,7 @@ from web.commands.finding import (
     data_directory,
     find_of_directory,
     given_url,
+    local_settings,
 )
 from web.commands.printing import say, say_json
 from web.commands.progress import progress, shows_progress, size_of_all, size_of_newest
@@ -113,7 +114,7 @@ def check(arguments: argparse.Namespace) -> int:
     """Check, or drop what is damaged of some diagnoses; exit 1 if there are problems, or one is not registered."""
     if arguments.drop_damaged:
         return _drop_damaged(arguments)
-    problems = _checked_here(arguments) if given_url(arguments) is None else None
+    problems = _checked_here(arguments) if _is_here(arguments) else None
     if problems is None:
         problems = _checked_there(_server(arguments), data_directory(arguments))
     if arguments.json:
@@ -132,6 +133,7 @@ def _drop_damaged(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "--drop-damaged is for a data directory whose server is stopped: leave out --url, AVICENNA_URL"
         )
+    _refuse_streams(arguments)
     database = _existing(arguments)
     from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
@@ -237,7 +239,7 @@ def check_text(problems: Sequence[str]) -> str:
 def backup(arguments: argparse.Namespace) -> int:
     """Make a copy."""
     target = arguments.file
-    made = _copied_here(arguments, target) if given_url(arguments) is None else None
+    made = _copied_here(arguments, target) if _is_here(arguments) else None
     if made is None:
         made = _copied_there(_server(arguments), data_directory(arguments), target)
     if arguments.json:
@@ -283,6 +285,7 @@ def _copied_there(client: Client, directory: Path, target: Path) -> Copy:
 
 def restore(arguments: argparse.Namespace) -> int:
     """Put a backup in place."""
+    _refuse_streams(arguments)
     database, source = data_directory(arguments) / DATABASE_FILE, arguments.file
     from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
@@ -330,6 +333,7 @@ def rehearsal_text(database: Path, source: Path, rehearsal: Rehearsal) -> str:
 
 def create(arguments: argparse.Namespace) -> int:
     """Make an empty database."""
+    _refuse_streams(arguments)
     database = data_directory(arguments) / DATABASE_FILE
     from web.commands import offline  # noqa: PLC0415 - as in `_checked_here`
 
@@ -351,7 +355,29 @@ def _server(arguments: argparse.Namespace) -> Client:
     try:
         return client_for(find_of_directory(arguments), arguments, "operate")
     except NotListening as failure:
+        if local_settings(arguments).shares_engine:
+            raise Unreachable(
+                f"{failure}; without a server: avicenna-live cluster check, nats account backup DIR"
+            ) from None
         raise Unreachable(f"another process uses the database, and {failure}; name the server with --url") from None
+
+
+def _is_here(arguments: argparse.Namespace) -> bool:
+    """Whether a database of this machine is meant that may be opened here."""
+    return given_url(arguments) is None and not local_settings(arguments).shares_engine
+
+
+def _refuse_streams(arguments: argparse.Namespace) -> None:
+    """Refuse what only a database knows.
+
+    Raises:
+        UsageError: the settings name streams of NATS.
+    """
+    if local_settings(arguments).shares_engine:
+        raise UsageError(
+            "with engine = nats there is no database here: copies are made by nats account backup DIR, and put back by "
+            "nats account restore DIR and then avicenna-live cluster renew"
+        )
 
 
 def _existing(arguments: argparse.Namespace) -> Path:

@@ -154,9 +154,10 @@ def data_directory(patient: Patient) -> Sequence[Finding]:
     found: list[Finding] = []
     try:
         warnings = trust.check_directory(data, (keyring.KEY_FILE, *database_files.names_of(DATABASE_FILE)))
-        from web.server.composition import check_database  # noqa: PLC0415 - the server takes long to import
+        if not patient.settings.shares_engine:
+            from web.server.composition import check_database  # noqa: PLC0415 - the server takes long to import
 
-        check_database(patient.settings)
+            check_database(patient.settings)
     except (CannotOpen, StorageError, OSError) as error:
         # Each says which command helps.
         return [Finding(name, "problem", str(error))]
@@ -170,6 +171,10 @@ def data_directory(patient: Patient) -> Sequence[Finding]:
 def keys(patient: Patient) -> Sequence[Finding]:
     """Whether they can be used, and by nobody else."""
     name = "keys"
+    try:
+        keyring.see_that_keys_are_given(patient.settings)
+    except KeyUnusable as error:
+        return [Finding(name, "problem", str(error), exit_code=WRONG_USAGE)]
     if keyring.will_make_key(patient.settings):
         return [Finding(name, "ok", f"the first start makes one in {patient.data}")]
     with warnings_of(keyring.logger) as warnings:
@@ -200,6 +205,8 @@ def warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
 def disk(patient: Patient) -> Sequence[Finding]:
     """How fast it syncs, how full it is, and whether SQLite can trust it."""
     name = "disk"
+    if patient.settings.shares_engine:
+        return [Finding(name, "ok", "not looked at: the NATS servers have everything on theirs")]
     place = next(path for path in (patient.data.absolute(), *patient.data.absolute().parents) if path.is_dir())
     shown = shlex.quote(str(place))
     found: list[Finding] = []
@@ -300,6 +307,25 @@ def open_files(patient: Patient) -> Sequence[Finding]:
         return [Finding(name, "warning", text, help_)]
     allowed = "any number" if hard == resource.RLIM_INFINITY else str(hard)
     return [Finding(name, "ok", f"{allowed} allowed, {wanted} needed")]
+
+
+def engine(patient: Patient) -> Sequence[Finding]:
+    """Whether what holds everything is there."""
+    name, chosen = "engine", patient.settings
+    if not chosen.shares_engine:
+        return [Finding(name, "ok", f"SQLite, in {patient.data}")]
+    from web.commands import offline_nats  # noqa: PLC0415 - starts the event loop's packages
+
+    where = ", ".join(chosen.nats_url)
+    try:
+        server, problems = offline_nats.look(chosen, ANSWER_SECONDS_MAX)
+    except StorageError as error:
+        return [Finding(name, "problem", f"{where}: {error}", "nats_url, nats_credentials, nats_ca; nats server check")]
+    found = [Finding(name, "problem", one, "nats stream edit, or another nats_name") for one in problems]
+    if chosen.nats_replicas == 1:
+        text = "nats_replicas is 1: one NATS server has everything, and nothing is served without it"
+        found.append(Finding(name, "warning", text, "AVICENNA_NATS_REPLICAS=3, with three servers"))
+    return found or [Finding(name, "ok", f"the NATS server {server} takes us")]
 
 
 def workers(patient: Patient) -> Sequence[Finding]:
@@ -492,6 +518,7 @@ EXAMINATIONS: Final[Mapping[str, Callable[[Patient], Sequence[Finding]]]] = {
     "keys": keys,
     "disk": disk,
     "clock": clock,
+    "engine": engine,
     "open files": open_files,
     "workers": workers,
     "listening": listening,

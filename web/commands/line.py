@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 
 from web.commands import (
     actors,
+    cluster,
     database,
     diagnoses,
     doctor,
@@ -147,7 +148,20 @@ def parser(*further: Command) -> argparse.ArgumentParser:
     helping = Helping(partial(parser, *further))
     looking = (status, health, top, actors, outbox)
     acting = (subscribers, trails, drain, reload)
-    for command in (serve, *further, token, diagnoses, publish, tail, *looking, *acting, database, doctor, helping):
+    for command in (
+        serve,
+        *further,
+        token,
+        diagnoses,
+        publish,
+        tail,
+        *looking,
+        *acting,
+        database,
+        cluster,
+        doctor,
+        helping,
+    ):
         command.add_to(commands)
     return whole
 

@@ -17,6 +17,7 @@ from web.commands.declaring import FAILS_IN_JSON, NAME, Commands, declare
 from web.commands.failures import DONE, UsageError
 from web.commands.printing import say, say_aside, say_json
 from web.identity import keyring
+from web.identity.keys import KeyUnusable
 from web.server import greeting, settings
 
 logger = logging.getLogger("avicenna.server")
@@ -38,6 +39,7 @@ def add_to(commands: Commands) -> None:
     )
     add_address(serving)
     serving.add_argument("--data", metavar="DIR", help="directory of the database and the key; default ./data")
+    serving.add_argument("--engine", metavar="NAME", help="where all is kept: sqlite or nats; default sqlite")
     serving.add_argument("--workers", metavar="N", help="processes that serve; default 1")
     serving.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with settings")
     serving.add_argument(
@@ -58,6 +60,7 @@ def serve(arguments: argparse.Namespace) -> int:
         "host": arguments.host,
         "port": arguments.port,
         "data": arguments.data,
+        "engine": arguments.engine,
         "workers": arguments.workers,
     }
     if arguments.check:
@@ -90,11 +93,12 @@ def serve(arguments: argparse.Namespace) -> int:
 def check(config: Path | None, options: Mapping[str, str | None], *, as_json: bool) -> int:
     """Say whether the settings are right, and what is wrong; opens nothing but the settings file."""
     try:
-        settings.load(os.environ, config=config, options=options)
-    except settings.SettingsError as error:
+        keyring.see_that_keys_are_given(settings.load(os.environ, config=config, options=options))
+    except (settings.SettingsError, KeyUnusable) as error:
+        problems = error.problems if isinstance(error, settings.SettingsError) else (str(error),)
         if as_json:
-            raise UsageError("; ".join(error.problems)) from None
-        *others, last = error.problems
+            raise UsageError("; ".join(problems)) from None
+        *others, last = problems
         for one in others:
             say_aside(f"{NAME}: {one}")
         raise UsageError(last) from None

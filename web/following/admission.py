@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -12,7 +13,7 @@ from actors.messages import Admission, Subscribe
 from actors.registry import Registry
 from actors.roster import Subscriber
 from storage.clock import Clock
-from storage.errors import NoSuchDiagnosis
+from storage.errors import Busy, NoSuchDiagnosis
 from web.contract.errors import ConnectionRefused, too_many
 from web.contract.exchange import Request
 from web.contract.parameters import Parameters
@@ -21,6 +22,10 @@ from web.following.session import Services, Session, Speaker
 from web.identity.access import Access
 from web.identity.expiry import Expiry
 from web.identity.limits import TooMany
+
+RIGHTS_SECONDS_MAX: Final = 60.0
+"""How old may be what is known of rights when somebody is let in. Reason: what others take away is not heard of while
+the engine is away. Beyond: refused, to come back later."""
 
 
 class Entrance:
@@ -33,6 +38,7 @@ class Entrance:
         self._access = access
         self._acts = acts
         self._registry = registry
+        self._clock = clock
         self._services = Services(registry, expiry, clock)
         self._stopping = stopping
 
@@ -68,8 +74,13 @@ class Entrance:
 
         Raises:
             ConnectionRefused: as `Access.check_may_follow`.
-            ActorError, StorageError: see `Registry.ask`; `Draining` also if the server has begun to stop meanwhile.
+            ActorError, StorageError: see `Registry.ask`; `Draining` also if the server has begun to stop meanwhile;
+                `Busy` also if the rights that are known here may be too old.
         """
+        store = self._acts.store
+        away_since = store.statistics().away_since if store.shared else None
+        if away_since is not None and self._clock.monotonic() - away_since > RIGHTS_SECONDS_MAX:
+            raise Busy("the engine is away, and rights may have changed")
         judge = partial(self._access.refusal_of_follower, who)
         message = Subscribe(subscriber, parameters.wanted, judge, parameters.peeks)
         try:

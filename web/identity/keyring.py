@@ -49,10 +49,28 @@ class Sources(Protocol):
     @property
     def local_key(self) -> bool: ...
 
+    @property
+    def shares_engine(self) -> bool: ...
+
 
 def will_make_key(sources: Sources) -> bool:
     """Whether `load_keys` makes the local key."""
     return _needs_local_key(sources) and not (sources.data / KEY_FILE).exists()
+
+
+def see_that_keys_are_given(sources: Sources) -> None:
+    """Refuse to make a key where other servers would not accept what is made with it.
+
+    Raises:
+        KeyUnusable: no key is configured, and there is none.
+    """
+    if sources.shares_engine and will_make_key(sources):
+        path = shlex.quote(str(sources.data / KEY_FILE))
+        raise KeyUnusable(
+            "with engine = nats all servers need the same keys: set token_keys or jwks, or put one jwt.key into the "
+            f"data directory of each, made once: (umask 077; mkdir -p {shlex.quote(str(sources.data))}; "
+            f"head -c {HMAC_BYTES_MIN} /dev/urandom > {path})"
+        )
 
 
 def _needs_local_key(sources: Sources) -> bool:

@@ -40,7 +40,7 @@ from storage.bus import Bus, NoBus
 from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
 from storage.disk.unfinished import sweep
-from storage.errors import Busy, CannotOpen, Failed, StoreBroken
+from storage.errors import Busy, CannotOpen, Failed, NotThere, StoreBroken
 from storage.sqlite.opening import open_store
 from storage.store import Store, StoreUpkeep
 from web.console.elsewhere import Elsewhere
@@ -69,7 +69,7 @@ from web.identity.access import Access
 from web.identity.addresses import sharing_address
 from web.identity.expiry import Expiry
 from web.identity.jwks import RemoteKeys
-from web.identity.keyring import KEY_FILE, load_keys, will_make_key
+from web.identity.keyring import KEY_FILE, load_keys, see_that_keys_are_given, will_make_key
 from web.identity.keys import KeyUnusable
 from web.identity.limits import Limits
 from web.identity.revoked import Revoked
@@ -85,6 +85,7 @@ from web.operating.diagnoses import diagnoses
 from web.operating.draining import DRAIN_REQUEST, drain
 from web.operating.erasure import erasure
 from web.operating.housekeeping import Housekeeper
+from web.operating.isolation import Isolation
 from web.operating.maintenance import CHECKS, maintenance
 from web.operating.revocations import expire_revocations, revocations
 from web.operating.status import ConnectionsOpen, Figures, status
@@ -340,6 +341,9 @@ def _explain(failure: BaseException, *, has_started: bool) -> int:
         case OSError() if has_started:
             logger.critical("the server failed: %s", first)
             return 1
+        case NotThere():
+            logger.critical("cannot start: %s", first)
+            return 1
         case CannotOpen() | KeyUnusable() | SettingsError() | OSError():
             logger.critical("cannot start: %s", first)
             return CANNOT_START
@@ -418,6 +422,13 @@ async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[tuple[S
         CannotOpen: the message says why.
         StoreBroken: storage failed while it was used.
     """
+    if settings.shares_engine:
+        # What only this engine needs is imported where it is wanted: a start takes as long as its imports.
+        from web.server.nats_engine import open_nats  # noqa: PLC0415
+
+        async with open_nats(settings, clock, AUDIT_ROWS) as opened:
+            yield opened
+        return
     check_database(settings)
     async with open_store(
         settings.data / DATABASE_FILE,
@@ -479,6 +490,7 @@ async def serve(
     workers = 1 if worker is None else worker.workers
     # So that those who are refused take no one's place.
     held_max = min(HELD_MAX, max(1, connections_max // (10 * workers)))
+    see_that_keys_are_given(settings)
     makes_key = will_make_key(settings)
     keys = [] if makes_key else load_keys(settings)
     if is_alone:
@@ -610,6 +622,7 @@ async def serve(
         overview = Overview(patient, registry, clock, console_figures, elsewhere)
         consoles = Consoles(overview, access, expiry, connection_log, stream_closes, clock, jitter, stopping)
         consequences.others = (publish_sockets, consoles)
+        isolation = Isolation(store, bus, registry, consequences.others, clock, jitter, settings.isolated_seconds)
         backups = Backups(settings.data / BACKUPS_DIRECTORY, settings.backups_kept)
         handlers = {
             **broadcasts(publisher),
@@ -657,6 +670,7 @@ async def serve(
             "expiry of revocations": partial(expire_revocations, store, settings.token_lifetime_seconds_max),
             "check of all outboxes": partial(_check_once, store),
             "signs of life for the service manager": manager.watch,
+            "watch over isolation": isolation.run,
         }
         if reload_requests is not None:
             reloading = Reloading(reload_requests, settings, verifier, remote_keys, manager, clock)

@@ -6,6 +6,7 @@ whoever asks (`web.server.settings`) adds where the value came from.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -38,6 +39,7 @@ _FLAGS: Final = {
     "off": False,
     "0": False,
 }
+_WORD_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "_-")
 _THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
 _SCHEMES_OF_NO_ORIGIN: Final = frozenset({"about", "blob", "data", "file", "filesystem", "javascript", "ws", "wss"})
 """A page at such a URL has the origin of another one, or `null`."""
@@ -213,8 +215,38 @@ def _jwks(text: str) -> str:
     return text
 
 
+def _nats_server(text: str) -> str:
+    scheme, mark, place = _printable(text).rpartition("://")
+    host, _, port = place.rpartition(":") if not place.endswith("]") and place.count(":") else (place, "", "")
+    bare = host.removeprefix("[").removesuffix("]")
+    if (mark and scheme not in ("nats", "tls")) or not 1 <= len(bare) <= 255 or set(bare) & set("@/ []"):
+        raise ValueError
+    if (":" in bare) != host.startswith("[") or (port and not PORT.from_text(port)):
+        raise ValueError
+    return text
+
+
+def _word(text: str) -> str:
+    if not set(text) <= _WORD_CHARACTERS:
+        raise ValueError
+    return text
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if "\0" in text or not path.name:
+        raise ValueError
+    return path
+
+
 def _proxy(text: str) -> IPv4Network | IPv6Network | str:
     return text if text == "unix" else ip_network(text)
+
+
+def word(characters_max: int) -> Kind:
+    """A word that may stand in a subject of NATS, in a header and in a log line."""
+    limit = f"1-{characters_max} characters of A-Z a-z 0-9 _ -"
+    return Kind("word", limit, Annotated[str, Meta(min_length=1, max_length=characters_max)], _word)
 
 
 FLAG: Final = Kind("flag", "true or false", bool, read=_flag)
@@ -247,5 +279,11 @@ KEY_FILE: Final = Kind(
 """A key that verifies tokens; the file is read when the server starts."""
 JWKS: Final = Kind("URL or path", "an https:// URL (http:// on this machine only), or the path of a file", _Line, _jwks)
 """Where a JWKS document is."""
+FILE: Final = Kind("path", "the path of a file", Annotated[str, Meta(min_length=1)], _file)
+"""It is read when the server starts."""
+NATS_SERVER: Final = Kind(
+    "server", "HOST:PORT, perhaps with nats:// or tls:// before it, and without a user or password", str, _nats_server
+)
+"""Where a NATS server listens."""
 TRUSTED_PROXY: Final = Kind("network", "an address or network such as 10.0.0.0/8, or unix", str, _proxy)
 """A network proxies are in, or the word for a Unix socket."""

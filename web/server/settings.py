@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -21,11 +21,13 @@ from web.identity.keys import KeySpec
 from web.identity.tokens import LIFETIME_SECONDS_MAX
 from web.server.setting_kinds import (
     DIRECTORY,
+    FILE,
     FLAG,
     HOST,
     JWKS,
     KEY_FILE,
     LISTENING,
+    NATS_SERVER,
     ORIGIN,
     PAGE_ORIGIN,
     PORT,
@@ -37,6 +39,7 @@ from web.server.setting_kinds import (
     several,
     text,
     whole,
+    word,
 )
 
 PREFIX: Final = "AVICENNA_"
@@ -69,6 +72,7 @@ STORAGE_SECONDS_WITH_WORKERS: Final = 10.0
 DAYS_MAX: Final = 36_500
 """Longest time that a setting in days may name: a hundred years."""
 
+EngineName = Literal["sqlite", "nats"]
 DamagePolicy = Literal["refuse", "set_aside"]
 LogFormat = Literal["people", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -122,6 +126,46 @@ class Settings:
         whole(1, 64, "processes"),
         "Processes that serve, each on a core of its own; above 1 one more process has the database. `max_connections` "
         "and, about, `address_share` hold for all together, other limits of connections and all rates for each.",
+    )
+
+    engine: EngineName = _setting(
+        "sqlite",
+        choice(EngineName),
+        "Where all is kept: in a database in `data`, or in streams of NATS JetStream that several servers share "
+        "([DEPLOYMENT](DEPLOYMENT.md#several-machines-on-nats)).",
+    )
+    nats_url: tuple[str, ...] = _setting(
+        ("nats://127.0.0.1:4222",),
+        several(NATS_SERVER, 16),
+        "With `engine = nats`: NATS servers of one cluster; the others are learned from them. With `tls://` before "
+        "one of them all are spoken to by TLS alone.",
+    )
+    nats_name: str = _setting(
+        "avicenna", word(32), "The name of the installation: servers with the same name share everything."
+    )
+    nats_replicas: int = _setting(
+        3, whole(1, 5, "servers"), "NATS servers that hold each stream that is made; 1: none may fail."
+    )
+    nats_credentials: Path | None = _setting(
+        None, FILE, "A file with the nkey seed of our user at the NATS servers, or its `.creds` file; none: no user."
+    )
+    nats_ca: Path | None = _setting(
+        None, FILE, "Certificates that vouch for the NATS servers (PEM), which implies TLS; none: those of the system."
+    )
+    nats_certificate: Path | None = _setting(
+        None, FILE, "Our own certificate for the NATS servers (PEM), which implies TLS; none: we show none."
+    )
+    nats_certificate_key: Path | None = _setting(None, FILE, "Its private key (PEM).")
+    node_name: str | None = _setting(
+        None,
+        word(48),
+        "How this server is called among those on one engine, with digits of each start behind it; none: as its host.",
+    )
+    isolated_seconds: float = _setting(
+        60.0,
+        number(0, DAY_SECONDS, "seconds"),
+        "A server that had others beside it, and has heard neither of them nor of the engine for so long, ends its "
+        "connections with 1012, spread over 30 s: it may be the only one that is cut off. 0: never.",
     )
 
     allow_anonymous: bool = _setting(False, FLAG, "Let subscribers without a token follow every diagnosis.")
@@ -323,6 +367,35 @@ class Settings:
             )
         if not self.tcp and self.unix_socket is None:
             raise SettingsError("unix_socket must name a path where tcp is false: nobody could connect")
+        if (self.nats_certificate is None) != (self.nats_certificate_key is None):
+            raise SettingsError("nats_certificate and nats_certificate_key must be given together")
+        if self.shares_engine and (problems := _not_with_nats(self)):
+            raise SettingsError(*problems)
+
+    @property
+    def shares_engine(self) -> bool:
+        """Whether other servers write where this one does."""
+        return self.engine == "nats"
+
+
+def _not_with_nats(given: Settings) -> Sequence[str]:
+    """Settings that have no meaning where the streams of NATS hold everything, each with what to do instead."""
+    problems = []
+    if given.durability != "full":
+        problems.append(
+            "durability must be full with engine = nats: a majority of the NATS servers holds an event before it is "
+            "accepted; sync_interval in their configuration says what a loss of power costs"
+        )
+    if given.damaged_database != "refuse":
+        problems.append(
+            "damaged_database must be refuse with engine = nats: there is no database to set aside; restore the "
+            "streams (nats account restore DIR), then run avicenna-live cluster renew"
+        )
+    if given.workers > 1:
+        problems.append(
+            "workers must be 1 with engine = nats: start more servers with the same nats_name, also on one machine"
+        )
+    return problems
 
 
 def load(
@@ -416,6 +489,8 @@ def _shown(default: object) -> str:
             return f"`{str(default).lower()}`"
         case float():
             return f"`{default:g}`"
+        case tuple():
+            return ", ".join(f"`{one}`" for one in default)
         case _:
             return f"`{default}`"
 
