@@ -28,6 +28,8 @@ class Case:
     is_in_doubt: bool = False
     """The next step was asked for, and not answered."""
     revocation: int | None = None
+    halves: int = 0
+    """Erasures that a crash has cut off between two of their transactions: each has its row, and is asked for again."""
 
     @property
     def name(self) -> str:
@@ -86,20 +88,23 @@ class Seen:
     """Whether an audit row names the person."""
 
 
-def expected(case: Case, steps: frozenset[str], cursor: int | None) -> Seen:
+def expected(case: Case, steps: frozenset[str], cursor: int | None, halves: int) -> Seen:
     """What is there after these steps.
 
     Args:
         cursor: what was found, which counts where anything may be.
+        halves: erasures that were begun and cut off. Of the person is left then what audit rows say.
     """
     rows = Counter(step for step in steps if step not in WITHOUT_ROW)
+    rows.update({"erase": halves} if halves else {})
+    is_erased = halves > 0 or "erase" in steps
     is_revoked = "revoke" in steps and "lift" not in steps
     is_named = "register" in steps and "erase" not in steps
     if "register" not in steps or "delete" in steps:
         return Seen(rows=rows, is_revoked=is_revoked, is_named=is_named)
     viewers = (case.person, case.guest) if "share" in steps else (case.person,)
     head = int("publish" in steps)
-    if "erase" in steps:
+    if is_erased:
         cursor = None
     elif "acknowledge" in steps:
         cursor = head
@@ -108,7 +113,7 @@ def expected(case: Case, steps: frozenset[str], cursor: int | None) -> Seen:
     return Seen(
         rows=rows,
         is_registered=True,
-        viewers=tuple(one for one in viewers if one != case.person or "erase" not in steps),
+        viewers=tuple(one for one in viewers if one != case.person or not is_erased),
         head=head,
         floor=head if "purge" in steps else 0,
         cursor=cursor,
@@ -120,12 +125,17 @@ def expected(case: Case, steps: frozenset[str], cursor: int | None) -> Seen:
 def judge(case: Case, seen: Seen) -> list[str]:
     """Compare what is found with what may be; a step in doubt that is there counts as done from now on."""
     done = frozenset(case.plan[: case.done])
-    may_be = [expected(case, done, seen.cursor)]
+    steps_and_halves = [(0, 0)]
     if case.is_in_doubt and case.step is not None:
-        may_be.append(expected(case, done | {case.step}, seen.cursor))
-    for number, one in enumerate(may_be):
+        steps_and_halves += [(1, 0), (0, 1)] if case.step == "erase" else [(1, 0)]
+    may_be = []
+    for more, halves in steps_and_halves:
+        steps = done | {case.step} if more and case.step is not None else done
+        one = expected(case, steps, seen.cursor, case.halves + halves)
         if one == seen:
-            case.done += number
+            case.done += more
+            case.halves += halves
             case.is_in_doubt = False
             return []
+        may_be.append(one)
     return [f"{case} is found as {seen}, and may be {' or '.join(map(str, may_be))}"]

@@ -16,7 +16,7 @@ def after(count: int, *, is_in_doubt: bool = False) -> Case:
 
 
 def seen_after(count: int) -> Seen:
-    return expected(after(count), frozenset(STEPS[:count]), cursor=None)
+    return expected(after(count), frozenset(STEPS[:count]), cursor=None, halves=0)
 
 
 @pytest.mark.parametrize("count", range(len(STEPS) + 1))
@@ -69,3 +69,17 @@ def test_a_follower_that_has_acknowledged_nothing_is_known_at_0_or_not_at_all() 
     count = STEPS.index("acknowledge")
     for cursor, is_right in ((None, True), (0, True), (1, False)):
         assert (judge(after(count), replace(seen_after(count), cursor=cursor)) == []) == is_right
+
+
+def test_an_erasure_that_was_cut_off_leaves_its_row_and_nothing_of_the_person_but_what_rows_say() -> None:
+    count = STEPS.index("erase")
+    behind = seen_after(count + 1)
+    half = replace(behind, is_named=True)
+    case = after(count, is_in_doubt=True)
+    assert judge(case, half) == []
+    assert (case.done, case.is_in_doubt, case.halves) == (count, False, 1)
+    assert judge(case, behind) != []
+    case.answered()  # it was asked for again
+    assert judge(case, replace(behind, rows=behind.rows + Counter({"erase": 1}))) == []
+    assert judge(after(count), half) != []
+    assert judge(after(count, is_in_doubt=True), replace(half, cursor=1)) != []
