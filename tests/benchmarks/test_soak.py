@@ -11,8 +11,9 @@ import pytest
 from benchmarks.churn import KINDS, STEADY
 from benchmarks.crashing import CRASHES, ActorCrash, Faulty
 from benchmarks.kept import Kept
-from benchmarks.soak import BOUNDS, grown, soak
+from benchmarks.soak import BOUNDS, PAGE_IN_CACHE, grown, soak
 from storage.records import Event, Seq
+from storage.sqlite.schema import CACHE_KIB
 
 FIRST_SECONDS, THEN_SECONDS = 1.5, 3.0
 
@@ -37,11 +38,17 @@ def test_every_act_of_a_soak_has_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_what_grows_beyond_its_bound_is_said(name: str) -> None:
-    before = dict.fromkeys(BOUNDS, 30.0)
-    at_most = before | {name: BOUNDS[name].limit(30.0)}
+    before = dict.fromkeys((*BOUNDS, "database_mib"), 30.0)
+    at_most = before | {name: BOUNDS[name].limit(30.0, 0.0)}
     assert grown(before, at_most) == []
     (said,) = grown(before, at_most | {name: at_most[name] + 1})
     assert said.startswith(f"{name} was 30 after the first tenth")
+
+
+def test_memory_may_grow_with_the_database_up_to_the_cache_of_sqlite() -> None:
+    bound = BOUNDS["memory_mib"]
+    assert bound.limit(70.0, 4.0) - bound.limit(70.0, 0.0) == pytest.approx(4.0 * PAGE_IN_CACHE)
+    assert bound.limit(70.0, 400.0) - bound.limit(70.0, 0.0) == pytest.approx(CACHE_KIB / 2**10)
 
 
 def kept() -> Kept:
