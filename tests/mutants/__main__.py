@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.mutants.planted import PLANTED, Planted
 from tests.programs import ROOT
-from tests.simulation.test_histories import BUDGET
+from tests.simulation.test_histories import BUDGET, NODES_BUDGET
 
 COPIED = ("actors", "storage", "web", "tests", "docs")
 SECONDS_MAX = 600.0
@@ -52,7 +52,8 @@ def caught_by(one: Planted) -> str | None:
         plant(one, place)
         if one.tests:
             return None if _tests_pass(place, one.tests) else "tests"
-        by_seed = _run(place, "-m", "tests.simulation", f"0-{BUDGET - 1}", "--first")
+        budget, nodes = (NODES_BUDGET, ("--nodes",)) if one.nodes else (BUDGET, ())
+        by_seed = _run(place, "-m", "tests.simulation", f"0-{budget - 1}", "--first", *nodes)
         if by_seed.returncode:
             found = [line for line in by_seed.stdout.splitlines() if line.startswith(("seed ", "too weak"))]
             return " ".join(found[0].split()[:2]) if found else "the simulation, which fails"

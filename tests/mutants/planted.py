@@ -18,6 +18,8 @@ class Planted:
     wrong: str
     tests: tuple[str, ...] = ()
     """Tests that catch it, where no history does; none: the histories catch it."""
+    nodes: bool = False
+    """The histories of several servers catch it."""
 
 
 _HUB_TURN: Final = '''                    due_at[index] = self.clock.monotonic() + seconds
@@ -554,5 +556,77 @@ PLANTED: Final = (
         "    return trio.CancelScope(shield=True)\n",
         "    return trio.CancelScope()\n",
         ("tests/actors/test_cancellations.py",),
+    ),
+    Planted(
+        "a deletion is answered before its commit",
+        (16,),
+        "web/operating/diagnoses.py",
+        '            deleted = await acts.store.delete(checked_id, act(who, "diagnosis.delete"))\n'
+        "            await consequences.settled()\n",
+        "            deleted = await acts.store.get(checked_id)\n"
+        '            acts._acts_nursery.start_soon(acts.store.delete, checked_id, act(who, "diagnosis.delete"))\n',
+    ),
+    Planted(
+        "an act is committed without a sync",
+        (16,),
+        "storage/sqlite/committer.py",
+        '        db.execute("BEGIN IMMEDIATE")\n',
+        '        is_act = any(getattr(work, "__name__", "") == "recorded" for work in works)\n'
+        '        db.execute("PRAGMA synchronous = " + ("NORMAL" if is_act else "FULL"))\n'
+        '        db.execute("BEGIN IMMEDIATE")\n',
+    ),
+    Planted(
+        "a Close that answers another one than 1012 is a receipt",
+        (4,),
+        "web/following/follower.py",
+        "        if code == CloseCode.RESTART and self._asks:\n",
+        "        if self._asks:\n",
+        ("tests/edge/test_following.py",),
+    ),
+    Planted(
+        "a Close that answers 1012 is no receipt",
+        (11,),
+        "web/following/follower.py",
+        "        if code == CloseCode.RESTART and self._asks:\n",
+        "        if False:\n",
+    ),
+    Planted(
+        "a Close that has crossed the server's own is a receipt",
+        (4,),
+        "web/websocket/channel.py",
+        "one.code == closing.code and not self._hub.unsent(self._sock):\n",
+        "one.code == closing.code:\n",
+        ("tests/edge/test_following.py",),
+    ),
+    Planted(
+        "a revocation does not cover tokens of an issuer whose clock is ahead",
+        (16,),
+        "web/operating/revocations.py",
+        "leeway_seconds=LEEWAY_SECONDS",
+        "leeway_seconds=0.0",
+    ),
+    Planted(
+        "an actor does not hear of what others write",
+        (3,),
+        "actors/registry.py",
+        "        slot.mailbox.hear_nowait(news)\n",
+        "        pass\n",
+        nodes=True,
+    ),
+    Planted(
+        "a log that is read too old is not looked at again",
+        (3,),
+        "actors/diagnosis.py",
+        "            found = window is None or self._has_reached(window)\n",
+        "            found = True\n",
+        ("tests/actors/test_second_writer.py",),
+    ),
+    Planted(
+        "a newcomer has seen more elsewhere than the ring holds, and is taken for one that lies",
+        (4,),
+        "actors/diagnosis.py",
+        "        if seen > ring.head:\n            await self._look_up_to(seen)\n",
+        "",
+        ("tests/actors/test_second_writer.py",),
     ),
 )

@@ -13,7 +13,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
-from tests.simulation.history import drawn
+from tests.simulation.history import History, drawn
 from tests.simulation.nodes import drawn_for_nodes
 from tests.simulation.play import Played, play, shortest
 from tests.simulation.rare import RARE, RARE_WITH_NODES, SEEDS_ENOUGH, too_weak
@@ -21,9 +21,10 @@ from tests.simulation.rare import RARE, RARE_WITH_NODES, SEEDS_ENOUGH, too_weak
 TRACE_LINES: int = 40
 
 
-def report(seed: int, played: Played, *, nodes: bool = False) -> str:
-    """What there is to know about a seed that fails."""
-    history = shortest(drawn_for_nodes(seed) if nodes else drawn(seed))
+def report(history: History, played: Played) -> str:
+    """What there is to know about a history that fails."""
+    seed, nodes = history.seed, history.nodes > 1
+    history = shortest(history)
     again = play(history)
     shown = again if again.violation is not None else played
     lines = [f"seed {seed} fails: {played.violation!r}", f"shortest history ({len(history.operations)} operations):"]
@@ -67,7 +68,7 @@ def main() -> int:
                     return 1
                 if played.violation is not None:
                     failed += 1
-                    print(report(seed, played, nodes=given.nodes), flush=True)
+                    print(report(drawn_for_nodes(seed) if given.nodes else drawn(seed), played), flush=True)
     seconds = time.monotonic() - began
     print(
         f"{len(given.seeds)} seeds, {failed} fail; {steps} operations in {seconds:.0f} s, "

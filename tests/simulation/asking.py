@@ -16,7 +16,6 @@ from tests.simulation.network import Answer, Link, request
 from tests.simulation.process import Process
 from tests.simulation.stage import (
     ANSWER_SECONDS_MAX,
-    KEY,
     LEEWAY_SECONDS,
     REGISTERED,
     TOKEN_SECONDS,
@@ -58,6 +57,8 @@ class Asking(Stage):
         """A token of somebody. One that was revoked is used on until a new one can be had."""
         found = self._tokens.get(sub)
         is_due = found is None or found.era != self.era[sub]
+        if found is not None and found.key not in self.keys.values():
+            found = None
         is_old = found is not None and not -5 < self.clock.wall() - found.issued_at < TOKEN_SECONDS / 2
         if found is None or ((is_due or is_old) and not self.is_waiting_for_a_token(sub)):
             found = self._tokens[sub] = self._make_token(sub, scope, TOKEN_SECONDS)
@@ -82,10 +83,20 @@ class Asking(Stage):
         asked_at, ahead = self.confirmed.get(sub, (-inf, 0.0))
         return token.issued_at <= asked_at and token.ahead == ahead
 
-    def _make_token(self, sub: str, scope: str, seconds: float) -> Token:
+    def may_not_come(self, sub: str, token: Token) -> bool:
+        """A token of somebody was revoked, or its key withdrawn, and every server knows that."""
+        return token.key in self.withdrawn or self.is_revoked(sub, token)
+
+    def _make_token(self, sub: str, scope: str, seconds: float, *, issuer_ahead: float = 0.0) -> Token:
+        """Issue a token.
+
+        Args:
+            issuer_ahead: how far the clock of whoever issues it is ahead of the server's.
+        """
         now, name = self.clock.wall(), f"t{next(self._ids)}"
-        text = issue(KEY, sub=sub, scope=scope, ttl_seconds=int(seconds), now=now, token_id=name)
-        made = Token(text, now, int(now) + int(seconds), self.era[sub], self.clock.ahead)
+        says = now + issuer_ahead
+        text = issue(self.keys[self.signing], sub=sub, scope=scope, ttl_seconds=int(seconds), now=says, token_id=name)
+        made = Token(text, now, int(says) + int(seconds), self.era[sub], self.clock.ahead, self.keys[self.signing])
         self.made[sub].append(made)
         return made
 
@@ -185,6 +196,8 @@ class Asking(Stage):
         before = list(self._linked())
         answer = await self.ask("PUT", f"/diagnoses/{diagnosis_id}", ("registrar", "register"), body)
         self._names(owner, *viewers)
+        if answer.status in (200, 201):
+            self.truth.begins_in(answer.json()["epoch"], None, f"registration of {diagnosis_id}")
         if answer.status == 201:
             self.life[diagnosis_id] += 1
         if answer.status == 200:

@@ -10,6 +10,8 @@ from random import Random
 from typing import Any, Final
 from urllib.parse import urlencode
 
+import trio
+
 from tests.simulation.network import CLOSE, HANDSHAKE, PING, TEXT, Frames, Link, Messages, close, pong, request, text
 from tests.simulation.truth import Truth, Violation
 
@@ -30,6 +32,8 @@ class Subscriber:
         """The highest cursor it was told to be stored, in each epoch."""
         self.known: set[str] = set()
         """Epochs in which it was told `live`: its cursor is stored since."""
+        self.lies: dict[str, set[int]] = defaultdict(set)
+        """What it has acknowledged without having it, in each epoch: it may have been on its way."""
         self.unanswered: dict[int, int] = {}
         """What it may have acknowledged by asking for connections that told it nothing."""
 
@@ -66,6 +70,7 @@ class Follower:
         self.is_live = False
         self.is_forgotten = False
         """An operator has had its subscriber forgotten since it asked."""
+        self.admitted_at = inf
         self.ending: tuple[int, str] | None = None
         """How the server has ended it."""
         self.refusal: str | None = None
@@ -75,6 +80,8 @@ class Follower:
         self.sent_after: int | None = None
         self.sent_epoch: str | None = None
         self.is_lying = False
+        self.answers_close = False
+        """It has answered a Close that asks it to come back: a receipt of all that it got."""
         self.acks = "transport"
         self._known: set[str] = set()
         self._stored: dict[str, int] = {}
@@ -138,7 +145,9 @@ class Follower:
         if self.epoch is not None:
             if seq <= self.seq:
                 self.subscriber.acknowledged[self.epoch] = max(self.subscriber.acknowledged[self.epoch], seq)
-                self._unanswered.append(seq)
+            else:
+                self.subscriber.lies[self.epoch].add(seq)
+            self._unanswered.append(seq if seq <= self.seq else 0)
             self.link.send(text({"type": "ack", "seq": seq}))
 
     def renew(self, *, replays: str | None = None) -> None:
@@ -171,6 +180,7 @@ class Follower:
                 if code == 1012 and self.acks == "transport" and self.epoch is not None and not self.peeks:
                     acknowledged = self.subscriber.acknowledged
                     acknowledged[self.epoch] = max(acknowledged[self.epoch], self.seq)
+                    self.answers_close = True
                 self.link.send(close(payload[:2]))
 
     def _pinged(self, payload: bytes) -> None:
@@ -203,11 +213,11 @@ class Follower:
             case "acked":
                 assert self.epoch is not None, "connect comes first"
                 if not (self.is_forgotten or self.subscriber.is_unsure):
-                    if self._unanswered and data["seq"] < min(self._unanswered):
-                        raise Violation(
-                            f"connection {self.number}: {data['seq']} is stored, and acknowledged {self._unanswered}"
-                        )
-                    self._unanswered = [one for one in self._unanswered if one > data["seq"]]
+                    # It answers one acknowledgement at least, in order, and may answer more.
+                    first, *others = self._unanswered or [0]
+                    if data["seq"] < first:
+                        raise Violation(f"connection {self.number}: {data['seq']} is stored, and acknowledged {first}")
+                    self._unanswered = [max(one, data["seq"]) for one in others]
                     stored = self.subscriber.stored.get(self.epoch, 0)
                     self.subscriber.stored[self.epoch] = max(stored, data["seq"])
                 self.hears(f"acked {data['seq']}")
@@ -259,12 +269,18 @@ class Follower:
             raise Violation(f"connection {self.number}: connect comes twice")
         if self.is_barred:
             raise Violation(f"G16: connection {self.number} of {self.sub} was let in with a token that was revoked")
+        self.admitted_at = trio.current_time()
         self.epoch, resume = data["epoch"], data["resume"]
         epoch: str = data["epoch"]
         self.seq = data["head"] - data["queued"] - data["missed"]
         self.hears(f"connect {epoch} {resume} {self.seq} {data['head']}")
+        self.truth.begins_in(epoch, self.number, f"connection {self.number}")
         if resume == "reset":
             self.seen["reset"] += 1
+            if self.sent_epoch == epoch and not (self.is_lying or self.subscriber.is_unsure):
+                raise Violation(
+                    f"connection {self.number} was at {self.sent_after} of {epoch}, and is told to begin anew"
+                )
         elif self.sent_epoch not in (None, epoch):
             raise Violation(f"connection {self.number} knows {self.sent_epoch}, and goes on in {epoch}: {resume}")
         if self.peeks:
@@ -273,6 +289,7 @@ class Follower:
         known.unanswered.pop(self.number, None)
         if self.sent_after is None and resume in ("exact", "partial"):
             most = max(known.acknowledged[epoch], data["floor"] if known.unanswered else 0, *known.unanswered.values())
+            most = max([most, *(one for one in known.lies[epoch] if one <= data["head"])])
             if self.seq > most:
                 raise Violation(
                     f"connection {self.number} of {self.sub} {self.device} to {self.diagnosis_id} "

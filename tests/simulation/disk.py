@@ -41,6 +41,9 @@ SECTOR_BYTES: Final = 512
 FRAME_BYTES: Final = FRAME.size + 4096
 """Of a page in the log."""
 
+_SYNCED: Final = 2
+"""`PRAGMA synchronous` from which on each commit is synced."""
+
 Files = tuple[bytes, bytes | None]
 """The database and its log."""
 
@@ -69,11 +72,12 @@ class Connection(sqlite3.Connection):
 class Disk:
     """Under one process: what its database meets, and what it leaves when the process dies."""
 
-    def __init__(self, directory: Path, lots: Random, *, keeps_unsynced: bool) -> None:
+    def __init__(self, directory: Path, lots: Random, *, may_lose: bool) -> None:
         """A disk that works, with the files in `directory`.
 
         Args:
-            keeps_unsynced: every commit is synced (`durability = full`); else a loss of power takes some of them.
+            may_lose: commits need not be synced (`durability = normal`). A loss of power takes what SQLite was not told
+                to sync, whatever it may.
         """
         self.path = directory / DATABASE_FILE
         self.fault: Fault | None = None
@@ -87,11 +91,13 @@ class Disk:
         self.broke = False
         """It has met an error that breaks a store."""
         self.has_lost = False
-        """Power has failed, and commits that were not synced are gone."""
+        """Power has failed, and commits that need not be synced are gone."""
         self._troubled_at = -inf
         self._hung_until = -inf
         self._lots = lots
-        self._keeps_unsynced = keeps_unsynced
+        self._may_lose = may_lose
+        self._is_synced = True
+        """The last commit was."""
         self._death: tuple[Moment, bool] | None = None
         self._answers = trio.Event()
         self._answers.set()
@@ -170,7 +176,7 @@ class Disk:
         death = self._death if is_transaction else None
         if death is None:
             call.run(function)
-            if not self._keeps_unsynced and is_transaction:
+            if is_transaction:
                 self._note_synced()
             return
         (moment, power_fails), self._death = death, None
@@ -194,8 +200,11 @@ class Disk:
         return self.path.read_bytes(), log.read_bytes() if log.exists() else None
 
     def _note_synced(self) -> None:
+        assert self.database is not None, "it has carried out a call"
+        (level,) = sqlite3.Connection.execute(self.database, "PRAGMA synchronous").fetchone()
+        self._is_synced = level >= _SYNCED
         database, log = self._files()
-        if database != self._synced[0]:
+        if self._is_synced or database != self._synced[0]:  # what goes from the log into the database is synced
             self._synced = database, log or b""
 
     def _torn(self, before: Files, after: Files, unit: int | None) -> Files:
@@ -218,12 +227,12 @@ class Disk:
 
     def _leave(self, files: Files, *, power_fails: bool) -> None:
         database, log = files
-        if power_fails and not self._keeps_unsynced and log is not None:
+        if power_fails and not self._is_synced and log is not None:
             synced, synced_log = self._synced
             if database == synced and log[:32] == synced_log[:32] and len(log) > len(synced_log):
                 cut = self._lots.choice(range(len(synced_log), len(log) + 1, SECTOR_BYTES))
                 if cut < len(log):
-                    self.has_lost = True
+                    self.has_lost = self._may_lose
                     self.met("unsynced commits lost")
                 log = log[:cut]
         self.left = database, log

@@ -57,7 +57,7 @@ class Following(Publishing):
         one.process = process.number
         one.hears = lambda what: self.note(f"connection {one.number}: {what}")
         one.expires_at, one.newer = token.expires_at, lambda: self.newer_token(sub, scope)
-        one.is_barred = self.is_revoked(sub, token)
+        one.is_barred = self.may_not_come(sub, token)
         self.note(f"connection {one.number} of {sub} {device} to {diagnosis_id}")
         if device is not None and any(
             other.is_open and (other.diagnosis_id, other.sub, other.device) == who for other in self.followers
@@ -92,11 +92,11 @@ class Following(Publishing):
             "diagnosis deleted": "begin anew" in self.done,
             "diagnosis not found": "begin anew" in self.done or self.has_lost,
             "disconnected by operator": "disconnect" in self.done or "erase" in self.done,
-            "restart": process.is_stopping or process.was_killed or process.disk.broke,
+            "restart": process.is_stopping or process.was_killed or process.disk.broke or "restore" in self.done,
             "quarantined": one.diagnosis_id in self.quarantined,
             "try later": process.disk.had_trouble_since(0) or any(what.startswith("crash") for what in self.seen),
             "access denied": bool(self.done & {"take a right", "begin anew", "erase"}) or self.has_lost,
-            "invalid token": "clock jumps" in self.done or one.is_barred,
+            "invalid token": "clock jumps" in self.done or one.is_barred or "exchange keys" in self.done,
             "token expired": "clock jumps" in self.done or one.expires_at <= self.clock.wall(),
             "rate limited": one.asked_to_end,
             "": one.asked_to_end,
@@ -148,7 +148,7 @@ class Following(Publishing):
     async def do_replay_a_token(self, lots: Random) -> None:
         """Somebody comes with a token that was revoked, or sends it on a connection that it has."""
         sub = lots.choice(("amira", "bo", "cy"))
-        found = [one for one in self.made[sub] if self.is_revoked(sub, one)]
+        found = [one for one in self.made[sub] if self.may_not_come(sub, one)]
         if not found:
             return
         self.happens("a revoked token comes back")
@@ -198,7 +198,7 @@ class Following(Publishing):
         if (one := self._open_one(lots)) is not None:
             one.asked_to_end = True
             if lots.random() < 0.5:
-                one.leave()
+                one.leave(lots.choice((1000, 1001, 1012)))
             else:
                 one.link.cut()
 

@@ -68,6 +68,9 @@ WEIGHTS: Final[dict[str, float]] = {
 }
 """How often each is drawn, beside the others."""
 
+RARELY: Final[dict[str, float]] = {"restore": 0.12, "exchange keys": 0.25}
+"""In so many histories it happens once. It is put in beside all else, which is drawn as if it were not there."""
+
 ALWAYS: Final = frozenset({"publish", "connect", "acknowledge", "wait"})
 """No history is without them."""
 
@@ -108,7 +111,23 @@ class History:
 
 
 def drawn(seed: int) -> History:
-    """The history of a seed. Each lacks some kinds of operations, so that others come together more often."""
+    """The history of a seed."""
+    return with_rare(plain(seed))
+
+
+def with_rare(history: History) -> History:
+    """The same with what happens rarely, in some of them."""
+    lots = Random(f"rarely {history.seed}")
+    operations = list(history.operations)
+    for kind, share in RARELY.items():
+        if lots.random() < share:
+            made = Operation(kind, lots.choice((0.0, 0.5)), lots.random() < 0.5, lots.getrandbits(32))
+            operations.insert(lots.randint(len(operations) // 3, len(operations)), made)
+    return history.only(operations)
+
+
+def plain(seed: int) -> History:
+    """What is drawn together. Each history lacks some kinds of operations, so that others come together more often."""
     lots = Random(seed)
     durability = lots.choice(("full", "full", "normal"))
     drops = lots.random() < 0.4

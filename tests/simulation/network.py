@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -46,6 +47,8 @@ class Link:
         self._changed = trio.Event()
         self._flows = trio.Event()
         self._flows.set()
+        self.all_sent_at = -inf
+        """When the last that was to be sent had reached the server."""
         self.is_over = False
         """Nothing more comes."""
         self.over = trio.Event()
@@ -58,6 +61,11 @@ class Link:
         """Have some bytes travel to the server."""
         self._unsent.append(data)
         self._changed.set()
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Nothing is still to be sent."""
+        return not self._unsent
 
     @property
     def flows(self) -> bool:
@@ -99,8 +107,10 @@ class Link:
         self.cut()
 
     async def _read(self) -> None:
-        while not self.is_over:
+        while True:
             await self._flows.wait()
+            if self.is_over:  # Trio remembers whoever waits for a socket that is closed, and refuses the next one
+                break
             try:
                 await trio.lowlevel.wait_readable(self._sock)
                 if not self._flows.is_set():
@@ -139,6 +149,8 @@ class Link:
                         await trio.lowlevel.wait_writable(self._sock)
             except (OSError, ValueError, trio.ClosedResourceError):
                 return
+            if not self._unsent:
+                self.all_sent_at = trio.current_time()
 
 
 class Answer:

@@ -22,9 +22,10 @@ from storage.bus import Bus, MemoryNetwork
 from storage.clock import Clock
 from storage.memory import MemoryStore
 from storage.memory_engine import LOOK_SECONDS, Faults, MemoryEngine, Stream
+from storage.records import SubscriberId
 from storage.store import Store
 from tests.simulation.clients import Follower
-from tests.simulation.history import History, Operation, drawn
+from tests.simulation.history import History, Operation, drawn, plain, with_rare
 from tests.simulation.operating import names
 from tests.simulation.process import Crashing, Loads, Process
 from tests.simulation.truth import Violation
@@ -36,6 +37,9 @@ NODES: Final = 3
 
 OPERATIONS_MAX: Final = 60
 
+AT_ONCE_SECONDS: Final = 5.0
+"""Connections of one device that are begun within this time are begun at once."""
+
 NOT_HERE: Final = ("back up", "check", "evict under load")
 """What an engine in memory has not, or has no faults for."""
 
@@ -45,9 +49,9 @@ _SLOT: ContextVar[int] = ContextVar("slot")
 
 def drawn_for_nodes(seed: int) -> History:
     """The history of a seed."""
-    history = drawn(seed)
+    history = plain(seed)
     kept = [one for one in history.operations if one.kind not in NOT_HERE]
-    return replace(history, operations=tuple(kept[:OPERATIONS_MAX]), nodes=NODES)
+    return with_rare(replace(history, operations=tuple(kept[:OPERATIONS_MAX]), nodes=NODES))
 
 
 class Reach:
@@ -154,6 +158,8 @@ class NodesWorld(World):
             faults=self.faults,
         )
         self.slots: dict[int, Process] = {}
+        self._renewed: list[str] = []
+        """Epochs that a renewal has ended; the servers hear of it by and by."""
         self.is_late = False
         """The history is over, and everything must have come everywhere."""
 
@@ -215,6 +221,13 @@ class NodesWorld(World):
     async def do_disk_fails(self, lots: Random) -> None:
         await self._lose_engine(2.0)
 
+    async def do_restore(self, lots: Random) -> None:
+        """Whoever has restored the engine begins all numbering anew, while everybody follows."""
+        self.done.add("restore")
+        self.happens("restore")
+        self._renewed += [one.diagnosis.epoch for one in self.engine.streams.values()]
+        self.engine.renew_epochs()
+
     async def _lose_engine(self, seconds: float) -> None:
         process = self.process
         if not process.is_serving:
@@ -241,6 +254,24 @@ class NodesWorld(World):
     def is_revoked(self, sub: str, token: Any) -> bool:
         return all(process.disk.answers for process in self.processes) and super().is_revoked(sub, token)
 
+    def _ends(self, *epochs: str) -> None:
+        if all(process.disk.answers for process in self.processes):
+            super()._ends(*epochs)
+
+    def _stored_cursor(self, one: Follower, process: Process) -> tuple[str, int] | None:
+        if not process.disk.answers or one.diagnosis_id not in self.engine.streams:
+            return None
+        found = self.engine.streams[one.diagnosis_id].cursors.get(SubscriberId(one.sub, one.device))
+        return None if found is None else (found.epoch, found.seq)
+
+    def _judge_devices(self) -> None:
+        """Whoever connects to two servers at once may keep both connections (docs/decisions/0106)."""
+        if "clock jumps" not in self.done:
+            super()._judge_devices()
+
+    def _is_judged_with(self, one: Follower, other: Follower) -> bool:
+        return abs(one.admitted_at - other.admitted_at) > AT_ONCE_SECONDS
+
     def _judge_erasures(self) -> None:
         """What a connection elsewhere leaves is erased once that server has heard of the erasure."""
         if self.is_late:
@@ -265,6 +296,7 @@ class NodesWorld(World):
         self.faults.live_lost = self.faults.live_late_seconds = self.faults.reads_old = 0
         await trio.sleep(LOOK_SECONDS + 5)
         await super()._calm_down()
+        self._ends(*self._renewed)
         self.is_late = True
 
     async def _compare(self, diagnosis_id: str) -> None:
@@ -278,6 +310,7 @@ class NodesWorld(World):
             return
         if answer.status != 200:
             raise Violation(f"{diagnosis_id} cannot be read in the end: {answer.status} {answer.body!r}")
+        self.truth.begins_in(answer.json()["epoch"], None, f"position of {diagnosis_id}")
         told, stream = answer.json(), self.engine.streams[diagnosis_id]
         if (told["epoch"], told["head"]) != (stream.diagnosis.epoch, stream.head):
             raise Violation(f"{diagnosis_id} is said to be at {told}, and is at {stream.window}")

@@ -9,20 +9,34 @@ from collections.abc import Mapping
 from math import inf
 from pathlib import Path
 from random import Random
+from typing import Final
 
 import trio
 
+from tests.simulation.disk import Disk
 from tests.simulation.following import Following
 from tests.simulation.stage import (
+    KEYS,
     OTHER,
     REGISTERED,
+    TOKEN_SECONDS,
     VICTIM,
 )
 from tests.simulation.truth import Violation
 
+ISSUER_AHEAD_SECONDS: Final = 8.0
+"""How far the clock of an issuer may be ahead: less than the leeway."""
+
+
+NO_ROOM: Final = "the disk is full"
+"""What a refusal says of an act that is certainly not done."""
+
 
 class Operating(Following):
     """Operators, and faults of actors."""
+
+    disconnects = 0
+    """Those that were done, or may have been."""
 
     async def do_crash(self, lots: Random) -> None:
         place = lots.choice(("append", "outcome", "load", "render"))
@@ -121,6 +135,12 @@ class Operating(Following):
                 raise Violation(
                     f"{what} was asked for {asked} times and answered {self.acts_done[what]} times: {rows[what]} rows"
                 )
+        if not self.disconnects and "erase" not in self.done:
+            for one in self.followers:
+                if one.ending is not None and one.ending[1] == "disconnected by operator":
+                    raise Violation(
+                        f"connection {one.number} was disconnected, and the answer was that nothing is done"
+                    )
         if self._is_known("monitor"):
             raise Violation("monitor has only looked, and is a subscriber")
 
@@ -149,7 +169,10 @@ class Operating(Following):
         return found
 
     async def do_revoke(self, lots: Random) -> None:
-        await self._revoke(lots.choice(("service", "amira", "bo", "cy")))
+        sub = lots.choice(("service", "amira", "bo", "cy"))
+        await self._revoke(sub)
+        if sub != "service":
+            self._come_with_a_void_one(lots, sub)
 
     async def do_revoke_under_load(self, lots: Random) -> None:
         """Somebody publishes as its rights are taken away."""
@@ -168,6 +191,7 @@ class Operating(Following):
     async def _revoke(self, sub: str) -> None:
         self.done.add(f"revoke {sub}")
         self._names(sub)
+        self._make_token(sub, "", TOKEN_SECONDS, issuer_ahead=ISSUER_AHEAD_SECONDS)
         asked, process = self._linked(), self.process
         asked_at, ahead = self.clock.wall(), self.clock.ahead
         answer = await self.ask("POST", "/revocations", ("operator", "operate"), {"sub": sub})
@@ -186,7 +210,9 @@ class Operating(Following):
         answer = await self.ask("POST", "/backup", ("operator", "operate"), seconds_max=125)
         if answer.status == 200 and process is self.process:
             self.happens("backup")
-            self._judge_copy(Path(answer.json()["path"]), before)
+            path = Path(answer.json()["path"])
+            self._judge_copy(path, before)
+            self.copies.append(path)
 
     def _judge_copy(self, path: Path, before: Mapping[tuple[str, str], Mapping[int, int]]) -> None:
         copy = sqlite3.connect(path)
@@ -208,6 +234,39 @@ class Operating(Following):
                         f"{diagnosis_id} {epoch} {seq} was answered as {number}, and is not in a later copy"
                     )
 
+    async def do_restore(self, lots: Random) -> None:
+        """An operator stops the server, puts a copy in the place of its database, and has it started again."""
+        if not self.copies:
+            await self.do_back_up(lots)
+        process = self.process
+        if self.copies and process.is_serving and not process.is_stopping:
+            self.restoring = lots.choice(self.copies)
+            process.drain()
+            await process.ended.wait()
+
+    async def do_exchange_keys(self, lots: Random) -> None:
+        """Tokens are signed with the other key; later the former one is exchanged for a new one. Nobody is ended."""
+        former, self.signing = self.signing, next(name for name in KEYS if name != self.signing)
+        await trio.sleep(lots.choice((0.0, 1.0, 10.0)))
+        gone = self.keys[former]
+        self.done.add("exchange keys")
+        self._make_key(former)
+        before = {process: process.readied for process in self.processes if process.is_serving}
+        for process in before:
+            process.reload.ask()
+        await trio.sleep(1)
+        if all(process in before and process.readied > before[process] for process in self.processes):
+            self.withdrawn.add(gone)
+            self.happens("keys exchanged")
+            for sub in ("amira", "bo"):
+                self._come_with_a_void_one(lots, sub)
+
+    def _come_with_a_void_one(self, lots: Random, sub: str) -> None:
+        """Somebody comes at once with the newest token that nobody may come with any more."""
+        found = [one for one in self.made[sub] if self.may_not_come(sub, one)]
+        if found:
+            self.connect(lots, VICTIM, sub, None, given=found[-1])
+
     async def do_check(self, lots: Random) -> None:
         answer = await self.ask("POST", "/check", ("operator", "operate"), seconds_max=125)
         if answer.status == 200:
@@ -227,17 +286,48 @@ class Operating(Following):
         self.done |= {"begin anew", "take a right"}
         self.life[OTHER] += 1
         self.let_go_at[OTHER] = inf
-        await self.ask("DELETE", f"/diagnoses/{OTHER}", ("registrar", "register"))
+        disk, dies = self.process.disk, lots.random() < 0.6
+        waits = lots.random() < 0.5 and len(self.processes) == 1
+        async with trio.open_nursery() as nursery:
+            if waits:
+                disk.hang()
+                nursery.start_soon(_thaw, disk)
+            answer = await self.ask("DELETE", f"/diagnoses/{OTHER}", ("registrar", "register"))
+            if answer.status == 200:
+                self._ends(answer.json()["epoch"])
+                if dies:
+                    self.happens("power failure behind a deletion")
+                    await self.do_power_fails(lots)
         await self.register(OTHER, *REGISTERED[OTHER])
+
+    async def do_power_fails(self, lots: Random) -> None:
+        if self.process.is_serving:
+            self.boot += 1
+            self.happens("power failure")
+            self.process.kill(power_fails=True)
 
     async def do_disconnect(self, lots: Random) -> None:
         self.done.add("disconnect")
         sub = lots.choice(("amira", "bo", "cy"))
         device = lots.choice(("", "&device=phone"))
+        forgets = lots.random() < 0.3
+        if lots.random() < 0.3:  # no act without its row
+            self.process.disk.fault = "full"
         self._names(sub)
-        answer = await self.ask("DELETE", f"/actors/{VICTIM}/subscribers?sub={sub}{device}", ("operator", "operate"))
+        path = f"/actors/{VICTIM}/subscribers?sub={sub}{device}{'&forget=1' * forgets}"
+        answer = await self.ask("DELETE", path, ("operator", "operate"))
         self._names(sub)
         self._forgotten(sub, answer.status)
+        if answer.status == 503 and NO_ROOM in answer.json()["detail"]:
+            self.happens("an act is refused for want of room")
+        else:
+            self.disconnects += 1
+
+
+async def _thaw(disk: Disk) -> None:
+    """Let a disk answer before anybody is told that it does not."""
+    await trio.sleep(1)
+    disk.thaw()
 
 
 def names(value: object, sub: str) -> bool:

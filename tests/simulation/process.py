@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -23,6 +24,8 @@ from storage.store import PendingAppend, Store
 from tests.simulation.disk import Disk, connect
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server.composition import Machine, serve
+from web.server.reloading import ReloadRequests
+from web.server.service_manager import ServiceManager
 from web.server.settings import Settings
 
 
@@ -126,6 +129,17 @@ class Crashing:
         return getattr(self._inner, name)
 
 
+class Manager(ServiceManager):
+    """Hears how often a server says that it is ready: when it begins, and whenever it has read its keys anew."""
+
+    def __init__(self, hears: Callable[[], object]) -> None:
+        super().__init__()
+        object.__setattr__(self, "hears", hears)
+
+    def ready(self, status: str) -> None:
+        self.hears()  # type: ignore[attr-defined]
+
+
 class Process:
     """A server that runs, or has run, on the files of one directory."""
 
@@ -145,15 +159,21 @@ class Process:
         self.data = data
         self.settings = Settings(data=data, tcp=False, unix_socket=data / "s", **settings)
         object.__setattr__(self.settings, "events_kept_days", events_kept_days)  # less than an operator may set
-        self.disk = Disk(data, lots, keeps_unsynced=self.settings.durability == "full")
+        self.disk = Disk(data, lots, may_lose=self.settings.durability != "full")
         self.disk.dies = self._died
         self.boot = boot
+        self.reload = ReloadRequests()
+        self.readied = 0
+        """How often it has said that it is ready: when it began, and whenever it had read its keys anew."""
         self.number = 0
         """Which run of a server it is."""
         self.was_killed = self.is_stopping = False
+        self.drained_at = inf
         self.died: Callable[[Process], object] = lambda process: None
         """Called when it is killed, before anything of it ends."""
         self.ready, self.ended, self.stopping = trio.Event(), trio.Event(), trio.Event()
+        self.begun = trio.Event()
+        """Set once it serves, or has ended without."""
         self.error: BaseException | None = None
         """What ended it that was no drain."""
         self.tasks_at_rest: Counter[str] = Counter()
@@ -192,6 +212,10 @@ class Process:
     def _is_ready(self, url: str) -> None:
         self.tasks_at_rest = self.tasks()
         self.ready.set()
+        self.begun.set()
+
+    def _count_ready(self) -> None:
+        self.readied += 1
 
     async def run(self) -> None:
         """Serve until it is drained, killed, or its store breaks."""
@@ -206,14 +230,21 @@ class Process:
                     render=self._render,
                     engine=self._engine,
                     machine=self._machine,
+                    reload_requests=self.reload,
+                    manager=Manager(self._count_ready),
                 )
         except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - what ended a server is judged by who started it
             self.error = error
+            if not self.ready.is_set() and self.disk.had_trouble_since(0):
+                self.disk.broke = True  # no server begins without room, or without the disk
         finally:
             self.ended.set()
+            self.begun.set()
 
     def drain(self) -> None:
         """Have it end in order."""
+        if not self.is_stopping:
+            self.drained_at = trio.current_time()
         self.is_stopping = True
         self.stopping.set()
 
@@ -261,6 +292,7 @@ class Complaints(logging.Handler):
         "an act failed unexpectedly",
         "a connection with an expiring token failed",
         "a token could not be renewed",
+        "the keys stay as they were",
     )
 
     def __init__(self) -> None:

@@ -181,7 +181,7 @@ class Publishing(Asking):
             return None
         one = Sender(next(self._links), link, sub, token, self._stored, self._refused)
         one.process = process.number
-        one.is_barred = self.is_revoked(sub, token)
+        one.is_barred = self.may_not_come(sub, token)
         one.hears = lambda what: self.note(f"sender {one.number}: {what}")
         self.note(f"sender {one.number} of {sub}")
         self.senders.append(one)
@@ -204,7 +204,9 @@ class Publishing(Asking):
             "revoked": f"revoke {one.sub}" in self.done,
             "disconnected by operator": "erase" in self.done,
             "restart": process.is_stopping or died,
-            "invalid token": "clock jumps" in self.done or f"revoke {one.sub}" in self.done,
+            "invalid token": "clock jumps" in self.done
+            or f"revoke {one.sub}" in self.done
+            or "exchange keys" in self.done,
             "token expired": "clock jumps" in self.done,
             "try later": process.disk.had_trouble_since(0),
         }

@@ -43,6 +43,10 @@ RARE: Final = (
     "a revoked token comes back",
     "backup",
     "check",
+    "restore",
+    "keys exchanged",
+    "a close is a receipt",
+    "power failure behind a deletion",
 )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections import Counter, defaultdict
+from contextlib import closing
 from hashlib import sha256
 from itertools import count
 from math import inf
@@ -13,7 +16,9 @@ from typing import Any, Final
 import trio
 
 from actors.slot import ActorLimits
+from storage.disk.database_files import wal_of
 from storage.records import Event
+from storage.sqlite.copies import restore
 from tests.simulation.clients import Follower, Subscriber
 from tests.simulation.history import History
 from tests.simulation.process import Crashes, Process, WallClock
@@ -22,7 +27,9 @@ from tests.simulation.tokens import Token
 from tests.simulation.truth import Truth, Violation
 from web.contract.wire import render_event
 
-KEY: Final = b"k" * 32
+KEYS: Final = ("key-a", "key-b")
+"""Files of keys. One signs the tokens that are issued; the other one's tokens are taken, too, until it is exchanged."""
+
 VICTIM, OTHER, QUIET = "1", "2", "quiet"
 """Actors of the first two crash; nothing is ever done to the third."""
 
@@ -32,6 +39,9 @@ DEVICES: Final = (None, "phone", "phone", "tablet")
 
 ANSWER_SECONDS_MAX: Final = 40.0
 """A request that takes longer while the disk answers and the network flows is stuck."""
+
+CLOSE_SECONDS: Final = 1.5
+"""A server that ends waits longer for the answer to a Close."""
 
 PASSIVATE_SECONDS: Final = 3.0
 QUARANTINE_SECONDS: Final = 6.0
@@ -45,6 +55,7 @@ KEPT_SECONDS: Final = 20.0
 HISTORY_SECONDS_MAX: Final = 3000.0
 """A history that lasts longer is stuck."""
 
+KEY_CHARACTERS: Final = 32
 TOKEN_SECONDS: Final = 20 * 86400
 DIRECTORY: Final = Path("/dev/shm")
 
@@ -64,6 +75,17 @@ class Stage:
         """What has happened, how often: a history in which nothing rare happens shows nothing."""
         self.trace: list[str] = []
         self.steps = 0
+        self.keys: dict[str, bytes] = {}
+        """By the name of its file."""
+        self.signing = KEYS[0]
+        """Signs the tokens that are issued."""
+        self._keys_made = count(1)
+        self.withdrawn: set[bytes] = set()
+        """Keys that every server has read to be gone."""
+        self.copies: list[Path] = []
+        """Those that were made of the database."""
+        self.restoring: Path | None = None
+        """What is put in the place of the database once the server has ended in order."""
         self._ids, self._links, self._numbers, self._processes = count(1), count(1), count(1), count(1)
         self.process: Process
         self.nursery: trio.Nursery
@@ -169,8 +191,8 @@ class Stage:
         data = self.directory / f"run-{next(self._processes)}"
         if before is None:
             data.mkdir(mode=0o700)
-            (self.directory / "secret").write_bytes(KEY)
-            (self.directory / "secret").chmod(0o600)
+            for name in KEYS if not self.keys else ():
+                self._make_key(name)
         elif before.was_killed:
             before.disk.put_into(data)
         else:
@@ -181,7 +203,7 @@ class Stage:
             "passivate_after_seconds": PASSIVATE_SECONDS,
             "quarantine_seconds": QUARANTINE_SECONDS,
             "local_key": False,
-            "token_keys": (f"HS256:{self.directory / 'secret'}",),
+            "token_keys": tuple(f"HS256:{self.directory / name}" for name in KEYS),
         }
         self.run += 1
         self.process = self._made_process(data, settings, before)
@@ -192,6 +214,12 @@ class Stage:
         self.crashed_at.clear()
         self.note(f"process {self.run} begins")
         self.nursery.start_soon(self.process.run)
+
+    def _make_key(self, name: str) -> None:
+        """Have another key in this file: the tokens of the former one are void once a server has read that."""
+        self.keys[name] = f"{name} {next(self._keys_made)}".ljust(KEY_CHARACTERS, ".").encode()
+        (self.directory / name).write_bytes(self.keys[name])
+        (self.directory / name).chmod(0o600)
 
     def _made_process(self, data: Path, settings: dict[str, Any], before: Process | None) -> Process:
         """A server on this directory, in the place of another one."""
@@ -213,16 +241,9 @@ class Stage:
     def _process_died(self, process: Process) -> None:
         self.note(f"process {process.number} dies")
         self.was_killed = True
-        everybody: list[Follower | Sender] = [*self.followers, *self.senders]
         if process.disk.has_lost:
-            # What was answered may be undone: who was revoked, who was erased, what was registered.
-            self.has_lost = True
-            self.truth.barred.clear()
-            self.erased.clear()
-            self.confirmed.clear()
-            for one in everybody:
-                one.is_barred = False
-        for one in everybody:
+            self._is_undone()
+        for one in self._everybody():
             if one.process == process.number:
                 try:
                     one.link.lose_server(hears_rest=self.lots.random() < 0.5)
@@ -230,8 +251,71 @@ class Stage:
                     # Not from here: the disk may have called, and who waits for it would wait for ever.
                     self.nursery.start_soon(self._break_off, violation)
 
+    def _everybody(self) -> list[Follower | Sender]:
+        return [*self.followers, *self.senders]
+
+    def _is_undone(self) -> None:
+        """What was answered may be undone: who was revoked, who was erased, what was registered or deleted."""
+        self.has_lost = True
+        self.truth.barred.clear()
+        self.truth.ended.clear()
+        self.erased.clear()
+        self.confirmed.clear()
+        for one in self._everybody():
+            one.is_barred = False
+
     async def _break_off(self, violation: Violation) -> None:
         raise violation
+
+    def _restore(self, process: Process) -> None:
+        """Put a copy in the place of the database of a server that has ended in order, if an operator wants that."""
+        copy, self.restoring = self.restoring, None
+        if copy is None or process.was_killed or process.error is not None:
+            return
+        restore(process.disk.path, copy)
+        self.happens("restore")
+        self._is_undone()
+        self._ends(*self.truth.heads)
+
+    def _ends(self, *epochs: str) -> None:
+        """These epochs are over, and whoever asks from now on is not told of them."""
+        self.truth.ended.update(dict.fromkeys(epochs, next(self._links)))
+
+    def _take_receipts(self, process: Process) -> None:
+        """Whoever has answered in time that it goes, when a server ended in order, has acknowledged all that it got."""
+        if process.error is not None or process.was_killed or process.disk.had_trouble_since(0):
+            return
+        for one in self.followers:
+            in_time = one.link.has_sent_all and one.link.all_sent_at < process.drained_at + CLOSE_SECONDS
+            if one.process == process.number and one.answers_close and in_time and not one.asked_to_end:
+                self.happens("a close is a receipt")
+                self._judge_receipt(one, process)
+
+    def _judge_receipt(self, one: Follower, process: Process) -> None:
+        """Its cursor is stored where it was when the server said goodbye."""
+        if one.is_forgotten or one.subscriber.is_unsure:
+            return
+        stored = self._stored_cursor(one, process)
+        if stored is not None and stored[0] == one.epoch and stored[1] < one.seq:
+            raise Violation(
+                f"connection {one.number} of {one.sub} {one.device} to {one.diagnosis_id} has answered a Close behind "
+                f"{one.seq}, and its cursor is {stored[1]}"
+            )
+
+    def _stored_cursor(self, one: Follower, process: Process) -> tuple[str, int] | None:
+        """Epoch and number, as a server that has ended in order has left them."""
+        copy = self.directory / "looked-at"
+        for file, place in ((process.disk.path, copy), (wal_of(process.disk.path), wal_of(copy))):
+            place.unlink(missing_ok=True)
+            if file.exists():
+                shutil.copy(file, place)
+        with closing(sqlite3.connect(copy)) as database:
+            found = database.execute(
+                "SELECT cursor.epoch, seq FROM cursor JOIN diagnosis USING (dx)"
+                " WHERE public_id = ? AND sub = ? AND device = ? AND deleted_at IS NULL",
+                (one.diagnosis_id, one.sub, one.device or ""),
+            ).fetchone()
+        return None if found is None else (found[0], found[1])
 
     async def _keep_running(self) -> None:
         """Start the server again whenever it has ended."""
@@ -239,6 +323,7 @@ class Stage:
             process = self.process
             await process.ended.wait()
             self.note(f"process {self.run} has ended: {type(process.error).__name__}")
+            self._take_receipts(process)
             if self.stop_restarting:
                 return
             broke = process.disk.broke
@@ -246,8 +331,9 @@ class Stage:
                 raise Violation(f"the server ended by itself: {process.error!r}") from process.error
             await trio.sleep(self.lots.choice((0.01, 0.5, 3.0)))
             self.troubled_until = max(self.troubled_until, trio.current_time() + 1)
+            self._restore(process)
             self._begin_process(process)
             with trio.move_on_after(30) as waiting:
-                await self.process.ready.wait()
-            if waiting.cancelled_caught and not self.process.was_killed and self.process.disk.answers:
-                raise Violation(f"the server does not start: {self.process.error!r}")
+                await self.process.begun.wait()
+            if waiting.cancelled_caught and self.process.disk.answers:
+                raise Violation("the server does not start")

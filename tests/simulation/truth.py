@@ -63,6 +63,9 @@ class Truth:
         self.heads: dict[str, int] = defaultdict(int)
         """The highest number of each epoch that anybody was told of."""
         self.barred: list[Barred] = []
+        self.ended: dict[str, int] = {}
+        """Epochs of registrations that were deleted, or that a renewal has ended, and the answer to that has come:
+        nothing is told of them any more. By each the number of the next connection."""
 
     def event(self, diagnosis_id: str, epoch: str, seq: int, number: int, *, where: str) -> None:
         """Somebody was told that an update is this event."""
@@ -93,6 +96,12 @@ class Truth:
                     f"G16: {one.author} published update {number} as {diagnosis_id} {epoch} {seq}, "
                     f"though the answer that took its right came at {bar.heads[epoch]}"
                 )
+
+    def begins_in(self, epoch: str, link: int | None, where: str) -> None:
+        """Somebody who has asked just now, or whose connection has this number, was told that this epoch is there."""
+        ended = self.ended.get(epoch)
+        if ended is not None and (link is None or link >= ended):
+            raise Violation(f"{where}: {epoch} has ended, and the answer to that has come, and is there again")
 
     def served(self, link: int, sub: str, diagnosis_id: str, epoch: str, seq: int) -> None:
         """Somebody was sent an event."""
