@@ -8,14 +8,20 @@ A lost ack costs a repeat, never a loss.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from actors.batching import BATCH_MAX, Batching
 from actors.roster import Known, Roster, Subscriber, Whose
 from storage.belief import Moment
 from storage.records import AcknowledgedBy, CursorMove, Epoch, Seq
 from storage.store import CursorStore
+
+SEEN_WITHIN_SECONDS: Final = 0.1
+"""Subscribers that are seen within so long share the time of that. Reason: it is one number then in place of thousands,
+and is looked at after weeks."""
 
 
 class CursorKeeper:
@@ -31,9 +37,13 @@ class CursorKeeper:
         self._store = store
         self._outrun = outrun
         self._turns = itertools.count(1)
+        self._seen_at = -math.inf
+        """When the subscribers were seen that share the time of that."""
         self._dirty: dict[Known, None] = {}
         self._in_flight: dict[Known, dict[Subscriber, None]] = {}
         """Being stored, and the connections to tell once they are."""
+        self._waiting: dict[Known, dict[Subscriber, None]] = {}
+        """Connections to tell once a cursor is stored that is not in flight yet."""
         self._held: set[Known] = set()
         """Not to be stored now, even if they move."""
         self._batching = Batching("cursors", self._next_batch, self._store_batch)
@@ -49,11 +59,13 @@ class CursorKeeper:
         known, roster = subscriber.known, subscriber.roster
         if seq > subscriber.position or subscriber.gone or known is None or roster is None or roster.ring is None:
             return False
-        self._advance(roster, known, roster.ring.epoch, seq, self.saw(known), by)
+        now = self._store.moment()
+        self.saw(known, now)
+        self._advance(roster, known, roster.ring.epoch, seq, now, by)
         if answer and seq <= known.stored:
             subscriber.transport.acknowledged(known.stored)
         elif answer:
-            known.waiting = (known.waiting or {}) | {subscriber: None}
+            self._waiting.setdefault(known, {})[subscriber] = None
             self.mark(known, hurry=True)
         return True
 
@@ -65,7 +77,9 @@ class CursorKeeper:
         known, roster = subscriber.known, subscriber.roster
         if known is None or roster is None or roster.ring is None or not roster.knows(known):
             return
-        self._advance(roster, known, roster.ring.epoch, subscriber.position, self.saw(known), by)
+        now = self._store.moment()
+        self.saw(known, now)
+        self._advance(roster, known, roster.ring.epoch, subscriber.position, now, by)
 
     def _advance(self, roster: Roster, known: Known, epoch: Epoch, seq: Seq, now: Moment, by: AcknowledgedBy) -> None:
         if seq > known.seq_in(epoch):
@@ -78,25 +92,29 @@ class CursorKeeper:
         self._dirty[known] = None
         self._batching.mark(hurry=hurry)
 
-    def left(self, known: Known) -> None:
+    def left(self, known: Known, subscriber: Subscriber) -> None:
         """A connection of `known` has ended: store where it got to, and when it was seen, at once."""
+        if (waiting := self._waiting.get(known)) is not None:
+            waiting.pop(subscriber, None)
         self.seen(known, hurry=True)
 
     def seen(self, known: Known, *, hurry: bool = False) -> None:
         """`known` is connected, or was until now: have that stored."""
-        self.saw(known)
+        self.saw(known, self._store.moment())
         self.mark(known, hurry=hurry)
 
-    def saw(self, known: Known) -> Moment:
-        """Note that `known` is seen now; whether that is stored is the caller's business. Returns the time."""
-        now = self._store.moment()
-        known.seen_at, known.seen_turn = now.reckoned, next(self._turns)
-        return now
+    def saw(self, known: Known, now: Moment) -> None:
+        """Note that `known` is seen now; whether that is stored is the caller's business."""
+        if abs(now.reckoned - self._seen_at) > SEEN_WITHIN_SECONDS:
+            self._seen_at = now.reckoned
+        known.seen_at = self._seen_at
+        if known.id.device is not None:  # one without a name is never forgotten for another's sake
+            known.seen_turn = next(self._turns)
 
     def discard(self, known: Known) -> None:
         """Do not store this one any more: its subscriber is forgotten."""
-        self._dirty.pop(known, None)
-        self._in_flight.pop(known, None)
+        for table in (self._dirty, self._in_flight, self._waiting):
+            table.pop(known, None)
         self._batching.look_again()
 
     @contextmanager
@@ -143,7 +161,7 @@ class CursorKeeper:
         for known in batch:
             del self._dirty[known]
             # Taken now: an acknowledgement that comes while this one is stored waits for its own round.
-            self._in_flight[known], known.waiting = known.waiting or {}, None
+            self._in_flight[known] = self._waiting.pop(known, {})
             moves.append(
                 CursorMove(
                     known.diagnosis_id,
@@ -169,7 +187,8 @@ class CursorKeeper:
     def _take_back(self) -> None:
         """The cursors still in flight were not stored: mark them again."""
         for known, waiting in self._in_flight.items():
-            known.waiting = waiting | (known.waiting or {})
+            if waiting:
+                self._waiting[known] = waiting | self._waiting.get(known, {})
             self.mark(known)
         self._in_flight.clear()
 

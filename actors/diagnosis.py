@@ -119,6 +119,24 @@ class Start:
 class DiagnosisActor:
     """One incarnation of the actor of one diagnosis."""
 
+    __slots__ = (
+        "_budget",
+        "_diagnosis_id",
+        "_in_hand",
+        "_keeper",
+        "_look_at",
+        "_looks",
+        "_mailbox",
+        "_missing",
+        "_passivate_after_seconds",
+        "_published",
+        "_render",
+        "_roster",
+        "_stops",
+        "_store",
+        "_tracing",
+    )
+
     def __init__(
         self,
         diagnosis_id: str,
@@ -639,7 +657,7 @@ class DiagnosisActor:
             if seq is None:
                 void.append(start.envelope)
             else:
-                self._attach(start.envelope, start.subscriber, self._learn(move, seq), start.plan)
+                self._attach(start.envelope, start.subscriber, self._learn(move, seq, start.at), start.plan)
         return await self._in_another_epoch(void) if void else ()
 
     async def _in_another_epoch(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
@@ -660,8 +678,8 @@ class DiagnosisActor:
         await self._store.read_after(self._diagnosis_id, seq, 0)  # nothing older is read from now on
         await self._extend_ring((), seq)
 
-    def _learn(self, move: CursorMove, stored: Seq) -> Known:
-        """The subscriber whose cursor was stored."""
+    def _learn(self, move: CursorMove, stored: Seq, at: Moment) -> Known:
+        """The subscriber whose cursor was stored, and that was seen at this time."""
         known = self._everyone_known.get(move.subscriber)
         if known is None:
             first = Cursor(
@@ -673,7 +691,7 @@ class DiagnosisActor:
                 known.acknowledged(move.acknowledged_at, move.acknowledged_by)
             self._roster.advance(known, move.epoch, max(known.seq_in(move.epoch), stored))
             known.stored = max(known.stored, stored)
-        self._keeper.saw(known)
+        self._keeper.saw(known, at)
         return known
 
     def _attach(self, envelope: Envelope, subscriber: Subscriber, known: Known | None, decided: Plan) -> None:

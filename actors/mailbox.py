@@ -33,6 +33,18 @@ class MailboxStatistics:
 class Mailbox:
     """First in, first out; one reader."""
 
+    __slots__ = (
+        "_closed",
+        "_controls",
+        "_counts",
+        "_news",
+        "_peak",
+        "_publishes",
+        "_publishes_max",
+        "_reader",
+        "_waiting",
+    )
+
     def __init__(self, publishes_max: int, counts: Counts) -> None:
         """Nothing waits.
 

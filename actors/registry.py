@@ -538,7 +538,7 @@ class Registry(Watcher):
 
     def left(self, roster: Roster, subscriber: Subscriber) -> None:
         if subscriber.known is not None:
-            self._keeper.left(subscriber.known)
+            self._keeper.left(subscriber.known, subscriber)
         self._peers.left(roster.diagnosis_id, subscriber)
         if self._trail is not None:
             self._trail.note("disconnect", roster.diagnosis_id, subscriber)

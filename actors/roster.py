@@ -82,6 +82,11 @@ class Subscriber:
         self._live_due = head
 
     @property
+    def is_live(self) -> bool:
+        """Whether `live` has been taken."""
+        return self.roster is not None and self._live_due is None
+
+    @property
     def is_caught_up(self) -> bool:
         """Whether `live` and everything in the ring has been taken."""
         ring = None if self.roster is None else self.roster.ring
@@ -122,9 +127,9 @@ class Known:
     """A known subscriber: its cursor as this process has it, stored or about to be."""
 
     __slots__ = (
+        "_connections",
         "acknowledged_at",
         "acknowledged_by",
-        "connections",
         "diagnosis_id",
         "epoch",
         "id",
@@ -132,7 +137,6 @@ class Known:
         "seen_turn",
         "seq",
         "stored",
-        "waiting",
     )
 
     def __init__(self, diagnosis_id: str, cursor: Cursor) -> None:
@@ -144,19 +148,30 @@ class Known:
         """The highest number of this epoch that is certainly in the store."""
         self.seen_at = cursor.seen_at
         self.seen_turn = 0
-        """Grows with every sight of a subscriber, whatever the clocks say; 0: not seen since its cursor was loaded."""
+        """Grows with every sight of a named device, whatever the clocks say; 0: not seen since its cursor was loaded,
+        or it has no name."""
         self.acknowledged_at = cursor.acknowledged_at
         self.acknowledged_by: AcknowledgedBy | None = cursor.acknowledged_by
-        self.connections: tuple[Subscriber, ...] = ()
-        """Attached connections, oldest first. Almost always one: a tuple then needs a third of a dict's memory."""
-        self.waiting: dict[Subscriber, None] | None = None
-        """Connections to tell once the cursor is stored; `None` (usual): nobody waits."""
+        self._connections: Subscriber | tuple[Subscriber, ...] = ()
+        """Almost always it is one, which then needs no tuple."""
+
+    @property
+    def connections(self) -> tuple[Subscriber, ...]:
+        """Attached connections, oldest first."""
+        found = self._connections
+        return (found,) if isinstance(found, Subscriber) else found
+
+    def joined(self, subscriber: Subscriber) -> None:
+        """A connection was attached."""
+        self._connections = (*self.connections, subscriber) if self._connections else subscriber
 
     def left(self, subscriber: Subscriber) -> None:
         """A connection is not attached any more."""
-        if subscriber in self.connections:
-            at = self.connections.index(subscriber)
-            self.connections = self.connections[:at] + self.connections[at + 1 :]
+        found = self.connections
+        if subscriber in found:
+            at = found.index(subscriber)
+            rest = found[:at] + found[at + 1 :]
+            self._connections = rest[0] if len(rest) == 1 else rest
 
     def acknowledgement_in(self, epoch: Epoch) -> tuple[float | None, AcknowledgedBy | None]:
         """When its cursor in `epoch` last moved, and what moved it."""
@@ -201,10 +216,25 @@ class Watcher:
 class Roster:
     """The subscribers of one diagnosis, and the ring they read."""
 
-    elsewhere = 0
-    """Connections at other processes, as far as they have told."""
-    online_elsewhere = 0
-    """Known subscribers with a connection there."""
+    __slots__ = (
+        "_at_risk",
+        "_devices",
+        "_highest",
+        "_left_out",
+        "_lowest",
+        "_online",
+        "_safe_until",
+        "_watcher",
+        "diagnosis_id",
+        "elsewhere",
+        "erasures",
+        "is_renewed",
+        "known",
+        "online_elsewhere",
+        "ring",
+        "subscribers",
+        "totals",
+    )
 
     def __init__(self, diagnosis_id: str, watcher: Watcher, counts: Counts) -> None:
         """Nobody follows.
@@ -215,6 +245,10 @@ class Roster:
         self.diagnosis_id = diagnosis_id
         self.totals = counts
         self._watcher = watcher
+        self.elsewhere = 0
+        """Connections at other processes, as far as they have told."""
+        self.online_elsewhere = 0
+        """Known subscribers with a connection there."""
         self.ring: Ring | None = None
         """The newest incarnation's ring; stays readable while the actor restarts or rests."""
         self.is_renewed = False
@@ -228,7 +262,7 @@ class Roster:
         """Known named devices of each user (`None`: of all anonymous ones)."""
         self.erasures = 0
         """How often a user was forgotten here."""
-        self._left_out: set[Whose] = set()
+        self._left_out: tuple[Whose, ...] = ()
         """Who was forgotten while the known subscribers were being loaded."""
         self._online = 0
         """Known subscribers with a connection."""
@@ -247,7 +281,7 @@ class Roster:
         if self._left_out:
             left_out = self._left_out
             known = {one: cursor for one, cursor in known.items() if not any(whose.names(one) for whose in left_out)}
-            self._left_out.clear()
+            self._left_out = ()
         if known is not self.known:
             self._devices = Counter(one.sub for one in known if one.device is not None)
         self.ring, self.known = ring, known
@@ -304,7 +338,7 @@ class Roster:
         ended = self.end_where(whose, Ending.DISCONNECTED)
         self.erasures += 1
         if self.known is None:
-            self._left_out.add(whose)
+            self._left_out += (whose,)
             return ended
         for subscriber_id in [one for one in self.known if whose.names(one)]:
             self.forget(subscriber_id)
@@ -342,7 +376,7 @@ class Roster:
                 self.end(older, Ending.REPLACED)
         if not known.connections:
             self._online += 1
-        known.connections += (subscriber,)
+        known.joined(subscriber)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Forget a connection. Idempotent."""
@@ -360,8 +394,6 @@ class Roster:
         known.left(subscriber)
         if not known.connections:
             self._online -= 1
-        if known.waiting is not None:
-            known.waiting.pop(subscriber, None)
 
     def end(self, subscriber: Subscriber, ending: Ending) -> None:
         """Detach a connection for good and have its transport say why."""

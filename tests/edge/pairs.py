@@ -66,8 +66,6 @@ class Edge:
         follower, who = Follower(self.hub, self.followers), Principal(sub)
         subscriber = Subscriber(SubscriberId(sub, device), who, follower)
         session = Session(
-            DIAGNOSIS,
-            who,
             subscriber,
             ack=ack,
             speaker=follower,

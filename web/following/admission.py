@@ -58,16 +58,9 @@ class Entrance:
         except TooMany as excess:
             raise ConnectionRefused(too_many(str(excess))) from None
 
-    def session(self, parameters: Parameters, who: Principal, subscriber: Subscriber, speaker: Speaker) -> Session:
+    def session(self, parameters: Parameters, subscriber: Subscriber, speaker: Speaker) -> Session:
         """The conversation with a client, which `speaker` carries; its token is watched from now on."""
-        return Session(
-            parameters.diagnosis_id,
-            who,
-            subscriber,
-            ack=parameters.ack,
-            speaker=speaker,
-            services=self._services,
-        )
+        return Session(subscriber, ack=parameters.ack, speaker=speaker, services=self._services)
 
     async def admit(self, who: Principal, subscriber: Subscriber, parameters: Parameters) -> Admission:
         """Have the actor attach a subscriber of somebody who may follow, and look again whether that still holds.

@@ -54,33 +54,25 @@ class Session:
         "_speaker",
         "_subscriber",
         "ack",
-        "diagnosis_id",
-        "is_live",
         "warn_at",
-        "who",
     )
 
     def __init__(
         self,
-        diagnosis_id: str,
-        who: Principal,
         subscriber: Subscriber,
         *,
         ack: AcknowledgedBy | None,
         speaker: Speaker,
         services: Services,
     ) -> None:
-        """A conversation that begins now.
+        """A conversation that begins now; it says nothing before the subscriber is attached.
 
         Args:
+            subscriber: the connection, of a `Principal`.
             ack: what moves the cursor of this connection, `None`: nothing does, it peeks.
             speaker: carries what the session says.
         """
         self.ack = ack
-        self.who = who
-        self.diagnosis_id = diagnosis_id
-        self.is_live = False
-        """Whether the replay is complete."""
         self.warn_at = LONG_AGO
         """Wall seconds before which the client is not told that its token is about to expire; infinite: it was told."""
         self._acknowledged = Seq(0)
@@ -89,6 +81,24 @@ class Session:
         self._speaker = speaker
         self._services = services
         services.expiry.watch(self)
+
+    @property
+    def who(self) -> Principal:
+        """Whose connection it is, by the newest token."""
+        principal = self._subscriber.principal
+        assert isinstance(principal, Principal), "the actors do not look at it"
+        return principal
+
+    @property
+    def diagnosis_id(self) -> str:
+        """The diagnosis it follows."""
+        assert self._subscriber.roster is not None, "it is attached"
+        return self._subscriber.roster.diagnosis_id
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the replay is complete."""
+        return self._subscriber.is_live
 
     def received(self, message: str | bytes) -> Cost:
         """Answer a message of the client; a wrong one gets an `error` frame and the connection stays.
@@ -129,7 +139,7 @@ class Session:
     def renewed(self, who: Principal) -> None:
         """A newer token of the same subject was accepted (PROTOCOL section 9)."""
         assert who.expires_at is not None, "every token has an end"
-        self.who = self._subscriber.principal = who
+        self._subscriber.principal = who
         self.say("auth_ok", {"expires_at": wire.timestamp(who.expires_at)})
 
     @property
@@ -162,7 +172,6 @@ class Session:
             case Gap():
                 return self.frame("gap", wire.gap_data(due))
             case Live():
-                self.is_live = True
                 self._services.expiry.changed(self)
                 return self.frame("live", wire.seq_data(due.seq))
             case _:

@@ -5,9 +5,6 @@ The route ends there: nothing of the request outlives it but the socket and the 
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
-
 from actors.errors import ActorError
 from actors.roster import Subscriber
 from actors.upkeep import describe
@@ -87,9 +84,6 @@ class Sockets:
         allowed = self._access.rules.allow_anonymous
         who = asked.who = self._upgrades.authenticate(asked, anonymous_allowed=allowed)
         await self._access.check_may_follow(who, parameters.diagnosis_id)
-        # Interned: all who follow a diagnosis share one text. Not before it is known to be registered: Python 3.12
-        # never frees what was interned, and anybody can name anything.
-        parameters = replace(parameters, diagnosis_id=sys.intern(parameters.diagnosis_id))
         follower = Follower(self._hub, self._followers)
         session, subscriber = self._begin(asked, follower, parameters, who)
         try:
@@ -114,6 +108,6 @@ class Sockets:
         self, asked: Request, follower: Follower, parameters: Parameters, who: Principal
     ) -> tuple[Session, Subscriber]:
         subscriber = Subscriber(SubscriberId(who.sub, parameters.device), who, follower)
-        session = self._entrance.session(parameters, who, subscriber, follower)
+        session = self._entrance.session(parameters, subscriber, follower)
         follower.begin(session, subscriber, parameters.heartbeat_seconds, asked.id)
         return session, subscriber

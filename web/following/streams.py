@@ -181,7 +181,7 @@ class Streams:
         admission: Admission,
     ) -> AsyncIterator[bytes]:
         """What the client gets, until the server ends the connection; the client's end cancels this."""
-        session = self._entrance.session(parameters, who, subscriber, transport)
+        session = self._entrance.session(parameters, subscriber, transport)
         epoch, clock = admission.window.epoch, self._clock
         silence_seconds = parameters.heartbeat_seconds or wire.PING_INTERVAL_SECONDS
 

@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 class OpenConnections:
@@ -29,9 +30,15 @@ class OpenConnections:
         """Makes sockets out of the descriptors of what a listener has accepted; each is counted until it is closed."""
         family, kind, protocol = listener.family, listener.type, listener.proto
 
+        class Counted(CountedSocket):
+            """What all of them count in belongs to the class: each is one of ten thousand."""
+
+            __slots__ = ()
+            counter = self
+
         def counted(descriptor: int) -> CountedSocket:
-            made = CountedSocket(family, kind, protocol, descriptor)
-            made.counter, made.address = self, None
+            made = Counted(family, kind, protocol, descriptor)
+            made.address = None
             self.count += 1
             if self._tell is not None:
                 self._tell(self.count)
@@ -72,9 +79,9 @@ class OpenStatistics:
 class CountedSocket(socket.socket):
     """A socket that says when it is closed."""
 
-    __slots__ = ("address", "counter")
+    __slots__ = ("address",)
 
-    counter: OpenConnections
+    counter: ClassVar[OpenConnections]
     address: str | None
 
     def close(self) -> None:

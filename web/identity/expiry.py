@@ -48,11 +48,16 @@ MayFollow = Callable[[Principal, str], Awaitable[bool]]
 class Watched(Protocol):
     """A live connection, as far as its token is concerned."""
 
-    who: Principal
-    is_live: bool
-    """Whether the replay is complete."""
     warn_at: float
     """When, on the wall clock, it may be told that its token is about to expire."""
+
+    @property
+    def who(self) -> Principal:
+        """Whose connection it is, by the newest token."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the replay is complete."""
 
     @property
     def diagnosis_id(self) -> str | None:
@@ -137,6 +142,7 @@ class Expiry:
                 watched, self._sessions = self._sessions, []
                 await self._look_at(watched)
                 self._sessions += [session for session in watched if not session.is_gone]
+                del watched  # it would stay in memory until the next look
 
     async def _look_at(self, sessions: list[Watched]) -> None:
         now = self._clock.wall()
