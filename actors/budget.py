@@ -14,9 +14,15 @@ import trio
 
 from actors.roster import Roster
 
-LOADS_AT_ONCE_MAX: Final = 2
-"""Outboxes loaded at the same time. Reason: the next one is read while one is rendered; what has been read is not
-counted in the budget yet. Beyond: wait."""
+LOADS_AT_ONCE_MAX: Final = 16
+"""Small outboxes loaded at the same time. Reason: each waits for the database twice, behind commits; what has been read
+is not counted in the budget yet, which is 2 MiB at most. Beyond: wait."""
+
+SMALL_OUTBOX_BYTES_MAX: Final = 64 * 1024
+"""Bodies of a small outbox. Beyond, and one event more: it is read once more, among the large ones."""
+
+LARGE_LOADS_AT_ONCE_MAX: Final = 2
+"""Large outboxes loaded at the same time. Reason: the next one is read while one is rendered. Beyond: wait."""
 
 LOOKED_AT_ONCE_MAX: Final = 64
 """Rings looked at between two checkpoints, and the most that are passed over because their actors have work."""
@@ -36,7 +42,9 @@ class RingBudget:
         self.bytes = 0
         """What events take, of all diagnoses."""
         self.loading = trio.Semaphore(LOADS_AT_ONCE_MAX)
-        """To be held from the reading of an outbox until it is counted."""
+        """To be held from the reading of a small outbox until it is counted."""
+        self.loading_large = trio.Semaphore(LARGE_LOADS_AT_ONCE_MAX)
+        """To be held from the reading of any other one."""
         self._let_go = let_go
         self._held: dict[Roster, int] = {}
         """Bytes of each ring."""

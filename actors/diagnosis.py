@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Final, assert_never
@@ -19,7 +19,7 @@ from typing import Final, assert_never
 import trio
 
 from actors import turns
-from actors.budget import RingBudget
+from actors.budget import SMALL_OUTBOX_BYTES_MAX, RingBudget
 from actors.cursors import CursorKeeper
 from actors.errors import DevicesExhausted
 from actors.mailbox import InHand, Mailbox
@@ -223,8 +223,7 @@ class DiagnosisActor:
         known, is_old = self._roster.known, self._roster.known is not None
         if known is None:
             known = await self._load_known()
-        async with self._budget.loading:
-            ring = await self._read_ring()
+        async with self._ring_as_stored() as ring:
             if self._roster.ring is not None and self._roster.ring.epoch != ring.epoch:
                 ending = Ending.RENEWED if self._roster.is_renewed else Ending.DELETED
                 self._roster.is_renewed = False
@@ -241,12 +240,26 @@ class DiagnosisActor:
             with contextlib.suppress(Busy, Failed):
                 await self._drop_known(unseen)
 
-    async def _read_ring(self) -> Ring:
-        found = await self._store.read_after(self._diagnosis_id, Seq(0), OUTBOX_EVENTS_MAX)
+    @contextlib.asynccontextmanager
+    async def _ring_as_stored(self) -> AsyncIterator[Ring]:
+        """The ring, read from the store; it is to be counted in the budget before the block ends."""
+        async with self._budget.loading:
+            ring, is_whole = await self._read_ring(SMALL_OUTBOX_BYTES_MAX)
+            if is_whole:
+                yield ring
+                return
+            del ring
+        async with self._budget.loading_large:
+            ring, _ = await self._read_ring(None)
+            yield ring
+
+    async def _read_ring(self, bytes_max: int | None) -> tuple[Ring, bool]:
+        """The ring up to so many bytes, and whether that is all of it."""
+        found = await self._store.read_after(self._diagnosis_id, Seq(0), OUTBOX_EVENTS_MAX, bytes_max)
         ring = Ring(found.window)
         for event in found.events:
             ring.append(event.seq, self._render(self._diagnosis_id, event))
-        return ring
+        return ring, ring.head == found.window.head
 
     async def _load_known(self) -> dict[SubscriberId, Known]:
         """All known subscribers, read page by page: a commit, and so everybody, waits for one page at most."""

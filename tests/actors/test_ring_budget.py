@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,17 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.budget import LOADS_AT_ONCE_MAX, LOOKED_AT_ONCE_MAX, RingBudget
+from actors.budget import (
+    LARGE_LOADS_AT_ONCE_MAX,
+    LOADS_AT_ONCE_MAX,
+    LOOKED_AT_ONCE_MAX,
+    SMALL_OUTBOX_BYTES_MAX,
+    RingBudget,
+)
 from actors.messages import Inspect
 from actors.slot import ActorLimits, ActorState
 from storage.errors import Failed
-from storage.records import Event, NewEvent, Window
+from storage.records import Event, NewEvent, Seq, Slice, Window
 from tests.actors.world import Bug, Reader, World, render, retire, world
 
 BODY = b"x" * 10_000
@@ -95,24 +102,31 @@ async def test_what_is_published_to_diagnoses_that_nobody_follows_stays_within_t
             assert there.registry.statistics().ring_bytes <= limits.ring_bytes_max
 
 
-async def test_outboxes_are_loaded_a_few_at_a_time(autojump_clock: MockClock) -> None:
-    async with world(diagnoses=NAMES) as there:
-        under_way = most = 0
+async def test_outboxes_are_loaded_a_few_at_a_time_and_fewer_of_the_large_ones(autojump_clock: MockClock) -> None:
+    names = [f"d{number}" for number in range(2 * LOADS_AT_ONCE_MAX)]
+    large = names[: 2 * LARGE_LOADS_AT_ONCE_MAX]
+    async with world(diagnoses=names) as there:
+        for name in large:
+            for _ in range(4):
+                await there.store.inner.append_nowait(name, [NewEvent("k", bytes(SMALL_OUTBOX_BYTES_MAX // 2))]).wait()
+        under_way: Counter[int | None] = Counter()
+        most: Counter[int | None] = Counter()
         read_after = there.store.inner.read_after
 
-        async def slow(*asked: object) -> object:
-            nonlocal under_way, most
-            under_way += 1
-            most = max(most, under_way)
+        async def slow(diagnosis_id: str, seq: Seq, limit: int, bytes_max: int | None) -> Slice:
+            under_way[bytes_max] += 1
+            most[bytes_max] = max(most[bytes_max], under_way[bytes_max])
             await trio.sleep(1)
-            under_way -= 1
-            return await read_after(*asked)  # type: ignore[arg-type]
+            under_way[bytes_max] -= 1
+            return await read_after(diagnosis_id, seq, limit, bytes_max)
 
         there.store.inner.read_after = slow  # type: ignore[assignment, method-assign]
         async with trio.open_nursery() as askers_nursery:
-            for name in NAMES:
+            for name in names:
                 askers_nursery.start_soon(there.registry.ask, name, Inspect())
-        assert most == LOADS_AT_ONCE_MAX
+        assert most == {SMALL_OUTBOX_BYTES_MAX: LOADS_AT_ONCE_MAX, None: LARGE_LOADS_AT_ONCE_MAX}
+        windows = [await there.registry.ask(name, Inspect()) for name in names]
+        assert [window.head for window in windows] == [4 if name in large else 0 for name in names]
 
 
 async def test_a_diagnosis_that_rests_after_crashes_lets_go_of_its_events_and_goes_on_resting(
