@@ -531,7 +531,8 @@ class Registry(Watcher):
     # For rosters
 
     def joined(self, roster: Roster, subscriber: Subscriber) -> None:
-        self._budget.count(roster)
+        if len(roster.subscribers) == 1:
+            self._budget.count(roster)  # nobody followed it
         self._peers.attached(roster.diagnosis_id, subscriber)
         if self._trail is not None:
             self._trail.note("connect", roster.diagnosis_id, subscriber)

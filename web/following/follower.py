@@ -231,10 +231,12 @@ class Follower(Channel):
 
     def compose_due(self) -> bytes:
         subscriber = self._subscriber
+        if subscriber.is_caught_up and not self._owes_receipt:  # asked behind everything that is written
+            return b""
         began_at = subscriber.position
         parts: list[bytes] = []
         size = events = 0
-        while size < CATCH_UP_BYTES and events < RECEIPT_EVENTS_MAX:
+        while size < CATCH_UP_BYTES and events < RECEIPT_EVENTS_MAX and not subscriber.is_caught_up:
             due = subscriber.take(CATCH_UP_EVENTS)
             if not due:
                 break
