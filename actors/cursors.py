@@ -27,13 +27,17 @@ and is looked at after weeks."""
 class CursorKeeper:
     """Stores moved cursors. One per server."""
 
-    def __init__(self, store: CursorStore, outrun: Callable[[Known, Seq], None]) -> None:
+    def __init__(
+        self, store: CursorStore, outrun: Callable[[Known, Seq], None], tell: Callable[[Sequence[CursorMove]], None]
+    ) -> None:
         """Nothing is stored before `run`.
 
         Args:
             outrun: called with a subscriber whose stored cursor is higher than it is here, and with that cursor: the
                 subscriber has acknowledged elsewhere.
+            tell: called with cursors that are stored now.
         """
+        self.tell = tell
         self._store = store
         self._outrun = outrun
         self._turns = itertools.count(1)
@@ -175,6 +179,7 @@ class CursorKeeper:
             )
         try:
             stored = await self._store.move_cursors(moves)
+            self.tell([move for move, seq in zip(moves, stored, strict=True) if seq == move.seq])
             for move, known, seq in zip(moves, batch, stored, strict=True):
                 if seq is not None and known.epoch == move.epoch:
                     known.stored = max(known.stored, seq)

@@ -665,6 +665,7 @@ class DiagnosisActor:
             return ()
         if erasures != self._roster.erasures:
             return [start.envelope for start in starts]
+        self._keeper.tell([move for move, seq in zip(moves, stored, strict=True) if seq == move.seq])
         void = []
         for start, move, seq in zip(starts, moves, stored, strict=True):
             if seq is None:

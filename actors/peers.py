@@ -17,9 +17,10 @@ import trio
 from actors.roster import Subscriber
 from actors.upkeep import describe
 from actors.which import OfUser
+from storage import records
 from storage.bus import Bus
 from storage.clock import Clock
-from storage.records import Seq, SubscriberId
+from storage.records import AcknowledgedBy, CursorMove, Epoch, Seq, SubscriberId
 
 ASK_SECONDS_MAX: Final = 5.0
 """Longest wait for the answers of others. Reason: an operator waits. Beyond: without those that are missing."""
@@ -29,6 +30,9 @@ COUNTS_SECONDS: Final = 1.0
 
 QUESTIONS: Final = "questions"
 """The topic of everything that is asked."""
+
+CURSORS: Final = "cursors"
+"""The topic of cursors of all diagnoses. Reason: they are stored together, and few notes cost less than many."""
 
 logger = logging.getLogger("avicenna.actors")
 
@@ -52,6 +56,19 @@ class Counts(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Known subscribers with a connection."""
     claim: int = 0
     """The highest claim its process has made or heard of: whoever connects from now on claims more."""
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """A cursor, as its process has just stored it."""
+
+    diagnosis_id: str
+    sub: str | None
+    device: str | None
+    epoch: str
+    seq: int
+    seen_at: float
+    acknowledged_at: float | None
+    acknowledged_by: AcknowledgedBy | None
 
 
 class WhoFollows(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -135,6 +152,7 @@ Told = Attached | Counts | WhoFollows
 Question = Restart | Stop | Count | Disconnect | Written | Connections | Actors
 
 _told = msgspec.msgpack.Decoder(Told)
+_cursors = msgspec.msgpack.Decoder(list[Cursor])
 _asked = msgspec.msgpack.Decoder(Question)
 _numbers = msgspec.msgpack.Decoder(int)
 _written = msgspec.msgpack.Decoder(list[bool | None])
@@ -165,6 +183,9 @@ class Here(Protocol):
     def was_given(self, diagnosis_id: str, subscriber_id: SubscriberId, seq: Seq) -> bool | None:
         """Whether a connection of this subscriber was given this number; `None`: it has no connection."""
 
+    def take_over(self, diagnosis_id: str, stored: records.Cursor) -> None:
+        """Another process has stored this cursor."""
+
     def replace(self, diagnosis_id: str, subscriber_id: SubscriberId, is_older: Callable[[Subscriber], bool]) -> None:
         """A named device has connected elsewhere: end its older connections."""
 
@@ -194,6 +215,9 @@ class Peers:
         self._changed: dict[str, None] = {}
         """Diagnoses whose followers here have changed since others were told."""
         self._stirred = trio.Event()
+        self._listening = 0
+        """Diagnoses that are listened to."""
+        self._stop_cursors: Callable[[], None] = lambda: None
         bus.answer(QUESTIONS, self._answer)
 
     def listen(self, diagnosis_id: str) -> Callable[[], None]:
@@ -202,7 +226,17 @@ class Peers:
         stop = self._bus.subscribe(topic, self._heard)
         if self._bus.others():
             self._bus.publish(topic, _encode(WhoFollows(diagnosis_id)))
-        return stop
+        if not self._listening:
+            self._stop_cursors = self._bus.subscribe(CURSORS, self._heard_cursors)
+        self._listening += 1
+
+        def stop_all() -> None:
+            stop()
+            self._listening -= 1
+            if not self._listening:
+                self._stop_cursors()
+
+        return stop_all
 
     def forget(self, diagnosis_id: str) -> None:
         """The diagnosis has left memory."""
@@ -224,6 +258,42 @@ class Peers:
             case WhoFollows(diagnosis_id):
                 if self._here.followers(diagnosis_id) != (0, 0):
                     self._tell_counts(diagnosis_id)
+
+    # How far they are
+
+    def stored(self, moves: Sequence[CursorMove]) -> None:
+        """These cursors are stored: others who have their diagnoses in memory count with them."""
+        if moves and self._bus.others():
+            cursors = [
+                Cursor(
+                    one.diagnosis_id,
+                    one.subscriber.sub,
+                    one.subscriber.device,
+                    one.epoch,
+                    one.seq,
+                    one.seen_at,
+                    one.acknowledged_at,
+                    one.acknowledged_by,
+                )
+                for one in moves
+            ]
+            self._bus.publish(CURSORS, _encode(cursors))
+
+    def _heard_cursors(self, node: str, data: bytes) -> None:
+        try:
+            cursors = _cursors.decode(data)
+        except msgspec.DecodeError:
+            return
+        for one in cursors:
+            stored = records.Cursor(
+                SubscriberId(one.sub, one.device),
+                Epoch(one.epoch),
+                Seq(one.seq),
+                one.seen_at,
+                one.acknowledged_at,
+                one.acknowledged_by,
+            )
+            self._here.take_over(one.diagnosis_id, stored)
 
     # How many follow
 

@@ -11,6 +11,7 @@ import contextvars
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Any, Final, TypeVar
 
 import trio
@@ -39,10 +40,13 @@ from storage.clock import Clock
 from storage.errors import NoSuchDiagnosis, StorageError
 from storage.news import News
 from storage.pending import Pending
-from storage.records import AcknowledgedBy, Diagnosis, Seq, SubscriberId, Window
+from storage.records import AcknowledgedBy, Cursor, Diagnosis, Seq, SubscriberId, Window
 from storage.store import Store
 
 Answer = TypeVar("Answer")
+
+ECHO_SECONDS: Final = 2.0
+"""For so long after an erasure no cursor is taken over from other processes. Reason: it may be the erased user's."""
 
 RINGS_LOOK_SECONDS: Final = 1.0
 """Between two looks at what all rings take. Reason: an actor that had work could not let its ring leave at the
@@ -82,7 +86,8 @@ class Registry(Watcher):
         self._clock = clock
         self._jitter = jitter
         self._limits = limits
-        self._keeper = CursorKeeper(store, self._outrun)
+        self._peers = Peers(NoBus() if bus is None else bus, self, clock)
+        self._keeper = CursorKeeper(store, self._outrun, self._peers.stored)
         self._budget = RingBudget(limits.ring_bytes_max, self._let_go)
         self._counts = Counts()
         self._supervisor = Supervisor(
@@ -99,8 +104,8 @@ class Registry(Watcher):
         self._slots: dict[str, Slot] = {}
         self._histories: dict[str, History] = {}
         self._draining = False
+        self._erased_at = -inf
         self._tracing = tracing
-        self._peers = Peers(NoBus() if bus is None else bus, self, clock)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Store acknowledged cursors until cancelled; actors run in the nursery given at the start."""
@@ -298,6 +303,7 @@ class Registry(Watcher):
 
     def forget_what_waits(self, whose: Whose, stand_in: str) -> None:
         """Forget a user in all that waits to be stored."""
+        self._erased_at = trio.current_time()
         self._keeper.discard_where(whose)
         if self._trail is not None:
             self._trail.rename(whose, stand_in)
@@ -565,6 +571,14 @@ class Registry(Watcher):
         slot = self._slots.get(known.diagnosis_id)
         if slot is not None and slot.roster.knows(known):
             slot.roster.advance(known, known.epoch, seq)
+
+    def take_over(self, diagnosis_id: str, stored: Cursor) -> None:
+        """A subscriber was admitted, seen or moved at another process: it counts here, too."""
+        slot = self._slots.get(diagnosis_id)
+        if slot is None or slot.roster.known is None or slot.roster.ring is None:
+            return
+        if stored.epoch == slot.roster.ring.epoch and trio.current_time() >= self._erased_at + ECHO_SECONDS:
+            slot.roster.take_over(Known(diagnosis_id, stored))
 
     def _new_slot(self, diagnosis_id: str) -> Slot:
         limits = self._limits

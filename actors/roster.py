@@ -302,8 +302,9 @@ class Roster:
 
     def take_over(self, stored: Known) -> None:
         """Know a subscriber as the store has it, where that is news: it was admitted, seen or moved elsewhere."""
-        known = self.learn(stored)
-        if known is stored:
+        known = None if self.known is None else self.known.get(stored.id)
+        if known is None:
+            self.learn(stored)
             return
         known.seen_at = max(known.seen_at, stored.seen_at)
         is_current = self.ring is not None and stored.epoch == self.ring.epoch

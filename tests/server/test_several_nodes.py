@@ -116,6 +116,29 @@ async def test_the_same_key_at_two_at_once_makes_one_event(nodes: list[Node]) ->
     assert sorted(answer.json()["replayed"] for answer in answers) == [False, True, True]
 
 
+async def test_a_receipt_counts_subscribers_of_all_as_far_as_they_have_acknowledged_there(nodes: list[Node]) -> None:
+    one, other, _ = (node.server for node in nodes)
+    await one.register()
+
+    async def subscribers() -> dict[str, int]:
+        found: dict[str, int] = (await one.publish()).json()["subscribers"]
+        return found
+
+    async with one.live(device="phone", ack="app"):  # it has acknowledged nothing here
+        await subscribers()
+    async with other.live(device="phone", ack="app") as phone, other.live(device="tablet", ack="app"):
+        for _ in range(81):
+            last = await subscribers()
+        assert (last["known"], last["at_risk"]) == (2, 2)
+        await phone.events(81)
+        await phone.say(type="ack", seq=82)
+        assert (await phone.next_of("acked"))["data"]["seq"] == 82
+        with trio.fail_after(10):
+            while (last := await subscribers())["at_risk"] != 1:
+                pass
+        assert last == {"online": 2, "known": 2, "at_risk": 1}
+
+
 async def test_a_right_that_is_taken_away_at_one_ends_connections_at_the_others(nodes: list[Node]) -> None:
     one, other, third = (node.server for node in nodes)
     await one.register(42, "amira", "bo")
