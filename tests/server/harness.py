@@ -286,6 +286,7 @@ class _Together:
             engine=engine,
             begin_drain=self._stopping.set,
             when_told_to_end=lambda end: None,
+            is_replaced=lambda: False,
             others=self,
             age_seconds=0.0,
             workers=len(self._connections),

@@ -28,13 +28,13 @@ class Child:
         self.pid = 0
         self.code = 0
         self.silent = 0
-        self.is_ending = False
+        self.is_ending = self.is_replaced = False
         self.ready = trio.Event()
         self.ended = trio.Event()
         self._is_frozen = is_frozen
 
-    def end(self) -> None:
-        self.is_ending = True
+    def end(self, *, is_replaced: bool = False) -> None:
+        self.is_ending, self.is_replaced = True, is_replaced
         if not self._is_frozen:
             self.ended.set()
 
@@ -119,6 +119,16 @@ async def test_a_store_that_is_frozen_at_the_end_is_no_success(
 ) -> None:
     with pytest.RaisesGroup(parent.NotClosed):
         await Installation(tmp_path, orders.STORE, monkeypatch).drain()
+
+
+async def test_a_worker_that_is_replaced_knows_that_the_server_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    installation = Installation(tmp_path, "nobody", monkeypatch)
+    async with installation.served():
+        installation.parent.reload()
+        await trio.sleep(10)
+    assert [one.is_replaced for one in installation.serving] == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize("refused", [1, 2])

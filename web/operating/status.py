@@ -182,13 +182,14 @@ def status(
     clock: Clock,
     connections_open: ConnectionsOpen,
     is_escalated: Callable[[], Awaitable[bool]],
-    stopping: trio.Event,
+    is_ending: Callable[[], bool],
     began_at: float,
 ) -> Handlers:
     """The operations that only look.
 
     Args:
         is_escalated: whether so many diagnoses were quarantined lately that the server should get no new work.
+        is_ending: whether the server ends.
         began_at: when the server began, on the monotonic clock.
     """
     release = version("avicenna-live")
@@ -209,7 +210,7 @@ def status(
 
     async def ready(asked: Request) -> Answer:
         later = retry_after(RETRY_AFTER_SECONDS)
-        if stopping.is_set():
+        if is_ending():
             raise Problem("draining", "the server is stopping", later)
         if store.statistics().broken is not None:
             raise Problem("storage_unavailable", "the store has failed: the server stops", later)

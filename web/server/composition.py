@@ -212,6 +212,8 @@ class Worker:
     """Has all of them drain, as an operator asks for it."""
     when_told_to_end: Callable[[Callable[[], None]], None]
     """Takes what is to be called, on any thread, once this process is to drain: beside signals."""
+    is_replaced: Callable[[], bool]
+    """Whether it ends because another one serves in its place."""
     others: Others
     age_seconds: float
     """For how long the server had run when this process began."""
@@ -617,6 +619,10 @@ async def serve(
         async def is_escalated() -> bool:
             return (await lately()).is_escalated
 
+        def is_ending() -> bool:
+            # A worker that makes way for another one is asked about the whole server.
+            return stopping.is_set() and (worker is None or not worker.is_replaced())
+
         figures = Figures(patient, registry, clock, node_figures)
         elsewhere = Elsewhere(bus, registry)
         overview = Overview(patient, registry, clock, console_figures, elsewhere)
@@ -642,7 +648,7 @@ async def serve(
                 clock,
                 ConnectionsOpen(bus, lambda: open_connections.count),
                 is_escalated,
-                stopping,
+                is_ending,
                 began_at,
             ),
             **metrics(everywhere),

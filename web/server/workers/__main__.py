@@ -64,6 +64,7 @@ def _work(chosen: Settings, order: Order, node: str, line: Line) -> int:
         engine=engine,
         begin_drain=partial(line.say, orders.DRAIN),
         when_told_to_end=line.when_told_to_end,
+        is_replaced=lambda: line.is_replaced,
         others=line,
         age_seconds=time.monotonic() - order.began_at,
         workers=order.workers,

@@ -57,10 +57,10 @@ class Child:
         """Its exit code, negative: the signal that ended it; `None`: it runs."""
         return self._process.returncode
 
-    def end(self) -> None:
-        """Have it drain."""
+    def end(self, *, is_replaced: bool = False) -> None:
+        """Have it drain; whether another one serves in its place."""
         self.is_ending = True
-        self.say(orders.END)
+        self.say(orders.END, orders.REPLACED if is_replaced else "")
         if not self.ready.is_set() and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)  # it may not read yet
 

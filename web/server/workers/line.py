@@ -45,6 +45,8 @@ class Line:
         """Read, and no whole line yet."""
         self._end: Callable[[], object] = lambda: os.kill(os.getpid(), signal.SIGTERM)
         self._was_told_to_end = False
+        self.is_replaced = False
+        """Whether this process ends because another one serves in its place."""
         self._last_number = 0
         self._asked: dict[int, trio.Event] = {}
         self._given: Seen | None = None
@@ -128,7 +130,7 @@ class Line:
 
     def _hear(self, word: str, rest: str) -> None:
         if word == orders.END:
-            self._was_told_to_end = True
+            self._was_told_to_end, self.is_replaced = True, rest == orders.REPLACED
             self._drain()
         elif self._token is not None:
             with suppress(trio.RunFinishedError):

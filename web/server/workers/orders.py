@@ -21,7 +21,11 @@ UNCONFIRMED: Final = "unconfirmed"
 """The store: a worker, whose name follows, did not confirm a change in time."""
 
 END: Final = "end"
-"""The parent has a child drain. Not a signal: a service manager sends that to all processes at once, besides."""
+"""The parent has a child drain. Not a signal: a service manager sends that to all processes at once, besides.
+`REPLACED` may follow."""
+
+REPLACED: Final = "replaced"
+"""Another child serves in the place of the one that is to end."""
 
 TELL: Final = "tell"
 """The parent asks a child for its figures; a number follows."""

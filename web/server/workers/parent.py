@@ -376,7 +376,7 @@ class Parent:
             await _first(new.ready, new.ended, self._drain)
         is_serving = new is not None and new.ready.is_set() and not new.ended.is_set()
         if is_serving:
-            child.end()
+            child.end(is_replaced=True)
             with trio.move_on_after(DRAIN_SECONDS_MAX):
                 await child.ended.wait()
             child.kill()
