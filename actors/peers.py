@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 import trio
 
-from actors.roster import Subscriber
+from actors.roster import Subscriber, Whose
 from actors.upkeep import describe
 from actors.which import OfUser
 from storage import records
@@ -97,6 +97,12 @@ class Count(msgspec.Struct, frozen=True, tag=True, array_like=True):
     device: str | None
 
 
+class CountEverywhere(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """How many connections of a user are attached, of all diagnoses?"""
+
+    sub: str | None
+
+
 class Disconnect(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """End them; how many there were."""
 
@@ -149,7 +155,7 @@ class Nodes(NamedTuple):
 
 
 Told = Attached | Counts | WhoFollows
-Question = Restart | Stop | Count | Disconnect | Written | Connections | Actors
+Question = Restart | Stop | Count | CountEverywhere | Disconnect | Written | Connections | Actors
 
 _told = msgspec.msgpack.Decoder(Told)
 _cursors = msgspec.msgpack.Decoder(list[Cursor])
@@ -173,6 +179,9 @@ class Here(Protocol):
 
     def count_where(self, diagnosis_id: str, which: OfUser) -> int:
         """How many connections of one diagnosis are meant."""
+
+    def count_everywhere(self, which: Whose) -> int:
+        """How many connections are meant, of all diagnoses."""
 
     def followers(self, diagnosis_id: str) -> tuple[int, int]:
         """Attached connections of one diagnosis, and known subscribers with a connection."""
@@ -379,6 +388,10 @@ class Peers:
         """How many connections are attached elsewhere."""
         return _sum(await self._ask(Count(diagnosis_id, which.sub, which.device)))
 
+    async def count_everywhere(self, which: OfUser) -> int:
+        """How many connections of a user are attached elsewhere, of all diagnoses."""
+        return _sum(await self._ask(CountEverywhere(which.sub)))
+
     async def disconnect(self, diagnosis_id: str, which: OfUser, *, forget: bool) -> int:
         """Have the others end connections, and perhaps forget their subscribers; how many connections there were."""
         return _sum(await self._ask(Disconnect(diagnosis_id, which.sub, which.device, forget)))
@@ -448,6 +461,8 @@ class Peers:
                 return None
             case Count(diagnosis_id, sub, device):
                 return here.count_where(diagnosis_id, OfUser(sub, device))
+            case CountEverywhere(sub):
+                return here.count_everywhere(OfUser(sub))
             case Disconnect(diagnosis_id, sub, device, forget):
                 return await here.disconnect_here(diagnosis_id, OfUser(sub, device), forget=forget)
             case Written(diagnosis_id, seq, names):

@@ -383,6 +383,10 @@ class Registry(Watcher):
         """How many connections of one diagnosis are attached at other processes."""
         return await self._peers.count(diagnosis_id, which)
 
+    async def count_everywhere_elsewhere(self, which: OfUser) -> int:
+        """How many connections of all diagnoses are attached at other processes."""
+        return await self._peers.count_everywhere(which)
+
     async def disconnect_elsewhere(self, diagnosis_id: str, which: OfUser, *, forget: bool) -> int:
         """Have other processes end connections, and perhaps forget their subscribers; how many connections."""
         return await self._peers.disconnect(diagnosis_id, which, forget=forget)

@@ -152,6 +152,19 @@ async def test_a_right_that_is_taken_away_at_one_ends_connections_at_the_others(
             assert (await server.publish()).status_code == 401
 
 
+async def test_an_erasure_counts_the_connections_that_it_ends_anywhere(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register(42, "amira", "bo")
+    async with one.live(sub="bo") as first, other.live(sub="bo") as second, other.live() as owner:
+        headers = one.bearer("op", "operate")
+        answer = await third.http.delete("/subjects", params={"sub": "bo"}, headers=headers)
+        assert answer.json()["connections"] == 2
+        for client in (first, second):
+            assert (await client.close_frames())[1:] == (1008, "disconnected by operator")
+        await owner.say(type="ping")
+        await owner.next_of("pong")
+
+
 async def test_a_diagnosis_that_is_deleted_at_one_is_gone_at_all_and_comes_back_at_number_one(
     nodes: list[Node],
 ) -> None:

@@ -52,8 +52,9 @@ def erasure(
         who = replace(asked.who, sub=ERASED) if asked.who.sub == sub else asked.who
 
         async def carry_out() -> tuple[int, Erased]:
+            elsewhere = await registry.count_everywhere_elsewhere(whose)
             access.judge_token(asked.who)
-            ended = registry.count_everywhere(whose)
+            ended = registry.count_everywhere(whose) + elsewhere
             erased = await acts.store.erase(whole, act(who, "subject.erase", connections=ended))
             await consequences.settled()
             for _ in range(ROUNDS_MAX):
