@@ -193,6 +193,28 @@ async def test_a_receipt_comes_at_the_latest_one_second_after_an_event(autojump_
         assert trio.current_time() - at <= 1
 
 
+@pytest.mark.parametrize("seconds", [0.03, 0.25, 0.7])
+async def test_in_a_steady_stream_no_receipt_is_asked_for_but_with_an_event(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    async with edge() as server:
+        client, _ = await server.follow()
+        await client.says("live")
+        asked = 0
+        for _ in range(20):
+            await server.publish()
+            await client.says("feedback_update")
+            published_at = trio.current_time()
+            with trio.move_on_after(seconds):
+                got = await client.next()
+                assert got is not None
+                assert got.opcode == PING
+                assert trio.current_time() == published_at
+                asked += 1
+                await trio.sleep_forever()
+        assert 20 * seconds / 2 < asked <= 20 * seconds / 0.8 + 1
+
+
 async def test_receipts_are_at_most_fifty_events_apart(autojump_clock: MockClock) -> None:
     async with edge() as server:
         client, _ = await server.follow()

@@ -22,7 +22,9 @@ RECEIPT_SECONDS_MAX: Final = 1.0
 """Time from an event until its receipt is asked for, at most."""
 
 ASK_AFTER_SECONDS: Final = 0.8
-"""Time from one receipt to the next. Reason: the hub looks at this only now and then, and must not be late."""
+"""Time from one receipt to the next that an event carries, and from an event to a Ping of its own, if no event
+carries one meanwhile. Reason: the hub looks at this only now and then, and must not be late. In a steady stream an
+event comes first: a Ping of its own costs as much as an event."""
 
 SEQ_DIGITS_MAX: Final = 15
 """Digits of a number that a Pong may name. Beyond: the Pong is ignored."""
@@ -45,7 +47,7 @@ class Receipts:
     def __init__(self) -> None:
         self._paces: dict[Roster, _Pace] = {}
         self._waiting: dict[Roster, float] = {}
-        """Diagnoses with events nobody was asked about yet, and when to ask."""
+        """Diagnoses with events nobody was asked about yet, and when to ask if no event carries the Ping."""
 
     def compose(self, burst: Burst, roster: Roster, now: float) -> None:
         """Make the frames of a burst: `burst.made[True]` asks for receipts where they are due, `[False]` never does."""
@@ -63,10 +65,10 @@ class Receipts:
                 pace.asked_at, pace.unasked = now, 0
         burst.made[True] = b"".join(parts)
         burst.made[False] = b"".join(made)
-        if not pace.unasked:
+        if len(parts) > len(made):
             self._waiting.pop(roster, None)
-        else:
-            self._waiting.setdefault(roster, pace.asked_at + ASK_AFTER_SECONDS)
+        if pace.unasked:
+            self._waiting.setdefault(roster, now + ASK_AFTER_SECONDS)
 
     def take_due(self, now: float) -> list[Roster]:
         """The diagnoses whose followers must be asked now, as no event carries the Ping."""
