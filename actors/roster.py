@@ -347,9 +347,9 @@ class Roster:
 
     def advance(self, known: Known, epoch: Epoch, seq: Seq) -> None:
         """Move the cursor of a known subscriber."""
-        if self._is_at_risk(known):
+        if self._at_risk and self._is_at_risk(known):
             self._at_risk = None
-        if self.ring is None or known.seq_in(self.ring.epoch) == self._lowest:
+        if self._lowest is not None and (self.ring is None or known.seq_in(self.ring.epoch) == self._lowest):
             self._lowest = None
         if known.epoch != epoch:
             known.stored = Seq(0)

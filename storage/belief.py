@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 JUMP_SECONDS: Final = 300.0
 """More than this is a jump. Reason: clocks are set by less every day."""
@@ -27,8 +27,7 @@ EVEN_SECONDS: Final = 3600.0
 """So long must the wall clock run evenly until it is believed again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One time for each of its three uses, in seconds since the Unix epoch."""
 
     wall: float
@@ -53,7 +52,7 @@ class Kept:
 class Belief:
     """Judges the readings of one run, in the order in which they were taken."""
 
-    __slots__ = ("_anchor", "_anchor_monotonic", "_believed", "_believed_at", "_held_since", "_last")
+    __slots__ = ("_anchor", "_anchor_monotonic", "_believed", "_believed_at", "_last", "held_since")
 
     def __init__(self, kept: Kept | None, wall: float, monotonic: float) -> None:
         """Begin with the first reading of a run; `kept` is what the last run left, `None`: there was none."""
@@ -64,18 +63,14 @@ class Belief:
         self._anchor = self._last = wall - monotonic
         """How far the two clocks lay apart at the reading since which they run evenly, and at the last one."""
         self._anchor_monotonic = monotonic
-        self._held_since: float | None = None
+        self.held_since: float | None = None
+        """When the hold began, as the wall clock reckons it now; `None`: the clock is believed."""
         if kept is not None:
             ahead = wall - kept.time
             if ahead < -JUMP_SECONDS or ahead > (JUMP_SECONDS if kept.held else AHEAD_SECONDS_MAX):
-                self._held_since = wall
-        if self._held_since is None:
+                self.held_since = wall
+        if self.held_since is None:
             self._believed = max(self._believed, wall)
-
-    @property
-    def held_since(self) -> float | None:
-        """When the hold began, as the wall clock reckons it now; `None`: the clock is believed."""
-        return self._held_since
 
     def look(self, wall: float, monotonic: float) -> Moment:
         """What a reading may be used for."""
@@ -84,11 +79,11 @@ class Belief:
             self._jump(wall, monotonic)
         elif monotonic - self._anchor_monotonic >= EVEN_SECONDS:
             self._anchor, self._anchor_monotonic = apart, monotonic
-            if self._held_since is not None:
-                self._held_since = None
+            if self.held_since is not None:
+                self.held_since = None
                 self._believed, self._believed_at = wall, monotonic
         self._last = apart
-        if self._held_since is not None:
+        if self.held_since is not None:
             return Moment(wall, max(wall, self._moved_on(monotonic)), -math.inf)
         if wall >= self._believed:
             self._believed, self._believed_at = wall, monotonic
@@ -96,16 +91,16 @@ class Belief:
 
     def kept(self, monotonic: float) -> Kept:
         """What the next run is to be told now."""
-        if self._held_since is None:
+        if self.held_since is None:
             return Kept(self._believed, held=False)
         return Kept(self._moved_on(monotonic), held=True)
 
     def _jump(self, wall: float, monotonic: float) -> None:
-        if self._held_since is None:
-            self._held_since = wall
+        if self.held_since is None:
+            self.held_since = wall
         else:
             # The beginning of the hold, as the clock that runs now would have shown it.
-            self._held_since += wall - monotonic - self._anchor
+            self.held_since += wall - monotonic - self._anchor
         self._anchor, self._anchor_monotonic = wall - monotonic, monotonic
 
     def _moved_on(self, monotonic: float) -> float:

@@ -437,7 +437,8 @@ class Channel:
         if closing is not None and (self.state is State.FAILED or closing.is_answered):
             return
         if closing is None and self._is_at_head and (payload := sole_pong(data)) is not None:
-            self._pay(self.ponged(payload))
+            if (cost := self.ponged(payload)) is not Cost.NOTHING:
+                self._pay(cost)
             return
         self._decode(data)
         if closing is not None and self.state is State.HELD:
