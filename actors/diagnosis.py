@@ -527,11 +527,12 @@ class DiagnosisActor:
         burst = Burst(numbered[0][0], numbered[-1][0], tuple(text for _, text in numbered))
         began_at = trio.current_time()
         subscribers, not_written = list(self._roster.subscribers), 0
-        for index, subscriber in enumerate(subscribers, start=1):
-            if subscriber.gone or subscriber.transport.feed(burst):
-                not_written += 1
-            if index % FANOUT_CHUNK == 0:
+        for begin in range(0, len(subscribers), FANOUT_CHUNK):
+            if begin:
                 await trio.lowlevel.checkpoint()
+            for subscriber in subscribers[begin : begin + FANOUT_CHUNK]:
+                if subscriber.gone or subscriber.transport.feed(burst):
+                    not_written += 1
         self._count_fan_out(burst, len(subscribers) - not_written, began_at, committed_at)
 
     def _count_fan_out(self, burst: Burst, written: int, began_at: float, committed_at: float | None) -> None:

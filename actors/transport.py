@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from typing import Protocol
 
 from storage.records import Seq
@@ -24,18 +23,15 @@ class Ending(StrEnum):
     RENEWED = "epoch renewed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Burst:
     """Events that have just entered the ring, rendered once for everybody."""
 
     first: Seq
     last: Seq
     texts: tuple[bytes, ...]
-
-    @cached_property
-    def made(self) -> dict[bool, bytes]:
-        """What transports write for this burst: the first makes it, all share it, under keys of their choice."""
-        return {}
+    made: dict[bool, bytes] = field(default_factory=dict, compare=False)
+    """What transports write for this burst: the first makes it, all share it, under keys of their choice."""
 
 
 class Transport(Protocol):

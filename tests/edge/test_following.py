@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+from typing import Any
 
 import pytest
 import trio
@@ -596,12 +597,11 @@ async def test_a_failure_over_one_connection_ends_that_connection_with_1011_and_
         await broken.says("live")
         await client.says("live")
 
-        class Wrong(Burst):
-            @property
-            def made(self) -> dict[bool, bytes]:
+        class Wrong(dict[bool, bytes]):
+            def get(self, *_: object) -> Any:
                 raise RuntimeError("a fault of ours")
 
-        follower.feed(Wrong(Seq(1), Seq(1), (b"",)))
+        follower.feed(Burst(Seq(1), Seq(1), (b"",), Wrong()))
         (bye,) = await broken.says("bye")
         assert bye["data"]["code"] == 1011
         await server.publish()
