@@ -9,6 +9,9 @@ import pytest
 from tests.edge.peers import ask, connect, request, upgrade
 from tests.server.harness import Server, open_socket, running_server
 from tests.server.test_broadcasts import assert_problem
+from web.contract import wire
+from web.contract.errors import Problem
+from web.contract.records import FeedbackUpdate
 from web.server.settings import Settings
 
 
@@ -54,6 +57,28 @@ async def test_a_field_named_twice_is_refused_at_any_depth(server: Server) -> No
     answer = await server.http.post("/ws/broadcast-recommendation-update", content=body, headers=headers)
     assert_problem(answer, 400, "bad_json", "twice")
     assert "dose" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        b'"rating":5,"rating":5',
+        b'"rating":1,"rating" \n:\t5',
+        b'"comment":"rating","rating":1,"rating":5',
+        b'"comment":":","comment":""',
+        b'"rating":5,"r\\u0061ting":5',
+    ],
+)
+def test_a_flat_body_that_names_a_field_twice_is_refused_however_it_is_written(twice: bytes) -> None:
+    with pytest.raises(Problem, match="names a field twice"):
+        wire.decode_update(FeedbackUpdate, b'{"diagnosis_id":42,"feedback_id":1,%b}' % twice)
+
+
+@pytest.mark.parametrize(
+    "values", [b'"comment":":","rating":5', b'"comment":"rating","rating" :5', b'"comment":"comment","rating":5']
+)
+def test_a_flat_body_may_hold_the_same_text_twice(values: bytes) -> None:
+    wire.decode_update(FeedbackUpdate, b'{"diagnosis_id":"42","feedback_id":"42",%b}' % values)
 
 
 async def test_a_text_may_be_the_name_of_a_field(server: Server) -> None:
