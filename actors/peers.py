@@ -121,6 +121,12 @@ class Written(msgspec.Struct, frozen=True, tag=True, array_like=True):
     names: list[tuple[str | None, str | None]]
 
 
+class Online(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Which of these subscribers of these diagnoses have a connection?"""
+
+    names: list[tuple[str, list[tuple[str | None, str | None]]]]
+
+
 class Connections(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """How many connections are attached, by diagnosis?"""
 
@@ -155,13 +161,14 @@ class Nodes(NamedTuple):
 
 
 Told = Attached | Counts | WhoFollows
-Question = Restart | Stop | Count | CountEverywhere | Disconnect | Written | Connections | Actors
+Question = Restart | Stop | Count | CountEverywhere | Disconnect | Written | Online | Connections | Actors
 
 _told = msgspec.msgpack.Decoder(Told)
 _cursors = msgspec.msgpack.Decoder(list[Cursor])
 _asked = msgspec.msgpack.Decoder(Question)
 _numbers = msgspec.msgpack.Decoder(int)
 _written = msgspec.msgpack.Decoder(list[bool | None])
+_online = msgspec.msgpack.Decoder(list[list[bool]])
 _connections = msgspec.msgpack.Decoder(dict[str, int])
 _actors = msgspec.msgpack.Decoder(list[ActorAt | None])
 _encode = msgspec.msgpack.encode
@@ -408,6 +415,15 @@ class Peers:
                     found[one] = found.get(one, False) or is_written
         return found
 
+    async def online(self, names: Sequence[tuple[str, Sequence[SubscriberId]]]) -> set[tuple[str, SubscriberId]]:
+        """Which subscribers of which diagnoses have a connection elsewhere."""
+        found: set[tuple[str, SubscriberId]] = set()
+        asked = Online([(diagnosis_id, [(one.sub, one.device) for one in some]) for diagnosis_id, some in names])
+        for answer in (await self._ask(asked)).values():
+            for (diagnosis_id, some), are_online in zip(names, _online.decode(answer), strict=True):
+                found |= {(diagnosis_id, one) for one, is_online in zip(some, are_online, strict=True) if is_online}
+        return found
+
     async def connections(self) -> tuple[Counter[str], Nodes]:
         """Attached connections elsewhere, by diagnosis, and who has said so."""
         total, known = Counter[str](), self.known
@@ -467,6 +483,11 @@ class Peers:
                 return await here.disconnect_here(diagnosis_id, OfUser(sub, device), forget=forget)
             case Written(diagnosis_id, seq, names):
                 return [here.was_given(diagnosis_id, SubscriberId(*name), Seq(seq)) for name in names]
+            case Online(names):
+                return [
+                    [here.was_given(diagnosis_id, SubscriberId(*one), Seq(0)) is not None for one in some]
+                    for diagnosis_id, some in names
+                ]
             case Connections():
                 return here.connections
             case Actors(diagnosis_ids):

@@ -379,6 +379,12 @@ class Registry(Watcher):
         written = await self._peers.written(diagnosis_id, seq, [one.subscriber for one in found])
         return [one.with_connection(written.get(one.subscriber)) for one in found] if written else found
 
+    async def online_elsewhere(
+        self, names: Sequence[tuple[str, Sequence[SubscriberId]]]
+    ) -> set[tuple[str, SubscriberId]]:
+        """Which subscribers of which diagnoses have a connection at other processes."""
+        return await self._peers.online(names)
+
     async def count_elsewhere(self, diagnosis_id: str, which: OfUser) -> int:
         """How many connections of one diagnosis are attached at other processes."""
         return await self._peers.count(diagnosis_id, which)

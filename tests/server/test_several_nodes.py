@@ -152,6 +152,19 @@ async def test_a_right_that_is_taken_away_at_one_ends_connections_at_the_others(
             assert (await server.publish()).status_code == 401
 
 
+async def test_whoever_lags_is_shown_online_wherever_it_is_connected(nodes: list[Node]) -> None:
+    one, other, third = (node.server for node in nodes)
+    await one.register()
+    headers = one.bearer("op", "operate")
+    async with one.live(device="phone"), other.live(device="tablet"):
+        await one.publish()
+        for server in (one, other, third):
+            for path in ("/actors/42", "/actors"):
+                shown = (await server.http.get(path, headers=headers)).json()
+                (actor,) = shown.get("items", [shown])
+                assert {(lag["device"], lag["online"]) for lag in actor["lag"]} == {("phone", True), ("tablet", True)}
+
+
 async def test_an_erasure_counts_the_connections_that_it_ends_anywhere(nodes: list[Node]) -> None:
     one, other, third = (node.server for node in nodes)
     await one.register(42, "amira", "bo")

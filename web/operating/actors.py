@@ -6,7 +6,7 @@ done or with it: what leaves no row is not done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Final, cast
@@ -20,7 +20,7 @@ from actors.statistics import LAG_SHOWN, ActorStatistics, Lag
 from actors.transport import Ending
 from actors.which import OfUser
 from storage.errors import OutboxDamaged
-from storage.records import Cursor, Diagnosis, Event, Seq, Window
+from storage.records import Cursor, Diagnosis, Event, Seq, SubscriberId, Window
 from storage.store import CursorStore, Store
 from web.contract import wire
 from web.contract.errors import Problem
@@ -70,7 +70,8 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
         diagnosis_id = diagnosis.diagnosis_id
         elsewhere = await registry.actors_elsewhere([diagnosis_id])
         (behind,) = await _behind(registry, store, [diagnosis_id])
-        return answer(_actor(registry, diagnosis_id, window, behind, elsewhere[diagnosis_id]))
+        online = await _online_elsewhere(registry, [(diagnosis_id, window, behind)])
+        return answer(_actor(registry, diagnosis_id, window, behind, elsewhere[diagnosis_id], online))
 
     async def list_actors(asked: Request) -> Answer:
         require(asked.who, rights.OPERATE)
@@ -80,10 +81,13 @@ def actors(access: Access, acts: Acts, registry: Registry, store: Store) -> Hand
         elsewhere = await registry.actors_elsewhere(wanted)
         for first in range(0, len(wanted), ACTORS_AT_ONCE):
             behind = await _behind(registry, store, wanted[first : first + ACTORS_AT_ONCE])
-            for one, cursors in zip(outboxes[first:], behind, strict=False):
+            some = [
+                (one.diagnosis_id, one.window, cursors) for one, cursors in zip(outboxes[first:], behind, strict=False)
+            ]
+            online = await _online_elsewhere(registry, some)
+            for diagnosis_id, window, cursors in some:
                 if not shown.is_full:
-                    found = elsewhere[one.diagnosis_id]
-                    shown.add(_actor(registry, one.diagnosis_id, one.window, cursors, found))
+                    shown.add(_actor(registry, diagnosis_id, window, cursors, elsewhere[diagnosis_id], online))
             if shown.is_full:
                 break
         return answer(page.answer(outboxes, shown, lambda one: one.diagnosis_id))
@@ -213,8 +217,30 @@ async def _behind(registry: Registry, store: CursorStore, diagnosis_ids: Sequenc
     return [found.get(one, ()) for one in diagnosis_ids]
 
 
+async def _online_elsewhere(
+    registry: Registry, some: Sequence[tuple[str, Window, Sequence[Cursor]]]
+) -> Collection[tuple[str, SubscriberId]]:
+    """Which of the subscribers that are shown with their lag have a connection at other processes, by diagnosis."""
+    if registry.nodes_known == 1:
+        return ()
+    return await registry.online_elsewhere(
+        [(one, [lag.subscriber for lag in _lag_shown(registry, one, window, cursors)]) for one, window, cursors in some]
+    )
+
+
+def _lag_shown(registry: Registry, diagnosis_id: str, outbox: Window, behind: Sequence[Cursor]) -> Sequence[Lag]:
+    statistics = registry.statistics_of(diagnosis_id)
+    stored = outbox if statistics.damage is None else statistics.damage.window(outbox.epoch)
+    return _lag_of(behind, statistics.window or stored) if statistics.lag is None else statistics.lag
+
+
 def _actor(
-    registry: Registry, diagnosis_id: str, outbox: Window, behind: Sequence[Cursor], elsewhere: Mapping[str, ActorAt]
+    registry: Registry,
+    diagnosis_id: str,
+    outbox: Window,
+    behind: Sequence[Cursor],
+    elsewhere: Mapping[str, ActorAt],
+    online: Collection[tuple[str, SubscriberId]],
 ) -> dict[str, object]:
     """An actor as PROTOCOL section 8 shows it; of a resting one, window and lag come from the store.
 
@@ -223,13 +249,13 @@ def _actor(
     Args:
         behind: its lowest cursors in the store.
         elsewhere: this actor at other processes.
+        online: as `_online_elsewhere`.
     """
     statistics = registry.statistics_of(diagnosis_id)
     nodes = {registry.node: registry.actor_at(diagnosis_id), **elsewhere}
     damage = statistics.damage
     stored = outbox if damage is None else damage.window(outbox.epoch)
     window = statistics.window or stored
-    lag = _lag_of(behind, window) if statistics.lag is None else statistics.lag
     together = _together(list(nodes.values()))
     shown: dict[str, object] = {
         **_window(diagnosis_id, window),
@@ -249,11 +275,11 @@ def _actor(
             {
                 "user_id": one.subscriber.sub,
                 "device": one.subscriber.device,
-                "online": one.online,
+                "online": one.online or (diagnosis_id, one.subscriber) in online,
                 "cursor": one.cursor,
                 "lag": one.events,
             }
-            for one in lag
+            for one in _lag_shown(registry, diagnosis_id, outbox, behind)
         ],
     }
     if registry.nodes_known > 1:
