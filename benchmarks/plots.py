@@ -190,7 +190,7 @@ def _powers(least: float, most: float) -> tuple[float, ...]:
 def _step(most: float) -> float:
     """A round distance of four to ten ticks."""
     power = 10.0 ** math.floor(math.log10(most))
-    return float(next(power * part for part in (0.1, 0.2, 0.5, 1.0) if most / (power * part) <= 8))
+    return float(next(power * part for part in (0.1, 0.2, 0.5, 1.0, 2.0) if most / (power * part) <= 8))
 
 
 def _grid(across: _Scale, up: _Scale, x: Axis, y: Axis) -> str:

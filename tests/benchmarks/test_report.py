@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from benchmarks import records, report
-from benchmarks.plots import NAME_HEIGHT, Axis, Line, lines
+from benchmarks.plots import NAME_HEIGHT, Axis, Line, _step, lines
 from benchmarks.records import Machine
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -144,3 +144,8 @@ def test_a_point_stands_where_its_axes_say() -> None:
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = records.read(RECORDED / "growth-idle.json")
     assert records.read(records.write(run, tmp_path)) == run
+
+
+@pytest.mark.parametrize(("most", "step"), [(1.0, 0.2), (8.0, 1.0), (9.0, 2.0), (90.4, 20.0), (99.9, 20.0)])
+def test_every_axis_has_a_round_distance_of_its_ticks(most: float, step: float) -> None:
+    assert _step(most) == pytest.approx(step)
