@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -20,7 +21,7 @@ from storage.errors import Failed
 from storage.memory import MemoryStore
 from storage.memory_engine import LOOK_SECONDS, Faults
 from storage.news import News
-from storage.records import Act, Epoch, Seq, SubscriberId, Window
+from storage.records import Act, CursorMove, Epoch, Seq, SubscriberId, Window
 from tests.actors.world import DIAGNOSIS, Reader, World, anybody, settled_cursors, two_worlds
 
 DAY = 24 * 3600.0
@@ -404,6 +405,28 @@ async def test_whoever_comes_and_whoever_purges_meets_another_registration_than_
             assert (plan.resume, old.ending) == (Resume.FRESH, Ending.DELETED)
             assert (new.accounted, new.ending) == ([] if number else [1], None)
             new.leave()
+
+
+async def test_a_newcomer_whose_epoch_ends_as_its_start_is_stored_begins_in_the_next_one(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_worlds() as (one, other):
+        await publish(one, 1)
+        await other.settled()
+        store = handle(other)
+        move = store.move_cursors
+
+        async def renewed_meanwhile(moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
+            monkeypatch.undo()
+            store.engine.renew_epochs()
+            return await move(moves)
+
+        monkeypatch.setattr(store, "move_cursors", renewed_meanwhile)
+        reader = Reader()
+        with trio.fail_after(60):
+            admission = await other.connect(reader)
+        assert admission.window.epoch == store.engine.streams[DIAGNOSIS].window.epoch
+        assert (reader.accounted, reader.ending) == ([1], None)
 
 
 async def test_a_restart_over_another_registration_ends_the_followers_of_the_former(autojump_clock: MockClock) -> None:

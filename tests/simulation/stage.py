@@ -108,6 +108,8 @@ class Stage:
         self.life: Counter[str] = Counter()
         self.done: set[str] = set()
         """Kinds of acts that were begun: what may end a connection."""
+        self.disconnected: set[str] = set()
+        """Whose connections an operator has ended, or may have ended."""
         self.erased: set[str] = set()
         """Who was erased, and has not been named since."""
         self.named: Counter[str] = Counter()
