@@ -34,7 +34,7 @@ from storage.sqlite.opening import open_store
 from storage.sqlite.runs import end_run
 from storage.sqlite.schema import Opening, prepare
 from storage.sqlite.store import SqliteStore
-from web.server.composition import GIL_SWITCH_SECONDS
+from web.server.database import share_the_processor
 
 APPENDERS: Final = (1, 10, 100, 1000)
 DIAGNOSES: Final = 1000
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, help="where databases are made; default: where temporary files are")
     options = parser.parse_args(argv)
     rounds, seconds, diagnoses = (1, 1.0, 1000) if options.quick else (3, 1.5, 10_000)
-    sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    share_the_processor()
     # As the server: memory that stays is not looked at again, and in `python -m benchmarks` it has one core.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -34,11 +34,13 @@ from web.http.handed_over import HandedOver
 from web.http.listening import begin_to_listen, listening_on_unix, share_of_tcp
 from web.identity.keyring import KEY_FILE, load_key, load_keys, will_make_key
 from web.identity.tokens import issue
-from web.server.composition import Engine, Worker, open_engine, serve
-from web.server.seen import Seen, packed
+from web.server.composition import Engine, Worker, serve
+from web.server.database import open_engine
+from web.server.seen import Seen
 from web.server.settings import DATABASE_FILE, Settings, variable_of
 from web.server.spans import Spans
 from web.server.workers.ledger import Ledger
+from web.server.workers.orders import packed
 from web.server.workers.store_process import socket_of
 
 Frame = dict[str, Any]

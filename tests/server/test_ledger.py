@@ -19,8 +19,9 @@ from web.http.short_way import Ways
 from web.publishing.sender import SendersStatistics
 from web.server.log_writer import LogStatistics
 from web.server.metrics import TABLE, Spread, Value
-from web.server.seen import NO_PROCESSES, RULES, Seen, left_by, packed, seen_of, store_statistics_of, together
+from web.server.seen import NO_PROCESSES, RULES, Seen, left_by, seen_of, store_statistics_of, together
 from web.server.workers.ledger import Ledger
+from web.server.workers.orders import packed
 from web.websocket.counts import CODES, OTHER, HubStatistics
 
 

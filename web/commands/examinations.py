@@ -155,7 +155,7 @@ def data_directory(patient: Patient) -> Sequence[Finding]:
     try:
         warnings = trust.check_directory(data, (keyring.KEY_FILE, *database_files.names_of(DATABASE_FILE)))
         if not patient.settings.shares_engine:
-            from web.server.composition import check_database  # noqa: PLC0415 - the server takes long to import
+            from web.server.database import check_database  # noqa: PLC0415 - SQLite and Trio take long to import
 
             check_database(patient.settings)
     except (CannotOpen, StorageError, OSError) as error:

@@ -40,7 +40,12 @@ def add_to(commands: Commands) -> None:
     add_address(serving)
     serving.add_argument("--data", metavar="DIR", help="directory of the database and the key; default ./data")
     serving.add_argument("--engine", metavar="NAME", help="where all is kept: sqlite or nats; default sqlite")
-    serving.add_argument("--workers", metavar="N", help="processes that serve; default 1")
+    serving.add_argument(
+        "--workers",
+        metavar="N",
+        help="processes that serve; default 1. max_connections holds for all of them together, limits of a user, a "
+        "diagnosis or an address for each",
+    )
     serving.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with settings")
     serving.add_argument(
         "--check", action="store_true", help="read the settings, say what is wrong with them, and start nothing"

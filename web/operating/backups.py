@@ -13,6 +13,9 @@ from typing import Final
 PATTERN: Final = "avicenna-*.db"
 """Fits the name of every copy, and other names, too."""
 
+CHECKS: Final = "check-*.db"
+"""What copies in the data directory are called that are checked."""
+
 _NAME: Final = re.compile(r"avicenna-([0-9]{8}T[0-9]{6}Z)-[0-9a-f]{8}\.db")
 """The names of copies, and no others: the time (UTC) and eight random digits."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import trio
 
@@ -19,11 +18,8 @@ from web.http.bodies import whole_request
 from web.identity import rights
 from web.identity.access import Access, require
 from web.operating.audit_rows import act, row_of
-from web.operating.backups import Backups
+from web.operating.backups import CHECKS, Backups
 from web.operating.draining import unless_stopping
-
-CHECKS: Final = "check-*.db"
-"""What copies in the data directory are called that are checked."""
 
 
 def maintenance(

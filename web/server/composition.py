@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import math
 import os
 import random
 import secrets
-import shlex
 import socket
-import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -36,12 +33,10 @@ from actors.registry import Registry
 from actors.slot import ActorLimits
 from actors.upkeep import restart_on_crash
 from storage.aside import Aside, on_a_thread
-from storage.bus import Bus, NoBus
+from storage.bus import Bus
 from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
-from storage.disk.unfinished import sweep
 from storage.errors import Busy, CannotOpen, Failed, NotThere, StoreBroken
-from storage.sqlite.opening import open_store
 from storage.store import Store, StoreUpkeep
 from web.console.elsewhere import Elsewhere
 from web.console.overview import Overview
@@ -77,8 +72,7 @@ from web.identity.tokens import Verifier
 from web.identity.unknown_keys import UnknownKeys
 from web.identity.upgrades import Upgrades
 from web.operating.actors import actors
-from web.operating.audit_rows import AUDIT_ROWS
-from web.operating.backups import PATTERN, Backups
+from web.operating.backups import Backups
 from web.operating.consequences import Consequences
 from web.operating.delivery import delivery
 from web.operating.diagnoses import diagnoses
@@ -86,7 +80,7 @@ from web.operating.draining import DRAIN_REQUEST, drain
 from web.operating.erasure import erasure
 from web.operating.housekeeping import Housekeeper
 from web.operating.isolation import Isolation
-from web.operating.maintenance import CHECKS, maintenance
+from web.operating.maintenance import maintenance
 from web.operating.revocations import expire_revocations, revocations
 from web.operating.status import ConnectionsOpen, Figures, status
 from web.operating.trails import trails
@@ -98,6 +92,7 @@ from web.server.app import AMONG_OPERATORS, Extra, create_app
 from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.server.client_file import client_file
 from web.server.console_figures import figures_of, node_of
+from web.server.database import CANNOT_START, new_id, open_engine, settle_memory, share_the_processor, sweep_up
 from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
 from web.server.front_door import FrontDoor
 from web.server.greeting import facts
@@ -141,23 +136,6 @@ assert DRAIN_SECONDS_MAX < EXIT_SECONDS_MAX, "what the drain is cut off at is st
 
 CHECK_RETRY_SECONDS: Final = 60.0
 """Wait before outboxes that the disk did not give out are looked at again. Reason: as often as old rows are dropped."""
-
-CANNOT_START: Final = 2
-"""The exit code of a server that could not start, and would not if it were started again."""
-
-GIL_SWITCH_SECONDS: Final = 0.0002
-"""Reason: with the default of 5 ms a busy Trio thread stretches a commit on the database thread fivefold."""
-
-COLLECT_AFTER_OBJECTS: Final = 10_000
-"""New objects between two runs of the garbage collector. Reason: Werkzeug leaves a reference cycle of eight objects
-for each request. Python's default of 700 to 2,000 slows connecting; more than this leaves megabytes of garbage."""
-
-COLLECT_SURVIVORS_AFTER: Final = 4
-"""Such runs until one looks at all that was new since the last of its kind. Reason: nobody is served during a run, and
-4,000 connections that come leave 200,000 objects within 20 runs, which take 40 to 90 ms to look at."""
-
-COLLECT_ALL_AFTER: Final = 250
-"""Runs of that kind until one looks at everything: after ten million new objects at the earliest."""
 
 REQUEST_IDS_DRAWN: Final = 256
 """Ids of requests that one system call draws. They lie in memory until they are given out."""
@@ -298,7 +276,7 @@ def _run(
     worker: Worker | None,
 ) -> int:
     log = set_up_logging(settings)
-    sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    share_the_processor()
     has_started = False
 
     def started(url: str) -> None:
@@ -416,34 +394,6 @@ async def _serve_until_signal(
         end.cancel()
 
 
-@asynccontextmanager
-async def open_engine(settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
-    """The store that these settings name, and the way to other processes on it.
-
-    Raises:
-        CannotOpen: the message says why.
-        StoreBroken: storage failed while it was used.
-    """
-    if settings.shares_engine:
-        # What only this engine needs is imported where it is wanted: a start takes as long as its imports.
-        from web.server.nats_engine import open_nats  # noqa: PLC0415
-
-        async with open_nats(settings, clock, AUDIT_ROWS) as opened:
-            yield opened
-        return
-    check_database(settings)
-    async with open_store(
-        settings.data / DATABASE_FILE,
-        clock=clock,
-        new_epoch=_new_id,
-        durability=settings.durability,
-        on_damage=settings.damaged_database,
-        keys_max=settings.idempotency_keys_max,
-        rows=AUDIT_ROWS,
-    ) as store:
-        yield store, NoBus()
-
-
 async def serve(
     settings: Settings,
     *,
@@ -493,7 +443,8 @@ async def serve(
     # So that those who are refused take no one's place.
     held_max = min(HELD_MAX, max(1, connections_max // (10 * workers)))
     see_that_keys_are_given(settings)
-    makes_key = will_make_key(settings)
+    # The process of the store reads the keys first, and says once for all what is wrong with them.
+    makes_key = not is_alone or will_make_key(settings)
     keys = [] if makes_key else load_keys(settings)
     if is_alone:
         caution(settings)
@@ -761,37 +712,6 @@ def trusted_directory(settings: Settings) -> None:
     _warn(*trust.check_directory(settings.data, (KEY_FILE, *database_files.names_of(DATABASE_FILE))))
 
 
-def sweep_up(settings: Settings) -> None:
-    """Remove what processes that were killed have left behind."""
-    for left in (
-        *sweep(settings.data, f"{DATABASE_FILE}.*", CHECKS),
-        *sweep(settings.data / BACKUPS_DIRECTORY, PATTERN),
-    ):
-        logger.warning("removed %s: the process that wrote it was killed", left)
-
-
-def check_database(settings: Settings) -> None:
-    """Refuse to begin an empty database where there was one, or must be one.
-
-    Raises:
-        CannotOpen: it is missing or empty; the message names the command that makes one.
-    """
-    data = settings.data
-    # The key first: whoever makes both at this moment makes it last.
-    has_key = (data / KEY_FILE).exists()
-    if not (has_key or settings.database_must_exist) or database_files.has_database(data / DATABASE_FILE):
-        return
-    why = "though its key is there" if has_key else "and database_must_exist is set"
-    directory = shlex.quote(str(data))
-    kept = [str(one) for one in database_files.kept_of(data / DATABASE_FILE)]
-    raise CannotOpen(
-        f"there is no database in {data}, {why}: is the volume mounted? "
-        f"{'A former one is kept: ' + ', '.join(kept) + '. ' if kept else ''}Put the database back, or a backup: "
-        f"avicenna-live restore FILE --data {directory}; or make an empty one: "
-        f"avicenna-live new-database --data {directory}"
-    )
-
-
 async def _check_once(store: StoreUpkeep) -> None:
     """Have all outboxes looked at, if the last run did not end in order; until cancelled."""
     while True:
@@ -807,15 +727,11 @@ async def _check_once(store: StoreUpkeep) -> None:
 def _this_machine() -> Machine:
     return Machine(
         jitter=random.SystemRandom().random,
-        new_id=_new_id,
+        new_id=new_id,
         request_ids=_request_ids(),
-        settle_memory=_settle_memory,
+        settle_memory=settle_memory,
         aside=on_a_thread,
     )
-
-
-def _new_id() -> str:
-    return secrets.token_hex(8)
 
 
 def _request_ids() -> Callable[[], str]:
@@ -975,13 +891,6 @@ def naming(place: str, setting: str) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or error  # what Python itself finds wrong, a path that is too long, has no number
         raise OSError(error.errno or errno.EINVAL, f"cannot listen on {place} ({setting}): {why}") from None
-
-
-def _settle_memory() -> None:
-    """What is alive now lives as long as the server: the collector need not look at it again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER_OBJECTS, COLLECT_SURVIVORS_AFTER, COLLECT_ALL_AFTER)
 
 
 def _end_without_the_disk() -> None:

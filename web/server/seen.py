@@ -182,12 +182,10 @@ _OF_ROOMS: Final = frozenset({*RULES, Ways})
 
 _seen: Final = msgspec.msgpack.Decoder(Seen)
 _of_store: Final = msgspec.msgpack.Decoder(StoreStatistics)
-packed: Final = msgspec.msgpack.Encoder().encode
-"""Figures as bytes."""
 
 
 def seen_of(data: bytes) -> Seen:
-    """What `packed` has made of what was seen.
+    """What was seen, as msgpack.
 
     Raises:
         msgspec.DecodeError: it is something else.
@@ -196,5 +194,5 @@ def seen_of(data: bytes) -> Seen:
 
 
 def store_statistics_of(data: bytes) -> StoreStatistics:
-    """What `packed` has made of the figures of a store. Raises as `seen_of`."""
+    """The figures of a store, as msgpack. Raises as `seen_of`."""
     return _of_store.decode(data)

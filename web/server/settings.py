@@ -69,6 +69,9 @@ BACKUPS_DIRECTORY: Final = "backups"
 STORAGE_SECONDS_WITH_WORKERS: Final = 10.0
 """`storage_seconds_max` where several workers ask one store and nobody has set it."""
 
+EACH_WORKER: Final = " Each of several `workers` counts its own."
+"""What is said of a limit that does not hold for all of them together."""
+
 DAYS_MAX: Final = 36_500
 """Longest time that a setting in days may name: a hundred years."""
 
@@ -242,10 +245,14 @@ class Settings:
         "An actor without subscribers and mail leaves memory after this time.",
     )
     mailbox_messages_max: int = _setting(
-        1000, whole(1, 1_000_000, "messages"), "Broadcasts that wait for one diagnosis; beyond: answered 429."
+        1000,
+        whole(1, 1_000_000, "messages"),
+        "Broadcasts that wait for one diagnosis; beyond: answered 429." + EACH_WORKER,
     )
     restart_intensity_max: int = _setting(
-        3, whole(0, 1000, "restarts"), "Restarts of a crashing actor within the time below; beyond: quarantined."
+        3,
+        whole(0, 1000, "restarts"),
+        "Restarts of a crashing actor within the time below; beyond: quarantined." + EACH_WORKER,
     )
     restart_intensity_seconds: float = _setting(
         60.0, number(0.01, DAY_SECONDS, "seconds"), "The time in which restarts of an actor are counted."
@@ -254,7 +261,9 @@ class Settings:
         60.0, number(0.01, DAY_SECONDS, "seconds"), "A quarantined actor is tried again after this time."
     )
     escalation_quarantines_max: int = _setting(
-        10, whole(0, 100_000, "quarantines"), "Quarantines within the time below; beyond: `/readyz` says not ready."
+        10,
+        whole(0, 100_000, "quarantines"),
+        "Quarantines within the time below; beyond: `/readyz` says not ready." + EACH_WORKER,
     )
     escalation_seconds: float = _setting(
         60.0, number(0.01, DAY_SECONDS, "seconds"), "The time in which quarantines are counted."
@@ -262,19 +271,21 @@ class Settings:
     ring_bytes_max: int = _setting(
         256 * 1024 * 1024,
         whole(1024 * 1024, 2**40, "bytes"),
-        "Events in memory, of all diagnoses; beyond: those that nobody follows leave, the longest unused first.",
+        "Events in memory, of all diagnoses; beyond: those that nobody follows leave, the longest unused first."
+        + EACH_WORKER,
     )
     max_connections: int = _setting(
         10_000,
         whole(1, 1_000_000, "connections"),
-        "Open connections of all kinds; beyond: refused, but for 16 that ask `/healthz`, `/readyz` or with an "
-        "`operate` token.",
+        "Open connections of all kinds, of all `workers` together; beyond: refused, but for 16 that ask `/healthz`, "
+        "`/readyz` or with an `operate` token.",
     )
     address_share: float = _setting(
         0.25,
         number(0.0001, 1),
         "The share of `max_connections` that one address (IPv6: one /64) may take up; 1: all. This machine "
-        "(`127.0.0.1`, `::1`), Unix sockets and `trusted_proxies` may take up all.",
+        "(`127.0.0.1`, `::1`), Unix sockets and `trusted_proxies` may take up all. Each of several `workers` lets in "
+        "its part.",
     )
 
     keep_alive_seconds: float = _setting(
@@ -290,30 +301,36 @@ class Settings:
     )
 
     user_connections_max: int | None = _setting(
-        None, whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number."
+        None, whole(1, 1_000_000, "connections"), "Live connections of one user; none: any number." + EACH_WORKER
     )
     diagnosis_connections_max: int | None = _setting(
-        None, whole(1, 1_000_000, "connections"), "Live connections of one diagnosis; none: any number."
+        None, whole(1, 1_000_000, "connections"), "Live connections of one diagnosis; none: any number." + EACH_WORKER
     )
     address_connections_max: int | None = _setting(
-        None, whole(1, 1_000_000, "connections"), "Live connections of one address (IPv6: one /64); none: any number."
+        None,
+        whole(1, 1_000_000, "connections"),
+        "Live connections of one address (IPv6: one /64); none: any number." + EACH_WORKER,
     )
     user_requests_per_second: float | None = _setting(
-        None, number(0.01, 1_000_000, "per second"), "HTTP requests of one user; none: any number."
+        None, number(0.01, 1_000_000, "per second"), "HTTP requests of one user; none: any number." + EACH_WORKER
     )
     user_events_per_second: float | None = _setting(
         None,
         number(0.01, 1_000_000, "per second"),
-        "Events one user publishes, one by one or as lines of a bulk request; none: any number.",
+        "Events one user publishes, one by one or as lines of a bulk request; none: any number." + EACH_WORKER,
     )
     address_requests_per_second: float | None = _setting(
-        None, number(0.01, 1_000_000, "per second"), "HTTP requests of one address (IPv6: one /64); none: any number."
+        None,
+        number(0.01, 1_000_000, "per second"),
+        "HTTP requests of one address (IPv6: one /64); none: any number." + EACH_WORKER,
     )
     user_connects_per_second: float | None = _setting(
-        None, number(0.01, 1_000_000, "per second"), "WebSockets one user opens; none: any number."
+        None, number(0.01, 1_000_000, "per second"), "WebSockets one user opens; none: any number." + EACH_WORKER
     )
     address_connects_per_second: float | None = _setting(
-        None, number(0.01, 1_000_000, "per second"), "WebSockets one address (IPv6: one /64) opens; none: any number."
+        None,
+        number(0.01, 1_000_000, "per second"),
+        "WebSockets one address (IPv6: one /64) opens; none: any number." + EACH_WORKER,
     )
 
     idempotency_keys_max: int = _setting(

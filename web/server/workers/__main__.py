@@ -15,11 +15,10 @@ from pathlib import Path
 
 from storage.bus import Bus
 from storage.clock import Clock
-from storage.remote.client import open_remote
 from storage.store import Store
 from web.http.handed_over import HandedOver
 from web.http.listening import begin_to_listen, for_accepted_sockets
-from web.server import composition, logs, settings
+from web.server import database, logs, settings
 from web.server.settings import Settings
 from web.server.workers import orders, store_process
 from web.server.workers.counting import Counting
@@ -41,7 +40,7 @@ def main() -> int:
     except settings.SettingsError as error:  # they have changed since the parent began
         logs.set_up_logging(settings.Settings())
         logger.critical("cannot start: %s", error)
-        return composition.CANNOT_START
+        return database.CANNOT_START
     line.listen()
     if order.node is None:
         assert order.store is not None, "the store has a listener"
@@ -51,6 +50,10 @@ def main() -> int:
 
 
 def _work(chosen: Settings, order: Order, node: str, line: Line) -> int:
+    # The process of the store needs none of this, and is there sooner without.
+    from storage.remote.client import open_remote  # noqa: PLC0415
+    from web.server import composition  # noqa: PLC0415
+
     handed_over = HandedOver(_listeners(order.public), _listeners(order.operators))
     assert order.counting is not None, "a worker has been given it"
 

@@ -58,11 +58,15 @@ class Child:
         return self._process.returncode
 
     def end(self, *, is_replaced: bool = False) -> None:
-        """Have it drain; whether another one serves in its place."""
+        """Have it drain; whether another one serves in its place.
+
+        One that does not serve yet is killed: it may wait in vain for a store.
+        """
         self.is_ending = True
-        self.say(orders.END, orders.REPLACED if is_replaced else "")
-        if not self.ready.is_set() and self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)  # it may not read yet
+        if self.ready.is_set():
+            self.say(orders.END, orders.REPLACED if is_replaced else "")
+        else:
+            self.kill()
 
     def abort(self) -> None:
         """End it at once, and have it print where it hangs."""

@@ -13,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
-from web.server.seen import Seen, packed, seen_of
 from web.server.workers import orders
+
+if TYPE_CHECKING:
+    from web.server.seen import Seen
 
 ANSWER_SECONDS_MAX: Final = 2.0
 """Longest wait for the figures of all. Beyond: those that were given last, or those of this process. Reason: a parent
@@ -147,6 +149,8 @@ class Line:
             case orders.TELL:
                 self._tell(int(rest))
             case orders.FIGURES:
+                from web.server.seen import seen_of  # noqa: PLC0415 - a worker has it, and the store's process needs none
+
                 number, figures = orders.number_and_figures(rest)
                 with suppress(msgspec.DecodeError):  # the parent is of another version
                     self._given, self._given_at = seen_of(figures), trio.current_time()
@@ -155,4 +159,4 @@ class Line:
 
     def _tell(self, number: int) -> None:
         if self._figures is not None:
-            self.say(orders.TOLD, orders.with_figures(number, packed(self._figures())))
+            self.say(orders.TOLD, orders.with_figures(number, self._figures()))

@@ -91,13 +91,17 @@ def read(line: bytes) -> Order:
     return msgspec.json.decode(line, type=Order)
 
 
-def with_figures(number: int, figures: bytes) -> str:
+packed: Final = msgspec.msgpack.Encoder().encode
+"""Figures as bytes; `web.server.seen` reads them."""
+
+
+def with_figures(number: int, figures: object) -> str:
     """What follows `TOLD` or `FIGURES`."""
-    return f"{number} {b64encode(figures).decode()}"
+    return f"{number} {b64encode(packed(figures)).decode()}"
 
 
 def number_and_figures(rest: str) -> tuple[int, bytes]:
-    """What `with_figures` has put together.
+    """What `with_figures` has put together; the figures packed.
 
     Raises:
         ValueError: it is something else.

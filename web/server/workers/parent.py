@@ -36,10 +36,9 @@ from storage.disk.unix_paths import short_path
 from storage.errors import CannotOpen
 from web.http.handed_over import HandedOver
 from web.http.listening import is_served, listen_on_tcp, listening_on_unix, share_of_tcp, url_of
-from web.server import composition
+from web.server import composition, database
 from web.server.greeting import facts
 from web.server.logs import set_up_logging
-from web.server.seen import packed
 from web.server.service_manager import NOBODY, ServiceManager
 from web.server.settings import Settings
 from web.server.signals import Signals
@@ -164,6 +163,8 @@ class Parent:
         self._free_slots = set(range(slots_of(settings)))
         self._ledger = Ledger()
         self._question = 0
+        self._has_served = trio.Event()
+        """Set once there was a process of the store."""
         self._drain = trio.Event()
         self._store_end = trio.Event()
         """Set once no worker needs the store."""
@@ -194,13 +195,12 @@ class Parent:
         workers = [self._place(number) for number in range(self._settings.workers)]
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            # Beside each other, as most of a start is Python's; a worker waits for the store (`open_remote`).
             nursery.start_soon(self._keep, store, self._store_end, nursery)
-            await _first(store.serving, self._drain)
-            if not self._drain.is_set():
-                for place in workers:
-                    nursery.start_soon(self._keep, place, self._drain, nursery)
-                for place in workers:
-                    await _first(place.serving, self._drain)
+            for place in workers:
+                nursery.start_soon(self._keep, place, self._drain, nursery)
+            for place in workers:
+                await _first(place.serving, self._drain)
             with contextlib.ExitStack() as announcing:
                 if not self._drain.is_set():
                     self._begin(workers, nursery, announcing)
@@ -300,7 +300,7 @@ class Parent:
                 continue
             if end.is_set():
                 return
-            if not place.serving.is_set() and child.code == composition.CANNOT_START:
+            if not place.serving.is_set() and child.code == database.CANNOT_START:
                 self._fail(CannotBegin(f"{child.name} has said why"))
                 return
             logger.error("process %s (%d) has ended: %s", child.name, child.pid, _reason(child.code))
@@ -358,9 +358,13 @@ class Parent:
                 store.say(orders.GONE, child.name)
 
     async def _limit_start(self, place: Place, child: Child) -> None:
+        if child.name != orders.STORE:
+            await self._has_served.wait()
         with trio.move_on_after(children.START_SECONDS_MAX):
             await child.ready.wait()
             place.serving.set()
+            if child.name == orders.STORE:
+                self._has_served.set()
             return
         logger.error("process %s does not serve after %g s: it is ended", child.name, children.START_SECONDS_MAX)
         child.kill()
@@ -427,7 +431,7 @@ class Parent:
     async def _give_figures(self, child: Child, number: int) -> None:
         await self._ask_all()
         if (seen := self._ledger.together()) is not None:
-            child.say(orders.FIGURES, orders.with_figures(number, packed(seen)))
+            child.say(orders.FIGURES, orders.with_figures(number, seen))
 
     async def _ask_all(self) -> None:
         """Have all children tell their figures as they are now."""
@@ -512,7 +516,7 @@ def run(
                     return 1
                 case CannotOpen() | CannotBegin() | OSError():
                     logger.critical("cannot start: %s", first)
-                    return composition.CANNOT_START
+                    return database.CANNOT_START
                 case _:
                     logger.critical("the server failed unexpectedly", exc_info=failure)
                     return 1
@@ -534,7 +538,7 @@ async def _run(
     listeners = _listen(settings, handed_over, listening)
     composition.caution(settings)
     composition.trusted_directory(settings)
-    composition.check_database(settings)
+    database.check_database(settings)
     files.make_directory(settings.data)
     store_listener = listening.enter_context(listening_on_unix(store_process.socket_of(settings), 0o600, is_ours=True))
     counting = memory(slots_of(settings))

@@ -17,7 +17,7 @@ from storage.errors import CannotOpen, StoreBroken
 from storage.remote.server import StoreServer
 from web.identity.keyring import load_keys, will_make_key
 from web.identity.keys import KeyUnusable
-from web.server import composition
+from web.server import database
 from web.server.logs import set_up_logging
 from web.server.settings import Settings
 from web.server.workers import orders
@@ -47,6 +47,7 @@ def run(settings: Settings, listener: socket.socket, line: Line, nodes: Sequence
         nodes: the workers that serve already.
     """
     set_up_logging(settings)
+    database.share_the_processor()
     try:
         trio.run(_serve, settings, listener, line, nodes)
     except BaseExceptionGroup as group:
@@ -58,7 +59,7 @@ def run(settings: Settings, listener: socket.socket, line: Line, nodes: Sequence
         return 1
     except (CannotOpen, KeyUnusable, OSError) as failure:
         logger.critical("cannot start: %s", failure)
-        return 2
+        return database.CANNOT_START
     except StoreBroken as failure:
         logger.critical("storage failed: %s", failure)
         return 1
@@ -69,8 +70,8 @@ async def _serve(settings: Settings, listener: socket.socket, line: Line, nodes:
     makes_key = will_make_key(settings)
     if not makes_key:
         load_keys(settings)
-    async with composition.open_engine(settings, SystemClock()) as (store, _), trio.open_nursery() as nursery:
-        composition.sweep_up(settings)
+    async with database.open_engine(settings, SystemClock()) as (store, _), trio.open_nursery() as nursery:
+        database.sweep_up(settings)
         if makes_key:
             load_keys(settings)
         server = StoreServer(store, lambda node: line.say(orders.UNCONFIRMED, node), nodes)
@@ -83,6 +84,7 @@ async def _serve(settings: Settings, listener: socket.socket, line: Line, nodes:
         # A service manager sends these to all processes at once, and workers that drain still need the store.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        database.settle_memory()
         line.say(orders.READY)
         await end.wait()
         with trio.move_on_after(LEAVE_SECONDS_MAX):
