@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import statistics
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
 
 from tests.server.harness import Client, Server
-from tests.server.process import Process
-from tests.server.workers import children, two_workers, until, workers
+from tests.server.process import served
+from tests.server.workers import Beside, children, two_workers, two_workers_beside, until, workers
 
 pytestmark = pytest.mark.one_way
 
@@ -69,11 +69,11 @@ class Stream(trio.abc.Stream):
 
 
 @asynccontextmanager
-async def connected(server: Server, parameters: dict[str, Any]) -> AsyncIterator[Client]:
+async def connected(server: Server, diagnosis_id: int, parameters: dict[str, Any]) -> AsyncIterator[Client]:
     """A WebSocket of amira; `ConnectionResetError`: it was cut off before it was one."""
     host, port = server.url.removeprefix("http://").split(":")
     headers = [(name.encode(), value.encode()) for name, value in server.bearer("amira").items()]
-    resource = f"/ws/42?{urlencode(parameters)}"
+    resource = f"/ws/{diagnosis_id}?{urlencode(parameters)}"
     async with await trio.open_tcp_stream(host, int(port)) as tcp, trio.open_nursery() as nursery:
         stream = Stream(tcp)
         with stream.ended:
@@ -92,7 +92,7 @@ async def connected(server: Server, parameters: dict[str, Any]) -> AsyncIterator
 
 
 class Publisher:
-    """Publishes numbered updates to diagnosis 42, each with a key, and repeats one that was not stored."""
+    """Publishes numbered updates, each with a key, and repeats one that was not stored."""
 
     def __init__(self, load: Load, name: int) -> None:
         self._load = load
@@ -117,7 +117,7 @@ class Publisher:
                 load.head = max(load.head, seq)
 
     async def _try(self, http: httpx.AsyncClient, number: int) -> int | None:
-        body = {"diagnosis_id": 42, "feedback_id": number, "rating": 5}
+        body = {"diagnosis_id": self._load.diagnosis_id, "feedback_id": number, "rating": 5}
         headers = self._load.server.bearer("amira") | {"Idempotency-Key": f"key-{number}"}
         try:
             answer = await http.post("/ws/broadcast-feedback-update", json=body, headers=headers)
@@ -129,7 +129,7 @@ class Publisher:
 
 
 class Follower:
-    """Follows diagnosis 42, and comes back from where it was when its connection ends."""
+    """Follows the diagnosis, and comes back from where it was when its connection ends."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -154,7 +154,7 @@ class Follower:
 
     async def _follow(self, position: dict[str, Any], ended_at: float | None) -> None:
         with trio.fail_after(BACK_SECONDS_MAX) as patience:
-            async with connected(self._load.server, position) as client:
+            async with connected(self._load.server, self._load.diagnosis_id, position) as client:
                 first, *missed = await client.until_live()
                 patience.deadline = trio.current_time() + 3600
                 if position:
@@ -181,10 +181,11 @@ class Follower:
 
 
 class Load:
-    """Publishers and followers of one server."""
+    """Publishers and followers of one diagnosis of a server."""
 
-    def __init__(self, server: Server, followers: int = FOLLOWERS) -> None:
+    def __init__(self, server: Server, diagnosis_id: int, followers: int = FOLLOWERS) -> None:
         self.server = server
+        self.diagnosis_id = diagnosis_id
         self.may_close = False
         """Whether connections may end."""
         self.is_wanted = True
@@ -225,10 +226,10 @@ class Load:
 
 
 @asynccontextmanager
-async def loaded(server: Server) -> AsyncIterator[Load]:
+async def loaded(server: Server, diagnosis_id: int) -> AsyncIterator[Load]:
     """A load; at the end all that was acknowledged is compared with what followers got."""
-    await server.register()
-    load = Load(server)
+    await server.register(diagnosis_id)
+    load = Load(server, diagnosis_id)
     async with trio.open_nursery() as followers:
         for follower in load.followers:
             followers.start_soon(follower.run)
@@ -245,7 +246,7 @@ async def loaded(server: Server) -> AsyncIterator[Load]:
     print(f"\n{load}")  # noqa: T201 - shown by `make workers-test`
 
 
-async def kill_store(process: Process) -> None:
+async def kill_store(process: Beside) -> None:
     """Kill the process of the store at some moment, and wait for the next one."""
     before = children(process)["store"]
     await trio.sleep(random.uniform(0, 0.05))
@@ -264,46 +265,47 @@ async def until_both_serve(server: Server) -> None:
             await trio.sleep(0.05)
 
 
-async def test_the_store_is_killed_under_load_and_no_socket_closes(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        async with loaded(server) as load:
-            for number in range(ROUNDS):
-                await load.more(5)
-                for _ in range(1 + number % 2):  # the second one is killed while it starts
-                    await kill_store(process)
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
+    """A server that tests of this file share, each with a diagnosis of its own."""
+    with two_workers_beside(tmp_path_factory.mktemp("killed") / "data") as running:
+        yield running
+
+
+async def test_the_store_is_killed_under_load_and_no_socket_closes(beside: Beside) -> None:
+    async with beside.server() as server, loaded(server, 1) as load:
+        for number in range(ROUNDS):
             await load.more(5)
-        assert await process.stop() == 0
+            for _ in range(1 + number % 2):  # the second one is killed while it starts
+                await kill_store(beside)
+        await load.more(5)
 
 
-async def test_a_worker_is_killed_and_its_clients_come_back_exactly(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        async with loaded(server) as load:
-            load.may_close = True
-            for number in range(ROUNDS):
-                await load.more(5)
-                killed = list(workers(process).values())[number % 2]
-                os.kill(killed, signal.SIGKILL)
-                await until(lambda killed=killed: len(set(workers(process).values()) - {killed}) == 2, 60)  # type: ignore[misc]
-                await load.all_live()
-                await until_both_serve(server)  # else the next one to be killed would be the last one that serves
+async def test_a_worker_is_killed_and_its_clients_come_back_exactly(beside: Beside) -> None:
+    async with beside.server() as server, loaded(server, 2) as load:
+        load.may_close = True
+        for number in range(ROUNDS):
             await load.more(5)
-        assert await process.stop() == 0
+            killed = list(workers(beside).values())[number % 2]
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda killed=killed: len(set(workers(beside).values()) - {killed}) == 2, 60)  # type: ignore[misc]
+            await load.all_live()
+            await until_both_serve(server)  # else the next one to be killed would be the last one that serves
+        await load.more(5)
 
 
-async def test_the_store_is_killed_while_workers_are_replaced(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        async with loaded(server) as load:
-            load.may_close = True
-            for _ in range(max(1, ROUNDS // 10)):
-                before = set(workers(process))
-                await load.more(5)
-                process.process.send_signal(signal.SIGHUP)
-                while before & set(workers(process)):
-                    await kill_store(process)
-                    await load.more(1)
-                await until(lambda: len(workers(process)) == 2, 60)
+async def test_the_store_is_killed_while_workers_are_replaced(beside: Beside) -> None:
+    async with beside.server() as server, loaded(server, 3) as load:
+        load.may_close = True
+        for _ in range(max(1, ROUNDS // 10)):
+            before = set(workers(beside))
             await load.more(5)
-        assert await process.stop() == 0
+            beside.process.send_signal(signal.SIGHUP)
+            while before & set(workers(beside)):
+                await kill_store(beside)
+                await load.more(1)
+            await until(lambda: len(workers(beside)) == 2, 60)
+        await load.more(5)
 
 
 async def test_the_store_is_killed_during_the_drain_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
@@ -312,7 +314,7 @@ async def test_the_store_is_killed_during_the_drain_and_nothing_acknowledged_is_
         async with two_workers(tmp_path / "data") as (process, server):
             if not number:
                 await server.register()
-            load = Load(server, followers=0)
+            load = Load(server, 42, followers=0)
             load.may_close = True
             async with trio.open_nursery() as nursery:
                 publisher = Publisher(load, 0)
@@ -326,10 +328,10 @@ async def test_the_store_is_killed_during_the_drain_and_nothing_acknowledged_is_
                 nursery.cancel_scope.cancel()
             assert not acknowledged.keys() & load.acknowledged.keys()
             acknowledged |= load.acknowledged
-        async with two_workers(tmp_path / "data") as (process, server):
+        async with served(tmp_path / "data") as (one_process, server):
             headers = server.bearer("op", "operate")
             page = (await server.http.get("/actors/42/outbox", headers=headers)).json()
             kept = {event["seq"]: event["data"]["feedback_id"] for event in page["items"]}
             newest = {seq: one for seq, one in acknowledged.items() if seq >= min(kept)}
             assert {seq: kept.get(seq) for seq in newest} == newest
-            assert await process.stop() == 0
+            assert await one_process.stop() == 0

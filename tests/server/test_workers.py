@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,16 @@ from tests.logbook import LOGBOOK, Logbook
 from tests.server.harness import Client, Server
 from tests.server.process import COMMAND, Process, run, served
 from tests.server.test_console import console
-from tests.server.workers import children, two_workers, until, workers
+from tests.server.workers import Beside, children, two_workers, two_workers_beside, until, workers
+
+pytestmark = pytest.mark.one_way
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
+    """A server that tests of this file share, each with a diagnosis of its own."""
+    with two_workers_beside(tmp_path_factory.mktemp("workers") / "data") as running:
+        yield running
 
 
 async def until_async(is_true: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
@@ -91,17 +100,18 @@ class Installation:
 
 
 @asynccontextmanager
-async def many(server: Server, count: int) -> AsyncIterator[list[Client]]:
-    """So many followers of diagnosis 42, which the kernel has shared out among the workers."""
+async def many(server: Server, count: int, diagnosis_id: int = 42) -> AsyncIterator[list[Client]]:
+    """So many followers of a diagnosis, which the kernel has shared out among the workers."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(server.live()) for _ in range(count)]
+        yield [await stack.enter_async_context(server.live(diagnosis_id)) for _ in range(count)]
 
 
 class Publisher:
-    """Publishes numbered updates to diagnosis 42, each with a key, and repeats one that was not stored."""
+    """Publishes numbered updates to a diagnosis, each with a key, and repeats one that was not stored."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, diagnosis_id: int) -> None:
         self.server = server
+        self._diagnosis_id = diagnosis_id
         self.seqs: list[int] = []
         """Acknowledged, in the order of the answers."""
         self.repeated = 0
@@ -111,7 +121,7 @@ class Publisher:
         number = 0
         while self.is_wanted:
             number += 1
-            body = {"diagnosis_id": 42, "feedback_id": number, "rating": 5}
+            body = {"diagnosis_id": self._diagnosis_id, "feedback_id": number, "rating": 5}
             with trio.fail_after(60):
                 while (seq := await self._try(body, f"key-{number}")) is None:
                     self.repeated += 1
@@ -131,14 +141,14 @@ class Publisher:
         return int(answer.json()["seq"]) if answer.status_code == 200 else None
 
 
-async def test_a_follower_on_any_worker_gets_every_number_once(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        assert len(workers(process)) == 2
-        await server.register()
-        async with many(server, 12) as clients:
+async def test_a_follower_on_any_worker_gets_every_number_once(beside: Beside) -> None:
+    async with beside.server() as server:
+        assert len(workers(beside)) == 2
+        await server.register(1)
+        async with many(server, 12, 1) as clients:
             for number in range(1, 41):
                 async with httpx.AsyncClient(base_url=server.url, headers=server.bearer("amira")) as http:
-                    body = {"diagnosis_id": 42, "feedback_id": number, "rating": 5}
+                    body = {"diagnosis_id": 1, "feedback_id": number, "rating": 5}
                     answer = await http.post("/ws/broadcast-feedback-update", json=body)
                     assert (answer.status_code, answer.json()["seq"]) == (200, number)
             for client in clients:
@@ -146,8 +156,129 @@ async def test_a_follower_on_any_worker_gets_every_number_once(tmp_path: Path) -
             status = await server.status()
             assert status["total_connections"] == 12
             assert status["connections_open"] >= 12
-        assert await process.stop() == 0
-        assert children(process) == {}
+
+
+async def test_one_diagnosis_with_300_followers_is_fanned_out_by_all_workers(beside: Beside) -> None:
+    async with beside.server() as server:
+        await server.register(2)
+        async with many(server, 300, 2) as clients:
+            held = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in workers(beside).values()]
+            assert min(held) > 60, f"all workers have a part of them: {held}"
+            for number in range(1, 6):
+                assert (await server.publish(number, 2)).json()["seq"] == number
+
+            async def read(client: Client) -> None:
+                assert [frame["seq"] for frame in await client.events(5)] == [1, 2, 3, 4, 5]
+
+            async with trio.open_nursery() as nursery:
+                for client in clients:
+                    nursery.start_soon(read, client)
+
+
+async def test_a_right_that_is_taken_away_ends_followers_of_all_workers(beside: Beside) -> None:
+    async with beside.server() as server:
+        await server.register(3, "amira", "bo")
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(server.live(3, "bo")) for _ in range(8)]
+            await server.register(3, "amira")
+            await server.publish(1, 3)
+            for client in clients:
+                frames, code, _ = await client.close_frames()
+                assert code == 1008
+                assert not [frame for frame in frames if "seq" in frame and frame.get("type") == "feedback_update"]
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["one process", "workers"])
+async def test_a_port_and_a_database_in_use_are_named(is_alone: bool, beside: Beside, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        if is_alone:
+            _, server = await stack.enter_async_context(served(tmp_path / "one"))
+        else:
+            server = await stack.enter_async_context(beside.server())
+        port = server.url.rpartition(":")[2]
+        code, _, stderr = await run("serve", "--data", tmp_path / "two", "--port", port, "--workers", "2")
+        assert (code, f"127.0.0.1:{port}" in stderr, "Address already in use" in stderr) == (2, True, True)
+        code, _, stderr = await run("serve", "--data", server.data, "--port", "0", "--workers", "2")
+        assert code == 2
+        assert stderr.count("cannot start") == 1 + is_alone, "the parent, and where it finds a socket free the store"
+
+
+async def test_who_connects_after_a_worker_has_died_comes_to_another_one_at_once(beside: Beside) -> None:
+    async with beside.server() as server:
+        killed, other = workers(beside).values()
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: killed not in workers(beside).values())
+        for _ in range(8):  # the one in its place is still being started
+            async with beside.server() as fresh:
+                assert (await fresh.http.get("/healthz")).status_code == 200
+        assert other in workers(beside).values()
+        await until_two_serve(server)
+
+
+async def test_a_worker_that_is_frozen_holds_no_act_up_and_is_replaced(beside: Beside) -> None:
+    async with beside.server() as server:
+        await server.register(4, "amira", "bo")
+        frozen = next(iter(workers(beside).values()))
+        os.kill(frozen, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):  # the kernel gives some of them to the one that is frozen
+                nursery.start_soon(_register, beside, nursery.cancel_scope)
+        await until(lambda: frozen not in workers(beside).values() and len(workers(beside)) == 2)
+        await until_two_serve(server)
+
+
+async def _register(beside: Beside, end: trio.CancelScope) -> None:
+    with contextlib.suppress(httpx.TransportError):
+        async with beside.server() as other:
+            assert (await other.register(4, "amira")).status_code in (200, 503)
+            end.cancel()
+
+
+async def until_two_serve(server: Server) -> None:
+    """Wait until the worker in the place of another one serves."""
+
+    async def serve() -> bool:
+        headers = server.bearer("op", "operate")
+        with contextlib.suppress(httpx.TransportError):
+            async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=30) as http:
+                return bool((await http.get("/ws/status")).json()["nodes"]["known"] == 2)
+        return False
+
+    await until_async(serve, 60)
+
+
+async def test_a_store_that_is_frozen_is_replaced_and_publishers_get_their_answer(beside: Beside) -> None:
+    async with beside.server() as server:
+        await server.register(5)
+        async with many(server, 4, 5) as clients:
+            frozen = children(beside)["store"]
+            os.kill(frozen, signal.SIGSTOP)
+            body = {"diagnosis_id": 5, "feedback_id": 1, "rating": 5}
+            answer = None
+            with trio.fail_after(60):
+                while answer is None or answer.status_code == 503:
+                    with contextlib.suppress(httpx.ReadTimeout):
+                        answer = await server.post("feedback", body, **{"Idempotency-Key": "one"})
+            assert (answer.status_code, answer.json()["seq"]) == (200, 1)
+            assert children(beside)["store"] != frozen
+            for client in clients:
+                assert [frame["seq"] for frame in await client.events(1)] == [1]
+
+
+async def test_sighup_replaces_the_workers_one_by_one_and_nothing_is_lost(beside: Beside) -> None:
+    async with beside.server() as server:
+        await server.register(6)
+        before = workers(beside)
+        async with trio.open_nursery() as nursery:
+            publisher = Publisher(server, 6)
+            nursery.start_soon(publisher.run)
+            await publisher.until_acknowledged(5)
+            beside.process.send_signal(signal.SIGHUP)
+            await until(lambda: not before.keys() & workers(beside).keys(), 60)
+            assert len(workers(beside)) == 2
+            await publisher.until_acknowledged(5)
+            publisher.is_wanted = False
+        assert len(set(publisher.seqs)) == len(publisher.seqs)
 
 
 async def test_any_worker_speaks_for_all(tmp_path: Path) -> None:
@@ -228,158 +359,49 @@ async def _equals(both: Installation, name: str, value: float) -> bool:
     return (await both.figures())[name] == value
 
 
-async def test_one_diagnosis_with_500_followers_is_fanned_out_by_all_workers(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        await server.register()
-        async with many(server, 500) as clients:
-            held = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in workers(process).values()]
-            assert min(held) > 100, f"all workers have a part of them: {held}"
-            for number in range(1, 6):
-                assert (await server.publish(number)).json()["seq"] == number
-
-            async def read(client: Client) -> None:
-                assert [frame["seq"] for frame in await client.events(5)] == [1, 2, 3, 4, 5]
-
-            async with trio.open_nursery() as nursery:
-                for client in clients:
-                    nursery.start_soon(read, client)
-
-
-async def test_a_right_that_is_taken_away_ends_followers_of_all_workers(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (_, server):
-        await server.register(42, "amira", "bo")
-        async with AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(server.live(42, "bo")) for _ in range(8)]
-            await server.register(42, "amira")
-            await server.publish(1)
-            for client in clients:
-                frames, code, _ = await client.close_frames()
-                assert code == 1008
-                assert not [frame for frame in frames if "seq" in frame and frame.get("type") == "feedback_update"]
-
-
-async def test_sighup_replaces_workers_and_nothing_is_lost_and_a_signal_to_all_processes_drains(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        await server.register()
-        before = workers(process)
-        async with trio.open_nursery() as nursery:
-            publisher = Publisher(server)
-            nursery.start_soon(publisher.run)
-            await publisher.until_acknowledged(5)
-            process.process.send_signal(signal.SIGHUP)
-            await until(lambda: not before.keys() & workers(process).keys(), 60)
-            assert len(workers(process)) == 2
-            await publisher.until_acknowledged(5)
-            publisher.is_wanted = False
-        assert len(set(publisher.seqs)) == len(publisher.seqs)
-        async with many(server, 4) as clients:
-            for pid in [process.process.pid, *children(process).values()]:  # as systemd does
-                os.kill(pid, signal.SIGTERM)
-            assert [(await client.close_frames())[1] for client in clients] == [1012] * 4
-            with trio.fail_after(20):
-                assert await process.process.wait() == 0
-
-
-async def test_a_worker_that_hangs_is_ended_where_a_service_manager_watches(tmp_path: Path) -> None:
+async def test_a_worker_that_hangs_is_ended_where_a_service_manager_watches_and_an_operator_drains_all(
+    tmp_path: Path,
+) -> None:
     logbook, watched = Logbook(), {"NOTIFY_SOCKET": str(tmp_path / "manager"), "WATCHDOG_USEC": "4000000"}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(watched["NOTIFY_SOCKET"])
-        async with served(tmp_path / "data", "--workers", "2", logbook=logbook, **watched) as (process, _):
+        async with served(tmp_path / "data", "--workers", "2", logbook=logbook, **watched) as (process, server):
             name, pid = next(iter(workers(process).items()))
             os.kill(pid, signal.SIGSTOP)
             await until(lambda: pid not in workers(process).values() and len(workers(process)) == 2, 60)
             assert f"process {name} has told nothing for 4 s: it is ended" in "".join(logbook.lines)
-            assert await process.stop() == 0
+            await until_two_serve(server)
+            assert (await server.http.post("/drain", headers=server.bearer("op", "operate"))).status_code == 202
+            with trio.fail_after(20):
+                assert await process.process.wait() == 0
+            assert children(process) == {}
 
 
-async def test_an_operator_drains_all(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        assert (await server.http.post("/drain", headers=server.bearer("op", "operate"))).status_code == 202
-        with trio.fail_after(20):
-            assert await process.process.wait() == 0
-        assert children(process) == {}
-
-
-async def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, _):
-        left = list(children(process).values())
-        assert len(left) == 3
-        await process.kill()
-        await until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in left))
-
-
-@pytest.mark.parametrize("given", ["0", "65", "many"])
-async def test_a_number_of_workers_that_cannot_be_is_refused_by_name(given: str, tmp_path: Path) -> None:
-    code, _, stderr = await run("serve", "--data", tmp_path, "--workers", given)
+async def test_a_number_of_workers_that_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
+    code, _, stderr = await run("serve", "--data", tmp_path, "--workers", "65")
     assert (code, "workers" in stderr, "1-64" in stderr) == (2, True, True)
 
 
-@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one process", "workers"])
-async def test_a_port_and_a_database_in_use_are_named(options: tuple[str, ...], tmp_path: Path) -> None:
-    async with served(tmp_path / "one", *options) as (_, server):
-        port = server.url.rpartition(":")[2]
-        code, _, stderr = await run("serve", "--data", tmp_path / "two", "--port", port, "--workers", "2")
-        assert (code, f"127.0.0.1:{port}" in stderr, "Address already in use" in stderr) == (2, True, True)
-        code, _, stderr = await run("serve", "--data", tmp_path / "one", "--port", "0", "--workers", "2")
-        assert (code, "cannot start" in stderr) == (2, True)
-
-
-async def test_a_worker_that_is_frozen_holds_no_act_up_and_is_replaced(tmp_path: Path) -> None:
+async def test_a_parent_that_is_killed_starts_again_at_once_and_a_signal_to_all_processes_drains(tmp_path: Path) -> None:
     data = tmp_path / ("long" * 40)  # longer than the address of a Unix socket may be
     async with two_workers(data) as (process, server):
-        await server.register(42, "amira", "bo")
         assert (data / "store.sock").stat().st_mode & 0o777 == 0o600
-        frozen = next(iter(workers(process).values()))
-        os.kill(frozen, signal.SIGSTOP)
-        async with trio.open_nursery() as nursery:
-            for _ in range(8):  # the kernel gives some of them to the one that is frozen
-                nursery.start_soon(_register, server, data, nursery.cancel_scope)
-        await until(lambda: frozen not in workers(process).values() and len(workers(process)) == 2)
-        left = list(children(process).values())
-        await process.kill()
-        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
-    async with two_workers(data) as (process, server):  # what the killed one has left is no hindrance
-        await server.publish(1)
-        assert await process.stop() == 0
-
-
-async def _register(server: Server, data: Path, end: trio.CancelScope) -> None:
-    with contextlib.suppress(httpx.TransportError):
-        async with Server(server.url, data) as other:
-            assert (await other.register(42, "amira")).status_code in (200, 503)
-            end.cancel()
-
-
-async def test_a_store_that_is_frozen_is_replaced_and_publishers_get_their_answer(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        await server.register()
-        async with many(server, 4) as clients:
-            frozen = children(process)["store"]
-            os.kill(frozen, signal.SIGSTOP)
-            body = {"diagnosis_id": 42, "feedback_id": 1, "rating": 5}
-            answer = None
-            with trio.fail_after(60):
-                while answer is None or answer.status_code == 503:
-                    with contextlib.suppress(httpx.ReadTimeout):
-                        answer = await server.post("feedback", body, **{"Idempotency-Key": "one"})
-            assert (answer.status_code, answer.json()["seq"]) == (200, 1)
-            assert children(process)["store"] != frozen
-            for client in clients:
-                assert [frame["seq"] for frame in await client.events(1)] == [1]
-        assert await process.stop() == 0
-
-
-async def test_it_starts_again_at_once_after_its_parent_was_killed(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
         await server.register()
         left = list(children(process).values())
+        assert len(left) == 3
         async with many(server, 4):
             await process.kill()
             port = server.url.rpartition(":")[2]
-            async with two_workers(tmp_path / "data", "--port", port) as (next_process, next_server):
+            async with two_workers(data, "--port", port) as (next_process, next_server):
                 assert not any(Path(f"/proc/{pid}").exists() for pid in left)
                 await next_server.publish(1)
-                assert await next_process.stop() == 0
+                async with many(next_server, 4) as clients:
+                    for pid in [next_process.process.pid, *children(next_process).values()]:  # as systemd does
+                        os.kill(pid, signal.SIGTERM)
+                    assert [(await client.close_frames())[1] for client in clients] == [1012] * 4
+                    with trio.fail_after(20):
+                        assert await next_process.process.wait() == 0
+                assert children(next_process) == {}
 
 
 @pytest.mark.parametrize("kind", ["store", "worker"])
@@ -402,19 +424,6 @@ async def test_one_that_dies_too_often_ends_the_server_which_says_goodbye(kind: 
             assert codes <= {1012}
             with trio.fail_after(30):
                 assert await process.process.wait() == 1
-
-
-async def test_who_connects_after_a_worker_has_died_comes_to_another_one_at_once(tmp_path: Path) -> None:
-    async with two_workers(tmp_path / "data") as (process, server):
-        await server.register()
-        killed, other = workers(process).values()
-        os.kill(killed, signal.SIGKILL)
-        await until(lambda: killed not in workers(process).values())
-        for _ in range(8):  # the one in its place is still being started
-            async with Server(server.url, tmp_path / "data") as fresh:
-                assert (await fresh.http.get("/healthz")).status_code == 200
-        assert other in workers(process).values()
-        assert await process.stop() == 0
 
 
 async def test_a_signal_while_it_starts_ends_it(tmp_path: Path) -> None:
