@@ -103,8 +103,8 @@ demo: $(RUN_STAMP)
 	@exec $(BIN)/avicenna-live demo $(ARGS)
 
 # Most tests wait: four processes take less than three quarters of the time of two, on two cores. The tests of one file
-# stay together, as they share what they start.
-IN_FOUR := -n 4 --dist loadfile
+# stay together, as they share what they start. Which file comes first says tests/conftest.py.
+IN_FOUR := -n 4 --dist loadfile --no-loadscope-reorder
 
 # With ARGS it is the tests of the server alone: what they select, the client's do not have. Without, those of the client
 # run beside them, and are shown once they have ended.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,38 @@ LOGGED: Final[list[tuple[int, list[str]]]] = []
 
 ASKING: Final = frozenset({"api", "browser", "cli", "clients", "edge", "identity", "javascript", "server"})
 """Folders whose tests ask servers."""
+
+
+LONG: Final = (
+    "api/test_schemathesis.py",
+    "server/test_workers.py",
+    "examples/test_examples.py",
+    "browser/test_console.py",
+    "simulation/test_histories.py",
+    "differential/test_behind_proxies.py",
+    "server/test_worker_kills.py",
+    "documents/test_commands.py",
+    "browser/test_demo.py",
+    "crash/test_power_loss.py",
+    "server/test_readme.py",
+    "deploy/test_proxies.py",
+    "crash/test_crashes.py",
+    "server/test_ways_of_clients.py",
+    "browser/test_pages.py",
+    "server/test_draining.py",
+)
+"""Files that take long for the number of tests they have: half a minute and more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long files first, and then those with most tests: else one process has the longest left when others end."""
+    counts = Counter(item.path for item in items)
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        name = "/".join(item.path.parts[-2:])
+        return LONG.index(name) if name in LONG else len(LONG), -counts[item.path]
+
+    items.sort(key=rank)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -77,6 +77,7 @@ async def test_the_listener_for_operators_asks_for_no_token_of_whoever_reads_met
 # What it says
 
 
+@pytest.mark.by_workers
 async def test_prometheus_finds_no_fault(server: Server) -> None:
     promtool = program("promtool")
     await server.register()

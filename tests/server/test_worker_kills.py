@@ -72,7 +72,7 @@ class Stream(trio.abc.Stream):
 async def connected(server: Server, diagnosis_id: int, parameters: dict[str, Any]) -> AsyncIterator[Client]:
     """A WebSocket of amira; `ConnectionResetError`: it was cut off before it was one."""
     host, port = server.url.removeprefix("http://").split(":")
-    headers = [(name.encode(), value.encode()) for name, value in server.bearer("amira").items()]
+    headers = [(name.encode(), value.encode()) for name, value in server.bearer("amira", ttl_seconds=86_400).items()]
     resource = f"/ws/{diagnosis_id}?{urlencode(parameters)}"
     async with await trio.open_tcp_stream(host, int(port)) as tcp, trio.open_nursery() as nursery:
         stream = Stream(tcp)

@@ -70,10 +70,6 @@ class Installation:
             found = await self.figures()
             assert {name: found[f"avicenna_{name}"] for name in wanted} == wanted
 
-    async def text(self) -> bytes:
-        async with self._asking() as http:
-            return (await http.get("/metrics")).content
-
     async def publish(self, count: int) -> None:
         for number in range(count):
             async with self._client("amira") as http:

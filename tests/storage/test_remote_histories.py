@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from storage.changes import Change, DiagnosisRegistered
-from storage.errors import StorageError
+from storage.changes import Change, DiagnosisRegistered, Hears
+from storage.errors import Busy, StorageError
 from storage.memory import MemoryStore
 from storage.memory_engine import MemoryEngine
 from storage.news import News
@@ -44,18 +46,32 @@ class TrioClock:
 
 
 class Disk(MemoryStore):
-    """A store whose disk takes a while for each change, one after another; what was not written is lost with it."""
+    """A store whose disk takes a while for each batch of changes; what was not written, or told, is lost with it."""
 
-    def __init__(self, engine: MemoryEngine, name: str, chance: random.Random) -> None:
-        super().__init__(engine, name)
-        self._chance = chance
+    def __init__(self, world: World) -> None:
+        super().__init__(world.engine, f"store-{world.deaths}")
+        self._world = world
         self._put, self._take = trio.open_memory_channel[Callable[[], Awaitable[None]]](10_000)
+        self._then: list[Callable[[], None]] = []
+        """What is told once the batch is committed, in order."""
+
+    def tell(self, hears: Hears, settled: Callable[[], Awaitable[None]] | None = None) -> None:
+        super().tell(_AfterTheCommit(hears, self._then), settled)
 
     async def work(self) -> None:
-        """Write what comes; until cancelled."""
-        async for write in self._take:
-            await trio.sleep(self._chance.choice((0.001, 0.05)))
-            await write()
+        """Commit what comes, some of it together, and tell of it a while later; until cancelled."""
+        chance = self._world.chance
+        while True:
+            batch = [await self._take.receive()]
+            with suppress(trio.WouldBlock):
+                while chance.random() < 0.7:
+                    batch.append(self._take.receive_nowait())
+            await trio.sleep(chance.choice((0.001, 0.03)))
+            for write in batch:
+                await write()
+            await trio.sleep(chance.choice((0, 0.05)))
+            while self._then:
+                self._then.pop(0)()
 
     def append_nowait(
         self, diagnosis_id: str, events: Sequence[NewEvent], spans: Sequence[object] = ()
@@ -64,9 +80,11 @@ class Disk(MemoryStore):
 
         async def write() -> None:
             try:
-                pending.answer(MemoryStore.append_nowait(self, diagnosis_id, events).result())
+                outcomes = MemoryStore.append_nowait(self, diagnosis_id, events).result()
+                self._world.note_stored(events, outcomes)
+                self._then.append(partial(pending.answer, outcomes))
             except StorageError as refusal:
-                pending.refuse(refusal)
+                self._then.append(partial(pending.refuse, refusal))
 
         self._put.send_nowait(write)
         return pending
@@ -77,6 +95,8 @@ class Disk(MemoryStore):
         found: list[Registered] = []
 
         async def write() -> None:
+            # Noted before anybody is told of it.
+            self._world.acts.append((self._world.deaths, self._world.head, int(owner)))
             found.append(await MemoryStore.register(self, diagnosis_id, owner, viewers, act))
 
         await self._written(write)
@@ -90,10 +110,26 @@ class Disk(MemoryStore):
 
         async def then() -> None:
             await write()
-            written.set()
+            self._then.append(written.set)
 
         self._put.send_nowait(then)
         await written.wait()
+
+
+class _AfterTheCommit:
+    """Has somebody told in order with the answers."""
+
+    def __init__(self, hears: Hears, then: list[Callable[[], None]]) -> None:
+        self._hears, self._then = hears, then
+
+    def changed(self, change: Change) -> None:
+        self._then.append(partial(self._hears.changed, change))
+
+    def grew(self, diagnosis_id: str, news: News) -> None:
+        self._then.append(partial(self._hears.grew, diagnosis_id, news))
+
+    def missed(self) -> None:
+        self._then.append(self._hears.missed)
 
 
 class World:
@@ -105,6 +141,13 @@ class World:
         self.deaths = 0
         self.unconfirmed: list[str] = []
         self.acknowledged: dict[int, bytes] = {}
+        """Numbers, and the update that each was the answer to."""
+        self.stored: dict[int, tuple[int, bytes]] = {}
+        """All that was ever stored: after how many deaths, and what."""
+        self.acts: list[tuple[int, int, int]] = []
+        """All that were ever committed: after how many deaths, the head, and the right."""
+        self.certainly_not: list[bytes] = []
+        """Updates of which a publisher was told that they are not stored, and did not try again."""
         self.bound: list[tuple[int, int]] = []
         """After each act that was answered: the head, and the number of the right that counts from there."""
         self._streams: Listener | None = None
@@ -112,6 +155,16 @@ class World:
     @property
     def head(self) -> int:
         return int(self.engine.streams["d"].head)
+
+    def note_stored(self, events: Sequence[NewEvent], outcomes: Sequence[Appended | StorageError]) -> None:
+        for event, outcome in zip(events, outcomes, strict=True):
+            if isinstance(outcome, Appended) and not outcome.replayed:
+                self.stored[outcome.seq] = self.deaths, event.body
+
+    def rights_before(self, seq: int) -> list[int]:
+        """The rights that the process of the store that has stored this had committed before."""
+        deaths, _ = self.stored[seq]
+        return [right for of, head, right in self.acts if of == deaths and head < seq]
 
     async def connect(self) -> trio.abc.Stream:
         await trio.sleep(self.chance.uniform(0, 0.01))
@@ -122,7 +175,7 @@ class World:
     async def keep_the_store(self) -> None:
         """Have a process of the store, and another one after each death; until cancelled."""
         while True:
-            disk = Disk(self.engine, f"store-{self.deaths}", self.chance)
+            disk = Disk(self)
             server = StoreServer(disk, self.unconfirmed.append, NODES if self.deaths else ())
             with trio.move_on_after(self.chance.uniform(0.3, 3)):
                 async with trio.open_nursery() as nursery:
@@ -165,7 +218,10 @@ class Node:
         self._under_way = 0
         self._is_done = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._right_at: dict[object, int] = {}
+        """By update: the right when its answer came."""
         store.tell(self, self._settled)
+        store.on_commit(self._answered)
 
     async def _settled(self) -> None:
         while self._under_way:
@@ -188,6 +244,9 @@ class Node:
     @property
     def position(self) -> int:
         return self.got[-1][0] if self.got else 0
+
+    def _answered(self, spans: Sequence[Sequence[object]], since: float, error: str | None) -> None:
+        self._right_at |= {span: self.right for some in spans for span in some}
 
     def _begin(self, work: Callable[[], Awaitable[None]]) -> None:
         self._under_way += 1
@@ -242,22 +301,31 @@ class Node:
         while True:
             await trio.sleep(world.chance.expovariate(2))
             count += 1
-            key = f"{self.name}-{number}-{count}" if world.chance.random() < 0.7 else None
+            update = f"{self.name}-{number}-{count}"
+            key = update if world.chance.random() < 0.7 else None
             answered: Appended | StorageError | None = None
             while not isinstance(answered, Appended):
                 try:
                     # No checkpoint: the right is judged as it is handed over.
-                    body = b"%d" % self.right
-                    pending = self.store.append_nowait("d", [NewEvent("k", body, key, b"" if key is None else b"x")])
+                    body = f"{self.right} {update}".encode()
+                    event = NewEvent("k", body, key, b"" if key is None else b"x")
+                    pending = self.store.append_nowait("d", [event], (update,))
                     (answered,) = await pending.wait()
                 except StorageError as refusal:
                     answered = refusal
                 if key is None:
                     break
                 await trio.sleep(0.01)
-            if isinstance(answered, Appended) and not answered.replayed:
+            if isinstance(answered, Appended):
                 assert answered.seq not in world.acknowledged, "a number was given twice"
-                world.acknowledged[answered.seq] = body
+                # A repeated one was stored as it was tried first.
+                world.acknowledged[answered.seq] = body if not answered.replayed else world.stored[answered.seq][1]
+                assert world.acknowledged[answered.seq].endswith(f" {update}".encode()), "an answer to another update"
+                if not answered.replayed:
+                    known = self._right_at[update]
+                    assert known >= max(world.rights_before(answered.seq), default=0), "an act is told before it binds"
+            elif isinstance(answered, Busy):
+                world.certainly_not.append(update.encode())
 
     async def _act(self) -> None:
         world = self.world
@@ -295,8 +363,11 @@ async def test_nothing_is_lost_or_stored_by_a_right_that_was_taken_away(seed: in
                 assert list(got) == list(range(1, node.position + 1))
                 assert all(got[seq] == body for seq, body in world.acknowledged.items() if seq in got)
             for head, right in world.bound:
-                late = [seq for seq, body in world.acknowledged.items() if seq > head and int(body) < right]
+                late = [seq for seq, body in world.acknowledged.items() if seq > head and int(body.split()[0]) < right]
                 assert not late, f"{late} were stored by a right that was gone since {head}"
+            updates = [body.split()[1] for _, body in world.stored.values()]
+            assert len(set(updates)) == len(updates), "one was stored twice"
+            assert not set(world.certainly_not) & set(updates)
             assert world.deaths > 1
             assert world.unconfirmed == []
         nursery.cancel_scope.cancel()
