@@ -378,7 +378,9 @@ async def test_a_number_of_workers_that_cannot_be_is_refused_by_name(tmp_path: P
     assert (code, "workers" in stderr, "1-64" in stderr) == (2, True, True)
 
 
-async def test_a_parent_that_is_killed_starts_again_at_once_and_a_signal_to_all_processes_drains(tmp_path: Path) -> None:
+async def test_it_starts_again_at_once_after_its_parent_was_killed_and_a_signal_to_all_processes_drains(
+    tmp_path: Path,
+) -> None:
     data = tmp_path / ("long" * 40)  # longer than the address of a Unix socket may be
     async with two_workers(data) as (process, server):
         assert (data / "store.sock").stat().st_mode & 0o777 == 0o600
