@@ -196,9 +196,9 @@ class Parent:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             # Beside each other, as most of a start is Python's; a worker waits for the store (`open_remote`).
-            nursery.start_soon(self._keep, store, self._store_end, nursery)
+            await nursery.start(self._keep, store, self._store_end, nursery)
             for place in workers:
-                nursery.start_soon(self._keep, place, self._drain, nursery)
+                await nursery.start(self._keep, place, self._drain, nursery)
             for place in workers:
                 await _first(place.serving, self._drain)
             with contextlib.ExitStack() as announcing:
@@ -288,11 +288,14 @@ class Parent:
             slot=slot,
         )
 
-    async def _keep(self, place: Place, end: trio.Event, nursery: trio.Nursery) -> None:
+    async def _keep(
+        self, place: Place, end: trio.Event, nursery: trio.Nursery, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Have a child in a place, and another one whenever it ends or is to be replaced; until `end`."""
         settings = self._settings
         intensity = Intensity(settings.restart_intensity_max, settings.restart_intensity_seconds)
         child: Child | None = await self._start(place, nursery)
+        task_status.started()
         while child is not None and not end.is_set():
             await _first(child.ended, place.replacing)
             if not child.ended.is_set():
