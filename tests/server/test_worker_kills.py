@@ -26,7 +26,11 @@ from tests.server.harness import Client, Server
 from tests.server.process import served
 from tests.server.workers import Beside, children, two_workers, two_workers_beside, until, workers
 
-pytestmark = pytest.mark.one_way
+pytestmark = [
+    pytest.mark.one_way,
+    # What it has left of a request whose connection was cut.
+    pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning"),
+]
 
 ROUNDS = int(os.environ.get("WORKERS_ROUNDS", "2"))
 
