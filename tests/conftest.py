@@ -1,8 +1,9 @@
 """Fails the whole run if anything a server wrote during it holds a token, a key or a payload; and the ways.
 
 Tests that ask a server are run by the short way of plain requests. Those marked `both_ways` are run by the long way,
-too, and those marked `by_workers` by two workers on one store. With the variable `ALL_WAYS` all of them are run by each
-way (`make check-all`), but for those marked `one_way`; those marked `one_process` are not run by workers.
+too, those marked `by_workers` by two workers on one store, and those marked `by_nats` on NATS JetStream. With the
+variable `ALL_WAYS` all of them are run by each way (`make check-all`), but for those marked `one_way`; those marked
+`one_process` are not run by workers. On NATS the files of `ON_NATS` are run, but for tests marked `sqlite_only`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 import pytest
 
@@ -30,6 +32,7 @@ ASKING: Final = frozenset({"api", "browser", "cli", "clients", "edge", "identity
 LONG: Final = (
     "api/test_schemathesis.py",
     "server/test_workers.py",
+    "cluster/test_serve.py",
     "examples/test_examples.py",
     "browser/test_console.py",
     "simulation/test_histories.py",
@@ -59,6 +62,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+ON_NATS: Final = frozenset(
+    {
+        "test_answer_headers.py",
+        "test_acknowledged_by.py",
+        "test_broadcasts.py",
+        "test_bulk.py",
+        "test_client_frames.py",
+        "test_consequences.py",
+        "test_erasing.py",
+        "test_event_sources.py",
+        "test_following.py",
+        "test_numbers.py",
+        "test_operators.py",
+        "test_peeking.py",
+        "test_protocol_examples.py",
+        "test_publish_sockets.py",
+        "test_refusals.py",
+        "test_status.py",
+        "test_streams.py",
+        "test_strictness.py",
+        "test_traces.py",
+        "test_unseen.py",
+    }
+)
+"""Files of the HTTP and WebSocket interfaces. Others ask the database itself, or the process that has it."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test by each way that it is to be run by."""
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
@@ -68,6 +98,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ways.append("long")
     if "one_process" not in marks and ("by_workers" in marks or is_all):
         ways.append("workers")
+    is_on_nats = is_all and metafunc.definition.path.name in ON_NATS
+    if "by_nats" in marks or (is_on_nats and "sqlite_only" not in marks):
+        ways.append("nats")
     if "one_way" not in marks and len(ways) > 1:
         metafunc.parametrize("way", ways, indirect=True)
 
@@ -80,6 +113,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(variable_of("short_way"), "false")
     elif chosen == "workers":
         monkeypatch.setenv(variable_of("workers"), "2")
+    elif chosen == "nats":
+        server: NatsServer = request.getfixturevalue("one_nats_server")
+        monkeypatch.setenv(variable_of("engine"), "nats")
+        monkeypatch.setenv(variable_of("nats_url"), f"nats://{server.address}")
+        monkeypatch.setenv(variable_of("nats_name"), f"t{uuid4().hex[:20]}")
+        monkeypatch.setenv(variable_of("nats_replicas"), "1")
     return chosen
 
 

@@ -35,6 +35,12 @@ AWAY_SECONDS: Final = 3.0
 AGAIN_SECONDS: Final = 0.05
 """Between two attempts while the engine does not answer, on the average."""
 
+BEHIND_SECONDS_MAX: Final = 20.0
+"""So long may the leader have less than was seen. Reason: a former leader does not know at once that it is none.
+Beyond: the store is broken."""
+
+REMEDY: Final = "if it was restored, run avicenna-live cluster renew"
+
 LAG_SECONDS: Final = 0.002
 """Before a read that was older than it may be is repeated; doubled each time."""
 
@@ -106,6 +112,8 @@ class Engine:
         self._written: dict[str, int] = {}
         self._numbers: dict[str, tuple[str, int]] = {}
         """The registration and the number of the newest entry of a log that this process knows of."""
+        self._behind_since: dict[str, float] = {}
+        """Since when the leader has fewer entries of a log than were seen."""
         self._catching_up = trio.Lock()
         self._looks_begun = 0
         """How often the engine was asked for newer acts."""
@@ -236,7 +244,9 @@ class Engine:
         seen = self.seen(diagnosis_id)
         found = await self.last(self.layout.main, self.layout.log(diagnosis_id))
         if (0 if found is None else found.pos) < seen:
+            self._is_behind(diagnosis_id)
             raise WentBack(f"the log of {diagnosis_id} has fewer entries than before")
+        self._behind_since.pop(diagnosis_id, None)
         if found is None:
             return NOTHING
         entry = self._entry(found)
@@ -249,6 +259,11 @@ class Engine:
         append_id = found.headers.get(MESSAGE_ID)
         attempt = "" if append_id is None else attempt_id(append_id, int(found.headers.get(ATTEMPT, "0")))
         return entry_of(found.pos, found.headers, found.data, attempt, self.known.generation)
+
+    def _is_behind(self, diagnosis_id: str) -> None:
+        now = trio.current_time()
+        if now - self._behind_since.setdefault(diagnosis_id, now) > BEHIND_SECONDS_MAX:
+            self.breaks(f"the engine has lost events of diagnosis {diagnosis_id} that it had acknowledged: {REMEDY}")
 
     async def entries(self, diagnosis_id: str) -> tuple[Sequence[Entry | None], Sequence[int]]:
         """The entries of a log, and the position of each; not older than what is known. To be called patiently."""

@@ -14,7 +14,7 @@ import trio
 
 from storage.changes import Hears
 from storage.errors import StoreBroken
-from storage.jetstream.engine import Engine, WentBack
+from storage.jetstream.engine import BEHIND_SECONDS_MAX, REMEDY, Engine, WentBack
 from storage.jetstream.entries import ENDED, Entry, entry_of
 from storage.jetstream.layout import number_of
 from storage.nats.errors import NatsError
@@ -24,10 +24,6 @@ from storage.news import LOOK, News
 
 ACTS_SECONDS: Final = 1.0
 """Between two looks at the number of the last act. Reason: within it and a second more a right taken away is gone."""
-
-BEHIND_SECONDS_MAX: Final = 20.0
-"""So long may the engine have fewer acts than were seen. Reason: a former leader does not know at once that it is none.
-Beyond: the store is broken."""
 
 LOOK_SECONDS: Final = 60
 """Each followed log is looked at once within this time."""
@@ -109,7 +105,7 @@ class Following:
         if self._behind_since is None:
             self._behind_since = now
         elif now - self._behind_since > BEHIND_SECONDS_MAX:
-            self._engine.breaks(f"the engine has lost what it had acknowledged, perhaps it was restored: {error}")
+            self._engine.breaks(f"the engine has lost what it had acknowledged: {error}; {REMEDY}")
         self._engine.connection.leave("what it reaches is behind")
 
     def _heard_act(self, message: Message) -> None:

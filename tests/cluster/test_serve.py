@@ -55,6 +55,7 @@ async def until_status(server: Server, wanted: int) -> None:
             await trio.sleep(0.05)
 
 
+@pytest.mark.guarantee(17)
 async def test_what_is_published_at_either_is_followed_at_the_other_with_dense_numbers(
     pair: list[Server], diagnosis: str
 ) -> None:
@@ -70,6 +71,7 @@ async def test_what_is_published_at_either_is_followed_at_the_other_with_dense_n
         assert status["nodes"] == {"known": 2, "answered": 2}
 
 
+@pytest.mark.guarantee(18)
 async def test_rights_that_are_taken_away_at_one_end_connections_at_the_other(
     pair: list[Server], diagnosis: str
 ) -> None:
@@ -134,6 +136,7 @@ def key_of(diagnosis: str, number: int) -> str:
     return f"key-of-{diagnosis}-{number:04}"
 
 
+@pytest.mark.guarantee(17)
 @pytest.mark.parametrize("outage", ["frozen", "ended"])
 async def test_while_the_engine_is_away_publishers_wait_or_get_503_sockets_stay_and_nothing_acknowledged_is_lost(
     pair: list[Server], nats: NatsServer, diagnosis: str, outage: str

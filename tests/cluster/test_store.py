@@ -389,6 +389,40 @@ async def test_an_engine_that_has_lost_acts_for_good_breaks_the_store(
         assert "there are 2 acts, where 3 were applied" in broken
 
 
+async def test_an_engine_that_has_lost_events_for_good_breaks_the_store(
+    one_nats_server: NatsServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.jetstream.engine.BEHIND_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("storage.jetstream.acting.PATIENCE_SECONDS", 1.0)
+    async with nodes(one_nats_server, name, 1) as (store,):
+        await store.register("d", "amira", [])
+        await append(store, event("1"), event("2"))
+        layout, jetstream = store.engine.layout, store.engine.jetstream
+        newest = await jetstream.last(layout.main, layout.log("d"))
+        assert newest is not None
+        await jetstream.api(f"STREAM.MSG.DELETE.{layout.main}", {"seq": newest.pos})
+        with trio.fail_after(30):
+            with pytest.raises(Busy):
+                await store.purge("d")
+            await store.broke.wait()
+        assert "avicenna-live cluster renew" in str(store.statistics().broken)
+
+
+async def test_whoever_is_registered_at_one_process_is_found_at_once_at_another(pair: list[JetStreamStore]) -> None:
+    for number in range(20):
+        one, other = pair[number % 2], pair[1 - number % 2]
+        await one.register(f"d{number}", "amira", [])
+        assert (await other.look_up(f"d{number}")).owner == "amira"
+
+
+async def test_since_when_it_is_away_is_told_on_the_clock_of_the_store(one_nats_server: NatsServer, name: str) -> None:
+    async with nodes(one_nats_server, name, 1) as (store,):
+        store.engine.connection.leave("a test")
+        since = store.statistics().away_since
+        assert since is not None
+        assert 0 <= SystemClock().monotonic() - since < 60
+
+
 @contextmanager
 def cannot_open(says: str) -> Iterator[None]:
     """Within it, a store is not opened, and says so."""
@@ -417,6 +451,7 @@ async def test_no_server_is_told_in_words(monkeypatch: pytest.MonkeyPatch, name:
             pass
 
 
+@pytest.mark.guarantee(17)
 async def test_a_server_of_three_that_is_killed_costs_no_acknowledged_event_and_no_number(
     three_nats_servers: Sequence[NatsServer], name: str
 ) -> None:

@@ -32,12 +32,12 @@ from web.commands import offline
 from web.contract.wire import render_event
 from web.http.handed_over import HandedOver
 from web.http.listening import begin_to_listen, listening_on_unix, share_of_tcp
-from web.identity.keyring import KEY_FILE, load_key, load_keys, will_make_key
+from web.identity.keyring import KEY_FILE, load_key, load_keys, load_or_create_key, will_make_key
 from web.identity.tokens import issue
 from web.server.composition import Engine, Worker, serve
 from web.server.database import open_engine
 from web.server.seen import Seen
-from web.server.settings import DATABASE_FILE, Settings, variable_of
+from web.server.settings import DATABASE_FILE, Settings, load, variable_of
 from web.server.spans import Spans
 from web.server.workers.ledger import Ledger
 from web.server.workers.orders import packed
@@ -234,10 +234,13 @@ async def running_server(
     """A server with these settings (this time, this renderer of events and this store), drained at the end.
 
     Where the test goes the long way (`tests/conftest.py`), so do all requests. Where it goes by workers, two servers
-    share the port and the store, as the processes of `serve --workers 2` do; here they are in one process.
+    share the port and the store, as the processes of `serve --workers 2` do; here they are in one process. Where it
+    goes by NATS, the server has its streams there.
     """
     if os.environ.get(variable_of("short_way")) == "false":
         settings = replace(settings, short_way=False)
+    if os.environ.get(variable_of("engine")) == "nats" and engine is open_engine:
+        settings = _on_nats(settings)
     count = int(os.environ.get(variable_of("workers"), "1"))
     has_workers = count > 1 and engine is open_engine
     stopping = trio.Event()
@@ -271,6 +274,22 @@ async def running_server(
                 yield server
         finally:
             stopping.set()
+
+
+def _on_nats(settings: Settings) -> Settings:
+    """The same server on an installation of this test's own, with a key, as none is made."""
+    given = load(
+        {name: os.environ[name] for name in map(variable_of, ("engine", "nats_url", "nats_name", "nats_replicas"))}
+    )
+    if will_make_key(settings):
+        load_or_create_key(settings.data)
+    return replace(
+        settings,
+        engine=given.engine,
+        nats_url=given.nats_url,
+        nats_name=given.nats_name,
+        nats_replicas=given.nats_replicas,
+    )
 
 
 class _Together:

@@ -139,6 +139,7 @@ async def test_what_acknowledged_is_stored_with_the_cursor(settings: Settings) -
         }
 
 
+@pytest.mark.sqlite_only("changes the file of the database")
 async def test_a_new_numbering_begins_without_an_acknowledgement(settings: Settings) -> None:
     async with running_server(settings) as server:
         await server.register()

@@ -457,6 +457,7 @@ async def test_a_request_pauses_no_longer_than_it_may() -> None:
     assert [await pauses.paused() for _ in range(4)] == [True, True, True, False]
 
 
+@pytest.mark.sqlite_only("looks at what the committer was handed")
 async def test_the_lines_of_a_diagnosis_are_stored_together_wherever_they_stand(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ async def test_the_log_does_not_name_who_is_erased(settings: Settings, caplog: p
     assert not any("annabella" in line for line in lines if not line.startswith("HTTP Request"))
 
 
+@pytest.mark.sqlite_only("an erasure there is one act and some purges")
 async def test_a_drain_interrupts_a_long_erasure_and_a_repeat_goes_on(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def _reset(client: Client) -> None:
     stream.socket.close()
 
 
+@pytest.mark.by_nats
 async def test_events_are_kept_while_nobody_is_there_and_delivered_in_order_on_connect(server: Server) -> None:
     await server.register()
     for number in range(5):
@@ -135,6 +136,7 @@ async def test_events_are_kept_for_the_one_who_is_away_while_others_are_there(se
     assert numbers(frames) in ([2, 3], [1, 2, 3])  # a lost acknowledgement costs a repeat, never a loss
 
 
+@pytest.mark.by_nats
 async def test_the_cap_drops_the_oldest_and_the_client_is_told_which(server: Server) -> None:
     await server.register()
     async with server.live(device="phone", ack="app"):
@@ -171,6 +173,7 @@ async def test_an_event_looks_the_same_live_and_replayed(server: Server) -> None
         assert live in await client.until_live()
 
 
+@pytest.mark.by_nats
 async def test_a_client_resumes_from_its_own_position(server: Server) -> None:
     await server.register()
     for number in range(10):
@@ -195,6 +198,7 @@ async def test_a_fresh_subscriber_begins_where_it_asks_to(server: Server, start:
     assert (frames[0]["data"]["resume"], numbers(frames)) == ("fresh", expected)
 
 
+@pytest.mark.by_nats
 async def test_a_named_device_has_one_connection_and_the_newer_one_takes_over(server: Server) -> None:
     await server.register()
     async with server.live(device="phone") as older, server.live(device="phone") as newer:
@@ -239,6 +243,7 @@ async def test_a_wrong_frame_gets_an_error_and_the_connection_stays(server: Serv
         await client.next_of("pong")
 
 
+@pytest.mark.by_nats
 async def test_a_purged_viewer_loses_the_connection_at_once(server: Server) -> None:
     await server.register(42, "amira", "bo")
     async with server.live(sub="bo") as viewer, server.live() as owner:
@@ -249,6 +254,7 @@ async def test_a_purged_viewer_loses_the_connection_at_once(server: Server) -> N
         assert (await owner.next())["seq"] == 1
 
 
+@pytest.mark.by_nats
 async def test_deleting_a_diagnosis_ends_its_connections_and_registering_it_again_starts_a_new_epoch(
     server: Server,
 ) -> None:

@@ -207,6 +207,7 @@ async def test_who_peeks_goes_on_across_a_restart_of_the_actor(server: Server) -
         assert [(await stream.next()).number for _ in range(3)] == [1, 2, 3]
 
 
+@pytest.mark.sqlite_only("reads the file of the database")
 async def test_the_access_trail_notes_who_peeks(settings: Settings) -> None:
     async with running_server(Settings(port=0, data=settings.data, access_trail=True)) as server:
         await server.register()

@@ -414,6 +414,7 @@ async def test_a_drain_answers_what_is_due_and_says_when_to_come_back(settings: 
     assert 0 <= bye["data"]["retry_after_ms"] <= 5000
 
 
+@pytest.mark.sqlite_only("the disk is held up")
 async def test_frames_that_wait_for_room_when_the_server_stops_are_told_that_it_stops(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,6 +446,7 @@ async def test_a_full_mailbox_holds_the_connection_and_loses_nothing(settings: S
     assert [one["receipt"]["seq"] for one in answers] == list(range(1, 251))
 
 
+@pytest.mark.sqlite_only("the disk is held up")
 async def test_a_mailbox_that_stays_full_is_told_after_a_while(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +485,7 @@ async def test_beyond_the_window_the_socket_is_not_read(settings: Settings, monk
     assert WINDOW_BYTES_MAX < WINDOW * MESSAGE_BYTES_MAX
 
 
+@pytest.mark.sqlite_only("the disk is held up")
 async def test_a_disk_that_does_not_answer_is_told_of_each_frame(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ async def test_statistics_count_the_connections_of_every_diagnosis(server: Serve
     assert status["connections_by_diagnosis"] == {"1": 2, "2": 1}
 
 
+@pytest.mark.sqlite_only("an acknowledgement counts once it is stored")
 async def test_queued_messages_are_those_some_subscriber_has_not_acknowledged(server: Server) -> None:
     await server.register()
     await server.publish(1)
@@ -100,6 +101,7 @@ async def test_a_running_server_is_healthy_and_ready(server: Server) -> None:
     assert (await server.http.get("/readyz")).status_code == 200
 
 
+@pytest.mark.sqlite_only("counts the reads of the database")
 async def test_one_reading_of_all_outboxes_is_shared_by_all_operators_who_ask(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,6 +238,7 @@ async def test_a_request_without_a_trace_begins_one_and_its_line_says_which(ther
     assert request.status.status_code is StatusCode.UNSET
 
 
+@pytest.mark.sqlite_only("breaks what the committer does")
 async def test_a_failure_of_ours_is_an_error_of_its_span(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> object:
         raise RuntimeError("a bug")
@@ -339,6 +340,7 @@ async def test_spans_that_are_wanted_and_cannot_be_had_are_a_wrong_setting(tmp_p
     assert (code, "OpenTelemetry API is not installed" in said) == (2, True), said
 
 
+@pytest.mark.sqlite_only("starts a process, which makes its key")
 async def test_the_sdk_is_configured_by_its_environment(tmp_path: Path) -> None:
     mine = Logbook()
     variables = {"AVICENNA_TRACING": "on", "OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none"}
