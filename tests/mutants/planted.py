@@ -711,4 +711,20 @@ PLANTED: Final = (
         "                pass\n",
         ("tests/actors/test_peers.py",),
     ),
+    Planted(
+        "on NATS an append does not name the entry that it follows",
+        (17,),
+        "storage/jetstream/appending.py",
+        "headers |= {EXPECTED_LAST: str(head.pos), MESSAGE_ID: this, ATTEMPT: str(attempt)}",
+        "headers |= {MESSAGE_ID: this, ATTEMPT: str(attempt)}",
+        ("tests/cluster/test_store.py",),
+    ),
+    Planted(
+        "on NATS nobody hears of what others have taken away",
+        (18,),
+        "storage/jetstream/engine.py",
+        "            self.apply(number, *act)\n",
+        "            self.known.apply(number, *act, self.told.next)\n",
+        ("tests/cluster/test_serve.py",),
+    ),
 )
