@@ -66,9 +66,10 @@ async def test_what_is_published_at_either_is_followed_at_the_other_with_dense_n
             answer = await pair[number % 2].publish(number, diagnosis)
             assert (answer.status_code, answer.json()["seq"]) == (200, number + 1)
         assert await numbers(here, 10) == await numbers(there, 10) == list(range(1, 11))
-        status = await other.status()
+        with trio.fail_after(30):  # each is heard of once a second
+            while (status := await other.status())["nodes"] != {"known": 2, "answered": 2}:
+                await trio.sleep(0.05)
         assert status["connections_by_diagnosis"][diagnosis] == 2
-        assert status["nodes"] == {"known": 2, "answered": 2}
 
 
 @pytest.mark.guarantee(18)
