@@ -28,6 +28,7 @@ from web.identity.access import allowed_now
 from web.server.settings import DATABASE_FILE, Settings
 
 
+@pytest.mark.one_process("it holds up the store of a server in its own process")
 @pytest.mark.guarantee(16)
 async def test_a_bulk_request_that_waits_for_room_stores_nothing_after_the_revocation(
     settings: Settings, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ async def test_a_user_has_so_many_connections_and_a_place_is_given_back(settings
             pass
 
 
+@pytest.mark.one_process("each worker counts its own connections")
 async def test_a_device_takes_over_its_own_connection_at_the_limit(settings: Settings) -> None:
     async with (
         limited(settings, user_connections_max=1) as server,
@@ -59,6 +60,7 @@ async def test_a_device_takes_over_its_own_connection_at_the_limit(settings: Set
             assert await refused(third) == TOO_MANY
 
 
+@pytest.mark.one_process("each worker counts its own connections")
 async def test_a_diagnosis_and_an_address_have_so_many_connections(settings: Settings) -> None:
     for limit in ("diagnosis_connections_max", "address_connections_max"):
         async with limited(settings, **{limit: 1}) as server, server.live(), server.connect(sub="bo") as client:

@@ -154,6 +154,7 @@ async def test_a_page_of_a_configured_origin_may_connect_and_use_the_api(
                     assert (await refused(client))[0] == "origin_not_allowed"
 
 
+@pytest.mark.one_process("the parent warns")
 async def test_null_is_a_warning_at_start(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     def warnings() -> list[str]:
         return [one.message for one in caplog.records if one.levelname == "WARNING"]
@@ -270,6 +271,7 @@ async def test_the_host_is_not_asked_for_health_and_readiness(settings: Settings
         assert (await asked_on(server, "evil.example", "/%2Fhealthz")).status == 404
 
 
+@pytest.mark.one_process("two servers of one process have no Unix socket")
 async def test_the_host_is_not_asked_where_a_token_is_required_or_a_proxy_is_trusted(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import ssl
 import time
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.documents.test_nginx import certificate
@@ -40,6 +41,7 @@ async def status_of(server: Server, token: str) -> int:
     return answer.status_code
 
 
+@pytest.mark.one_process("workers are replaced")
 async def test_a_reload_takes_up_keys_without_dropping_a_connection_and_keeps_them_if_one_is_broken(
     tmp_path: Path,
 ) -> None:
@@ -81,6 +83,7 @@ async def test_a_reload_takes_up_keys_without_dropping_a_connection_and_keeps_th
             assert (await client.events(1))[0]["seq"] == 1, "it was connected all the time"
 
 
+@pytest.mark.one_process("workers are replaced")
 async def test_a_reload_makes_no_local_key_in_place_of_a_missing_one(tmp_path: Path) -> None:
     logbook, key = Logbook(), tmp_path / "data" / "jwt.key"
     async with served(tmp_path / "data", logbook=logbook) as (process, server):
