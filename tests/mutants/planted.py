@@ -685,7 +685,7 @@ PLANTED: Final = (
         "actors/diagnosis.py",
         "        if self._store.shared:\n            # While",
         "        if False:\n            # While",
-        nodes=True,
+        ("tests/actors/test_second_writer.py",),
     ),
     Planted(
         "what the connections of an erased person leave elsewhere stays",
