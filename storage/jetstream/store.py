@@ -48,6 +48,13 @@ VIEWED_AT_ONCE = 100
 RENEWED = "epochs.renew"
 """What the audit trail calls it."""
 
+REPLICA_LOOK_SECONDS = 0.5
+"""Between two looks at whether all servers that hold a stream are up to date."""
+
+REPLICA_LOOKS_MAX = 20
+"""So often is looked. Reason: one that was started again catches up, and under load each is a little behind at any
+moment. Beyond: told as a problem."""
+
 PROBLEMS_MAX = 100
 """Problems that a check names. Beyond: it ends."""
 
@@ -667,7 +674,12 @@ class JetStreamStore(TellsDamage):
         raise NotSupported("the engine is copied by its own tool while it runs: nats account backup DIR")
 
     async def check(self, scratch: Path | None = None) -> Sequence[str]:
-        problems: list[str] = [*await self._problems_of_streams()]
+        problems: list[str] = []
+        for _ in range(REPLICA_LOOKS_MAX):
+            problems = [*await self._problems_of_streams()]
+            if not problems:
+                break
+            await trio.sleep(REPLICA_LOOK_SECONDS)
         windows: dict[str, records.Window] = {}
         for diagnosis in list(self._engine.known.page(None, "")):
             try:
