@@ -213,11 +213,14 @@ class Follower:
             case "acked":
                 assert self.epoch is not None, "connect comes first"
                 if not (self.is_forgotten or self.subscriber.is_unsure):
-                    # It answers one acknowledgement at least, in order, and may answer more.
-                    first, *others = self._unanswered or [0]
-                    if data["seq"] < first:
-                        raise Violation(f"connection {self.number}: {data['seq']} is stored, and acknowledged {first}")
-                    self._unanswered = [max(one, data["seq"]) for one in others]
+                    # It answers one acknowledgement at least. One of what is stored already overtakes what waits.
+                    answered = max((one for one in self._unanswered if one <= data["seq"]), default=None)
+                    if answered is not None:
+                        self._unanswered.remove(answered)
+                    elif self._unanswered:
+                        raise Violation(
+                            f"connection {self.number}: {data['seq']} is stored, and acknowledged {self._unanswered}"
+                        )
                     stored = self.subscriber.stored.get(self.epoch, 0)
                     self.subscriber.stored[self.epoch] = max(stored, data["seq"])
                 self.hears(f"acked {data['seq']}")
