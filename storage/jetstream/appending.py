@@ -209,7 +209,8 @@ class Appending:
         unsure: dict[str, _Plan] = {}
         """What was sent without an answer, by its id."""
         attempts = 0
-        deadline = trio.current_time() + PATIENCE_SECONDS
+        # Whoever stands behind others in an outage has waited with them.
+        deadline = trio.current_time() + PATIENCE_SECONDS - min(PATIENCE_SECONDS, engine.away_seconds or 0.0)
         while trio.current_time() < deadline:
             diagnosis = engine.known.diagnosis(diagnosis_id)
             if diagnosis is None:

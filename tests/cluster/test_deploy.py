@@ -15,6 +15,8 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from storage.clock import SystemClock
+from storage.errors import CannotOpen
 from storage.nats.connection import Connection
 from storage.nats.errors import Denied
 from storage.nats.wire import Outgoing
@@ -23,6 +25,7 @@ from tests.cluster.servers import NatsServer, nats_servers
 from tests.logbook import Logbook
 from tests.programs import program
 from tests.server.harness import running_server
+from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
 from web.server.settings import load
 
@@ -109,6 +112,19 @@ async def test_nobody_else_may_and_our_user_nothing_else(guarded: NatsServer, se
             while nobody.refused is None:
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_server_with_another_name_is_told_what_it_may_not(
+    guarded: NatsServer, seed: tuple[Path, str], tmp_path: Path
+) -> None:
+    given = variables_of([guarded], "other") | {
+        "AVICENNA_NATS_CREDENTIALS": str(seed[0]),
+        "AVICENNA_DATA": str(tmp_path),
+    }
+    says = pytest.RaisesExc(CannotOpen, match=r"the user may not publish to \$JS\.API\.STREAM\.INFO\.other")
+    with pytest.RaisesGroup(says, flatten_subgroups=True):
+        async with nats_engine.open_nats(load(given), SystemClock(), AUDIT_ROWS):
+            pass
 
 
 def test_the_whole_configuration_is_understood(seed: tuple[Path, str], tmp_path: Path) -> None:
