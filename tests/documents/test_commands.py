@@ -86,6 +86,7 @@ NOT_RUN: Final = {
     "git clone *": "these tests run in a clone; `make first-hour` makes one",
     "make bench*": _MINUTES,
     "make crash-test *": _MINUTES,
+    "make workers-test *": _MINUTES,
     "make soak *": _MINUTES,
     "docker build *": _ENGINE,
     "docker run *": _ENGINE,
