@@ -31,7 +31,7 @@ import os, sys
 names, *rest = sys.argv[1:]
 at = rest.index("--")
 kept = [int(one) for one in rest[:at]]
-high = [os.dup2(one, to, inheritable=False) for to, one in enumerate(kept, 100)]
+high = [os.dup2(one, to, inheritable=False) for to, one in enumerate(kept, max(kept) + 10)]
 for to, one in enumerate(high, 3):
     os.dup2(one, to)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": names}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import httpx
+import pytest
 
 from avicenna_live import Backoff, FeedbackUpdate, Follower
 from tests.networks import AnswerTaker
@@ -108,6 +109,7 @@ def following(server: Server, arrived: dict[int, list[tuple[int, object]]]) -> I
     assert not thread.is_alive()
 
 
+@pytest.mark.timeout(60 + 60 * ROUNDS)  # the server starts anew in each
 def test_every_row_that_a_service_commits_arrives_once_whoever_is_killed(tmp_path: Path) -> None:
     arrived: dict[int, list[tuple[int, object]]] = {one: [] for one in DIAGNOSES}
     lost_answers: list[bytes] = []
