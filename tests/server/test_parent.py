@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from storage.clock import SystemClock
+from web.http.listening import share_of_tcp
 from web.server.service_manager import NOBODY
 from web.server.settings import Settings
 from web.server.workers import children, orders, parent
@@ -32,14 +33,15 @@ class Child:
         self.ready = trio.Event()
         self.ended = trio.Event()
         self._is_frozen = is_frozen
+        self._is_over = trio.Event()
 
     def end(self, *, is_replaced: bool = False) -> None:
         self.is_ending, self.is_replaced = True, is_replaced
         if not self._is_frozen:
-            self.ended.set()
+            self._is_over.set()
 
     def kill(self) -> None:
-        self.ended.set()
+        self._is_over.set()
 
     def say(self, word: str, rest: str = "") -> None:
         """Nobody reads it."""
@@ -50,9 +52,13 @@ class Child:
     async def until_told(self, number: int) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def run(self, said: Callable[[Child, str, str], None]) -> None:
+    async def run(self, said: Callable[[Child, str, str], None], gone: Callable[[], None]) -> None:
         self.ready.set()
-        await self.ended.wait()
+        await self._is_over.wait()
+        gone()
+        self.ended.set()
+        for _ in range(10):  # the next one is started before this returns
+            await trio.lowlevel.checkpoint()
 
 
 class Installation:
@@ -60,7 +66,8 @@ class Installation:
 
     def __init__(self, data: Path, frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = Settings(data=data, workers=2)
-        nowhere = parent.Listeners([[], []], (), (), ("http://127.0.0.1:1",))
+        self.listeners: list[list[socket.socket]] = [[], []]
+        nowhere = parent.Listeners(self.listeners, (), (), ("http://127.0.0.1:1",))
         counting = memory(parent.slots_of(settings))
         self.orders: list[Order] = []
         self.serving: list[Child] = []
@@ -145,6 +152,23 @@ async def test_a_process_that_cannot_be_started_now_is_started_later(
         installation.parent.reload()
         await trio.sleep(10)
         assert len(installation.serving) == 4
+
+
+async def test_the_worker_after_one_that_died_accepts_on_another_listener(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    installation = Installation(tmp_path, "nobody", monkeypatch)
+    former = share_of_tcp("127.0.0.1", 0)
+    installation.listeners[0].append(former)
+    async with installation.served():
+        dead = next(one for one in installation.serving if one.name.startswith("worker-1"))
+        dead.kill()
+        await dead.ended.wait()
+        await trio.sleep(10)
+        (listener,) = installation.listeners[0]
+        assert former.fileno() == -1, "nobody waits where nobody accepts"
+        assert installation.orders[-1].public == (listener.fileno(),)
+        listener.close()
 
 
 async def test_a_process_that_can_never_be_started_ends_the_server_in_order(

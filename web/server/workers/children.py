@@ -104,15 +104,16 @@ class Child:
         while self._told < number and not self.ended.is_set():
             await self._has_told.wait()
 
-    async def run(self, said: Callable[[Child, str, str], None]) -> None:
+    async def run(self, said: Callable[[Child, str, str], None], gone: Callable[[], None] = lambda: None) -> None:
         """Listen to it until it is gone.
 
         Args:
             said: called with each word it says but `READY`, and what follows the word.
+            gone: called right before `ended` is set: before another one is started.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
-            await self._listen(said)
+            await self._listen(said, gone)
             nursery.cancel_scope.cancel()
 
     async def _write(self) -> None:
@@ -125,7 +126,7 @@ class Child:
                 out, self._out = self._out, []
                 await stdin.send_all(b"".join(out))
 
-    async def _listen(self, said: Callable[[Child, str, str], None]) -> None:
+    async def _listen(self, said: Callable[[Child, str, str], None], gone: Callable[[], None]) -> None:
         stdout = self._process.stdout
         assert stdout is not None, "it is started with a pipe"
         try:
@@ -147,6 +148,7 @@ class Child:
                 if self._process.stdin is not None:
                     await self._process.stdin.aclose()
                 await stdout.aclose()
+            gone()
             self.ended.set()
             self._has_told.set()
 

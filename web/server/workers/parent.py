@@ -347,7 +347,7 @@ class Parent:
     async def _tend(self, place: Place, child: Child) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._limit_start, place, child)
-            await child.run(self._said)
+            await child.run(self._said, partial(self._leave_listener, place, child))
             nursery.cancel_scope.cancel()
         if self._children.get(child.name) is child:
             del self._children[child.name]
@@ -355,10 +355,13 @@ class Parent:
             self._counts.put(child.slot, 0)
             self._free_slots.add(child.slot)
             self._ledger.worker_ended(child)
-            if not child.is_ending:
-                place.renew()
             if (store := self._children.get(orders.STORE)) is not None:
                 store.say(orders.GONE, child.name)
+
+    def _leave_listener(self, place: Place, child: Child) -> None:
+        """A child that has died leaves nobody waiting where it accepted, and the next one gets another listener."""
+        if child.name != orders.STORE and not child.is_ending:
+            place.renew()
 
     async def _limit_start(self, place: Place, child: Child) -> None:
         if child.name != orders.STORE:
