@@ -12,8 +12,9 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 
 LENGTH_BYTES: Final = 4
 
-RECEIVE_BYTES: Final = 256 * 1024
-"""Read from the stream at once."""
+RECEIVE_BYTES: Final = 32 * 1024
+"""Read from the stream at once. Reason: room for so much is made for each read, also for one that finds nothing; where
+it is more than 128 KB, the system maps and clears pages for it each time, which takes longer than the read."""
 
 
 class FrameTooLong(StorageError):
