@@ -22,6 +22,7 @@ from actors import turns
 from actors.budget import SMALL_OUTBOX_BYTES_MAX, RingBudget
 from actors.cursors import CursorKeeper
 from actors.errors import DevicesExhausted
+from actors.following import Following
 from actors.mailbox import InHand, Mailbox
 from actors.messages import (
     Admission,
@@ -50,7 +51,7 @@ from actors.transport import Burst, Ending
 from actors.which import EVERYBODY
 from storage.belief import Moment
 from storage.errors import Busy, Failed, NoSuchDiagnosis, StorageError
-from storage.news import News, merged
+from storage.news import LOOK, News, merged
 from storage.records import (
     OUTBOX_EVENTS_MAX,
     AcknowledgedBy,
@@ -122,6 +123,7 @@ class DiagnosisActor:
     __slots__ = (
         "_budget",
         "_diagnosis_id",
+        "_following",
         "_in_hand",
         "_keeper",
         "_look_at",
@@ -143,6 +145,7 @@ class DiagnosisActor:
         mailbox: Mailbox,
         roster: Roster,
         in_hand: InHand,
+        following: Following,
         *,
         store: Store,
         keeper: CursorKeeper,
@@ -163,6 +166,7 @@ class DiagnosisActor:
         self._mailbox = mailbox
         self._roster = roster
         self._in_hand = in_hand
+        self._following = following
         self._store = store
         self._keeper = keeper
         self._budget = budget
@@ -220,6 +224,8 @@ class DiagnosisActor:
 
     async def _load(self) -> None:
         """Read cursors and ring from the store. Whoever follows another epoch is told that its numbers are gone."""
+        if self._roster.subscribers or self._mailbox.begins_with(Subscribe):
+            self._following.begin()  # before the ring is read, so that nothing is missed
         known, is_old = self._roster.known, self._roster.known is not None
         if known is None:
             known = await self._load_known()
@@ -328,7 +334,7 @@ class DiagnosisActor:
             case Subscribe():
                 await self._subscribe(self._batch(envelope, Subscribe, BATCH_SUBSCRIBERS_MAX))
             case Inspect():
-                self._answer(envelope, self._ring.window)
+                await self._inspect(envelope)
             case Trace():
                 await self._trace(envelope, envelope.message)
             case Purge():
@@ -342,6 +348,7 @@ class DiagnosisActor:
                 await self._forget_unseen(envelope)
             case Heard():
                 await self._hear(envelope.message.news)
+                self._following.heard(is_wanted=bool(self._roster.subscribers) or self._missing is not None)
                 self._answer(envelope, None)
             case _:
                 assert_never(envelope.message)
@@ -440,7 +447,17 @@ class DiagnosisActor:
                 newest = max(newest, outcome.seq)
         if pushed_out:
             self._roster.count_evicted(pushed_out)
-        return not stored or await self._extend_ring(stored, newest, committed_at)
+        if not self._following.is_on:  # nobody reads the ring
+            self._ring.passed(newest)
+            return True
+        return not stored or await self._extend_ring(self._with_what_waits(stored), newest, committed_at)
+
+    def _with_what_waits(self, stored: Sequence[Event]) -> Sequence[Event]:
+        """Own events, and those of others that wait in the mailbox: none of these is read from the store."""
+        news, ring = self._mailbox.waiting_news, self._ring
+        if stored[0].seq == ring.head + 1 == stored[-1].seq or news is None or news.window is None:
+            return stored
+        return sorted((*news.events, *stored)) if news.window.epoch == ring.epoch else stored
 
     # The ring
 
@@ -486,12 +503,12 @@ class DiagnosisActor:
     async def _hear(self, news: News) -> None:
         """Take in what another process has stored, or look for it: at once, and later again if it is not found yet."""
         ring, window = self._ring, news.window
-        follows = window is not None and window.epoch == ring.epoch and window.head - len(news.events) <= ring.head
-        if window is not None and follows and news.is_whole:
+        is_known = window is not None and window.epoch == ring.epoch and (news.is_whole or bool(news.events))
+        if window is not None and is_known and _reached(ring.head, news.events) >= window.head:
             await self._extend_ring(news.events, window.head)
             await self._evict(window)
             return
-        self._missing = merged(self._missing or news, replace(news, is_whole=False))
+        self._missing = merged(self._missing or news, replace(news, events=(), is_whole=False))
         if self._look_at == inf:
             await self._look()
 
@@ -583,6 +600,8 @@ class DiagnosisActor:
 
     async def _subscribe(self, batch: Sequence[Envelope]) -> None:
         """Attach connections, in order. The start of each is stored as its cursor first: it is known from then on."""
+        if self._following.begin():
+            await self._hear(LOOK)
         if self._store.shared:
             # While the store is away, whoever is known here goes on with what is known here.
             with contextlib.suppress(Busy, Failed):
@@ -793,8 +812,22 @@ class DiagnosisActor:
             return
         self._answer(envelope, dropped)
 
+    async def _inspect(self, envelope: Envelope) -> None:
+        try:
+            await self._read_what_was_not_told()
+        except (Busy, Failed) as refusal:
+            self._refuse(envelope, refusal)
+            return
+        self._answer(envelope, self._ring.window)
+
+    async def _read_what_was_not_told(self) -> None:
+        """Bring the ring up to date, if others may have written of which nobody has told."""
+        if not self._following.is_on:
+            await self._extend_ring((), None)
+
     async def _trace(self, envelope: Envelope, message: Trace) -> None:
         try:
+            await self._read_what_was_not_told()
             if self._store.shared:
                 await self._load_what_others_know()
         except StorageError as refusal:
@@ -860,6 +893,14 @@ def _carried_out() -> trio.CancelScope:
 
 def _taken(tracing: Tracing, diagnosis_id: str, batch: Sequence[Envelope]) -> Sequence[object]:
     return tracing.taken(diagnosis_id, [(envelope.span, envelope.came_at) for envelope in batch])
+
+
+def _reached(head: Seq, events: Sequence[Event]) -> Seq:
+    """How far a ring with this head comes with these events."""
+    for event in events:
+        if event.seq == head + 1:
+            head = event.seq
+    return head
 
 
 def _event_in(envelope: Envelope) -> NewEvent:

@@ -113,6 +113,16 @@ class Mailbox:
             await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
         return envelope
 
+    @property
+    def waiting_news(self) -> News | None:
+        """The news that wait; `None`: there are none."""
+        waiting = None if self._news is None else self._news.message
+        return waiting.news if isinstance(waiting, Heard) else None
+
+    def begins_with(self, kind: type[Publish | Subscribe]) -> bool:
+        """Whether the next message is of this kind."""
+        return self._waiting is not None and isinstance(self._waiting[0].message, kind)
+
     def receive_batch(self, kind: type[Publish | Subscribe], most: int) -> list[Envelope]:
         """The next messages that are here and are of this kind."""
         batch: list[Envelope] = []

@@ -23,6 +23,7 @@ from actors.counts import ActorsStatistics, Counts, statistics_of_all
 from actors.cursors import CursorKeeper
 from actors.diagnosis import Render
 from actors.errors import ActorError, Draining, MailboxFull, Quarantined
+from actors.following import Following
 from actors.intensity import Intensity
 from actors.mailbox import Mailbox
 from actors.messages import Asks, Delivery, Envelope, Evict, Forget, ForgetUnseen, Inspect
@@ -496,9 +497,9 @@ class Registry(Watcher):
         return slot.roster.unacknowledged()
 
     def window(self, diagnosis_id: str) -> Window | None:
-        """What a diagnosis retains, if its actor runs and has read it; wakes nobody."""
+        """What a diagnosis retains, if its actor runs, has read it, and is told of what others store; wakes nobody."""
         slot = self._slots.get(diagnosis_id)
-        return None if slot is None else window_at(slot)
+        return window_at(slot) if slot is not None and slot.following.is_on else None
 
     @property
     def loaded(self) -> list[str]:
@@ -540,8 +541,7 @@ class Registry(Watcher):
         slot = self._slots.get(diagnosis_id)
         if slot is None:
             slot = self._slots[diagnosis_id] = self._new_slot(diagnosis_id)
-            # Before its outbox is read, so that nothing is missed.
-            slot.listening = self._store.follow(diagnosis_id), self._peers.listen(diagnosis_id)
+            slot.stop_peers = self._peers.listen(diagnosis_id)
         return slot
 
     # For rosters
@@ -598,6 +598,7 @@ class Registry(Watcher):
             Roster(diagnosis_id, self, self._counts),
             Intensity(limits.restart_intensity_max, limits.restart_intensity_seconds),
             self._histories.get(diagnosis_id) or History(),
+            Following(self._store, diagnosis_id),
         )
 
     def _wake(self, slot: Slot) -> None:

@@ -28,7 +28,7 @@ class Gap:
 class Ring:
     """At most `OUTBOX_EVENTS_MAX` rendered events: `floor < seq <= head`."""
 
-    __slots__ = ("_texts", "epoch", "floor", "head", "purged", "text_bytes")
+    __slots__ = ("_passed", "_texts", "epoch", "floor", "head", "purged", "text_bytes")
 
     def __init__(self, window: Window) -> None:
         """Start empty at the floor of `window`; its events follow through `append`."""
@@ -36,6 +36,8 @@ class Ring:
         self.floor: Seq = window.floor
         self.head: Seq = window.floor
         self.purged: Seq = window.purged
+        self._passed: Seq = window.floor
+        """The highest number that is known to be given, and of which the ring may have nothing."""
         self._texts: list[bytes] = []
         """Those of `floor + 1` to `head`."""
         self.text_bytes = 0
@@ -60,6 +62,15 @@ class Ring:
         """Drop the oldest events."""
         self.text_bytes -= sum(map(len, self._texts[:count]))
         del self._texts[:count]
+
+    def passed(self, seq: Seq) -> None:
+        """This number was given; its event, and others below it, are read once somebody wants them."""
+        self._passed = max(self._passed, seq)
+
+    @property
+    def newest(self) -> Seq:
+        """The highest number that is known to be given."""
+        return max(self.head, self._passed)
 
     def raise_floor(self, window: Window) -> None:
         """Let go of what `window` no longer retains (a purge, events that were too old, or lost in the store)."""
@@ -88,6 +99,12 @@ class Ring:
     def window(self) -> Window:
         """What the ring holds, as a value."""
         return Window(self.epoch, self.head, self.floor, self.purged)
+
+    @property
+    def stored(self) -> Window:
+        """What is stored, as far as is known: newer than what the ring holds where numbers have passed it."""
+        newest = self.newest
+        return Window(self.epoch, newest, max(self.floor, Seq(newest - OUTBOX_EVENTS_MAX)), self.purged)
 
     def __len__(self) -> int:
         return self.head - self.floor

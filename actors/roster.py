@@ -427,22 +427,23 @@ class Roster:
         # Asked for with every event: the known subscribers, who may be thousands, are counted only now and then.
         if self.ring is None or self.known is None:
             return 0
-        if self._at_risk is None or self.ring.head > self._safe_until:
+        if self._at_risk is None or self.ring.newest > self._safe_until:
             safe = [one.seq_in(self.ring.epoch) for one in self.known.values() if not self._is_at_risk(one)]
             self._at_risk = len(self.known) - len(safe)
-            self._safe_until = Seq(min(safe, default=self.ring.head) + AT_RISK_LAG)
+            self._safe_until = Seq(min(safe, default=self.ring.newest) + AT_RISK_LAG)
         return self._at_risk
 
     def _is_at_risk(self, known: Known) -> bool:
-        return self.ring is not None and self.ring.head - known.seq_in(self.ring.epoch) > AT_RISK_LAG
+        return self.ring is not None and self.ring.newest - known.seq_in(self.ring.epoch) > AT_RISK_LAG
 
     def unacknowledged(self) -> int:
         """Retained events that some known subscriber has not acknowledged; all of them while nobody is known."""
         if self.ring is None:
             return 0
-        floor, lowest = self.ring.floor, self.lowest()
-        lowest = floor if lowest is None else lowest
-        return max(0, self.ring.head - max(lowest, floor))  # a cursor moved by another process can be ahead of the ring
+        stored, lowest = self.ring.stored, self.lowest()
+        lowest = stored.floor if lowest is None else lowest
+        # A cursor moved by another process can be ahead of what is known here.
+        return max(0, stored.head - max(lowest, stored.floor))
 
     def lowest(self) -> Seq | None:
         """The lowest cursor of a known subscriber in the epoch of the ring; `None`: nobody is known, or no ring."""

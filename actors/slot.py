@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from actors.counts import RestartReason
+from actors.following import Following
 from actors.intensity import Intensity
 from actors.mailbox import InHand, Mailbox
 from actors.roster import Roster
@@ -116,6 +117,7 @@ class Slot:
     roster: Roster
     intensity: Intensity
     history: History
+    following: Following
     in_hand: InHand = field(default_factory=InHand)
     state: ActorState = ActorState.PASSIVE
     interruption: Interruption = Interruption.NONE
@@ -125,8 +127,8 @@ class Slot:
     """On the monotonic clock."""
     _changed: trio.Event | None = None
     """`None` (usual): nobody waits for a change."""
-    listening: tuple[Callable[[], None], ...] = ()
-    """Each ends something that is told of the diagnosis by the store or by other processes."""
+    stop_peers: Callable[[], None] | None = None
+    """Ends what other processes tell of the diagnosis."""
 
     def become(self, state: ActorState) -> None:
         """Change the state and tell who waits for it."""
@@ -151,9 +153,10 @@ class Slot:
 
     def stop_listening(self) -> None:
         """It leaves memory, and is told nothing more."""
-        for stop in self.listening:
+        self.following.leave()
+        stop, self.stop_peers = self.stop_peers, None
+        if stop is not None:
             stop()
-        self.listening = ()
 
     @property
     def is_to_stop(self) -> bool:

@@ -68,9 +68,9 @@ class Glance(NamedTuple):
 
 
 def window_at(slot: Slot) -> Window | None:
-    """What the ring of a slot holds, if that is what is stored: after a crash the ring of before stays until another is
-    loaded, and its newest events may be missing in it."""
-    return None if slot.roster.ring is None or slot.state is not ActorState.RUNNING else slot.roster.ring.window
+    """What is stored, as far as the ring of a slot knows. After a crash the ring of before stays until another is
+    loaded, and what it knows is old."""
+    return None if slot.roster.ring is None or slot.state is not ActorState.RUNNING else slot.roster.ring.stored
 
 
 def glance_at(slot: Slot) -> Glance:
@@ -139,4 +139,4 @@ def statistics_of(slot: Slot, damage: Damage | None) -> ActorStatistics:
 def _lag(roster: Roster, ring: Ring) -> tuple[Lag, ...]:
     behind = [(one, one.seq_in(ring.epoch)) for one in roster.lagging(LAG_SHOWN)]
     # A cursor that was moved by another process can be ahead of the ring.
-    return tuple(Lag(one.id, bool(one.connections), cursor, max(0, ring.head - cursor)) for one, cursor in behind)
+    return tuple(Lag(one.id, bool(one.connections), cursor, max(0, ring.newest - cursor)) for one, cursor in behind)

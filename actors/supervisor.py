@@ -127,6 +127,7 @@ class Supervisor:
             slot.mailbox,
             slot.roster,
             slot.in_hand,
+            slot.following,
             store=self._store,
             keeper=self._keeper,
             budget=self._budget,

@@ -18,9 +18,11 @@ class News:
     window: Window | None
     """The log as its last entry has left it; `None`: nothing is known of it."""
     events: tuple[Event, ...] = ()
-    """Events that were stored, without a hole, up to the head of `window`. Empty: a mark."""
+    """Events that were stored, the lowest first. Empty: a mark."""
     is_whole: bool = True
-    """False: something may be missing here. Whoever is interested looks at the log."""
+    """They have no hole, and end at the head of `window`. False with events: what these lack up to that head, whoever
+    hears of it may have stored itself. False without: something may be missing. Whoever lacks something looks at the
+    log."""
 
 
 LOOK: Final = News(None, is_whole=False)
@@ -28,7 +30,7 @@ LOOK: Final = News(None, is_whole=False)
 
 
 def merged(older: News, newer: News) -> News:
-    """Two pieces of news as one: a hole, or too many events, and it tells only how far the log has come."""
+    """Two pieces of news as one. Where something may be missing, it tells only how far the log has come."""
     if newer.window is None:
         return News(older.window, is_whole=False)
     if older.window is None or older.window.epoch != newer.window.epoch:
@@ -37,4 +39,19 @@ def merged(older: News, newer: News) -> News:
     follows = older.is_whole and newer.is_whole and newer.window.head - len(newer.events) == older.window.head
     if follows and len(events) <= OUTBOX_EVENTS_MAX:
         return News(newer.window, events)
+    if _is_known(older) and _is_known(newer) and _is_later(newer, older.window) and len(events) <= OUTBOX_EVENTS_MAX:
+        return News(newer.window, events, is_whole=False)
     return News(max(older.window, newer.window, key=lambda one: (one.head, one.floor)), is_whole=False)
+
+
+def _is_known(news: News) -> bool:
+    """Whether it says what was stored elsewhere, with or without holes."""
+    return news.is_whole or bool(news.events)
+
+
+def _is_later(news: News, window: Window) -> bool:
+    """Whether it tells of what came after this window."""
+    now = news.window
+    if now is None or now.head < window.head or now.floor < window.floor:
+        return False
+    return not news.events or news.events[0].seq > window.head

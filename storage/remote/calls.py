@@ -19,7 +19,7 @@ from storage.changes import Change
 from storage.damage import Damage
 from storage.errors import Failed, OutboxDamaged, StorageError
 from storage.news import News
-from storage.records import Appended, Epoch, NewEvent, Seq, StoreStatistics
+from storage.records import Appended, Epoch, Event, NewEvent, Seq, StoreStatistics, Window
 
 Kind = TypeVar("Kind")
 
@@ -296,8 +296,32 @@ def change_of(content: msgspec.Raw) -> Change:
 
 
 _named: Final = _reading(tuple[str, msgspec.Raw])
-news_of: Final = _reading(tuple[str, News])
-"""Which log has grown, and by what."""
+
+# News
+
+_grown: Final = _reading(tuple[str, tuple[str, int, int, int] | None, list[tuple[int, float, str, bytes]], bool])
+
+
+def grew(diagnosis_id: str, news: News) -> bytes:
+    """A log has grown. Without names of fields, as each event is told so."""
+    window = news.window
+    place = None if window is None else (window.epoch, window.head, window.floor, window.purged)
+    return encoded(0, "grew", (diagnosis_id, place, news.events, news.is_whole))
+
+
+def news_of(content: msgspec.Raw) -> tuple[str, News]:
+    """Which log has grown, and by what."""
+    diagnosis_id, place, events, is_whole = _grown(content)
+    if place is None:
+        return diagnosis_id, News(None, is_whole=is_whole)
+    epoch, head, floor, purged = place
+    window = Window(Epoch(epoch), Seq(head), Seq(floor), Seq(purged))
+    stored = tuple([Event(Seq(seq), at, kind, body) for seq, at, kind, body in events])
+    return diagnosis_id, News(window, stored, is_whole)
+
+
+# The rest
+
 state_of: Final = _reading(State)
 text_of: Final = _reading(str)
 number_of: Final = _reading(int)

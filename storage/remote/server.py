@@ -197,10 +197,11 @@ class StoreServer:
                 if frame.what == calls.APPEND:
                     self._append(client, frame)
                 elif frame.what in calls.METHODS:
-                    # It is handed over before it waits, and before the next frame is looked at.
                     begun = trio.Event()
                     nursery.start_soon(self._ask, client, frame, begun)
-                    await begun.wait()
+                    if frame.what not in calls.READS:
+                        # It is handed over before it waits, and before the next frame is looked at.
+                        await begun.wait()
                 elif frame.what == calls.FOLLOW:
                     diagnosis_id = calls.text_of(frame.content)
                     client.followed.add(diagnosis_id)  # at once: an `UNFOLLOW` may be the next frame
@@ -353,23 +354,25 @@ class StoreServer:
         if window is None and not self._is_followed(diagnosis_id):
             return
         stored = [
-            (Event(one.seq, one.at, event.kind, event.body), one.epoch)
+            (one, event)
             for event, one in zip(events, outcomes, strict=True)
             if isinstance(one, Appended) and not one.replayed
         ]
         if not stored:
             return
-        (first, epoch), (last, _) = stored[0], stored[-1]
-        if window is None or window.epoch != epoch or first.seq != window.head + 1:
+        first, last = stored[0][0], stored[-1][0]
+        if window is None or window.epoch != last.epoch or first.seq != window.head + 1:
             self._tell_others(client, diagnosis_id, LOOK)
-            if window is not None and (window.epoch != epoch or last.seq > window.head):
+            if window is not None and (window.epoch != last.epoch or last.seq > window.head):
                 del self._windows[diagnosis_id]
             self._learn(diagnosis_id)
             if (learning := self._learning.get(diagnosis_id)) is not None:
-                learning.grown = epoch, last.seq
+                learning.grown = last.epoch, last.seq
             return
         window = self._windows[diagnosis_id] = _grown_to(window, last.seq)
-        self._tell_others(client, diagnosis_id, News(window, tuple(event for event, _ in stored)))
+        if any(diagnosis_id in one.followed for one in self._clients if one is not client):
+            grown = tuple(Event(one.seq, one.at, event.kind, event.body) for one, event in stored)
+            self._tell_others(client, diagnosis_id, News(window, grown))
 
     # Who follows what
 
@@ -404,7 +407,7 @@ class StoreServer:
     def _tell_others(self, client: _Client | None, diagnosis_id: str, news: News) -> None:
         told = [one for one in self._clients if one is not client and diagnosis_id in one.followed]
         if told:
-            frame = calls.encoded(0, "grew", (diagnosis_id, news))
+            frame = calls.grew(diagnosis_id, news)
             for one in told:
                 one.say(frame)
 

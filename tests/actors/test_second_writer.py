@@ -11,18 +11,19 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import actors.roster
+from actors.following import HEARD_IN_VAIN_MAX
 from actors.messages import DeliveryState, Forget, Forgotten, Purge, Trace
 from actors.reading import RenderedEvent
 from actors.resume import Resume, Wanted
 from actors.ring import Gap
 from actors.transport import Ending
 from actors.which import EVERYBODY, OfUser
-from storage.errors import Failed
+from storage.errors import Busy, Failed
 from storage.memory import MemoryStore
 from storage.memory_engine import LOOK_SECONDS, Faults
 from storage.news import News
 from storage.records import Act, CursorMove, Epoch, Seq, SubscriberId, Window
-from tests.actors.world import DIAGNOSIS, Reader, World, anybody, settled_cursors, two_worlds
+from tests.actors.world import DIAGNOSIS, Reader, World, anybody, retire, settled_cursors, two_worlds
 
 DAY = 24 * 3600.0
 DEAF = 1.0
@@ -96,6 +97,102 @@ async def test_what_comes_while_the_actor_is_busy_takes_one_place_in_its_mailbox
         await wait_all_tasks_blocked()
         assert reader.numbers == list(range(1, 52))
         assert reads == [], "what was heard of without a hole is not read"
+
+
+async def test_what_others_store_between_own_events_is_not_read(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        reads = count_reads(other)
+        for held in (1, 2):
+            other.store.gate = trio.Event()
+            async with trio.open_nursery() as nursery:
+                await publish(one, 2)
+                nursery.start_soon(publish, other, 1)
+                await wait_all_tasks_blocked()
+                await publish(one, held)
+                await wait_all_tasks_blocked()
+                other.store.gate.set()
+            await wait_all_tasks_blocked()
+        assert (reader.numbers, reads) == (list(range(1, 10)), [])
+
+
+async def test_nothing_is_told_to_a_process_where_nobody_follows_until_somebody_does(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_worlds() as (one, other):
+        await publish(other, 1)
+        assert not handle(other)._handle.follows(DIAGNOSIS)
+        reads = count_reads(other)
+        for count in (2, 1):
+            await publish(one, count)
+            await publish(other, 1)
+        assert reads == [], "nobody reads what others have stored"
+        assert other.registry.window(DIAGNOSIS) is None
+        window = other.actor().window
+        assert window is not None
+        assert (window.head, window.floor) == (6, 0), "numbers are known by what was stored here"
+        assert (await other.settled()).head == 6, "who asks gets what is stored"
+        reader = Reader()
+        await other.connect(reader, Wanted(after=Seq(0)))
+        assert reader.numbers == list(range(1, 7))
+        await publish(one, 1)
+        await wait_all_tasks_blocked()
+        assert reader.numbers == list(range(1, 8))
+
+
+async def test_whoever_leaves_is_back_before_what_is_told_ends(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        reader.leave()
+        for _ in range(HEARD_IN_VAIN_MAX - 1):
+            await publish(one, 1)
+            await wait_all_tasks_blocked()
+        again = Reader()
+        await other.connect(again)
+        assert handle(other)._handle.follows(DIAGNOSIS)
+        again.leave()
+        for _ in range(HEARD_IN_VAIN_MAX):
+            assert handle(other)._handle.follows(DIAGNOSIS)
+            await publish(one, 1)
+            await wait_all_tasks_blocked()
+        assert not handle(other)._handle.follows(DIAGNOSIS)
+        await publish(one, 3)
+        third = Reader()
+        await other.connect(third, Wanted(after=Seq(HEARD_IN_VAIN_MAX)))
+        assert third.numbers == list(range(HEARD_IN_VAIN_MAX + 1, 2 * HEARD_IN_VAIN_MAX + 3))
+
+
+async def test_who_follows_where_what_was_not_told_cannot_be_read_gets_it_later(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        known = Reader("bo", "phone")
+        await other.connect(known)
+        known.leave()
+        for _ in range(HEARD_IN_VAIN_MAX):
+            await publish(one, 1)
+            await wait_all_tasks_blocked()
+        await settled_cursors(other.registry)
+        await publish(one, 2)
+        other.store.fail("read_after", Busy("now"), Busy("now"))
+        again = Reader("bo", "phone")
+        await other.connect(again)
+        await trio.sleep(1)
+        assert again.numbers == list(range(1, HEARD_IN_VAIN_MAX + 3))
+
+
+async def test_an_actor_that_leaves_memory_is_told_nothing(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        reader.leave()
+        await other.registry.stop_here(DIAGNOSIS)
+        assert not handle(other)._handle.follows(DIAGNOSIS)
+        await other.connect(reader2 := Reader())
+        assert handle(other)._handle.follows(DIAGNOSIS)
+        await one.store.inner.delete(DIAGNOSIS)
+        await retire(other.registry)
+        assert (handle(other)._handle.follows(DIAGNOSIS), reader2.ending) == (False, Ending.DELETED)
 
 
 def count_reads(there: World) -> list[float]:

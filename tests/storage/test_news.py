@@ -33,11 +33,17 @@ def test_a_mark_behind_events_keeps_them_and_brings_its_floor() -> None:
     assert numbers(merged(both, news_of(5))) == [4, 5]
 
 
-def test_a_hole_a_repetition_and_another_epoch_are_to_be_looked_up() -> None:
+def test_with_a_hole_they_keep_their_events_and_say_how_far_the_log_has_come() -> None:
+    both = merged(merged(news_of(4), news_of(6)), news_of(7))
+    assert (numbers(both), both.is_whole, both.window) == ([4, 6, 7], False, news_of(7).window)
+    with_mark = merged(both, mark(8, 8))
+    assert (numbers(with_mark), with_mark.is_whole, with_mark.window) == ([4, 6, 7], False, mark(8, 8).window)
+    assert merged(both, LOOK) == News(both.window, is_whole=False)
+
+
+def test_a_repetition_and_another_epoch_are_to_be_looked_up() -> None:
     for older, newer in (
-        (news_of(4), news_of(6)),
         (news_of(4), news_of(4)),
-        (news_of(4), mark(5, 5)),
         (news_of(4), news_of(1, Epoch("f"))),
     ):
         both = merged(older, newer)

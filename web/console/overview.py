@@ -261,6 +261,6 @@ class Overview:
 
     def _is_in_memory(self, name: str) -> bool:
         """Whether what a diagnosis retains is known from memory, here or elsewhere."""
-        if self._registry.window(name) is not None:
+        if self._registry.glance_at(name).window is not None:
             return True
         return any(one.window is not None for one in self._elsewhere.glances_at(name))
