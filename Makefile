@@ -36,6 +36,8 @@
 #   make guarantees                   the names of tests in docs/GUARANTEES.md anew
 #   make node-packages                what some tests want beside Node: parsers of the documents, a compiler of types
 #   make nats-server                  a NATS server for the tests of the replicated store
+#   make cluster                      three servers on three NATS servers behind a proxy, to look at and to break
+#   make chaos [ROUNDS=20]            these, killed, frozen, cut off and filled under load; ARGS="--only cut-leader" a part
 #   make python-client-test [ARGS="-k core"]   the tests of clients/python, in a .venv of its own (a part of `make test`)
 #   make clean                        .venv* and caches away
 #
@@ -256,6 +258,14 @@ $(BENCH_STAMP): requirements/bench.lock $(STAMP)
 	@touch $@
 
 nats-server: $(CLUSTER_STAMP)
+
+.PHONY: cluster chaos
+cluster: setup nats-server
+	@exec $(BIN)/python -m tests.cluster $(ARGS)
+
+chaos: ROUNDS = 1
+chaos: setup nats-server
+	@exec $(BIN)/python -m tests.cluster.chaos --rounds $(ROUNDS) $(ARGS)
 
 $(CLUSTER_STAMP): requirements/cluster.lock $(STAMP)
 	@echo "installing a NATS server into $(VENV) ..."

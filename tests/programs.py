@@ -35,9 +35,14 @@ SPELLINGS: Final = {
 """Names and paths under which a program may be installed, where there is more than one."""
 
 
+def found(name: str) -> str | None:
+    """The path of a program; `None`: it is missing."""
+    return next(filter(None, map(shutil.which, SPELLINGS.get(name, (name,)))), None)
+
+
 def program(name: str) -> str:
     """The path of a program; skips the test where it is missing, or fails it if `REQUIRED_PROGRAMS` names it."""
-    path = next(filter(None, map(shutil.which, SPELLINGS.get(name, (name,)))), None)
+    path = found(name)
     if path is None:
         _missing(name, f"{name} is not installed")
     return path

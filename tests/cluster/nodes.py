@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,15 @@ from typing import Final
 
 from tests.cluster.servers import NatsServer
 from tests.logbook import LOGBOOK
-from tests.server.process import COMMAND, START_SECONDS_MAX
 from web.identity.keyring import KEY_FILE
 from web.server.listening_file import LISTENING_FILE
 
+COMMAND: Final = Path(sys.executable).with_name("avicenna-live")
+
 KEY: Final = b"k" * 32
+
+START_SECONDS_MAX: Final = 60.0
+"""Until one serves, on a busy machine."""
 
 
 @dataclass
@@ -63,19 +68,21 @@ def variables_of(servers: Sequence[NatsServer], name: str) -> dict[str, str]:
     }
 
 
-def directory_with_key(data: Path) -> Path:
+def directory_with_key(data: Path, key: bytes = KEY) -> Path:
     """A data directory that has the key of all nodes."""
     data.mkdir(mode=0o700, parents=True)
-    (data / KEY_FILE).write_bytes(KEY)
+    (data / KEY_FILE).write_bytes(key)
     (data / KEY_FILE).chmod(0o600)
     return data
 
 
-def start_node(data: Path, variables: dict[str, str]) -> Node:
-    """A node that is starting."""
-    with (data / "log").open("wb") as log:
-        command = [str(COMMAND), "serve", "--engine", "nats", "--port", "0", "--data", str(data)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | variables)
+def start_node(data: Path, variables: dict[str, str], port: int = 0) -> Node:
+    """A node that is starting, at this port or any."""
+    (data / LISTENING_FILE).unlink(missing_ok=True)  # of one before
+    with (data / "log").open("ab") as log:
+        command = [str(COMMAND), "serve", "--engine", "nats", "--port", str(port), "--data", str(data)]
+        # In a group of its own: Ctrl-C is for whoever has started it.
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | variables, process_group=0)
     return Node(data, process)
 
 

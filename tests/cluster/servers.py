@@ -11,17 +11,21 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from random import SystemRandom
+from typing import Final, TypeAlias
 
 from storage.nats.connection import Address
 from tests.programs import program
 
 READY_SECONDS_MAX: Final = 60.0
 """Until a server says that it is healthy, on a busy machine."""
+
+PORTS: Final = range(15_000, 32_000)
+"""From which servers get theirs. Reason: the kernel gives connections those from 32768 on."""
 
 CONFIGURATION: Final = """
 server_name: {name}
@@ -30,6 +34,7 @@ http: "127.0.0.1:{monitor}"
 max_payload: 1MB
 jetstream {{
   store_dir: "{store}"
+  sync_interval: {sync}
   max_mem: 256M
   max_file: 4G
   limits {{ batch {{ max_inflight_per_stream: 1000, max_inflight_total: 10000 }} }}
@@ -38,8 +43,14 @@ jetstream {{
 """
 
 CLUSTER: Final = """
-cluster {{ name: tests, listen: "127.0.0.1:{route}", routes: [{routes}] }}
+cluster {{ name: tests, listen: "127.0.0.1:{route}", routes: [{routes}]{hidden} }}
 """
+
+HIDDEN: Final = ', no_advertise: true, advertise: "127.0.0.1:9"'
+"""A server behind links tells nobody where it really is, so that nobody comes to it but by a link."""
+
+Between: TypeAlias = Callable[[int, int], int]
+"""The port of a link from one server to another, by their numbers from 0 on."""
 
 
 @dataclass
@@ -69,18 +80,20 @@ class NatsServer:
         configuration = self.directory / "nats.conf"
         configuration.write_text(self.configuration)
         command = [program("nats-server"), "-c", str(configuration), "-l", str(self.directory / "log")]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # In a group of its own: Ctrl-C is for whoever has started it.
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
 
     def wait(self) -> None:
         """Wait until it says that it is healthy."""
         deadline = time.monotonic() + READY_SECONDS_MAX
-        while not self._is_healthy():
+        while not self.is_healthy():
             assert self.process is not None
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.02)
 
-    def _is_healthy(self) -> bool:
+    def is_healthy(self) -> bool:
+        """Whether it serves, and has all that it should have."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/healthz", timeout=2) as answer:
                 return bool(answer.status == 200)
@@ -98,17 +111,59 @@ class NatsServer:
     def freeze(self) -> None:
         """Have it do nothing until `thaw`."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        while any(_state_of(task) not in "Tt" for task in tasks.iterdir()):
-            assert time.monotonic() < deadline, "it is not frozen"
-            time.sleep(0.001)
+        freeze(self.process)
 
     def thaw(self) -> None:
         """Have it go on."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
+
+
+def planned(
+    directory: Path,
+    count: int,
+    more: str = "",
+    *,
+    sync: str = "2m",
+    ports: Sequence[int] | None = None,
+    between: Between | None = None,
+) -> list[NatsServer]:
+    """Servers that nobody has started yet.
+
+    Args:
+        count: one, or so many in one cluster.
+        more: further configuration, the same for each.
+        sync: how often what is written goes to the disk; `always`: before it is acknowledged.
+        ports: three for each server: for clients, for whoever looks, for other servers. `None`: any.
+        between: how they come to each other; `None`: directly.
+    """
+    ports = ports or free_ports(3 * count)
+    servers = []
+    for number in range(count):
+        port, monitor, route = ports[3 * number : 3 * number + 3]
+        others = [
+            between(number, other) if between else ports[3 * other + 2]
+            for other in range(count)
+            if between is None or other != number
+        ]
+        routes = ", ".join(f'"nats://127.0.0.1:{one}"' for one in others)
+        cluster = CLUSTER.format(route=route, routes=routes, hidden=HIDDEN if between else "")
+        name, its = f"n{number + 1}", more + (cluster if count > 1 else "")
+        configuration = CONFIGURATION.format(
+            name=name, port=port, monitor=monitor, store=directory / name / "store", sync=sync, more=its
+        )
+        servers.append(NatsServer(name, directory / name, port, monitor, configuration))
+    return servers
+
+
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Have a process do nothing until SIGCONT."""
+    process.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    tasks = Path(f"/proc/{process.pid}/task")
+    while any(_state_of(task) not in "Tt" for task in tasks.iterdir()):
+        assert time.monotonic() < deadline, "it is not frozen"
+        time.sleep(0.001)
 
 
 @contextmanager
@@ -120,15 +175,7 @@ def nats_servers(directory: Path, count: int = 1, more: str = "") -> Iterator[Se
         more: further configuration, the same for each.
     """
     program("nats-server")
-    ports = _free_ports(3 * count)
-    routes = ", ".join(f'"nats://127.0.0.1:{ports[3 * number + 2]}"' for number in range(count))
-    servers = []
-    for number in range(count):
-        port, monitor, route = ports[3 * number : 3 * number + 3]
-        name, its = f"n{number + 1}", more + (CLUSTER.format(route=route, routes=routes) if count > 1 else "")
-        store = directory / name / "store"
-        configuration = CONFIGURATION.format(name=name, port=port, monitor=monitor, store=store, more=its)
-        servers.append(NatsServer(name, directory / name, port, monitor, configuration))
+    servers = planned(directory, count, more)
     try:
         for one in servers:
             one.start()
@@ -145,11 +192,11 @@ def _state_of(task: Path) -> str:
     return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at now, and that no connection gets while who listens there is away."""
+    found: dict[int, None] = {}
+    while len(found) < count:
+        port = SystemRandom().choice(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found[port] = None
+    return list(found)

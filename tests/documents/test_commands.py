@@ -88,6 +88,7 @@ NOT_RUN: Final = {
     "make crash-test *": _MINUTES,
     "make workers-test *": _MINUTES,
     "make soak *": _MINUTES,
+    "make chaos *": _MINUTES,
     "docker build *": _ENGINE,
     "docker run *": _ENGINE,
     "docker exec *": _ENGINE,

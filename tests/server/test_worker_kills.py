@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import httpx
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
+from trio_websocket import ConnectionClosed, HandshakeError
 
+from tests.server.cut_off import connected
 from tests.server.harness import Client, Server
 from tests.server.process import served
 from tests.server.workers import Beside, children, two_workers, two_workers_beside, until, workers
@@ -43,60 +43,6 @@ PUBLISHERS = 3
 BACK_SECONDS_MAX = 60.0
 """Longest wait of a follower for its next connection. Reason: a machine that is busy with other tests starts a worker
 slowly."""
-
-
-class Stream(trio.abc.Stream):
-    """A stream that says when it has ended: trio-websocket waits forever for a handshake that is cut off."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self.ended = trio.CancelScope()
-        """Cancelled then."""
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            await self._stream.send_all(data)
-        except trio.BrokenResourceError:
-            self.ended.cancel()
-            raise
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data: bytes | bytearray = b""
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        finally:
-            if not data:
-                self.ended.cancel()
-        return data
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-@asynccontextmanager
-async def connected(server: Server, diagnosis_id: int, parameters: dict[str, Any]) -> AsyncIterator[Client]:
-    """A WebSocket of amira; `ConnectionResetError`: it was cut off before it was one."""
-    host, port = server.url.removeprefix("http://").split(":")
-    headers = [(name.encode(), value.encode()) for name, value in server.bearer("amira", ttl_seconds=86_400).items()]
-    resource = f"/ws/{diagnosis_id}?{urlencode(parameters)}"
-    async with await trio.open_tcp_stream(host, int(port)) as tcp, trio.open_nursery() as nursery:
-        stream = Stream(tcp)
-        with stream.ended:
-            connection = await wrap_client_stream(
-                nursery,
-                stream,  # type: ignore[arg-type]
-                host,
-                resource,
-                extra_headers=headers,
-            )
-        if stream.ended.cancelled_caught:
-            nursery.cancel_scope.cancel()
-            raise ConnectionResetError
-        async with connection:
-            yield Client(connection)
 
 
 class Publisher:
@@ -162,7 +108,9 @@ class Follower:
 
     async def _follow(self, position: dict[str, Any], ended_at: float | None) -> None:
         with trio.fail_after(BACK_SECONDS_MAX) as patience:
-            async with connected(self._load.server, self._load.diagnosis_id, position) as client:
+            server, headers = self._load.server, self._load.server.bearer("amira", ttl_seconds=86_400)
+            async with connected(server.url, self._load.diagnosis_id, position, headers) as connection:
+                client = Client(connection)
                 first, *missed = await client.until_live()
                 patience.deadline = trio.current_time() + 3600
                 if position:
