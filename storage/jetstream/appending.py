@@ -44,6 +44,10 @@ EVENTS_WAITING_MAX: Final = 10_000
 CONFLICT_SECONDS_MAX: Final = 0.01
 """Before an append is planned again that came second; drawn by lot."""
 
+TOO_LATE: Final = 0.2
+"""The share of the patience that must be left to begin. Reason: an answer may take 2 s of the 10. Beyond: `Busy`, as
+nothing was sent."""
+
 COUNT_SECONDS: Final = 1.0
 """How old the count of stored keys may be once there is no room for more."""
 
@@ -76,6 +80,8 @@ class _Handed(NamedTuple):
     first: Pending[Any] | None
     """An act on the diagnosis that was handed over before."""
     pending: PendingAppend
+    deadline: float
+    """Until when it is tried."""
 
 
 class _Lane:
@@ -127,7 +133,8 @@ class Appending:
         self.waiting += len(events)
         self.waiting_peak = max(self.waiting_peak, self.waiting)
         lane = self._lane(diagnosis_id)
-        handed = _Handed(tuple(events), spans, lane.act, PendingAppend())
+        deadline = trio.current_time() + PATIENCE_SECONDS
+        handed = _Handed(tuple(events), spans, lane.act, PendingAppend(), deadline)
         lane.handed.append(handed)
         if not lane.is_running:
             lane.is_running = True
@@ -168,6 +175,14 @@ class Appending:
             first = lane.handed[0].first
             if first is not None and not first.is_there:
                 await first.done.wait()
+            # Whoever comes late in an outage has not the whole of it to wait.
+            left_seconds = PATIENCE_SECONDS - (self._engine.away_seconds or 0.0)
+            deadline = min(lane.handed[0].deadline, trio.current_time() + left_seconds)
+            if deadline - trio.current_time() < PATIENCE_SECONDS * TOO_LATE:
+                handed = lane.handed.popleft()
+                self.waiting -= len(handed.events)
+                handed.pending.answer([Busy("the engine is away")] * len(handed.events), trio.current_time())
+                continue
             taken, count = [lane.handed[0]], len(lane.handed[0].events)
             for handed in list(lane.handed)[1:]:
                 count += len(handed.events)
@@ -179,7 +194,7 @@ class Appending:
             outcomes: list[Appended | StorageError] = []
             for piece in _pieces(events):
                 try:
-                    outcomes += await self._append(diagnosis_id, lane, piece)
+                    outcomes += await self._append(diagnosis_id, lane, piece, deadline)
                 except StorageError as failure:
                     outcomes += [failure] * len(piece)
                     error = type(failure).__name__
@@ -199,25 +214,43 @@ class Appending:
         lane.is_running = False
 
     async def _append(
-        self, diagnosis_id: str, lane: _Lane, events: Sequence[NewEvent]
+        self, diagnosis_id: str, lane: _Lane, events: Sequence[NewEvent], deadline: float
     ) -> Sequence[Appended | StorageError]:
+        """Store events, or say of each why not.
+
+        Raises:
+            Busy: the engine was away until the deadline; nothing is stored.
+            Failed: it has not said until then what became of them, or refuses.
+        """
+        unsure: dict[str, _Plan] = {}
+        """What was sent without an answer, by its id."""
+        outcomes: Sequence[Appended | StorageError] | None = None
+        with trio.move_on_at(deadline):
+            outcomes = await self._try(diagnosis_id, lane, events, unsure)
+        if outcomes is not None:
+            return outcomes
+        lane.head = None
+        if unsure:
+            raise Failed("the engine has not said what became of the events")
+        raise Busy("the engine is away")
+
+    async def _try(
+        self, diagnosis_id: str, lane: _Lane, events: Sequence[NewEvent], unsure: dict[str, _Plan]
+    ) -> Sequence[Appended | StorageError]:
+        """The same, until cancelled; `unsure` then holds what may be stored."""
         engine, this = self._engine, self._engine.new_id()
         refusals = checks.refusals_of(events)
         if refusals:
             events = [event for event, refusal in zip(events, refusals, strict=True) if refusal is None]
         keys: Mapping[str, _Stored] = {}
-        unsure: dict[str, _Plan] = {}
-        """What was sent without an answer, by its id."""
         attempts = 0
-        # Whoever stands behind others in an outage has waited with them.
-        deadline = trio.current_time() + PATIENCE_SECONDS - min(PATIENCE_SECONDS, engine.away_seconds or 0.0)
-        while trio.current_time() < deadline:
+        while True:
             diagnosis = engine.known.diagnosis(diagnosis_id)
             if diagnosis is None:
                 return checks.with_refusals([NoSuchDiagnosis(diagnosis_id)] * len(events), refusals)
             if (damage := engine.damage.all.get(diagnosis_id)) is not None:
                 return checks.with_refusals([OutboxDamaged(diagnosis_id, damage) for _ in events], refusals)
-            sent: _Plan | None = None
+            sent: str | None = None
             try:
                 if lane.head is None:
                     lane.head = await engine.head(diagnosis_id)
@@ -235,19 +268,19 @@ class Appending:
                 plan = self._plan(diagnosis_id, begun(lane.head, diagnosis.epoch), events, keys, this, attempts)
                 if not plan.messages:
                     return checks.with_refusals(plan.outcomes, refusals)
-                sent = plan
+                sent = attempt_id(this, attempts)
+                unsure[sent] = plan
                 stored = await engine.jetstream.store(plan.messages)
                 if not stored.is_duplicate:
                     self._is_stored(diagnosis_id, lane, plan, stored.pos)
                     return checks.with_refusals(plan.outcomes, refusals)
             except NatsError as error:
+                if sent is not None and not isinstance(error, Unanswered):
+                    del unsure[sent]
                 if engine.is_passing(error):
                     await engine.wait_a_little()
                     continue
-                if isinstance(error, Unanswered):
-                    if sent is not None:
-                        unsure[attempt_id(this, attempts)] = sent
-                elif not _is_conflict(error):
+                if not isinstance(error, Unanswered) and not _is_conflict(error):
                     raise Failed(f"the engine refuses: {error}") from error
             lane.head = None
             if unsure:
@@ -256,9 +289,6 @@ class Appending:
                     return checks.with_refusals(unsure[mine.message_id].outcomes, refusals)
             keys = await self._stored_keys(diagnosis_id, events)
             await trio.sleep(CONFLICT_SECONDS_MAX * engine.jitter())
-        if unsure:
-            raise Failed("the engine has not said what became of the events")
-        raise Busy("the engine is away")
 
     def _is_stored(self, diagnosis_id: str, lane: _Lane, plan: _Plan, pos: int) -> None:
         lane.head = plan.head._replace(pos=pos, body=b"")
