@@ -19,7 +19,7 @@ from storage.jetstream.layout import VERSION, Layout, differing, installation, v
 from storage.jetstream.store import JetStreamStore
 from storage.nats.connection import Connection
 from storage.nats.errors import JetStreamError, NatsError, Unanswered
-from storage.nats.jetstream import EXPECTED_LAST, JetStream
+from storage.nats.jetstream import EXPECTED_LAST, NO_STREAM, JetStream
 from storage.nats.wire import Outgoing
 from storage.records import IDEMPOTENCY_KEYS_MAX
 
@@ -101,7 +101,7 @@ async def _until_there(engine: Engine, replicas: int, must_exist: bool) -> None:
                 reason = str(error)
             except NatsError as error:
                 reason = str(error)
-                if not engine.is_passing(error):
+                if not engine.is_passing(error) and not _is_being_made(error):
                     raise CannotOpen(f"the streams of {engine.layout.name} cannot be used: {error}") from error
             else:
                 return
@@ -109,6 +109,11 @@ async def _until_there(engine: Engine, replicas: int, must_exist: bool) -> None:
                 raise CannotOpen(str(engine.connection.refused))
             await engine.wait_a_little()
     raise NotThere(f"the NATS servers are not ready: {reason}")
+
+
+def _is_being_made(error: NatsError) -> bool:
+    """Whether a stream is not there that was just made, here or by another process: not all servers know it yet."""
+    return isinstance(error, JetStreamError) and error.err_code == NO_STREAM
 
 
 async def _time_of_servers(engine: Engine) -> Kept:

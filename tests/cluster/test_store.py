@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from random import Random
 from typing import Any
@@ -18,8 +18,8 @@ from storage.clock import SystemClock
 from storage.errors import Busy, CannotOpen, Failed, NoSuchDiagnosis, StorageError
 from storage.jetstream.store import JetStreamStore
 from storage.nats.connection import Address, Connection
-from storage.nats.errors import Unanswered
-from storage.nats.jetstream import ROLLUP, Found, JetStream, Stored
+from storage.nats.errors import JetStreamError, Unanswered
+from storage.nats.jetstream import NO_STREAM, ROLLUP, Found, JetStream, Stored
 from storage.nats.wire import Outgoing
 from storage.news import News
 from storage.records import Act, Appended, CursorMove, NewAuditRow, NewEvent, Seq, SubscriberId
@@ -442,6 +442,25 @@ async def test_a_stream_with_other_settings_is_refused_by_name(one_nats_server: 
             async with open_node([one_nats_server.address], name, SystemClock(), new_epoch):
                 pass
         nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_that_some_servers_do_not_know_yet_is_waited_for(
+    one_nats_server: NatsServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was made a moment ago, by this process or by another one that starts beside it."""
+    api, asked = JetStream.api, list[str]()
+
+    async def hesitant(self: JetStream, what: str, request: object = None, seconds: float = 2.0) -> Mapping[str, Any]:
+        answer = await api(self, what, request, seconds)
+        if what == f"STREAM.INFO.{name}" and len(asked) < 3:
+            asked.append(what)
+            raise JetStreamError(404, NO_STREAM, "stream not found")
+        return answer
+
+    monkeypatch.setattr(JetStream, "api", hesitant)
+    async with nodes(one_nats_server, name, 1) as (store,):
+        await store.register("d", "amira", [])
+    assert len(asked) == 3
 
 
 async def test_no_server_is_told_in_words(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
