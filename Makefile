@@ -16,6 +16,7 @@
 #   make bench-targets                what is aimed at, each figure beside its peer's, met or not
 #   make bench-growth                 cost by followers, diagnoses, load and idle connections; recovery
 #   make bench-workers                several processes beside one on the same cores
+#   make bench-cluster                servers on three NATS servers beside one on SQLite
 #   make bench-proxies                memory of nginx, HAProxy and Caddy, and the kernel's, for each connection
 #   make bench-report                 the plots of docs/ from docs/measured
 #   make bench-storage                the store beside raw sqlite3
@@ -220,6 +221,10 @@ bench-growth: peers
 
 bench-workers: peers
 	$(BIN)/python -m benchmarks.workers $(ARGS)
+
+.PHONY: bench-cluster
+bench-cluster: setup nats-server $(NATIVE)/load
+	$(BIN)/python -m benchmarks.cluster $(ARGS)
 
 bench-proxies: setup
 	$(BIN)/python -m benchmarks.proxies $(ARGS)

@@ -99,7 +99,7 @@ async def run_fault(world: World, fault: Fault, name: str) -> Result:
 @asynccontextmanager
 async def opened(directory: Path, key: bytes, links: Links) -> AsyncIterator[Installation]:
     """An installation, started and ended by a thread, as its ways are served here meanwhile."""
-    made = installed(directory, key, links)
+    made = installed(directory, key, links, sync="always")
     installation = await blocking(made.__enter__)
     try:
         yield installation

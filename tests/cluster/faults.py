@@ -199,7 +199,7 @@ async def roll_nodes(world: World) -> None:
 async def cut_node(world: World) -> None:
     """One of our servers reaches no NATS server; a right is taken away meanwhile."""
     number, began_at = world.chance.randrange(len(NODES)), trio.current_time()
-    here, elsewhere = (world.its.nodes[one].url for one in (number, (number + 1) % len(NODES)))
+    here, elsewhere = (world.its.url_of(one) for one in (number, (number + 1) % len(NODES)))
     token_id = f"cut-{secrets.token_hex(8)}"
     headers = bearer(world.its.key, token_id=token_id)
     async with connected(here, world.diagnoses[0], {"peek": 1}, headers) as connection, trio.open_nursery() as nursery:

@@ -21,36 +21,14 @@ from typing import Any, Final
 from tests.cluster.links import Links
 from tests.cluster.nodes import Node, directory_with_key, start_node, variables_of
 from tests.cluster.servers import READY_SECONDS_MAX, NatsServer, free_ports, planned
-from tests.programs import found
+from tests.programs import ROOT, found
 
 NAME: Final = "cluster"
 SERVERS: Final = "123"
 NODES: Final = "abc"
 
-HAPROXY: Final = """
-global
-    maxconn 4000
-
-defaults
-    mode http
-    timeout connect 1s
-    timeout client 60s
-    timeout server 60s
-    timeout tunnel 1h
-    option redispatch
-    retries 3
-
-frontend live
-    bind 127.0.0.1:{port}
-    default_backend nodes
-
-# Without `on-marked-down shutdown-sessions`: a node that is not ready keeps its connections.
-backend nodes
-    balance roundrobin
-    option httpchk GET /readyz
-    default-server check inter 1s fall 2 rise 1
-{servers}
-"""
+HAPROXY: Final = ROOT / "deploy" / "haproxy"
+"""Where the configuration lies that is shipped for several servers, `several.cfg`."""
 
 
 class CannotBegin(Exception):
@@ -85,9 +63,13 @@ class Installation:
         again = start_node(node.data, dict(self.variables[number]), self.ports[number])
         node.process, node.url = again.process, ""
 
+    def url_of(self, number: int) -> str:
+        """Where one of ours listens, now or once it is started."""
+        return f"http://127.0.0.1:{self.ports[number]}"
+
     def is_ready(self, number: int) -> bool:
         """Whether one of ours says that it is ready."""
-        return _status(f"http://127.0.0.1:{self.ports[number]}/readyz") == 200
+        return _status(f"{self.url_of(number)}/readyz") == 200
 
     def leader(self) -> int | None:
         """The NATS server that leads the stream in which everything changes; `None`: nobody knows of any."""
@@ -131,14 +113,14 @@ def state_of(process: subprocess.Popen[bytes] | None) -> str:
 
 @contextmanager
 def installed(
-    directory: Path, key: bytes, links: Links | None = None, port: int = 0, **more: str
+    directory: Path, key: bytes, links: Links | None = None, port: int = 0, sync: str = "2m"
 ) -> Iterator[Installation]:
     """An installation whose nodes are ready; all of it has ended at the end.
 
     Args:
         links: by which servers come to each other, and nodes to servers; `None`: directly.
         port: of the proxy; 0: any.
-        more: variables of the environment of our servers.
+        sync: how often NATS servers write to the disk; `always`: before they acknowledge.
 
     Raises:
         CannotBegin: there is no NATS server here.
@@ -146,12 +128,11 @@ def installed(
     needs("nats-server")
     ports = free_ports(3 * len(SERVERS) + len(NODES) + 1)
     of_servers, of_nodes, front = ports[: 3 * len(SERVERS)], ports[-len(NODES) - 1 : -1], port or ports[-1]
-    servers = _planned(directory, of_servers, links)
+    servers = _planned(directory, of_servers, links, sync)
     variables = [
         variables_of(servers, NAME)
         | ({"AVICENNA_NATS_URL": ",".join(links.url(node, one) for one in SERVERS)} if links else {})
         | {"AVICENNA_NODE_NAME": node}
-        | more
         for node in NODES
     ]
     nodes: list[Node] = []
@@ -180,23 +161,38 @@ def installed(
             one.end(signal.SIGKILL)
 
 
-def _planned(directory: Path, ports: Sequence[int], links: Links | None) -> list[NatsServer]:
+def _planned(directory: Path, ports: Sequence[int], links: Links | None, sync: str) -> list[NatsServer]:
     if links is None:
-        return planned(directory, len(SERVERS), ports=ports)
+        return planned(directory, len(SERVERS), sync=sync, ports=ports)
     links.lead_to({one: ports[3 * number + 2] for number, one in enumerate(SERVERS)}, SERVERS)
     links.lead_to({one: ports[3 * number] for number, one in enumerate(SERVERS)}, NODES)
 
     def between(one: int, other: int) -> int:
         return links.port(SERVERS[one], SERVERS[other])
 
-    return planned(directory, len(SERVERS), sync="always", ports=ports, between=between)
+    return planned(directory, len(SERVERS), sync=sync, ports=ports, between=between)
+
+
+def configuration(port: int, nodes: Sequence[int]) -> str:
+    """The configuration of HAProxy that is shipped, with places of this machine, and without TLS."""
+    text = (HAPROXY / "several.cfg").read_text()
+    places = {
+        "bind :443 ssl crt /etc/ssl/live.pem alpn h2,http/1.1": f"bind 127.0.0.1:{port}",
+        "/etc/haproxy/": f"{HAPROXY}/",
+        "    user haproxy\n    group haproxy\n": "",  # it is of whoever runs this
+    }
+    for theirs, ours in places.items():
+        assert theirs in text, theirs
+        text = text.replace(theirs, ours)
+    for name, its in zip(NODES, nodes, strict=True):
+        text = text.replace(f" {name}:8000", f" 127.0.0.1:{its}")
+    return text
 
 
 def _proxy(haproxy: str, directory: Path, port: int, nodes: Sequence[int]) -> subprocess.Popen[bytes]:
     """HAProxy that has seen a node which is ready."""
-    listed = "\n".join(f"    server {name} 127.0.0.1:{its}" for name, its in zip(NODES, nodes, strict=True))
     file = directory / "haproxy.cfg"
-    file.write_text(HAPROXY.format(port=port, servers=listed))
+    file.write_text(configuration(port, nodes))
     with (directory / "haproxy.log").open("wb") as log:
         process = subprocess.Popen([haproxy, "-db", "-q", "-f", str(file)], stdout=log, stderr=log, process_group=0)
     deadline = time.monotonic() + READY_SECONDS_MAX

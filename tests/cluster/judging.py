@@ -136,7 +136,7 @@ async def _rows(world: World, http: httpx.AsyncClient, node: int, actor: str) ->
 
 
 async def _items(world: World, http: httpx.AsyncClient, node: int, path: str) -> list[Mapping[str, Any]]:
-    url, found, after = world.its.nodes[node].url or f"http://127.0.0.1:{world.its.ports[node]}", [], ""
+    url, found, after = world.its.url_of(node), list[Mapping[str, Any]](), ""
     while True:
         headers = bearer(world.its.key, "judge", "operate")
         answer = await http.get(f"{url}{path}{after}", headers=headers)
