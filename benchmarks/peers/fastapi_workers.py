@@ -19,7 +19,7 @@ def main() -> None:
     config = uvicorn.Config(
         APP, log_level="error", access_log=False, loop="uvloop", http="httptools", workers=int(sys.argv[1])
     )
-    uvicorn.supervisors.Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listen()]).run()
+    uvicorn.supervisors.Multiprocess(config, [listen()]).run()
 
 
 if __name__ == "__main__":
