@@ -231,8 +231,8 @@ class Peers:
         self._changed: dict[str, None] = {}
         """Diagnoses whose followers here have changed since others were told."""
         self._stirred = trio.Event()
-        self._listening = 0
-        """Diagnoses that are listened to."""
+        self._listening: set[str] = set()
+        """Diagnoses that are listened to: those in memory."""
         self._stop_cursors: Callable[[], None] = lambda: None
         bus.answer(QUESTIONS, self._answer)
 
@@ -244,11 +244,11 @@ class Peers:
             self._bus.publish(topic, _encode(WhoFollows(diagnosis_id)))
         if not self._listening:
             self._stop_cursors = self._bus.subscribe(CURSORS, self._heard_cursors)
-        self._listening += 1
+        self._listening.add(diagnosis_id)
 
         def stop_all() -> None:
             stop()
-            self._listening -= 1
+            self._listening.discard(diagnosis_id)
             if not self._listening:
                 self._stop_cursors()
 
@@ -301,6 +301,8 @@ class Peers:
         except msgspec.DecodeError:
             return
         for one in cursors:
+            if one.diagnosis_id not in self._listening:
+                continue
             stored = records.Cursor(
                 SubscriberId(one.sub, one.device),
                 Epoch(one.epoch),

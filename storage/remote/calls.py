@@ -108,14 +108,12 @@ class _Method:
         function = getattr(store.Store, name)
         hints = get_type_hints(function)
         answer = hints.pop("return")
-        self.signature = inspect.signature(function)
+        self._names = tuple(inspect.signature(function).parameters)[1:]
         self._each = {one: _reading(kind) for one, kind in hints.items()}
         self.answer = _reading(answer)
 
     def arguments_of(self, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
-        given = self.signature.bind(None, *args, **kwargs).arguments
-        del given["self"]
-        return given
+        return {**dict(zip(self._names, args, strict=False)), **kwargs}
 
     def decoded(self, data: bytes | msgspec.Raw) -> dict[str, Any]:
         return {name: self._each[name](value) for name, value in _arguments(data).items()}

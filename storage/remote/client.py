@@ -524,7 +524,9 @@ class RemoteStore:
     # Cursors
 
     async def move_cursors(self, moves: Sequence[records.CursorMove]) -> Sequence[records.Seq | None]:
-        return await self._ask(Store.move_cursors, tuple(moves))
+        given = tuple(moves)
+        checks.check_moves(given)
+        return await self._ask_checked(Store.move_cursors, given)
 
     async def cursors(
         self, diagnosis_id: str, *, after: records.SubscriberId | None = None, limit: int | None = None
@@ -633,6 +635,12 @@ class RemoteStore:
             Unstorable, Busy, Failed, and what the method raises.
         """
         checks.check(args, tuple(kwargs.values()))
+        return await self._ask_checked(method, *args, **kwargs)
+
+    async def _ask_checked(
+        self, method: Callable[Concatenate[Store, P], Coroutine[Any, Any, Answer]], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer:
+        """As `_ask`, with what can be stored."""
         await trio.lowlevel.checkpoint_if_cancelled()
         pending: Pending[Answer] = Pending()
         number, name = self._link.next_number(), method.__name__
