@@ -17,7 +17,7 @@ import trio
 from storage import checks
 from storage.errors import Busy, Failed
 from storage.jetstream.acts import ActSaid, Erased, Evicted, Made, Purged, Renewed, encoded, row_at
-from storage.jetstream.engine import CONFLICTS, PATIENCE_SECONDS, Engine
+from storage.jetstream.engine import CONFLICTS, PATIENCE_SECONDS, TOO_LATE, Engine
 from storage.nats.errors import JetStreamError, NatsError, Unanswered
 from storage.nats.jetstream import EXPECTED_LAST, ROLLUP
 from storage.nats.wire import Outgoing
@@ -119,13 +119,23 @@ class Acting:
         return answer
 
     async def _committed(self, job: _Job) -> Any:
-        engine, this = self._engine, self._engine.new_id()
         unsure: dict[str, Plan] = {}
         """What was sent without an answer, by its id."""
+        # Whoever stands behind others in an outage has waited with them.
+        left_seconds = PATIENCE_SECONDS - (self._engine.away_seconds or 0.0)
+        if left_seconds > PATIENCE_SECONDS * TOO_LATE:
+            with trio.move_on_after(left_seconds):
+                return await self._try(job, unsure)
+        if unsure:
+            raise Failed("the engine has not said what became of the change")
+        raise Busy("the engine is away")
+
+    async def _try(self, job: _Job, unsure: dict[str, Plan]) -> Any:
+        """Store an act, until cancelled; `unsure` then holds what may be stored."""
+        engine, this = self._engine, self._engine.new_id()
         attempts = 0
-        deadline = trio.current_time() + PATIENCE_SECONDS
-        while trio.current_time() < deadline:
-            number, sent = engine.known.applied + 1, None
+        while True:
+            number, sent = engine.known.applied + 1, ""
             attempts += 1
             try:
                 plan = await job.plan(number)
@@ -134,19 +144,19 @@ class Acting:
                 if number != engine.known.applied + 1:
                     continue  # another's act has come meanwhile: what was planned may be wrong
                 act = self._said(f"{this}/{attempts}", plan, job.act)
-                sent = plan
+                sent = act.id
+                unsure[sent] = plan
                 stored = await engine.jetstream.store(self._batch(number, plan, act))
                 engine.apply(number, act, stored.pos - 1)
                 plan.stored(stored.pos - 1)
                 return plan.answer
             except NatsError as error:
+                if not isinstance(error, Unanswered):
+                    unsure.pop(sent, None)
                 if engine.is_passing(error):
                     await engine.wait_a_little()
                     continue
-                if isinstance(error, Unanswered):
-                    if sent is not None:
-                        unsure[f"{this}/{attempts}"] = sent
-                elif not _is_conflict(error):
+                if not isinstance(error, Unanswered) and not _is_conflict(error):
                     raise Failed(f"the engine refuses: {error}") from error
             await engine.patiently(engine.catch_up)
             for act_id, plan in unsure.items():
@@ -154,9 +164,6 @@ class Acting:
                     plan.stored(pos)
                     return plan.answer
             await trio.sleep(CONFLICT_SECONDS_MAX * engine.jitter())
-        if unsure:
-            raise Failed("the engine has not said what became of the change")
-        raise Busy("the engine is away")
 
     def _said(self, this: str, plan: Plan, act: Act | None) -> ActSaid:
         at = self._engine.time.moment().wall

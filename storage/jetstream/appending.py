@@ -18,7 +18,7 @@ import trio
 
 from storage import checks
 from storage.errors import Busy, Failed, KeyReused, KeysExhausted, NoSuchDiagnosis, OutboxDamaged, StorageError
-from storage.jetstream.engine import CONFLICTS, PATIENCE_SECONDS, Engine
+from storage.jetstream.engine import CONFLICTS, PATIENCE_SECONDS, TOO_LATE, Engine
 from storage.jetstream.entries import ATTEMPT, ENDED, Entry, appended, attempt_id, begun, registration_of, text_of
 from storage.jetstream.entries import HEADER as ENTRY
 from storage.jetstream.layout import KEY_TTL_SECONDS
@@ -43,10 +43,6 @@ EVENTS_WAITING_MAX: Final = 10_000
 
 CONFLICT_SECONDS_MAX: Final = 0.01
 """Before an append is planned again that came second; drawn by lot."""
-
-TOO_LATE: Final = 0.2
-"""The share of the patience that must be left to begin. Reason: an answer may take 2 s of the 10. Beyond: `Busy`, as
-nothing was sent."""
 
 COUNT_SECONDS: Final = 1.0
 """How old the count of stored keys may be once there is no room for more."""

@@ -29,6 +29,10 @@ from storage.records import OUTBOX_EVENTS_MAX
 PATIENCE_SECONDS: Final = 10.0
 """How long an operation waits for the engine. Reason: an election takes half of it. Beyond: `Busy` or `Failed`."""
 
+TOO_LATE: Final = 0.2
+"""The share of the patience that must be left to begin. Reason: an answer may take 2 s of the 10. Beyond: `Busy`, as
+nothing was sent."""
+
 AWAY_SECONDS: Final = 3.0
 """Without an answer of the leader for so long the engine is away. Reason: it is asked each second."""
 
