@@ -13,7 +13,7 @@ import trio
 
 from tests.server.process import served
 
-pytestmark = [pytest.mark.both_ways, pytest.mark.timeout(700)]
+pytestmark = pytest.mark.timeout(700)
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("schemathesis.toml")

@@ -295,6 +295,7 @@ async def test_asking_for_a_position_loads_no_outbox(server: Server) -> None:
     assert (await server.status())["node"]["ring_bytes"] > 0
 
 
+@pytest.mark.one_process("where several processes share a store, nothing is rendered that nobody follows: no crash")
 async def test_an_actor_that_crashed_shows_what_is_stored_and_not_what_it_had_read(settings: Settings) -> None:
     def crash(diagnosis_id: str, event: Event) -> bytes:
         raise RuntimeError
