@@ -43,6 +43,7 @@ from tests.cluster.nodes import Node, directory_with_key, start_node
 from web.identity.keyring import load_key
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
+from web.server.database import new_id
 from web.server.settings import load
 
 BENCHMARK: Final = "cluster"
@@ -114,7 +115,7 @@ async def opened(kind: str, its: Installation, directory: Path, name: str) -> As
     """A store in which nothing is."""
     if kind == SQLITE:
         async with open_store(
-            directory / f"{name}.db", clock=SystemClock(), new_epoch=nats_engine.new_id, rows=AUDIT_ROWS
+            directory / f"{name}.db", clock=SystemClock(), new_epoch=new_id, rows=AUDIT_ROWS
         ) as store:
             yield store
     else:

@@ -125,3 +125,10 @@ class Damaged(CannotOpen):
 
 class NotThere(CannotOpen):
     """The servers that hold everything do not answer; they may later."""
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The error itself, or the first one in the groups that nurseries raise."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

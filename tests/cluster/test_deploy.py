@@ -27,6 +27,7 @@ from tests.programs import program
 from tests.server.harness import running_server
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
+from web.server.database import new_id
 from web.server.settings import load
 
 pytestmark = [pytest.mark.cluster, pytest.mark.one_process]
@@ -99,7 +100,7 @@ async def test_nobody_else_may_and_our_user_nothing_else(guarded: NatsServer, se
     settings = load(variables_of([guarded], "avicenna") | {"AVICENNA_NATS_CREDENTIALS": str(seed[0])})
     ours, nobody = (
         nats_engine.connection_of(settings, "a"),
-        Connection([guarded.address], name="b", new_id=nats_engine.new_id, jitter=lambda: 0.5),
+        Connection([guarded.address], name="b", new_id=new_id, jitter=lambda: 0.5),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ours.run)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import trio
 
 from storage.clock import SystemClock
-from storage.errors import CannotCopy, CannotOpen, NotThere, StorageError
+from storage.errors import CannotCopy, CannotOpen, NotThere, StorageError, first_of
 from storage.jetstream.layout import Layout, differing
 from storage.jetstream.store import JetStreamStore
 from storage.jetstream.transferring import Transfer, Transferred
@@ -20,6 +20,7 @@ from storage.sqlite.opening import open_store
 from storage.sqlite.runs import SELF
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
+from web.server.database import new_id
 from web.server.settings import Settings
 
 Answer = TypeVar("Answer")
@@ -63,7 +64,7 @@ def look(settings: Settings, seconds: float) -> tuple[str, Sequence[str]]:
                 await connection.up.wait()
             if not connection.up.is_set():
                 raise NotThere(str(connection.refused or "no NATS server answers"))
-            jetstream, problems = JetStream(connection, nats_engine.new_id), list[str]()
+            jetstream, problems = JetStream(connection, new_id), list[str]()
             try:
                 for wanted in Layout(settings.nats_name).streams(settings.nats_replicas):
                     if (found := await jetstream.config_of(wanted["name"])) is not None:
@@ -85,7 +86,7 @@ def transfer(settings: Settings, database: Path) -> Transferred:
     clock = SystemClock()
 
     async def run() -> Transferred:
-        async with open_store(database, clock=clock, new_epoch=nats_engine.new_id, rows=AUDIT_ROWS) as source:
+        async with open_store(database, clock=clock, new_epoch=new_id, rows=AUDIT_ROWS) as source:
             async with _opened(settings) as begun:
                 moving = Transfer(source, begun.engine)
                 moved = await moving.run()
@@ -104,9 +105,7 @@ def _run(work: Callable[[], Awaitable[Answer]]) -> Answer:
     try:
         return trio.run(work)
     except BaseExceptionGroup as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+        first = first_of(group)
         if isinstance(first, StorageError):
             raise first from None
         raise

@@ -19,6 +19,7 @@ from typing import Any, Final
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from storage.errors import first_of
 from web.commands.answers import Receipt, is_a
 from web.commands.arguments import STANDARD_INPUT
 from web.commands.client import Client
@@ -26,7 +27,7 @@ from web.commands.failures import FAILED, WRONG_USAGE, WRONG_VALUE, CommandFaile
 from web.commands.finding import client_of
 from web.commands.following import NORMAL, NOTHING_HEARD, Backoff, Then, code_of, then
 from web.commands.printing import say, say_aside, say_at_last, say_json
-from web.commands.tail import Ended, NotHttp, connected, first_of, upgraded
+from web.commands.tail import Ended, NotHttp, connected, upgraded
 from web.commands.text import printable
 
 LINE_BYTES_MAX: Final = 64 * 1024

@@ -24,6 +24,7 @@ import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto.utilities import LocalProtocolError
 
+from storage.errors import first_of
 from web.commands.arguments import whole
 from web.commands.client import Client
 from web.commands.declaring import Commands, declare
@@ -569,11 +570,4 @@ def _innermost(error: BaseException) -> BaseException:
     """What really happened: Trio wraps the failures of all addresses it tried, and those of TLS."""
     while (cause := error.__cause__) is not None:
         error = first_of(cause)
-    return error
-
-
-def first_of(error: BaseException) -> BaseException:
-    """The error itself, or the first one in a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     return error

@@ -36,7 +36,7 @@ from storage.aside import Aside, on_a_thread
 from storage.bus import Bus
 from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
-from storage.errors import Busy, CannotOpen, Failed, NotThere, StoreBroken
+from storage.errors import Busy, CannotOpen, Failed, NotThere, StoreBroken, first_of
 from storage.store import Store, StoreUpkeep
 from web.console.elsewhere import Elsewhere
 from web.console.overview import Overview
@@ -306,13 +306,6 @@ def _run(
         return _explain(failure, has_started=has_started)
     logger.info("stopped")
     return 0
-
-
-def first_of(failure: BaseException) -> BaseException:
-    """The failure itself, or the first one of a group."""
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure
 
 
 def _explain(failure: BaseException, *, has_started: bool) -> int:

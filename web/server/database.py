@@ -107,7 +107,7 @@ def sweep_up(settings: Settings) -> None:
 
 
 def new_id() -> str:
-    """A random name."""
+    """A random name of letters and digits, which never repeats."""
     return secrets.token_hex(8)
 
 

@@ -29,6 +29,7 @@ from storage.nats.auth import Credentials, credentials_of_file
 from storage.nats.connection import Address, Connection
 from storage.nats.errors import BadCredentials
 from storage.store import Store
+from web.server.database import new_id
 from web.server.settings import Settings
 
 CREDENTIALS_BYTES_MAX: Final = 64 * 1024
@@ -90,11 +91,6 @@ async def open_store(
         ) as store:
             yield store, connection
         connection_nursery.cancel_scope.cancel()
-
-
-def new_id() -> str:
-    """Letters and digits that never repeat."""
-    return secrets.token_hex(8)
 
 
 def node_name(settings: Settings) -> str:

@@ -33,7 +33,7 @@ from actors.intensity import Intensity
 from storage.clock import Clock, SystemClock
 from storage.disk import files
 from storage.disk.unix_paths import short_path
-from storage.errors import CannotOpen
+from storage.errors import CannotOpen, first_of
 from web.http.handed_over import HandedOver
 from web.http.listening import is_served, listen_on_tcp, listening_on_unix, share_of_tcp, url_of
 from web.server import composition, database
@@ -516,7 +516,7 @@ def run(
             with contextlib.ExitStack() as listening:
                 trio.run(partial(_run, settings, config, options, ready, handed_over, manager, signals, listening))
         except (BaseExceptionGroup, CannotOpen, OSError, Escalation, CannotBegin, NotClosed) as failure:
-            match first := composition.first_of(failure):
+            match first := first_of(failure):
                 case Escalation() | NotClosed():
                     logger.critical("the server ends: %s", first)
                     return 1
