@@ -34,6 +34,7 @@ from benchmarks.measuring import Effort
 from benchmarks.processes import CannotRun, cpu_seconds
 from benchmarks.servers import BUILT, OURS, THIS_CHECKOUT, ServerFailed, running
 from storage.clock import SystemClock
+from storage.names import new_id
 from storage.records import Act, Appended, NewEvent
 from storage.sqlite.opening import open_store
 from storage.store import Store
@@ -43,7 +44,6 @@ from tests.cluster.nodes import Node, directory_with_key, start_node
 from web.identity.keyring import load_key
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
-from web.server.database import new_id
 from web.server.settings import load
 
 BENCHMARK: Final = "cluster"

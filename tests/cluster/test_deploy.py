@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from storage.clock import SystemClock
 from storage.errors import CannotOpen
+from storage.names import new_id
 from storage.nats.connection import Connection
 from storage.nats.errors import Denied
 from storage.nats.wire import Outgoing
@@ -27,7 +28,6 @@ from tests.programs import program
 from tests.server.harness import running_server
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
-from web.server.database import new_id
 from web.server.settings import load
 
 pytestmark = [pytest.mark.cluster, pytest.mark.one_process]

@@ -34,9 +34,9 @@ COMMAND_LINE = ("web/cli.py", "web/commands/", "web/demo/")
 
 ALLOWED = {
     "storage/clock.py": {"time"},  # the machine's clock, which is handed in
+    "storage/names.py": {"secrets"},  # random names, which are handed in
     "storage/memory_engine.py": {"random"},  # a generator with a seed, which is handed in
     "web/server/composition.py": {"random", "secrets"},  # what is handed in comes from here
-    "web/server/database.py": {"secrets"},  # names of epochs, likewise
     "web/server/nats_engine.py": {"random", "secrets"},  # as the composition root, for the engine of several servers
     # Listeners that the parent hands over, and the machine's clock, which processes share.
     "web/server/workers/__main__.py": {"socket.socket", "time"},

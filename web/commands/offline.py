@@ -6,7 +6,6 @@ Beside the composition root, this is the only file that opens a store.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -17,6 +16,7 @@ import trio
 from storage.clock import SystemClock
 from storage.disk import files
 from storage.errors import CannotOpen, Damaged, StorageError
+from storage.names import new_id
 from storage.records import Act, Backup, Dropped, Rehearsal
 from storage.sqlite import copies
 from storage.sqlite.opening import open_store
@@ -112,4 +112,4 @@ def try_restore(database: Path, source: Path) -> Rehearsal:
 
 
 def _opened(database: Path) -> AbstractAsyncContextManager[StoreUpkeep]:
-    return open_store(database, clock=SystemClock(), new_epoch=lambda: secrets.token_hex(8), rows=AUDIT_ROWS)
+    return open_store(database, clock=SystemClock(), new_epoch=new_id, rows=AUDIT_ROWS)

@@ -14,13 +14,13 @@ from storage.errors import CannotCopy, CannotOpen, NotThere, StorageError, first
 from storage.jetstream.layout import Layout, differing
 from storage.jetstream.store import JetStreamStore
 from storage.jetstream.transferring import Transfer, Transferred
+from storage.names import new_id
 from storage.nats.errors import NatsError
 from storage.nats.jetstream import JetStream
 from storage.sqlite.opening import open_store
 from storage.sqlite.runs import SELF
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
-from web.server.database import new_id
 from web.server.settings import Settings
 
 Answer = TypeVar("Answer")

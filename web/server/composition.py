@@ -37,6 +37,7 @@ from storage.bus import Bus
 from storage.clock import Clock, SystemClock
 from storage.disk import database_files, trust
 from storage.errors import Busy, CannotOpen, Failed, NotThere, StoreBroken, first_of
+from storage.names import new_id
 from storage.store import Store, StoreUpkeep
 from web.console.elsewhere import Elsewhere
 from web.console.overview import Overview
@@ -92,7 +93,7 @@ from web.server.app import AMONG_OPERATORS, Extra, create_app
 from web.server.cautions import caution_about_keys, caution_about_listening, caution_about_origins
 from web.server.client_file import client_file
 from web.server.console_figures import figures_of, node_of
-from web.server.database import CANNOT_START, new_id, open_engine, settle_memory, share_the_processor, sweep_up
+from web.server.database import CANNOT_START, open_engine, settle_memory, share_the_processor, sweep_up
 from web.server.entrances import OPERATORS_CONNECTIONS_MAX, served_to_operators, served_when_full
 from web.server.front_door import FrontDoor
 from web.server.greeting import facts

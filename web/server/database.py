@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import secrets
 import shlex
 import sys
 from collections.abc import AsyncIterator
@@ -20,6 +19,7 @@ from storage.clock import Clock
 from storage.disk import database_files
 from storage.disk.unfinished import sweep
 from storage.errors import CannotOpen
+from storage.names import new_id
 from storage.sqlite.opening import open_store
 from storage.store import Store
 from web.identity.keyring import KEY_FILE
@@ -104,11 +104,6 @@ def sweep_up(settings: Settings) -> None:
         *sweep(settings.data / BACKUPS_DIRECTORY, PATTERN),
     ):
         logger.warning("removed %s: the process that wrote it was killed", left)
-
-
-def new_id() -> str:
-    """A random name of letters and digits, which never repeats."""
-    return secrets.token_hex(8)
 
 
 def share_the_processor() -> None:

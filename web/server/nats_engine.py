@@ -25,11 +25,11 @@ from storage.jetstream.bus import NatsBus
 from storage.jetstream.layout import Layout
 from storage.jetstream.opening import open_jetstream
 from storage.jetstream.store import JetStreamStore
+from storage.names import new_id
 from storage.nats.auth import Credentials, credentials_of_file
 from storage.nats.connection import Address, Connection
 from storage.nats.errors import BadCredentials
 from storage.store import Store
-from web.server.database import new_id
 from web.server.settings import Settings
 
 CREDENTIALS_BYTES_MAX: Final = 64 * 1024

@@ -194,7 +194,7 @@ async def test_a_slow_consumer_is_no_silence_and_reading_ahead_is_bounded(
         nonlocal sent
         connection.send(connect(head=500, queued=500))
         for seq in range(1, 501):
-            text = frame("feedback_update", {"feedback_id": 1, "rating": 3, "comment": "x" * 20_000}, seq=seq)
+            text = frame("feedback_update", {"feedback_id": 1, "rating": 3, "comment": "x" * 50_000}, seq=seq)
             connection.send(text)
             sent = seq
 
