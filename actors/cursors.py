@@ -76,14 +76,15 @@ class CursorKeeper:
     def settle(self, subscriber: Subscriber, by: AcknowledgedBy) -> None:
         """Move the cursor of a connection that has left up to its position: its client has received all of it.
 
-        A subscriber that was forgotten meanwhile stays so.
+        A subscriber that was forgotten meanwhile stays so. The ring may have left memory meanwhile: the numbers are of
+        the epoch of the cursor, as all subscribers are loaded anew where another one begins.
         """
         known, roster = subscriber.known, subscriber.roster
-        if known is None or roster is None or roster.ring is None or not roster.knows(known):
+        if known is None or roster is None or not roster.knows(known):
             return
         now = self._store.moment()
         self.saw(known, now)
-        self._advance(roster, known, roster.ring.epoch, subscriber.position, now, by)
+        self._advance(roster, known, known.epoch, subscriber.position, now, by)
 
     def _advance(self, roster: Roster, known: Known, epoch: Epoch, seq: Seq, now: Moment, by: AcknowledgedBy) -> None:
         if seq > known.seq_in(epoch):

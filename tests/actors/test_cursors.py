@@ -68,6 +68,20 @@ async def test_a_disconnect_stores_the_cursor_at_once(autojump_clock: MockClock,
     assert trio.current_time() == began
 
 
+async def test_a_receipt_after_the_goodbye_counts_although_the_events_have_left_memory(
+    autojump_clock: MockClock, small: World
+) -> None:
+    reader = Reader()
+    await following(small, reader, events=3)
+    reader.leave()
+    await small.settled()
+    roster = small.registry._slots["d"].roster
+    assert small.registry._slots["d"].let_go_of_ring()
+    small.registry.settle(reader.subscriber, "transport")
+    await trio.sleep(2 * LINGER_SECONDS)
+    assert (roster.ring, await small.cursor(reader)) == (None, 3)
+
+
 async def test_who_asks_is_told_once_the_cursor_is_stored(autojump_clock: MockClock, small: World) -> None:
     reader = Reader()
     await following(small, reader, events=3)

@@ -259,9 +259,10 @@ class NodesWorld(World):
             super()._ends(*epochs)
 
     def _stored_cursor(self, one: Follower, process: Process) -> tuple[str, int] | None:
-        if not process.disk.answers or one.diagnosis_id not in self.engine.streams:
-            return None
-        found = self.engine.streams[one.diagnosis_id].cursors.get(SubscriberId(one.sub, one.device))
+        stream = self.engine.streams.get(one.diagnosis_id)
+        if not process.disk.answers or stream is None or stream.diagnosis.epoch != one.epoch:
+            return None  # an epoch that has ended takes no cursor any more: whoever comes back begins anew
+        found = stream.cursors.get(SubscriberId(one.sub, one.device))
         return None if found is None else (found.epoch, found.seq)
 
     def _judge_devices(self) -> None:
