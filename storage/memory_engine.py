@@ -201,6 +201,7 @@ class MemoryEngine:
         rows: AuditRows = BARE_ROWS,
         shared: bool = False,
         faults: Faults | None = None,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         """An empty engine.
 
@@ -208,6 +209,7 @@ class MemoryEngine:
             rows: makes the audit rows of acts.
             shared: it has several handles.
             faults: what goes wrong between them; `None`: nothing.
+            look_seconds: between two looks at what they have missed.
         """
         self.clock = clock
         self.new_epoch = new_epoch
@@ -228,6 +230,7 @@ class MemoryEngine:
         self._late: deque[tuple[float, Handle, str, Entry, News]] = deque()
         """Live copies under way, and when they arrive; the first arrives first."""
         self._late_came = trio.Event()
+        self._look_seconds = look_seconds
 
     def join(self, node: str) -> Handle:
         """A handle for this node, in the place of an earlier one."""
@@ -329,6 +332,6 @@ class MemoryEngine:
 
     async def _look_for_missed(self) -> None:
         while True:
-            await trio.sleep(LOOK_SECONDS)
+            await trio.sleep(self._look_seconds)
             for handle in list(self._handles.values()):
                 handle.look()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -448,6 +448,36 @@ async def test_a_renewed_epoch_ends_those_of_one_diagnosis_and_a_deletion_is_non
         assert again.ending is Ending.DELETED
 
 
+async def test_an_actor_that_meets_the_other_epoch_first_takes_a_renewal_for_no_deletion(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_worlds() as (one, other):
+        renewed = other.registry.renewed
+
+        def only_marked(diagnosis_id: str | None) -> Callable[[], Awaitable[object]]:
+            renewed(diagnosis_id)
+            return trio.lowlevel.checkpoint
+
+        monkeypatch.setattr(other.registry, "renewed", only_marked)
+        reader = Reader()
+        await other.connect(reader)
+        await publish(one, 1)
+        handle(one).engine.renew_epochs()
+        await wait_all_tasks_blocked()
+        assert (reader.numbers, reader.ending) == ([1], Ending.RENEWED)
+
+
+async def test_a_renewed_epoch_ends_connections_although_the_outbox_cannot_be_read(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        reader = Reader()
+        await other.connect(reader)
+        other.store.fail("read_after", *[Busy("now")] * 10)
+        began = trio.current_time()
+        handle(one).engine.renew_epochs()
+        await wait_all_tasks_blocked()
+        assert (reader.ending, trio.current_time()) == (Ending.RENEWED, began)
+
+
 # The faults of one that takes itself for the only writer
 
 
@@ -675,6 +705,25 @@ async def test_a_device_that_is_connected_elsewhere_is_not_unseen(autojump_clock
             assert await one.cursor(moved) is not None
         assert moved.subscriber.known is not None
         moved.leave()
+
+
+async def test_after_a_restart_whoever_was_seen_elsewhere_is_not_unseen(autojump_clock: MockClock) -> None:
+    async with two_worlds() as (one, other):
+        await other.connect(Reader("bo"))
+        phone = Reader("amira", "phone")
+        await other.connect(phone)
+        phone.leave()
+        await settled_cursors(other.registry)
+        for _ in range(2):
+            await trio.sleep(20 * DAY)
+            again = Reader("amira", "phone")
+            await one.connect(again)
+            again.leave()
+            await settled_cursors(one.registry)
+        await other.registry.restart(DIAGNOSIS)
+        await other.settled()
+        assert await one.cursor(again) is not None
+        assert (await other.publish()).known == 2
 
 
 async def test_a_cursor_that_was_moved_further_elsewhere_is_taken_over(autojump_clock: MockClock) -> None:

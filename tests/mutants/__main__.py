@@ -23,6 +23,8 @@ from tests.simulation.test_histories import BUDGET, NODES_BUDGET
 
 COPIED = ("actors", "storage", "web", "tests", "docs")
 SECONDS_MAX = 600.0
+SEEDS_WITHOUT_BUG = 4
+"""Histories that are played without any bug first. All of the budget are played by every run of the tests."""
 
 
 def main() -> int:
@@ -35,6 +37,9 @@ def main() -> int:
         for test in sorted({test for one in chosen for test in one.tests}):
             if not _tests_pass(place, (test,)):
                 raise SystemExit(f"{test} fails in a copy without any bug: nothing that it notices counts")
+        for is_nodes in sorted({one.nodes for one in chosen if not one.tests}):
+            if _histories(place, SEEDS_WITHOUT_BUG, is_nodes=is_nodes).returncode:
+                raise SystemExit("histories fail in a copy without any bug: nothing that they notice counts")
     missed = []
     for one in chosen:
         began = time.monotonic()
@@ -52,8 +57,7 @@ def caught_by(one: Planted) -> str | None:
         plant(one, place)
         if one.tests:
             return None if _tests_pass(place, one.tests) else "tests"
-        budget, nodes = (NODES_BUDGET, ("--nodes",)) if one.nodes else (BUDGET, ())
-        by_seed = _run(place, "-m", "tests.simulation", f"0-{budget - 1}", "--first", *nodes)
+        by_seed = _histories(place, NODES_BUDGET if one.nodes else BUDGET, is_nodes=one.nodes)
         if by_seed.returncode:
             found = [line for line in by_seed.stdout.splitlines() if line.startswith(("seed ", "too weak"))]
             return " ".join(found[0].split()[:2]) if found else "the simulation, which fails"
@@ -78,6 +82,11 @@ def plant(one: Planted, place: Path) -> None:
     if source.count(one.right) != 1:
         raise SystemExit(f"{one.what}: {one.file} does not hold the text once, mend tests/mutants/planted.py")
     file.write_text(source.replace(one.right, one.wrong))
+
+
+def _histories(place: Path, seeds: int, *, is_nodes: bool) -> subprocess.CompletedProcess[str]:
+    """Play the first histories with the server of the copy, until one fails."""
+    return _run(place, "-m", "tests.simulation", f"0-{seeds - 1}", "--first", *(["--nodes"] if is_nodes else []))
 
 
 def _tests_pass(place: Path, tests: Sequence[str]) -> bool:

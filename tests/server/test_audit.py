@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -15,7 +16,8 @@ import trio
 from actors.errors import MailboxFull
 from actors.registry import Registry
 from storage.clock import SystemClock
-from storage.records import AuditRow
+from storage.records import AuditRow, NewAuditRow
+from storage.sqlite import trails
 from storage.sqlite.opening import open_store
 from tests.server.harness import Server, running_server
 from web import cli
@@ -283,6 +285,41 @@ async def test_every_act_says_who_what_before_and_after_by_every_door(
     assert told == [(who, one.what, one.before, one.after) for one in done]
     about = {row.what: row.diagnosis_id for row in trail}
     assert {about[what] for what in about if what.split(".")[0] in ("actor", "outbox", "subscriber")} == {"42"}
+
+
+@pytest.mark.sqlite_only("the table of the trail is full")
+async def test_an_act_whose_row_cannot_be_stored_is_not_done_by_whatever_operation(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(db: sqlite3.Connection, row: NewAuditRow, now: float) -> int:
+        refused = sqlite3.OperationalError("database or disk is full")
+        refused.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise refused
+
+    async with trailing(settings) as (server, trail), AsyncExitStack() as stack:
+        await server.register(42, "amira", "bo")
+        await server.register(43, "bo")
+        await server.publish()
+        made = await act(server, "POST", "/revocations", {"sub": "nobody"})
+        client = await stack.enter_async_context(server.live(sub="bo", device="phone"))
+
+        async def what_is() -> list[object]:
+            shown = [await act(server, "GET", f"/{one}") for one in ("diagnoses", "revocations", "actors")]
+            return [*shown, await act(server, "GET", "/actors/42/outbox?payload=0"), *settings.data.rglob("*.db")]
+
+        before = await what_is()
+        for door in DOORS:
+            path = door.path.format(made=made["id"]).replace("somebody", "bo")
+            with monkeypatch.context() as no_room:
+                no_room.setattr(trails, "record", full)
+                answer = await server.http.request(
+                    door.method, path, json=door.body, headers=server.bearer("op", "operate")
+                )
+            assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable"), door
+            assert await what_is() == before, door
+        await server.publish()
+        assert (await client.next_of("feedback_update"))["seq"] == 2
+    assert [row.what for row in trail] == ["diagnosis.register", "diagnosis.register", "revocation.add"]
 
 
 @pytest.mark.parametrize("sub", ["bogdana", 'bo"o\\', "بو علی"])

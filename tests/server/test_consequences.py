@@ -232,6 +232,34 @@ async def test_a_revocation_that_is_lifted_ends_nobody_more(autojump_clock: Mock
         assert readers[-1].ending is None
 
 
+async def test_where_acts_may_have_been_missed_all_connections_are_judged_by_what_holds_now(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with there_is() as there:
+        await there.store.register("e", "amira", [])
+        bo, amira, cyrus = [await there.follow(sub) for sub in ("bo", "amira", "cyrus")]
+        elsewhere = await there.follow("amira", "e")
+        with monkeypatch.context() as deaf:
+            deaf.setattr(there.consequences, "changed", lambda change: None)
+            await there.store.register("d", "amira", ["cyrus"])
+            await there.store.revoke(sub="cyrus", leeway_seconds=10)
+            await there.store.delete("e")
+        refused = iter([Busy("not now")])
+        inner = there.store.revocations
+
+        async def revocations(**kwargs: Any) -> Any:
+            for refusal in refused:
+                raise refusal
+            return await inner(**kwargs)
+
+        monkeypatch.setattr(there.store, "revocations", revocations)
+        there.consequences.missed()
+        await there.consequences.carried_out()
+        endings = [bo.ending, cyrus.ending, elsewhere.ending, amira.ending]
+        assert endings == [Ending.VIEWER_REMOVED, Ending.REVOKED, Ending.DELETED, None]
+        assert there.revoked.covering("cyrus", None, ISSUED_AT) is not None
+
+
 async def test_a_consequence_that_fails_is_logged_and_holds_nothing_up(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ import trio
 from storage.bus import Bus, MemoryNetwork
 from storage.clock import Clock
 from storage.memory import MemoryStore
-from storage.memory_engine import LOOK_SECONDS, Faults, MemoryEngine, Stream
+from storage.memory_engine import Faults, MemoryEngine, Stream
 from storage.records import SubscriberId
 from storage.store import Store
 from tests.simulation.clients import Follower
@@ -36,6 +36,9 @@ from web.server.settings import Settings
 NODES: Final = 3
 
 OPERATIONS_MAX: Final = 60
+
+LOOK_SECONDS: Final = 20.0
+"""Between two looks of the engine at what servers have missed: less than without a simulation, as idle time costs."""
 
 AT_ONCE_SECONDS: Final = 5.0
 """Connections of one device that are begun within this time are begun at once."""
@@ -156,6 +159,7 @@ class NodesWorld(World):
             rows=AUDIT_ROWS,
             shared=True,
             faults=self.faults,
+            look_seconds=LOOK_SECONDS,
         )
         self.slots: dict[int, Process] = {}
         self._renewed: list[str] = []
