@@ -16,6 +16,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.cluster.servers import NatsServer, nats_servers
 from tests.logbook import LOGBOOK, Logbook, LogbookHandler
@@ -24,6 +25,10 @@ from web.server.settings import variable_of
 LOGGED: Final[list[tuple[int, list[str]]]] = []
 """For each process that ran tests: characters that were logged, and what leaked."""
 
+
+# How fast an example is drawn or passes says how busy the machine is.
+settings.register_profile("whatever the load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whatever the load")
 
 ASKING: Final = frozenset({"api", "browser", "cli", "clients", "edge", "identity", "javascript", "server"})
 """Folders whose tests ask servers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from web.commands.look import Look, Painted, wants_colour
@@ -62,14 +62,12 @@ def test_wide_characters_keep_the_columns_aligned() -> None:
 texts = st.text(max_size=30)
 
 
-@settings(deadline=None)  # the first text that is not ASCII imports what measures it
 @given(rows=st.lists(st.tuples(texts, texts, texts), max_size=5), width=st.integers(10, 60))
 def test_no_line_is_wider_than_the_terminal(rows: list[tuple[str, str, str]], width: int) -> None:
     for line in table(("ONE", "TWO", "THREE"), rows, Look(width=width)).splitlines():
         assert cells_of(line) <= width
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=40), width=st.integers(1, 50))
 def test_what_is_cut_has_exactly_the_width(text: str, width: int) -> None:
     shown = printable(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from web.commands.tables import cells_of
@@ -139,7 +139,6 @@ def test_an_id_cannot_move_the_cursor() -> None:
     assert any("a\\x1b[2J" in line for line in text_of(View(), snapshot(row("a\x1b[2J"))))
 
 
-@settings(deadline=None)
 @given(
     names=st.lists(st.one_of(st.integers(0, 10**15), st.text(min_size=1, max_size=64)), unique=True, max_size=30),
     width=st.integers(1, 200),

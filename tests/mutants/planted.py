@@ -173,6 +173,7 @@ PLANTED: Final = (
         "storage/sqlite/committer.py",
         "        elif self._is_closed:\n            self._changed.set()\n",
         "",
+        ("tests/storage/test_committer.py",),
     ),
     Planted(
         "a transaction that fails is not rolled back",

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 import trio
 
+from storage.belief import Kept
 from storage.bus import Bus, MemoryNetwork
 from storage.clock import Clock
 from storage.memory import MemoryStore
@@ -126,12 +127,16 @@ class Node(Process):
     @asynccontextmanager
     async def _engine(self, settings: Settings, clock: Clock) -> AsyncIterator[tuple[Store, Bus]]:
         name = f"node-{self.number}"
-        self.store = MemoryStore(self._engine_of_all, name)
+        self.store = MemoryStore(self._engine_of_all, name, self._time_of_engine())
         bus = self._network.join(name)
         try:
             yield cast("Store", Crashing(cast("Store", self.store), self._crashes, Loads(self.happens))), bus
         finally:
             self.leave()
+
+    def _time_of_engine(self) -> Kept:
+        """What a server that begins compares its wall clock with, as with that of NATS servers: nobody sets it."""
+        return Kept(self._clock.wall() - self._clock.ahead, held=True)
 
     def leave(self) -> None:
         """The others hear nothing more of it."""

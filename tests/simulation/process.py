@@ -146,7 +146,7 @@ class Process:
     def __init__(
         self,
         data: Path,
-        clock: Clock,
+        clock: WallClock,
         lots: Random,
         ids: Iterator[int],
         *,

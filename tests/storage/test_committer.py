@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from storage.belief import Moment
 from storage.clock import Timekeeper
@@ -49,6 +50,20 @@ def numbers(path: Path) -> list[int]:
         return [number for (number,) in connection.execute("SELECT n FROM t ORDER BY n")]
     finally:
         connection.close()
+
+
+async def test_whoever_closes_it_while_a_transaction_runs_waits_for_no_more_than_that(path: Path) -> None:
+    release = threading.Event()
+
+    async def let_go() -> None:
+        await wait_all_tasks_blocked()  # it is closed by then
+        release.set()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery, committing(path) as committer:
+            committer.submit(lambda db, now: release.wait(10))
+            await wait_all_tasks_blocked()
+            nursery.start_soon(let_go)
 
 
 async def test_operations_that_wait_together_share_a_transaction(path: Path) -> None:

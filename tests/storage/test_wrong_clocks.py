@@ -352,7 +352,7 @@ class History:
 @pytest.mark.guarantee(9)
 @pytest.mark.parametrize("kind", ["sqlite", "memory"])
 @given(steps=st.lists(STEPS, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_after_any_history_of_jumps_nothing_is_gone_before_its_time(kind: str, steps: list[tuple[str, float]]) -> None:
     async def play(directory: Path | None) -> None:
         await History(Runs(directory)).play(steps)
