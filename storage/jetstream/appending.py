@@ -371,11 +371,13 @@ class Appending:
         found = await engine.patiently(partial(engine.jetstream.direct, layout.main, asked))
         records = [(one, record_of(one.data)) for one in found]
         expired = [one for one, record in records if record is None or record.expires_at <= judged]
+        dropped = 0  # a replica may still have what was dropped before
         for one in expired:
-            await engine.patiently(partial(engine.jetstream.purge, layout.main, one.subject, before=one.pos + 1))
-        if expired:
-            await engine.patiently(self.count)
-        return len(expired)
+            dropped += await engine.patiently(
+                partial(engine.jetstream.purge, layout.main, one.subject, before=one.pos + 1)
+            )
+        self._keys = max(0, self._keys - dropped)
+        return dropped
 
     async def keys_above(self, windows: Mapping[str, Window]) -> Sequence[str]:
         """Keys of events beyond the newest number of their diagnosis, in words. To be called patiently."""

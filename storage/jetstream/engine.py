@@ -63,8 +63,9 @@ ACTS_MISSED_MAX: Final = 10_000
 CONFLICTS: Final = frozenset({WRONG_LAST, WRONG_LAST_IN_BATCH})
 """Somebody else was first."""
 
-NOT_NOW: Final = frozenset({10006, 10008, 10009, 10023, 10047, 10077, 10167, 10210})
-"""Errors of an engine without a leader, or without room for a moment. Certainly nothing is stored."""
+NOT_NOW: Final = frozenset({10006, 10008, 10009, 10023, 10047, 10077, 10167, 10176, 10210})
+"""Errors of an engine without a leader, or without room for a moment, or whose leader has changed in the midst of a
+batch. Certainly nothing is stored."""
 
 Answer = TypeVar("Answer")
 
@@ -114,6 +115,8 @@ class Engine:
         """The position of acts that were applied lately, by id."""
         self._seen: dict[str, int] = {}
         self._written: dict[str, int] = {}
+        self._begins: dict[str, int] = {}
+        """The position before which a log has no entries any more, as this process has dropped them."""
         self._numbers: dict[str, tuple[str, int]] = {}
         """The registration and the number of the newest entry of a log that this process knows of."""
         self._behind_since: dict[str, float] = {}
@@ -223,6 +226,14 @@ class Engine:
         """The newest position of a log that this process knows of."""
         return self._seen.get(diagnosis_id, 0)
 
+    def dropped(self, diagnosis_id: str, before: int) -> None:
+        """This process has dropped the entries of a log before this position."""
+        self._begins[diagnosis_id] = max(before, self.begin(diagnosis_id))
+
+    def begin(self, diagnosis_id: str) -> int:
+        """From which position on a log is read: a replica may still have what was dropped."""
+        return self._begins.get(diagnosis_id, 1)
+
     def wrote(self, diagnosis_id: str, pos: int) -> None:
         """This process has written this log up to this position."""
         self.saw(diagnosis_id, pos)
@@ -271,7 +282,8 @@ class Engine:
 
     async def entries(self, diagnosis_id: str) -> tuple[Sequence[Entry | None], Sequence[int]]:
         """The entries of a log, and the position of each; not older than what is known. To be called patiently."""
-        asked = {"seq": 1, "next_by_subj": self.layout.log(diagnosis_id), "batch": 2 * OUTBOX_EVENTS_MAX}
+        begin, subject = self.begin(diagnosis_id), self.layout.log(diagnosis_id)
+        asked = {"seq": begin, "next_by_subj": subject, "batch": 2 * OUTBOX_EVENTS_MAX}
         for attempt in range(LAGGING_READS_MAX):
             found = await self.jetstream.direct(self.layout.main, asked)
             if (found[-1].pos if found else 0) >= self.seen(diagnosis_id):

@@ -254,7 +254,8 @@ class JetStreamStore(TellsDamage):
             if current is not None and current.epoch != diagnosis.epoch:
                 return await self._window(current)
         head = begun(newest, diagnosis.epoch)
-        first, _ = await self._engine.jetstream.first(layout.main, layout.log(diagnosis.diagnosis_id))
+        subject, begin = layout.log(diagnosis.diagnosis_id), self._engine.begin(diagnosis.diagnosis_id)
+        first, _ = await self._engine.jetstream.first(layout.main, subject, begin)
         oldest = None if first is None else entry_of(first.pos, first.headers, b"", generation=known.generation)
         floor = head.floor
         if oldest is not None and oldest.registration == diagnosis.epoch:
@@ -542,7 +543,9 @@ class JetStreamStore(TellsDamage):
 
     async def _purge_before(self, diagnosis_id: str, pos: int) -> int:
         layout = self._engine.layout
-        return await self._engine.jetstream.purge(layout.main, layout.log(diagnosis_id), before=pos)
+        dropped = await self._engine.jetstream.purge(layout.main, layout.log(diagnosis_id), before=pos)
+        self._engine.dropped(diagnosis_id, pos)
+        return dropped
 
     async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> records.Evicted:
         await trio.lowlevel.checkpoint_if_cancelled()

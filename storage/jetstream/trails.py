@@ -67,6 +67,8 @@ class Trails:
         """Nothing is read yet."""
         self._engine = engine
         self._names: set[str] = set()
+        self._newest_row = 0
+        """The position of the newest row of the access trail that this process has stored; 0: none."""
         self.first_act = 1
         """No act with a lower number is stored."""
 
@@ -197,7 +199,7 @@ class Trails:
         deadline = trio.current_time() + PATIENCE_SECONDS
         while trio.current_time() < deadline:
             try:
-                await engine.jetstream.store(messages)
+                stored = await engine.jetstream.store(messages)
             except Unanswered as error:
                 raise Failed("the engine has not said what became of the rows") from error
             except NatsError as error:
@@ -208,6 +210,7 @@ class Trails:
             if len(self._names) + len(new) > NAMES_KNOWN_MAX:
                 self._names.clear()
             self._names.update(new)
+            self._newest_row = stored.pos
             return
         raise Busy("the engine is away")
 
@@ -239,17 +242,26 @@ class Trails:
 
     async def _rows(self, low: int, high: int) -> Sequence[tuple[int, AccessSaid]]:
         layout = self._engine.layout
-        asked = {"seq": low, "next_by_subj": layout.row, "batch": high - low + 1}
-        found = await self._engine.jetstream.direct(layout.accesses, asked)
+        # One more than wanted: whoever has a later one has all of these.
+        asked = {"seq": low, "next_by_subj": layout.row, "batch": high - low + 2}
+        found: Sequence[Found] = ()
+        for attempt in range(LAGGING_READS_MAX):
+            found = await self._engine.jetstream.direct(layout.accesses, asked)
+            if self._newest_row < low or (found and found[-1].pos >= min(self._newest_row, high + 1)):
+                break
+            await trio.sleep(LAG_SECONDS * 2.0**attempt)
         return [(one.pos, msgspec.json.decode(one.data, type=AccessSaid)) for one in found if one.pos <= high]
 
     async def _who(self, subjects: Sequence[str]) -> dict[str, SubscriberId]:
-        names: dict[str, SubscriberId] = {}
+        accesses, names = self._engine.layout.accesses, dict[str, SubscriberId]()
         for at in range(0, len(subjects), SUBJECTS_MAX):
-            asked = {"multi_last": subjects[at : at + SUBJECTS_MAX]}
-            for one in await self._engine.jetstream.direct(self._engine.layout.accesses, asked):
-                sub, device = msgspec.json.decode(one.data, type=tuple[str | None, str | None])
-                names[one.subject] = SubscriberId(sub, device)
+            asked = subjects[at : at + SUBJECTS_MAX]
+            found = {one.subject: one for one in await self._engine.jetstream.direct(accesses, {"multi_last": asked})}
+            for subject in asked:
+                # A replica may not have it yet; else it was erased.
+                if (one := found.get(subject) or await self._engine.last(accesses, subject)) is not None:
+                    sub, device = msgspec.json.decode(one.data, type=tuple[str | None, str | None])
+                    names[subject] = SubscriberId(sub, device)
         return names
 
     async def erase_names(self, sub: str) -> int:
@@ -259,13 +271,12 @@ class Trails:
         self.names_are_gone()
         if not gone:
             return 0
-        its, rows, begin = digest(sub), 0, 1
-        while True:
-            page = await engine.patiently(partial(engine.page, layout.accesses, layout.row, begin))
-            rows += sum(msgspec.json.decode(one.data, type=AccessSaid).sub == its for one in page)
-            if not page:
-                return rows
-            begin = page[-1].pos + 1
+        state = await engine.patiently(partial(engine.jetstream.state, layout.accesses))
+        its, rows = digest(sub), 0
+        for low in range(max(1, state.first_pos), state.last_pos + 1, ROWS_AT_ONCE):
+            page = await engine.patiently(partial(self._rows, low, min(low + ROWS_AT_ONCE - 1, state.last_pos)))
+            rows += sum(said.sub == its for _, said in page)
+        return rows
 
     def names_are_gone(self) -> None:
         """Somebody was erased: what was stored may be gone."""

@@ -175,9 +175,13 @@ class JetStream:
             else:
                 return found
 
-    async def first(self, stream: str, subject: str) -> tuple[Found | None, int]:
-        """The first message of a subject, which may have wildcards, and how many there are; from any replica."""
-        found = await self.direct(stream, {"seq": 1, "next_by_subj": subject, "batch": 1})
+    async def first(self, stream: str, subject: str, begin: int = 1) -> tuple[Found | None, int]:
+        """The first message of a subject, which may have wildcards, and how many there are; from any replica.
+
+        Args:
+            begin: those before this position do not count.
+        """
+        found = await self.direct(stream, {"seq": begin, "next_by_subj": subject, "batch": 1})
         return (found[0], 1 + int(found[0].headers["Nats-Num-Pending"])) if found else (None, 0)
 
     async def purge(self, stream: str, subject: str, before: int | None = None) -> int:

@@ -26,6 +26,9 @@ SECONDS_MAX = 600.0
 SEEDS_WITHOUT_BUG = 4
 """Histories that are played without any bug first. All of the budget are played by every run of the tests."""
 
+NATS_MUTANTS_BUDGET = 30
+"""Seeds on NATS: more than every run of the tests plays, as these take longest."""
+
 
 def main() -> int:
     """Plant the bugs whose names hold the words that the command line gives; 1: one was not caught."""
@@ -37,8 +40,8 @@ def main() -> int:
         for test in sorted({test for one in chosen for test in one.tests}):
             if not _tests_pass(place, (test,)):
                 raise SystemExit(f"{test} fails in a copy without any bug: nothing that it notices counts")
-        for is_nodes in sorted({one.nodes for one in chosen if not one.tests}):
-            if _histories(place, SEEDS_WITHOUT_BUG, is_nodes=is_nodes).returncode:
+        for one in {(one.nodes, one.nats): one for one in chosen if not one.tests}.values():
+            if _histories(place, one, SEEDS_WITHOUT_BUG).returncode:
                 raise SystemExit("histories fail in a copy without any bug: nothing that they notice counts")
     missed = []
     for one in chosen:
@@ -57,7 +60,7 @@ def caught_by(one: Planted) -> str | None:
         plant(one, place)
         if one.tests:
             return None if _tests_pass(place, one.tests) else "tests"
-        by_seed = _histories(place, NODES_BUDGET if one.nodes else BUDGET, is_nodes=one.nodes)
+        by_seed = _histories(place, one)
         if by_seed.returncode:
             found = [line for line in by_seed.stdout.splitlines() if line.startswith(("seed ", "too weak"))]
             return " ".join(found[0].split()[:2]) if found else "the simulation, which fails"
@@ -84,9 +87,15 @@ def plant(one: Planted, place: Path) -> None:
     file.write_text(source.replace(one.right, one.wrong))
 
 
-def _histories(place: Path, seeds: int, *, is_nodes: bool) -> subprocess.CompletedProcess[str]:
-    """Play the first histories with the server of the copy, until one fails."""
-    return _run(place, "-m", "tests.simulation", f"0-{seeds - 1}", "--first", *(["--nodes"] if is_nodes else []))
+def _histories(place: Path, one: Planted, seeds_max: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Play the first histories that should notice a bug with the server of the copy, until one fails."""
+    budget, options = BUDGET, list[str]()
+    if one.nodes:
+        budget, options = NODES_BUDGET, ["--nodes"]
+    elif one.nats:
+        budget, options = NATS_MUTANTS_BUDGET, ["--nodes", "--engine", "nats"]
+    seeds = min(budget, seeds_max or budget)
+    return _run(place, "-m", "tests.simulation", f"0-{seeds - 1}", "--first", *options)
 
 
 def _tests_pass(place: Path, tests: Sequence[str]) -> bool:

@@ -20,6 +20,8 @@ class Planted:
     """Tests that catch it, where no history does; none: the histories catch it."""
     nodes: bool = False
     """The histories of several servers catch it."""
+    nats: bool = False
+    """Those of several servers on NATS catch it."""
 
 
 _HUB_TURN: Final = '''                    due_at[index] = self.clock.monotonic() + seconds
@@ -845,5 +847,70 @@ PLANTED: Final = (
         "            self.apply(number, *act)\n",
         "            self.known.apply(number, *act, self.told.next)\n",
         ("tests/cluster/test_serve.py",),
+    ),
+    Planted(
+        "an append without an answer is sent again without a look at what is stored",
+        (9,),
+        "storage/jetstream/appending.py",
+        "            if unsure:\n                mine = await",
+        "            if unsure and not unsure:\n                mine = await",
+        nats=True,
+    ),
+    Planted(
+        "an act without an answer is carried out again",
+        (),
+        "storage/jetstream/acting.py",
+        "            for act_id, plan in unsure.items():\n",
+        "            for act_id, plan in ():\n",
+        nats=True,
+    ),
+    Planted(
+        "an append is refused as certainly not stored though it was sent",
+        (),
+        "storage/jetstream/appending.py",
+        "        if unsure:\n            raise Failed(",
+        "        if unsure and not unsure:\n            raise Failed(",
+        nats=True,
+    ),
+    Planted(
+        "no server looks for live copies that were lost",
+        (3,),
+        "storage/jetstream/following.py",
+        "            if found.pos > max(engine.written(diagnosis_id), self._told.get(diagnosis_id, 0)):\n",
+        "            if found.pos < 0:\n",
+        nats=True,
+    ),
+    Planted(
+        "an append names no entry that it follows",
+        (2,),
+        "storage/jetstream/appending.py",
+        "headers |= {EXPECTED_LAST: str(head.pos), MESSAGE_ID: this",
+        "headers |= {MESSAGE_ID: this",
+        nats=True,
+    ),
+    Planted(
+        "a log may be read as a replica had it a while ago",
+        (),
+        "storage/jetstream/engine.py",
+        "            if (found[-1].pos if found else 0) >= self.seen(diagnosis_id):\n",
+        "            if True:\n",
+        nats=True,
+    ),
+    Planted(
+        "acts of other servers are only heard of, and not asked for",
+        (16,),
+        "storage/jetstream/following.py",
+        "                    await self._engine.catch_up()\n                    self._behind_since = None\n",
+        "                    if not is_time_to_look:\n                        await self._engine.catch_up()\n"
+        "                    self._behind_since = None\n",
+        nats=True,
+    ),
+    Planted(
+        "a cursor is written over one that another server has moved further",
+        (),
+        "storage/jetstream/acting.py",
+        '    return Outgoing(subject, data, {EXPECTED_LAST: str(pos), ROLLUP: "sub"})\n',
+        '    return Outgoing(subject, data, {ROLLUP: "sub"})\n',
+        nats=True,
     ),
 )

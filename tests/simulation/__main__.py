@@ -10,20 +10,24 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import islice
 
 from tests.simulation.history import History, drawn
 from tests.simulation.nodes import drawn_for_nodes
 from tests.simulation.play import Played, play, shortest
-from tests.simulation.rare import RARE, RARE_WITH_NODES, SEEDS_ENOUGH, too_weak
+from tests.simulation.rare import RARE, RARE_ON_NATS, RARE_WITH_NODES, SEEDS_ENOUGH, too_weak
 
 TRACE_LINES: int = 40
 
 
 def report(history: History, played: Played) -> str:
     """What there is to know about a history that fails."""
-    seed, nodes = history.seed, history.nodes > 1
+    seed, options = history.seed, ""
+    if history.nodes > 1:
+        options = " ARGS='--nodes --engine nats'" if history.engine == "nats" else " ARGS=--nodes"
     history = shortest(history)
     again = play(history)
     shown = again if again.violation is not None else played
@@ -32,7 +36,7 @@ def report(history: History, played: Played) -> str:
     lines += [f"which fails: {shown.violation!r}", *shown.trace[-TRACE_LINES:]]
     if shown.violation is not None and not isinstance(shown.violation, AssertionError):
         lines += traceback.format_exception(shown.violation)
-    return "\n".join((*lines, f"again: make simulate SEEDS={seed}{' ARGS=--nodes' if nodes else ''}"))
+    return "\n".join((*lines, f"again: make simulate SEEDS={seed}{options}"))
 
 
 def seeds_of(text: str) -> list[int]:
@@ -50,15 +54,18 @@ def main() -> int:
     parser.add_argument("seeds", type=seeds_of)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--nodes", action="store_true", help="histories of several servers on one engine")
+    parser.add_argument("--engine", choices=("memory", "nats"), default="memory", help="which one, with --nodes")
     parser.add_argument("--trace", action="store_true", help="show the trace of each history")
     parser.add_argument("--first", action="store_true", help="end with the first seed that fails, as it is")
     given = parser.parse_args()
+    draw = partial(drawn_for_nodes, engine=given.engine) if given.nodes else drawn
+    play_one = partial(_play, draw)
     seen: Counter[str] = Counter()
     steps, failed, began = 0, 0, time.monotonic()
     with ProcessPoolExecutor(given.processes) as pool:
         seeds = iter(given.seeds)
         while several := list(islice(seeds, (4 if given.first else 50) * given.processes)):
-            for seed, played in zip(several, pool.map(_play_nodes if given.nodes else _play, several), strict=True):
+            for seed, played in zip(several, pool.map(play_one, several), strict=True):
                 seen, steps = seen + played.seen, steps + played.steps
                 if given.trace:
                     print("\n".join(played.trace), played.digest, sep="\n")
@@ -68,26 +75,22 @@ def main() -> int:
                     return 1
                 if played.violation is not None:
                     failed += 1
-                    print(report(drawn_for_nodes(seed) if given.nodes else drawn(seed), played), flush=True)
+                    print(report(draw(seed), played), flush=True)
     seconds = time.monotonic() - began
     print(
         f"{len(given.seeds)} seeds, {failed} fail; {steps} operations in {seconds:.0f} s, "
         f"{steps / seconds:.0f} operations a second"
     )
     print(", ".join(f"{what}: {times}" for what, times in sorted(seen.items())))
-    rare = RARE_WITH_NODES if given.nodes else RARE
+    rare = RARE if not given.nodes else RARE_WITH_NODES if given.engine == "memory" else RARE_ON_NATS
     if not failed and len(given.seeds) >= SEEDS_ENOUGH and (missing := too_weak(seen, rare)):
         print(f"too weak: {', '.join(missing)} never happened")
         return 1
     return int(failed > 0)
 
 
-def _play(seed: int) -> Played:
-    return play(drawn(seed))
-
-
-def _play_nodes(seed: int) -> Played:
-    return play(drawn_for_nodes(seed))
+def _play(draw: Callable[[int], History], seed: int) -> Played:
+    return play(draw(seed))
 
 
 if __name__ == "__main__":

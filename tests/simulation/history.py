@@ -104,6 +104,8 @@ class History:
     operations: tuple[Operation, ...]
     nodes: int = 1
     """Servers on one engine."""
+    engine: str = "memory"
+    """Which engine several servers are on: `memory` or `nats`."""
 
     def only(self, kept: list[Operation]) -> History:
         """The same, with fewer operations."""

@@ -1,5 +1,6 @@
-"""Histories of several servers on one engine in memory, which loses and delays what it tells them and reads old.
+"""Histories of several servers on one engine, which loses and delays what it tells them and reads old.
 
+Here the engine is `MemoryEngine`; in `replicated.py` it is a simulated cluster of NATS servers.
 Everybody asks any of the servers. A server dies, and another one begins in its place; the engine is away from one of
 them for a while, and comes back.
 """
@@ -7,7 +8,7 @@ them for a while, and comes back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -22,7 +23,7 @@ from storage.belief import Kept
 from storage.bus import Bus, MemoryNetwork
 from storage.clock import Clock
 from storage.memory import MemoryStore
-from storage.memory_engine import Faults, MemoryEngine, Stream
+from storage.memory_engine import Faults, MemoryEngine
 from storage.records import SubscriberId
 from storage.store import Store
 from tests.simulation.clients import Follower
@@ -51,11 +52,15 @@ _SLOT: ContextVar[int] = ContextVar("slot")
 """Which of the servers is asked by what runs now."""
 
 
-def drawn_for_nodes(seed: int) -> History:
-    """The history of a seed."""
+def drawn_for_nodes(seed: int, engine: str = "memory") -> History:
+    """The history of a seed.
+
+    Args:
+        engine: `memory` or `nats`.
+    """
     history = plain(seed)
     kept = [one for one in history.operations if one.kind not in NOT_HERE]
-    return with_rare(replace(history, operations=tuple(kept[:OPERATIONS_MAX]), nodes=NODES))
+    return with_rare(replace(history, operations=tuple(kept[:OPERATIONS_MAX]), nodes=NODES, engine=engine))
 
 
 class Reach:
@@ -69,7 +74,7 @@ class Reach:
         self.is_dead = False
         self.met: Any = None
         self._process = process
-        self._back_at = -inf
+        self.back_at = -inf
 
     @property
     def answers(self) -> bool:
@@ -81,7 +86,7 @@ class Reach:
         return store is not None and store.statistics().away_since is not None
 
     def hung_since(self, time: float) -> bool:
-        return self._is_away or self._back_at >= time
+        return self._is_away or self.back_at >= time
 
     def had_trouble_since(self, time: float) -> bool:
         return self.hung_since(time) or self.is_dead
@@ -98,7 +103,7 @@ class Reach:
     def thaw(self) -> None:
         """The engine is reached again."""
         if self._is_away and self._process.store is not None and not self.is_dead:
-            self._back_at = trio.current_time()
+            self.back_at = trio.current_time()
             self._process.store.come_back()
 
     def forget_plans(self) -> None:
@@ -151,21 +156,6 @@ class NodesWorld(World):
 
     def __init__(self, history: History, directory: Path) -> None:
         super().__init__(history, directory)
-        lots = Random(history.seed)
-        self.faults = Faults(
-            live_lost=lots.choice((0.0, 0.3)),
-            live_late_seconds=lots.choice((0.0, 0.3)),
-            reads_old=lots.choice((0, 5)),
-            random=Random(history.seed),
-        )
-        self.engine = MemoryEngine(
-            clock=self.clock,
-            new_epoch=lambda: f"epoch-{next(self._ids)}",
-            rows=AUDIT_ROWS,
-            shared=True,
-            faults=self.faults,
-            look_seconds=LOOK_SECONDS,
-        )
         self.slots: dict[int, Process] = {}
         self._renewed: list[str] = []
         """Epochs that a renewal has ended; the servers hear of it by and by."""
@@ -189,14 +179,18 @@ class NodesWorld(World):
         if before is not None and not before.was_killed:
             data = self.directory / f"again-{self.run}"
             data.mkdir(mode=0o700)
-        lots = Random(self.lots.getrandbits(32))
-        return Node(
-            data, self.clock, lots, self._ids, engine=self.engine, network=self.network, **self._terms(settings)
-        )
+        return self._made_node(data, Random(self.lots.getrandbits(32)), self._terms(settings))
+
+    def _made_node(self, data: Path, lots: Random, terms: dict[str, Any]) -> Process:
+        """A server on the engine."""
+        raise NotImplementedError
+
+    def _begin_engine(self) -> None:
+        """Have the engine run."""
+        raise NotImplementedError
 
     async def _begin(self) -> None:
-        self.network = MemoryNetwork(self.nursery)
-        self.nursery.start_soon(self.engine.run)
+        self._begin_engine()
         self.nursery.start_soon(self._end_with_history)
         for slot in range(NODES):
             _SLOT.set(slot)
@@ -230,13 +224,6 @@ class NodesWorld(World):
     async def do_disk_fails(self, lots: Random) -> None:
         await self._lose_engine(2.0)
 
-    async def do_restore(self, lots: Random) -> None:
-        """Whoever has restored the engine begins all numbering anew, while everybody follows."""
-        self.done.add("restore")
-        self.happens("restore")
-        self._renewed += [one.diagnosis.epoch for one in self.engine.streams.values()]
-        self.engine.renew_epochs()
-
     async def _lose_engine(self, seconds: float) -> None:
         process = self.process
         if not process.is_serving:
@@ -250,12 +237,6 @@ class NodesWorld(World):
 
     # What is known of the engine
 
-    def _streams(self) -> dict[str, Stream]:
-        return self.engine.streams
-
-    def _heads(self) -> dict[str, int]:
-        return {one.diagnosis.epoch: one.head for one in self.engine.streams.values()}
-
     def _bar(self, sub: str, diagnosis_id: str | None, before: list[Follower], *, may_publish: bool) -> None:
         if all(process.disk.answers for process in self.processes):  # else one of them has not heard of it
             super()._bar(sub, diagnosis_id, before, may_publish=may_publish)
@@ -266,13 +247,6 @@ class NodesWorld(World):
     def _ends(self, *epochs: str) -> None:
         if all(process.disk.answers for process in self.processes):
             super()._ends(*epochs)
-
-    def _stored_cursor(self, one: Follower, process: Process) -> tuple[str, int] | None:
-        stream = self.engine.streams.get(one.diagnosis_id)
-        if not process.disk.answers or stream is None or stream.diagnosis.epoch != one.epoch:
-            return None  # an epoch that has ended takes no cursor any more: whoever comes back begins anew
-        found = stream.cursors.get(SubscriberId(one.sub, one.device))
-        return None if found is None else (found.epoch, found.seq)
 
     def _judge_devices(self) -> None:
         """Whoever connects to two servers at once may keep both connections (docs/decisions/0106)."""
@@ -286,6 +260,97 @@ class NodesWorld(World):
         """What a connection elsewhere leaves is erased once that server has heard of the erasure."""
         if self.is_late:
             super()._judge_erasures()
+
+    def _end_faults(self) -> None:
+        """Nothing goes wrong in the engine any more."""
+        raise NotImplementedError
+
+    def _epochs(self) -> set[str]:
+        """The epochs that there are."""
+        return set(self._heads())
+
+    async def _calm_down(self) -> None:
+        self._end_faults()
+        await trio.sleep(LOOK_SECONDS + 5)
+        await super()._calm_down()
+        self._ends(*(one for one in self._renewed if one not in self._epochs()))
+        self.is_late = True
+
+    async def _compare(self, diagnosis_id: str) -> None:
+        for slot in self.slots:
+            _SLOT.set(slot)
+            await self._compare_here(diagnosis_id)
+
+    async def _compare_here(self, diagnosis_id: str) -> None:
+        answer = await self.ask("GET", f"/diagnoses/{diagnosis_id}/position", ("auditor", "operate"))
+        if answer.status == 404 and "begin anew" in self.done:
+            return
+        if answer.status != 200:
+            raise Violation(f"{diagnosis_id} cannot be read in the end: {answer.status} {answer.body!r}")
+        self.truth.begins_in(answer.json()["epoch"], None, f"position of {diagnosis_id}")
+        told, (epoch, head, events) = answer.json(), self._stored_log(diagnosis_id)
+        if (told["epoch"], told["head"]) != (epoch, head):
+            raise Violation(f"{diagnosis_id} is said to be at {told}, and is at {head} of {epoch}")
+        self._judge_stored(diagnosis_id, told, events)
+
+    def _stored_log(self, diagnosis_id: str) -> tuple[str, int, Sequence[tuple[int, bytes]]]:
+        """What the engine has of a diagnosis: its epoch, its head, and number and body of each event."""
+        raise NotImplementedError
+
+    async def _judge_what_is_left(self) -> None:
+        await trio.sleep(LOOK_SECONDS)
+        for slot in self.slots:
+            _SLOT.set(slot)
+            await super()._judge_what_is_left()
+
+
+class MemoryWorld(NodesWorld):
+    """Plays one history with several servers on an engine in memory."""
+
+    def __init__(self, history: History, directory: Path) -> None:
+        super().__init__(history, directory)
+        lots = Random(history.seed)
+        self.faults = Faults(
+            live_lost=lots.choice((0.0, 0.3)),
+            live_late_seconds=lots.choice((0.0, 0.3)),
+            reads_old=lots.choice((0, 5)),
+            random=Random(history.seed),
+        )
+        self.engine = MemoryEngine(
+            clock=self.clock,
+            new_epoch=lambda: f"epoch-{next(self._ids)}",
+            rows=AUDIT_ROWS,
+            shared=True,
+            faults=self.faults,
+            look_seconds=LOOK_SECONDS,
+        )
+
+    def _made_node(self, data: Path, lots: Random, terms: dict[str, Any]) -> Process:
+        return Node(data, self.clock, lots, self._ids, engine=self.engine, network=self.network, **terms)
+
+    def _begin_engine(self) -> None:
+        self.network = MemoryNetwork(self.nursery)
+        self.nursery.start_soon(self.engine.run)
+
+    async def do_restore(self, lots: Random) -> None:
+        """Whoever has restored the engine begins all numbering anew, while everybody follows."""
+        self.done.add("restore")
+        self.happens("restore")
+        self._renewed += [one.diagnosis.epoch for one in self.engine.streams.values()]
+        self.engine.renew_epochs()
+
+    def _end_faults(self) -> None:
+        self.faults.live_lost = self.faults.live_late_seconds = self.faults.reads_old = 0
+
+    def _heads(self) -> dict[str, int]:
+        return {one.diagnosis.epoch: one.head for one in self.engine.streams.values()}
+
+    def _stored_cursor(self, one: Follower, process: Process) -> tuple[str, int] | None:
+        stream = self.engine.streams.get(one.diagnosis_id)
+        if not process.disk.answers or stream is None or stream.diagnosis.epoch != one.epoch:
+            return None  # an epoch that has ended takes no cursor any more: whoever comes back begins anew
+        found = stream.cursors.get(SubscriberId(one.sub, one.device))
+        return None if found is None else (found.epoch, found.seq)
 
     def _rows(self) -> Counter[str]:
         return Counter(row.what for row in self.engine.audit)
@@ -302,35 +367,9 @@ class NodesWorld(World):
         found += [f"audit {one}" for one in engine.audit if any(names(value, sub) for value in vars_of(one))]
         return found
 
-    async def _calm_down(self) -> None:
-        self.faults.live_lost = self.faults.live_late_seconds = self.faults.reads_old = 0
-        await trio.sleep(LOOK_SECONDS + 5)
-        await super()._calm_down()
-        self._ends(*self._renewed)
-        self.is_late = True
-
-    async def _compare(self, diagnosis_id: str) -> None:
-        for slot in self.slots:
-            _SLOT.set(slot)
-            await self._compare_here(diagnosis_id)
-
-    async def _compare_here(self, diagnosis_id: str) -> None:
-        answer = await self.ask("GET", f"/diagnoses/{diagnosis_id}/position", ("auditor", "operate"))
-        if answer.status == 404 and "begin anew" in self.done:
-            return
-        if answer.status != 200:
-            raise Violation(f"{diagnosis_id} cannot be read in the end: {answer.status} {answer.body!r}")
-        self.truth.begins_in(answer.json()["epoch"], None, f"position of {diagnosis_id}")
-        told, stream = answer.json(), self.engine.streams[diagnosis_id]
-        if (told["epoch"], told["head"]) != (stream.diagnosis.epoch, stream.head):
-            raise Violation(f"{diagnosis_id} is said to be at {told}, and is at {stream.window}")
-        self._judge_stored(diagnosis_id, told, [(one.seq, one.body) for one in stream.events])
-
-    async def _judge_what_is_left(self) -> None:
-        await trio.sleep(LOOK_SECONDS)
-        for slot in self.slots:
-            _SLOT.set(slot)
-            await super()._judge_what_is_left()
+    def _stored_log(self, diagnosis_id: str) -> tuple[str, int, Sequence[tuple[int, bytes]]]:
+        stream = self.engine.streams[diagnosis_id]
+        return stream.diagnosis.epoch, stream.head, [(one.seq, one.body) for one in stream.events]
 
 
 def vars_of(row: Any) -> list[object]:
@@ -338,4 +377,4 @@ def vars_of(row: Any) -> list[object]:
     return [getattr(row, name) for name in row.__slots__]
 
 
-__all__ = ["NODES", "NodesWorld", "drawn", "drawn_for_nodes"]
+__all__ = ["NODES", "MemoryWorld", "drawn", "drawn_for_nodes"]

@@ -14,7 +14,8 @@ from typing import Final
 
 from tests.simulation import scheduling
 from tests.simulation.history import History, Operation
-from tests.simulation.nodes import NodesWorld
+from tests.simulation.nodes import MemoryWorld
+from tests.simulation.replicated import ReplicatedWorld
 from tests.simulation.stage import DIRECTORY
 from tests.simulation.truth import Violation
 from tests.simulation.world import World, descriptors
@@ -47,7 +48,7 @@ def play(history: History) -> Played:
     """Play a history once."""
     before = descriptors()
     directory = Path(tempfile.mkdtemp(prefix="sim-", dir=DIRECTORY if DIRECTORY.is_dir() else None))
-    world = World(history, directory) if history.nodes == 1 else NodesWorld(history, directory)
+    world = _world_of(history)(history, directory)
     violation: BaseException | None = None
     try:
         with _bounded():
@@ -61,6 +62,12 @@ def play(history: History) -> Played:
     trace = tuple(line.replace(str(directory), "") for line in world.trace)
     world.trace[:] = trace
     return Played(violation, world.digest, trace, world.seen, world.steps)
+
+
+def _world_of(history: History) -> type[World]:
+    if history.nodes == 1:
+        return World
+    return ReplicatedWorld if history.engine == "nats" else MemoryWorld
 
 
 @contextmanager

@@ -190,6 +190,7 @@ class Process:
             aside=self._aside,
         )
         self._new_epoch = lambda: f"epoch-{next(ids)}"
+        self._new_id = lambda: f"id{next(ids)}"
 
     @property
     def is_serving(self) -> bool:

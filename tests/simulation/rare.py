@@ -64,6 +64,24 @@ RARE_WITH_NODES: Final = (
 """The same of histories of several servers."""
 
 
+RARE_ON_NATS: Final = (
+    *RARE_WITH_NODES,
+    "a NATS server dies",
+    "a NATS server freezes",
+    "a NATS server is cut off",
+    "a server is elected",
+    "another server leads",
+    "a live copy is lost",
+    "a request vanishes",
+    "an answer is lost",
+    "an answer comes twice",
+    "there is no room",
+    "restore",
+    "reset",
+)
+"""The same of histories of several servers on NATS."""
+
+
 def too_weak(seen: Counter[str], rare: tuple[str, ...] = RARE) -> list[str]:
     """What never happened."""
     return [what for what in rare if not seen[what]]

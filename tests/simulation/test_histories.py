@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -41,6 +42,11 @@ found in the server has a test of its own, or is planted (`tests/mutants`).
 5255: an acknowledgement of what was still on its way to the client was taken for a lie.
 5410: old events were dropped while the answer about an outbox travelled.
 """
+
+NATS_BUDGET = 8
+"""The same on simulated NATS servers: each takes two seconds."""
+
+drawn_for_nats = partial(drawn_for_nodes, engine="nats")
 
 NODES_REGRESSIONS: tuple[int, ...] = (87, 132)
 """The same of several servers; what is put into histories is played, too.
@@ -107,6 +113,20 @@ def test_no_history_of_several_servers_on_one_engine_breaks_a_promise(first: int
         plays(seed, drawn_for_nodes)
 
 
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
+@pytest.mark.guarantee(3)
+@pytest.mark.guarantee(4)
+@pytest.mark.guarantee(8)
+@pytest.mark.guarantee(9)
+@pytest.mark.guarantee(16)
+@pytest.mark.guarantee(17)
+@pytest.mark.parametrize("first", range(0, NATS_BUDGET, 4))
+def test_no_history_of_several_servers_on_nats_breaks_a_promise(first: int) -> None:
+    for seed in range(first, first + 4):
+        plays(seed, drawn_for_nats)
+
+
 def test_everything_rare_has_happened_in_these_histories() -> None:
     if len(PLAYED & set(range(BUDGET))) < BUDGET:
         pytest.skip("not all histories were played in this process")
@@ -124,10 +144,12 @@ def test_a_history_of_several_servers_that_has_failed_fails_no_more(seed: int) -
 
 
 def test_the_same_seed_gives_the_same_trace_in_another_process_with_other_hashes() -> None:
-    histories = [drawn(3), drawn(20), drawn_for_nodes(3)]  # the second one dies often; its outboxes are looked through
+    # The second one dies often, and its outboxes are looked through.
+    histories = [drawn(3), drawn(20), drawn_for_nodes(3), drawn_for_nats(3)]
     program = (
-        "from tests.simulation.nodes import drawn, drawn_for_nodes; from tests.simulation.play import play; "
-        "print([play(history).digest for history in (drawn(3), drawn(20), drawn_for_nodes(3))])"
+        "from tests.simulation.nodes import drawn, drawn_for_nodes as nodes; from tests.simulation.play import play; "
+        "histories = drawn(3), drawn(20), nodes(3), nodes(3, engine='nats'); "
+        "print([play(history).digest for history in histories])"
     )
     told = subprocess.run(
         [sys.executable, "-c", program],

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -20,7 +21,7 @@ from storage.jetstream.opening import open_jetstream
 from storage.jetstream.store import JetStreamStore
 from storage.memory import MemoryStore
 from storage.memory_engine import Faults, MemoryEngine
-from storage.nats.connection import Address, Connection
+from storage.nats.connection import Address, Connection, Dial
 from storage.news import News
 from storage.records import IDEMPOTENCY_KEYS_MAX, Seq, Slice
 from storage.remote.client import open_remote
@@ -30,6 +31,8 @@ from storage.sqlite.opening import open_store
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.cluster.servers import NatsServer
+from tests.simulation.nats import Cluster, Way
+from tests.simulation.nats import Faults as NatsFaults
 from tests.storage.rows import ROWS
 
 
@@ -120,7 +123,19 @@ class TwoHandles:
         return getattr(self.other if name in self.READS else self.one, name)
 
 
-KINDS = ["sqlite", "memory", "two handles", "remote", pytest.param("jetstream", marks=pytest.mark.cluster)]
+SIMULATED = "jetstream in memory"
+
+HARMLESS = NatsFaults(split=0.2, live_lost=0.3, refused=0.02, twice=0.1, short_pages=0.3, live_twice=0.1)
+"""What is not to be noticed. Replicas that lag are in `test_lagging_replicas.py`: there nothing depends on the time."""
+
+KINDS = [
+    "sqlite",
+    "memory",
+    "two handles",
+    "remote",
+    SIMULATED,
+    pytest.param("jetstream", marks=pytest.mark.cluster),
+]
 
 
 @pytest.fixture
@@ -179,6 +194,17 @@ async def open_kind(
     Args:
         nats: where the servers of a replicated one are; its installation gets a name of its own.
     """
+    if kind == SIMULATED:
+        cluster = Cluster(clock=clock, lots=Random(1), faults=replace(HARMLESS))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cluster.run)
+            way = Way(cluster)
+            async with open_node(
+                cluster.addresses, "simulated", clock, new_epoch, keys_max, replicas=3, dial=way.dial
+            ) as node:
+                yield node
+            nursery.cancel_scope.cancel()
+        return
     if kind == "jetstream":
         assert nats is not None, "it lives in a NATS server"
         servers, name = nats(), f"t{uuid4().hex[:20]}"
@@ -213,10 +239,11 @@ async def open_node(
     keys_max: int = IDEMPOTENCY_KEYS_MAX,
     *,
     replicas: int = 1,
+    dial: Dial = trio.open_tcp_stream,
 ) -> AsyncIterator[JetStreamStore]:
     """The store of an installation, as one process has it."""
     node = uuid4().hex
-    connection = Connection(addresses, name=node, new_id=lambda: uuid4().hex, jitter=Random(node).random)
+    connection = Connection(addresses, name=node, new_id=lambda: uuid4().hex, jitter=Random(node).random, dial=dial)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
         async with open_jetstream(
