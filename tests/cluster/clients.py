@@ -186,6 +186,8 @@ class Follower:
         """Numbers that gaps named."""
         self.closed = 0
         """Connections that have ended."""
+        self.resumes: list[str] = []
+        """How each connection after the first has begun."""
         self.back_seconds: list[float] = []
         """Of each of them: until it was live again."""
         self.is_live = False
@@ -218,8 +220,10 @@ class Follower:
                     self.take(frame)
 
     def _begun(self, data: Mapping[str, Any]) -> None:
-        if self._epoch and data["epoch"] != self._epoch:
-            self._wrong(f"{self.diagnosis} has another epoch, and nothing was restored")
+        if self._epoch:
+            self.resumes.append(data["resume"])
+            if data["epoch"] != self._epoch:
+                self._wrong(f"{self.diagnosis} has another epoch, and nothing was restored")
         self._epoch = data["epoch"]
 
     def take(self, frame: Mapping[str, Any]) -> None:

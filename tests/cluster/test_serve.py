@@ -6,17 +6,25 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
+from random import Random
 from uuid import uuid4
 
 import httpx
 import pytest
 import trio
 
-from tests.cluster.nodes import Node, nodes_on
+from tests.cluster.clients import Follower, Ledger, Publisher
+from tests.cluster.links import Links
+from tests.cluster.nodes import Node, directory_with_key, nodes_on, start_node, variables_of
 from tests.cluster.servers import NatsServer, nats_servers
 from tests.server.harness import Client, Server
+from tests.server.test_publish_sockets import opened, update
+from tests.server.test_streams import streamed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.one_process]
+
+NAME = "served"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 @pytest.fixture(scope="module")
 def nodes(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[Node]]:
-    with nodes_on([nats], tmp_path_factory.mktemp("nodes"), "served") as running:
+    with nodes_on([nats], tmp_path_factory.mktemp("nodes"), NAME) as running:
         yield running
 
 
@@ -149,9 +157,17 @@ async def test_while_the_engine_is_away_publishers_wait_or_get_503_sockets_stay_
         "ended": (partial(nats.end, signal.SIGKILL), partial(restarted, nats)),
     }
     begin, end = ways[outage]
-    async with one.live(diagnosis) as here, other.live(diagnosis) as there:
+    async with (
+        one.live(diagnosis) as here,
+        other.live(diagnosis) as there,
+        streamed(other, path=diagnosis) as stream,
+        opened(one) as line,
+    ):
+        await stream.until_live()
         assert (await one.publish(0, diagnosis)).json()["seq"] == 1
         begin()
+        sent = update(1, diagnosis, idempotency_key=key_of(diagnosis, 4))
+        await line.say(sent)
         async with publishing(one, diagnosis, 3) as answers:
             try:
                 for server in pair:
@@ -161,6 +177,8 @@ async def test_while_the_engine_is_away_publishers_wait_or_get_503_sockets_stay_
                     await known.until_live()
                     assert (await newcomer.close_frames())[1:] == (1013, "try later")
                 if outage == "frozen":
+                    refused = await line.next()
+                    assert (refused["type"], refused["problem"]["code"]) == ("refused", "storage_unavailable")
                     with trio.fail_after(60):
                         while len(answers) < 3:
                             await trio.sleep(0.05)
@@ -174,10 +192,112 @@ async def test_while_the_engine_is_away_publishers_wait_or_get_503_sockets_stay_
             await until_status(server, 200)
         async with publishing(other, diagnosis, 3) as again:
             pass
-        assert sorted(answer.json()["seq"] for answer in again) == [2, 3, 4]
+        if outage == "ended":  # it was not away for as long as a publisher waits
+            assert (await line.next())["type"] in ("receipt", "refused")
+        receipt = await line.asks(sent)
+        assert receipt["type"] == "receipt"
+        assert sorted([receipt["receipt"]["seq"], *(answer.json()["seq"] for answer in again)]) == [2, 3, 4, 5]
         acknowledged = {answer.json()["seq"] for answer in answers if answer.status_code == 200}
-        assert acknowledged <= {2, 3, 4}
-        assert await numbers(here, 4) == await numbers(there, 4) == [1, 2, 3, 4]
+        assert acknowledged <= {2, 3, 4, 5}
+        assert await numbers(here, 5) == await numbers(there, 5) == [1, 2, 3, 4, 5]
+        assert [(await stream.next()).number for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.guarantee(17)
+async def test_followers_of_a_server_that_is_killed_go_on_at_another_one_with_every_number_once(
+    pair: list[Server], nodes: Sequence[Node], nats: NatsServer, diagnosis: str
+) -> None:
+    one, other = pair
+    await one.register(diagnosis)
+    ledger, urls = Ledger(), [one.url]
+    followers = [Follower(urls, one.key, diagnosis, ledger.wrong.append) for _ in range(8)]
+    publisher = Publisher([other.url], one.key, [diagnosis], ledger, Random(1), 0.02)
+    ledger.begin()
+    async with trio.open_nursery() as nursery:
+        for follower in followers:
+            nursery.start_soon(follower.run)
+        nursery.start_soon(publisher.run)
+        with trio.fail_after(60):
+            while not all(follower.is_live for follower in followers):
+                await trio.sleep(0.01)
+        urls.append(other.url)
+        await ledger.more(20, 30)
+        try:
+            await trio.to_thread.run_sync(nodes[0].end, signal.SIGKILL)
+            with trio.fail_after(60):
+                while not all(follower.back_seconds for follower in followers):
+                    await trio.sleep(0.01)
+            await ledger.more(20, 30)
+        finally:
+            again = start_node(nodes[0].data, variables_of([nats], NAME), int(one.url.rpartition(":")[2]))
+            nodes[0].process = again.process
+        publisher.is_wanted = False
+        head = max(ledger.of(diagnosis))
+        with trio.fail_after(60):
+            while any(follower.position < head for follower in followers):
+                await trio.sleep(0.01)
+        await trio.to_thread.run_sync(again.wait)
+        await until_status(one, 200)
+        nursery.cancel_scope.cancel()
+    assert ledger.wrong == []
+    acknowledged = ledger.of(diagnosis)
+    for follower in followers:
+        assert (follower.closed, follower.resumes, follower.gaps) == (1, ["exact"], 0)
+        assert follower.got.keys() == set(range(1, head + 1))
+        assert acknowledged.items() <= follower.got.items()
+
+
+async def test_a_server_that_hears_nobody_lets_its_clients_go_and_they_go_on_elsewhere(
+    pair: list[Server], nats: NatsServer, diagnosis: str, tmp_path: Path
+) -> None:
+    async with trio.open_nursery() as nursery:
+        links = Links(nursery)
+        await trio.to_thread.run_sync(links.lead_to, {"n": nats.port}, "c")
+        variables = variables_of([nats], NAME) | {
+            "AVICENNA_NATS_URL": links.url("c", "n"),
+            "AVICENNA_ISOLATED_SECONDS": "1",
+        }
+        node = start_node(directory_with_key(tmp_path / "node-c"), variables)
+        try:
+            await trio.to_thread.run_sync(node.wait)
+            async with Server(node.url, node.data) as cut:
+                await cut.register(diagnosis)
+                with trio.fail_after(30):  # one that never heard of others lets nobody go
+                    while (await cut.status())["nodes"]["known"] < 3:
+                        await trio.sleep(0.05)
+                await let_go(cut, pair[0], links, diagnosis)
+        finally:
+            node.end(signal.SIGKILL)
+        nursery.cancel_scope.cancel()
+
+
+async def let_go(cut: Server, other: Server, links: Links, diagnosis: str) -> None:
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(cut.live(diagnosis, device=f"d{number}")) for number in range(20)]
+        assert (await cut.publish(1, diagnosis)).json()["seq"] == 1
+        epoch = (await other.http.get(f"/diagnoses/{diagnosis}/position", headers=other.bearer("amira"))).json()[
+            "epoch"
+        ]
+        links.cut("c", "n")
+        gone: list[tuple[int, str]] = []
+
+        async def until_closed(client: Client) -> None:
+            frames, code, reason = await client.close_frames()
+            assert [one["seq"] for one in frames if "seq" in one] == [1]
+            gone.append((code, reason))
+            nursery.cancel_scope.cancel()
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for client in clients:
+                    nursery.start_soon(until_closed, client)
+        assert gone[0] == (1012, "restart")
+        async with other.connect(diagnosis, after=1, epoch=epoch) as again:
+            assert (await again.until_live())[0]["data"]["resume"] == "exact"
+            assert (await other.publish(2, diagnosis)).json()["seq"] == 2
+            assert await numbers(again, 1) == [2]
+        links.mend()
+        await until_status(cut, 200)
 
 
 def restarted(nats: NatsServer) -> None:
