@@ -25,9 +25,10 @@ import trio
 
 from tests.cluster.clients import OWNER, Follower, Ledger, Publisher, bearer
 from tests.cluster.faults import FAULTS, Fault, Size, World, blocking, small_disks
-from tests.cluster.installation import CannotBegin, Installation, installed, needs
+from tests.cluster.installation import CannotBegin, Former, Installation, installed, needs
 from tests.cluster.judging import Operator, check, judge
 from tests.cluster.links import Links
+from tests.cluster.nodes import COMMAND
 
 FULL: Final = Size(12, 6, 30, 200, 10.0, 15.0)
 QUICK: Final = Size(4, 4, 8, 40, 7.0, 6.0)
@@ -97,9 +98,9 @@ async def run_fault(world: World, fault: Fault, name: str) -> Result:
 
 
 @asynccontextmanager
-async def opened(directory: Path, key: bytes, links: Links) -> AsyncIterator[Installation]:
+async def opened(directory: Path, key: bytes, links: Links, former: Former) -> AsyncIterator[Installation]:
     """An installation, started and ended by a thread, as its ways are served here meanwhile."""
-    made = installed(directory, key, links, sync="always")
+    made = installed(directory, key, links, sync="always", former=former)
     installation = await blocking(made.__enter__)
     try:
         yield installation
@@ -109,7 +110,13 @@ async def opened(directory: Path, key: bytes, links: Links) -> AsyncIterator[Ins
 
 
 async def chaos(
-    directory: Path, disks: Sequence[Path], rounds: int, faults: Sequence[Fault], size: Size, seed: int
+    directory: Path,
+    disks: Sequence[Path],
+    rounds: int,
+    faults: Sequence[Fault],
+    size: Size,
+    seed: int,
+    former: Former,
 ) -> tuple[dict[str, Result], list[str]]:
     """All faults, so often; what came of each, and what was broken."""
     results: dict[str, Result] = {}
@@ -117,7 +124,7 @@ async def chaos(
     diagnoses = [f"chaos-{number}" for number in range(size.diagnoses)]
     async with trio.open_nursery() as nursery:
         links = Links(nursery)
-        async with opened(directory, key, links) as its:
+        async with opened(directory, key, links, former) as its:
             async with httpx.AsyncClient(timeout=30) as http:
                 for one in diagnoses:
                     headers = bearer(key, "registrar", "register")
@@ -138,6 +145,7 @@ async def chaos(
                     result = await run_fault(world, fault, f"{fault.name}-{number}")
                     results.setdefault(fault.name, Result()).add(result)
                     print(f"round {number}: {fault.name}, {time.monotonic() - began:.0f} s: {line(result)}", flush=True)
+                    world.notes.append(f"memory: {its.memory()}")
                     for note in (*world.notes, *(f"BROKEN: {one}" for one in ledger.wrong[broken:])):
                         print(f"    {note}", flush=True)
                     world.notes.clear()
@@ -171,9 +179,9 @@ def table(results: Mapping[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def chosen(only: str | None) -> list[Fault]:
-    """The faults with these names; none given: all. Raises `ValueError`."""
-    names = [one.name for one in FAULTS]
+def chosen(only: str | None, *, has_former: bool = False) -> list[Fault]:
+    """The faults with these names; none given: all that can be done. Raises `ValueError`."""
+    names = [one.name for one in FAULTS if has_former or not one.wants_former]
     wanted = only.split(",") if only else names
     if unknown := sorted(set(wanted) - set(names)):
         raise ValueError(f"{unknown[0]!r} is none of {', '.join(names)}")
@@ -185,11 +193,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="how often each; default %(default)s")
     parser.add_argument("--only", metavar="A,B", help=", ".join(one.name for one in FAULTS))
+    parser.add_argument("--former-server", default="", metavar="FILE", help="a nats-server with which upgrade begins")
+    parser.add_argument("--former-node", type=Path, metavar="FILE", help="an avicenna-live with which upgrade begins")
     parser.add_argument("--quick", action="store_true", help="less load, shorter faults")
     parser.add_argument("--seed", type=int, help="of what is drawn by lot; default: another each time")
     options = parser.parse_args(argv)
     try:
-        faults = chosen(options.only)
+        former = Former(options.former_server, options.former_node or COMMAND)
+        faults = chosen(options.only, has_former=former.is_any)
     except ValueError as problem:
         parser.error(f"--only: {problem}")
     seed = secrets.randbits(32) if options.seed is None else options.seed
@@ -206,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("".join(f"{name}: skipped: it wants to mount a disk, as root\n" for name in left_out), end="")
                 faults = [one for one in faults if not one.wants_disks]
             size = QUICK if options.quick else FULL
-            results, wrong = trio.run(chaos, Path(made), disks, options.rounds, faults, size, seed)
+            results, wrong = trio.run(chaos, Path(made), disks, options.rounds, faults, size, seed, former)
     except CannotBegin as problem:
         print(f"make chaos: {problem}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from trio_websocket import ConnectionClosed
 from tests.cluster.clients import ANSWER_SECONDS_MAX, Follower, Ledger, bearer
 from tests.cluster.installation import NODES, SERVERS, Installation
 from tests.cluster.links import Links
+from tests.cluster.nodes import COMMAND
 from tests.cluster.servers import freeze
 from tests.server.cut_off import connected
 
@@ -249,6 +250,15 @@ async def fill_disk(world: World) -> None:
     await world.start_server(number)
 
 
+async def upgrade(world: World) -> None:
+    """Each NATS server, and then each of ours, is stopped, and one of the installed version started in its place."""
+    for server in world.its.servers:
+        server.program = ""
+    await roll_servers(world)
+    world.its.programs[:] = [COMMAND] * len(NODES)
+    await roll_nodes(world)
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What is done to an installation, and what is aimed at."""
@@ -260,6 +270,8 @@ class Fault:
     closes: bool = False
     """Whether connections may end."""
     wants_disks: bool = False
+    wants_former: bool = False
+    """It begins with programs of former versions."""
 
 
 FAULTS: Final = (
@@ -270,6 +282,7 @@ FAULTS: Final = (
     Fault("kill-servers", kill_servers, 10),
     Fault("roll-servers", roll_servers, 3),
     Fault("fill-disk", fill_disk, 10, wants_disks=True),
+    Fault("upgrade", upgrade, 3, closes=True, wants_former=True),
     Fault("kill-node", kill_node, 3, closes=True),
     Fault("freeze-node", freeze_node, ANSWER_SECONDS_MAX),
     Fault("roll-nodes", roll_nodes, 3, closes=True),

@@ -7,6 +7,7 @@ a, b and c, NATS servers 1, 2 and 3.
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import time
@@ -14,12 +15,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tests.cluster.links import Links
-from tests.cluster.nodes import Node, directory_with_key, start_node, variables_of
+from tests.cluster.nodes import COMMAND, Node, directory_with_key, start_node, variables_of
 from tests.cluster.servers import READY_SECONDS_MAX, NatsServer, free_ports, planned
 from tests.programs import ROOT, found
 
@@ -56,11 +57,14 @@ class Installation:
     """Where clients come to: the proxy, or the nodes where there is none."""
     key: bytes
     proxy: subprocess.Popen[bytes] | None
+    programs: list[Path] = field(default_factory=lambda: [COMMAND] * len(NODES))
+    """Which `avicenna-live` each node is."""
 
     def start_node(self, number: int) -> None:
         """Start one again that has ended; it may not serve yet."""
         node = self.nodes[number]
-        again = start_node(node.data, dict(self.variables[number]), self.ports[number])
+        variables, port = dict(self.variables[number]), self.ports[number]
+        again = start_node(node.data, variables, port, program=self.programs[number])
         node.process, node.url = again.process, ""
 
     def url_of(self, number: int) -> str:
@@ -70,6 +74,13 @@ class Installation:
     def is_ready(self, number: int) -> bool:
         """Whether one of ours says that it is ready."""
         return _status(f"{self.url_of(number)}/readyz") == 200
+
+    def memory(self) -> str:
+        """What each process holds in memory now, in words."""
+        processes = [*(one.process for one in self.nodes), *(one.process for one in self.servers)]
+        return (
+            ", ".join(f"{name} {_mib(one):.0f}" for name, one in zip(NODES + SERVERS, processes, strict=True)) + " MiB"
+        )
 
     def leader(self) -> int | None:
         """The NATS server that leads the stream in which everything changes; `None`: nobody knows of any."""
@@ -89,6 +100,13 @@ def _leader_in(seen: Mapping[str, Any]) -> str | None:
                 leader: str | None = stream.get("cluster", {}).get("leader") or None
                 return leader
     return None
+
+
+def _mib(process: subprocess.Popen[bytes] | None) -> float:
+    if process is None:
+        return 0.0
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def _status(url: str) -> int:
@@ -111,9 +129,28 @@ def state_of(process: subprocess.Popen[bytes] | None) -> str:
     return "dead"
 
 
+@dataclass(frozen=True, slots=True)
+class Former:
+    """Programs of former versions with which an installation begins."""
+
+    nats_server: str = ""
+    """Empty: the one that is installed."""
+    node: Path = COMMAND
+
+    @property
+    def is_any(self) -> bool:
+        """Whether something is of a former version."""
+        return self != Former()
+
+
 @contextmanager
 def installed(
-    directory: Path, key: bytes, links: Links | None = None, port: int = 0, sync: str = "2m"
+    directory: Path,
+    key: bytes,
+    links: Links | None = None,
+    port: int = 0,
+    sync: str = "2m",
+    former: Former = Former(),
 ) -> Iterator[Installation]:
     """An installation whose nodes are ready; all of it has ended at the end.
 
@@ -121,6 +158,7 @@ def installed(
         links: by which servers come to each other, and nodes to servers; `None`: directly.
         port: of the proxy; 0: any.
         sync: how often NATS servers write to the disk; `always`: before they acknowledge.
+        former: what it begins with.
 
     Raises:
         CannotBegin: there is no NATS server here.
@@ -139,18 +177,19 @@ def installed(
     proxy: subprocess.Popen[bytes] | None = None
     try:
         for one in servers:
+            one.program = former.nats_server
             one.start()
         for one in servers:
             one.wait()
         for name, settings, its_port in zip(NODES, variables, of_nodes, strict=True):
             data = directory_with_key(directory / f"node-{name}", key)
-            nodes.append(start_node(data, dict(settings), its_port))
+            nodes.append(start_node(data, dict(settings), its_port, program=former.node))
         for node in nodes:
             node.wait()
         urls = [node.url for node in nodes]
         if (haproxy := found("haproxy")) is not None:
             proxy, urls = _proxy(haproxy, directory, front, of_nodes), [f"http://127.0.0.1:{front}"]
-        yield Installation(servers, nodes, of_nodes, variables, urls, key, proxy)
+        yield Installation(servers, nodes, of_nodes, variables, urls, key, proxy, [former.node] * len(NODES))
     finally:
         if proxy is not None:
             proxy.kill()

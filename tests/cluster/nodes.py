@@ -76,11 +76,13 @@ def directory_with_key(data: Path, key: bytes = KEY) -> Path:
     return data
 
 
-def start_node(data: Path, variables: dict[str, str], port: int = 0, engine: str = "nats") -> Node:
+def start_node(
+    data: Path, variables: dict[str, str], port: int = 0, engine: str = "nats", program: Path = COMMAND
+) -> Node:
     """A node that is starting, at this port or any."""
     (data / LISTENING_FILE).unlink(missing_ok=True)  # of one before
     with (data / "log").open("ab") as log:
-        command = [str(COMMAND), "serve", "--engine", engine, "--port", str(port), "--data", str(data)]
+        command = [str(program), "serve", "--engine", engine, "--port", str(port), "--data", str(data)]
         # In a group of its own: Ctrl-C is for whoever has started it.
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | variables, process_group=0)
     return Node(data, process)

@@ -63,6 +63,8 @@ class NatsServer:
     monitor: int
     configuration: str
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    program: str = ""
+    """Which one it is; empty: the one that is installed."""
 
     @property
     def address(self) -> Address:
@@ -79,7 +81,7 @@ class NatsServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         configuration = self.directory / "nats.conf"
         configuration.write_text(self.configuration)
-        command = [program("nats-server"), "-c", str(configuration), "-l", str(self.directory / "log")]
+        command = [self.program or program("nats-server"), "-c", str(configuration), "-l", str(self.directory / "log")]
         # In a group of its own: Ctrl-C is for whoever has started it.
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
 

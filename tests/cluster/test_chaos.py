@@ -146,7 +146,8 @@ def test_a_result_of_several_rounds_adds_counts_and_keeps_the_longest_time() -> 
 
 
 def test_faults_are_chosen_by_name() -> None:
-    assert chosen(None) == list(FAULTS)
+    assert chosen(None, has_former=True) == list(FAULTS)
+    assert [one.name for one in FAULTS if one not in chosen(None)] == ["upgrade"]
     assert [one.name for one in chosen("cut-node,kill-node")] == ["kill-node", "cut-node"]
     with pytest.raises(ValueError, match="'kill-all' is none of"):
         chosen("kill-all")
