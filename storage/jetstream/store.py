@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from storage.jetstream.entries import HEADER as ENTRY
 from storage.jetstream.following import Following
 from storage.jetstream.layout import installation
 from storage.jetstream.trails import Trails
-from storage.nats.errors import JetStreamError
+from storage.nats.errors import JetStreamError, Unanswered
 from storage.nats.jetstream import EXPECTED_LAST, ROLLUP, TTL
 from storage.nats.wire import Outgoing
 from storage.pages import within
@@ -76,6 +77,10 @@ class JetStreamStore(TellsDamage):
         self._cursors = Cursors(engine, self._head)
         self._trails = Trails(engine)
         self._following = Following(engine, self._appending.heard)
+        self._none_before: dict[str, tuple[str, float]] = {}
+        """Of logs: the epoch, and a time before which no retained event was stored: nothing is read until then."""
+        self._evicted_at = -inf
+        """What the wall clock said at the last eviction."""
         self._waiting: dict[Pending[Any], None] = {}
         """Acts and other changes that have no outcome yet."""
         self.broke = engine.broke
@@ -123,6 +128,7 @@ class JetStreamStore(TellsDamage):
                 case Registered(diagnosis=diagnosis):
                     self._damage_may_be_gone(diagnosis.diagnosis_id)
                 case Deleted(diagnosis_id=diagnosis_id):
+                    self._none_before.pop(diagnosis_id, None)
                     self._appending.forget(diagnosis_id)
                     self._damage.is_repaired(diagnosis_id)
         if isinstance(act.also, acts.Purged):
@@ -256,6 +262,8 @@ class JetStreamStore(TellsDamage):
         head = begun(newest, diagnosis.epoch)
         subject, begin = layout.log(diagnosis.diagnosis_id), self._engine.begin(diagnosis.diagnosis_id)
         first, _ = await self._engine.jetstream.first(layout.main, subject, begin)
+        if first is None and newest.pos:
+            raise Unanswered("the replica asked lags behind")
         oldest = None if first is None else entry_of(first.pos, first.headers, b"", generation=known.generation)
         floor = head.floor
         if oldest is not None and oldest.registration == diagnosis.epoch:
@@ -549,7 +557,10 @@ class JetStreamStore(TellsDamage):
 
     async def evict(self, seconds: float, *, after: str = "", diagnoses: int = 64) -> records.Evicted:
         await trio.lowlevel.checkpoint_if_cancelled()
-        before, page = self.moment().judged - seconds, self._page(None, after, diagnoses)
+        now, page = self.moment(), self._page(None, after, diagnoses)
+        if now.wall < self._evicted_at:  # it was set back: what comes from now on is older than it seems
+            self._none_before.clear()
+        self._evicted_at, before = now.wall, now.judged - seconds
         found = await self._engine.together([partial(self._evict, one, before) for one in page])
         windows = {one.diagnosis_id: window for one, window in zip(page, found, strict=True) if window is not None}
         if windows:
@@ -565,8 +576,14 @@ class JetStreamStore(TellsDamage):
     async def _evict(self, diagnosis: records.Diagnosis, before: float) -> records.Window | None:
         """Drop the events that are older; what is left, `None`: there was none. To be called patiently."""
         diagnosis_id = diagnosis.diagnosis_id
+        epoch, none_before = self._none_before.get(diagnosis_id, ("", 0.0))
+        if epoch == diagnosis.epoch and before <= none_before:
+            return None
         log = await self._engine.log(diagnosis_id, diagnosis.epoch)
         old = [one for one in log.events if one.at < before]
+        if not old:
+            ats = [one.at for one in log.events]
+            self._none_before[diagnosis_id] = diagnosis.epoch, min([*ats, self._evicted_at])
         if not old or (log.damage is not None and old[-1].seq <= log.damage.floor):
             return None
         newest = old[-1]

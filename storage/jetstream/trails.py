@@ -48,8 +48,9 @@ class AccessSaid(msgspec.Struct, frozen=True):
 
 class _Numbered(NamedTuple):
     number: int
-    pos: int
     act: ActSaid
+    is_twice: bool
+    """It was rewritten, and its original is still there: an erasure was cut off between the two."""
 
 
 def fits(wanted: TrailFilter, who: str | None, what: str, diagnosis_id: str | None, at: float) -> bool:
@@ -88,16 +89,19 @@ class Trails:
         """The acts with these numbers, lowest first, each as an erasure has left it. To be called patiently."""
         layout, engine = self._engine.layout, self._engine
         subjects = [name(number) for number in range(low, high + 1) for name in (layout.act, layout.rewritten)]
-        found: dict[int, Found] = {}
+        found: dict[int, list[Found]] = {}
         for attempt in range(LAGGING_READS_MAX):
+            found.clear()
             for one in await engine.jetstream.direct(layout.main, {"multi_last": subjects}):
-                number = number_of(one.subject)
-                if number not in found or one.subject == layout.rewritten(number):
-                    found[number] = one
+                found.setdefault(number_of(one.subject), []).append(one)
             if high in found:
                 break
             await trio.sleep(LAG_SECONDS * 2.0**attempt)
-        return [_Numbered(number, found[number].pos, acts.decoded(found[number].data)) for number in sorted(found)]
+        # What was rewritten lies behind its original.
+        return [
+            _Numbered(number, acts.decoded(ones[-1].data), is_twice=len(ones) > 1)
+            for number, ones in sorted(found.items())
+        ]
 
     async def audit(self, before: int | None, wanted: TrailFilter, limit: int) -> Sequence[AuditRow]:
         """The wanted rows, newest first."""
@@ -106,7 +110,7 @@ class Trails:
         while high >= self.first_act and len(rows) < limit:
             low = max(self.first_act, high - ACTS_AT_ONCE + 1)
             found = await self._engine.patiently(partial(self._acts, low, high))
-            for number, _, act in reversed(found):
+            for number, act, _ in reversed(found):
                 row = act.row
                 if row is not None and fits(wanted, row.who, row.what, row.diagnosis_id, row.at):
                     rows.append(row.numbered(number))
@@ -138,7 +142,7 @@ class Trails:
             if not any(one.act.at < before for one in page) or len(numbered) > limit + 2 * ACTS_AT_ONCE:
                 break
         highest = max((one.number for one in numbered if one.act.at < before), default=0)
-        for number, _, act in numbered:
+        for number, act, _ in numbered:
             if number > highest or rows == limit:
                 break
             rows += act.row is not None
@@ -158,7 +162,10 @@ class Trails:
         while low <= last:
             high = min(low + ACTS_AT_ONCE - 1, last)
             page = await self._engine.patiently(partial(self._acts, low, high))
-            for number, _, act in page:
+            for number, act, is_twice in page:
+                original = partial(self._engine.jetstream.purge, layout.main, layout.act(number))
+                if is_twice:
+                    await self._engine.patiently(original)
                 text = acts.encoded(act).decode()
                 if not any(spelling in text for spelling in (erasure.sub, *erasure.spellings)):
                     continue
@@ -173,7 +180,7 @@ class Trails:
                     continue
                 message = Outgoing(layout.rewritten(number), acts.encoded(stripped), {ROLLUP: "sub"})
                 await self._engine.patiently(partial(self._engine.jetstream.store, [message]))
-                await self._engine.patiently(partial(self._engine.jetstream.purge, layout.main, layout.act(number)))
+                await self._engine.patiently(original)
             low = high + 1
         return rows
 

@@ -9,6 +9,8 @@ from random import Random
 import pytest
 import trio
 
+from storage.jetstream.engine import Engine
+from storage.jetstream.entries import Log
 from storage.jetstream.store import JetStreamStore
 from storage.records import NewAccessRow, NewEvent, Seq, SubscriberId, TrailFilter
 from tests.simulation.nats import Cluster, Faults, Way
@@ -69,3 +71,29 @@ async def test_an_erasure_counts_the_rows_it_takes_a_name_from(
         await store.record_accesses([access(float(number)) for number in range(rows)])
         assert await store._trails.erase_names("amira") == rows
         assert [one.subscriber.sub for one in await store.accesses(limit=1)] == ["[erased]"]
+
+
+async def test_a_log_is_not_read_again_before_one_of_its_events_can_be_old(
+    clock: ManualClock, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lagging(clock) as store:
+        read, log = list[str](), Engine.log
+
+        async def counted(self: Engine, diagnosis_id: str, epoch: str) -> Log:
+            read.append(diagnosis_id)
+            return await log(self, diagnosis_id, epoch)
+
+        monkeypatch.setattr(Engine, "log", counted)
+        await store.register("d", "amira", [])
+        await store.append_nowait("d", [NewEvent("kind", b"x")]).wait()
+        for _ in range(9):
+            clock.now += 10
+            assert not (await store.evict(100)).windows
+        assert read == ["d"]
+        clock.now += 20
+        assert (await store.evict(100)).windows["d"].floor == 1
+        clock.now -= 50  # what comes from now on seems older than it is
+        await store.append_nowait("d", [NewEvent("kind", b"x")]).wait()
+        read.clear()
+        assert not (await store.evict(100)).windows
+        assert read == ["d"]
