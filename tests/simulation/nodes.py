@@ -31,7 +31,7 @@ from tests.simulation.history import History, Operation, drawn, plain, with_rare
 from tests.simulation.operating import names
 from tests.simulation.process import Crashing, Loads, Process
 from tests.simulation.truth import Violation
-from tests.simulation.world import World
+from tests.simulation.world import LOOKS, World
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server.settings import Settings
 
@@ -41,6 +41,9 @@ OPERATIONS_MAX: Final = 60
 
 LOOK_SECONDS: Final = 20.0
 """Between two looks of the engine at what servers have missed: less than without a simulation, as idle time costs."""
+
+HEARD_SECONDS: Final = 3.0
+"""Within so long every server has heard of what another one has done."""
 
 AT_ONCE_SECONDS: Final = 5.0
 """Connections of one device that are begun within this time are begun at once."""
@@ -282,13 +285,18 @@ class NodesWorld(World):
             await self._compare_here(diagnosis_id)
 
     async def _compare_here(self, diagnosis_id: str) -> None:
-        answer = await self.ask("GET", f"/diagnoses/{diagnosis_id}/position", ("auditor", "operate"))
-        if answer.status == 404 and "begin anew" in self.done:
-            return
-        if answer.status != 200:
-            raise Violation(f"{diagnosis_id} cannot be read in the end: {answer.status} {answer.body!r}")
-        self.truth.begins_in(answer.json()["epoch"], None, f"position of {diagnosis_id}")
-        told, (epoch, head, events) = answer.json(), self._stored_log(diagnosis_id)
+        for look in range(LOOKS):
+            answer = await self.ask("GET", f"/diagnoses/{diagnosis_id}/position", ("auditor", "operate"))
+            if answer.status == 404 and "begin anew" in self.done:
+                return
+            if answer.status != 200:
+                raise Violation(f"{diagnosis_id} cannot be read in the end: {answer.status} {answer.body!r}")
+            told, (epoch, head, events) = answer.json(), self._stored_log(diagnosis_id)
+            floor = events[0][0] - 1 if events else head
+            if told["floor"] == floor or look == LOOKS - 1:
+                break
+            await trio.sleep(HEARD_SECONDS)  # old events were dropped just now, and this server has not heard of it
+        self.truth.begins_in(told["epoch"], None, f"position of {diagnosis_id}")
         if (told["epoch"], told["head"]) != (epoch, head):
             raise Violation(f"{diagnosis_id} is said to be at {told}, and is at {head} of {epoch}")
         self._judge_stored(diagnosis_id, told, events)
