@@ -206,12 +206,12 @@ async def test_who_does_not_read_is_cut_off_as_without_a_hold(autojump_clock: Mo
 
 
 async def refused_at(server: Server, path: str, *headers: str) -> tuple[Got, float, Got]:
-    """The `error`, how long after it the Close comes, and the Close."""
+    """The `error`, how long after it was asked for the Close comes, and the Close."""
+    asked_at = trio.current_time()
     client = await upgraded(int(server.url.rpartition(":")[2]), path, *headers)
     error = await client.next()
-    said_at = trio.current_time()
     close = await client.next()
-    waited = trio.current_time() - said_at
+    waited = trio.current_time() - asked_at
     assert error is not None
     assert close is not None
     assert error.json["type"] == "error"

@@ -23,6 +23,7 @@ from tests.simulation.test_histories import BUDGET, NODES_BUDGET
 
 COPIED = ("actors", "storage", "web", "tests", "docs")
 SECONDS_MAX = 600.0
+LINES_SHOWN = 40
 SEEDS_WITHOUT_BUG = 4
 """Histories that are played without any bug first. All of the budget are played by every run of the tests."""
 
@@ -38,8 +39,9 @@ def main() -> int:
     chosen = [one for one in PLANTED if not given.words or any(word in one.what for word in given.words)]
     with copied() as place:
         for test in sorted({test for one in chosen for test in one.tests}):
-            if not _tests_pass(place, (test,)):
-                raise SystemExit(f"{test} fails in a copy without any bug: nothing that it notices counts")
+            if (without_bug := _tests(place, (test,))).returncode:
+                shown = "\n".join(without_bug.stdout.splitlines()[-LINES_SHOWN:])
+                raise SystemExit(f"{shown}\n{test} fails in a copy without any bug: nothing that it notices counts")
         for one in {(one.nodes, one.nats): one for one in chosen if not one.tests}.values():
             if _histories(place, one, SEEDS_WITHOUT_BUG).returncode:
                 raise SystemExit("histories fail in a copy without any bug: nothing that they notice counts")
@@ -59,7 +61,7 @@ def caught_by(one: Planted) -> str | None:
     with copied() as place:
         plant(one, place)
         if one.tests:
-            return None if _tests_pass(place, one.tests) else "tests"
+            return "tests" if _tests(place, one.tests).returncode else None
         by_seed = _histories(place, one)
         if by_seed.returncode:
             found = [line for line in by_seed.stdout.splitlines() if line.startswith(("seed ", "too weak"))]
@@ -98,8 +100,8 @@ def _histories(place: Path, one: Planted, seeds_max: int | None = None) -> subpr
     return _run(place, "-m", "tests.simulation", f"0-{seeds - 1}", "--first", *options)
 
 
-def _tests_pass(place: Path, tests: Sequence[str]) -> bool:
-    return _run(place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests).returncode == 0
+def _tests(place: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return _run(place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
 
 
 def _run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -411,7 +411,7 @@ PLANTED: Final = (
         "storage/remote/client.py",
         "        self.out = out = Outgoing()\n",
         "        self.out = out = Outgoing()\n        self._last_number = next(iter(self._requests), 1) - 1\n",
-        ("tests/storage/test_remote_histories.py",),
+        ("tests/storage/test_remote.py",),
     ),
     Planted(
         "an update without a key is handed over again after the store has died",

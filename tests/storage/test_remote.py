@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import memory_stream_pair
 
 from storage.changes import Change, DiagnosisDeleted, DiagnosisRegistered
 from storage.clock import SystemClock
@@ -19,7 +20,7 @@ from storage.pending import Pending
 from storage.records import Appended, NewEvent, Seq, Slice, StoreStatistics, Window
 from storage.remote import client as remote_client
 from storage.remote import server as remote_server
-from storage.remote.client import RemoteStore, open_remote
+from storage.remote.client import Link, RemoteStore, _Request, open_remote
 from storage.remote.frames import FRAME_BYTES_MAX, Frames, FrameTooLong, framed
 from storage.remote.server import StoreServer
 from storage.sqlite.opening import open_store
@@ -551,6 +552,36 @@ async def test_what_is_asked_while_the_store_is_gone_waits_for_it(process: Store
         await listener.until(lambda: listener.misses == 1 and LOOK in listener.heard)
         assert one.statistics().away_since is None
         assert [event.seq for event in (await other.read_after("d", Seq(0))).events] == [1, 2, 3]
+
+
+async def test_what_is_asked_on_a_new_stream_has_no_number_of_what_waits() -> None:
+    far: list[trio.abc.Stream] = []
+    numbers: list[int] = []
+
+    async def connect() -> trio.abc.Stream:
+        near, its_end = memory_stream_pair()
+        far.append(its_end)
+        return near
+
+    link = Link(connect, "one", SystemClock(), told=lambda frame: None)
+
+    def ask() -> None:
+        numbers.append(link.next_number())
+        asked = _Request(b"x", take=lambda frame: None, refuse=lambda refusal: None, is_repeatable=True)
+        link.ask(numbers[-1], asked)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        for begun in (1, 2, 3):
+            ask()
+            with trio.fail_after(10):
+                while len(far) < begun or not link.has_stream:
+                    await trio.sleep(0.001)
+            link.resume(is_judged_anew=False)
+            ask()
+            await far[-1].aclose()
+        nursery.cancel_scope.cancel()
+    assert numbers == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_store_that_stays_away_refuses_what_waits(
