@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Final, assert_never
@@ -99,6 +99,9 @@ assert BATCH_EVENTS_MAX <= OUTBOX_EVENTS_MAX, "a batch must fit the ring, or eve
 Render = Callable[[str, Event], bytes]
 """Turns a diagnosis id and one of its events into the text everybody gets, whatever carries it."""
 
+ConnectedElsewhere = Callable[[str, Sequence[SubscriberId]], Awaitable[Collection[SubscriberId]]]
+"""Finds out which of these subscribers of a diagnosis have a connection at other processes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -122,6 +125,7 @@ class DiagnosisActor:
 
     __slots__ = (
         "_budget",
+        "_connected_elsewhere",
         "_diagnosis_id",
         "_following",
         "_in_hand",
@@ -151,6 +155,7 @@ class DiagnosisActor:
         keeper: CursorKeeper,
         budget: RingBudget,
         render: Render,
+        connected_elsewhere: ConnectedElsewhere,
         passivate_after_seconds: float,
         stops: bool = False,
         tracing: Tracing | None = None,
@@ -171,6 +176,7 @@ class DiagnosisActor:
         self._keeper = keeper
         self._budget = budget
         self._render = render
+        self._connected_elsewhere = connected_elsewhere
         self._passivate_after_seconds = passivate_after_seconds
         self._stops = stops
         self._tracing = tracing
@@ -657,12 +663,15 @@ class DiagnosisActor:
     async def _makes_room_for(self, envelope: Envelope) -> bool:
         """Forget one device of a newcomer's user; False: none can go, and the newcomer was refused."""
         assert isinstance(envelope.message, Subscribe), "it is one that waits for room"
+        newcomer, elsewhere = envelope.message.subscriber.id, None
         try:
             if self._store.shared:
                 await self._load_what_others_know()
-                if self._roster.has_room_for(envelope.message.subscriber.id, 0):
+                if self._roster.has_room_for(newcomer, 0):
                     return True
-            await self._drop_known([self._roster.device_to_forget(envelope.message.subscriber.id)])
+                devices = [one.id for one in self._roster.devices_of(newcomer.sub)]
+                elsewhere = await self._connected_elsewhere(self._diagnosis_id, devices)
+            await self._drop_known([self._roster.device_to_forget(newcomer, elsewhere)])
         except (StorageError, DevicesExhausted) as refusal:
             self._refuse(envelope, refusal)
             return False

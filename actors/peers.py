@@ -426,6 +426,10 @@ class Peers:
                 found |= {(diagnosis_id, one) for one, is_online in zip(some, are_online, strict=True) if is_online}
         return found
 
+    async def connected(self, diagnosis_id: str, some: Sequence[SubscriberId]) -> set[SubscriberId]:
+        """Which of these subscribers of one diagnosis have a connection elsewhere."""
+        return {one for _, one in await self.online([(diagnosis_id, some)])}
+
     async def connections(self) -> tuple[Counter[str], Nodes]:
         """Attached connections elsewhere, by diagnosis, and who has said so."""
         total, known = Counter[str](), self.known

@@ -96,6 +96,7 @@ class Registry(Watcher):
             self._keeper,
             self._budget,
             render=render,
+            connected_elsewhere=self._peers.connected,
             clock=clock,
             jitter=jitter,
             limits=limits,

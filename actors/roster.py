@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, Protocol
 
 from actors.counts import Counts
@@ -492,20 +492,27 @@ class Roster:
         known."""
         return newcomer.device is None or self._devices[newcomer.sub] + coming < DEVICES_MAX
 
-    def device_to_forget(self, newcomer: SubscriberId) -> SubscriberId:
+    def device_to_forget(
+        self, newcomer: SubscriberId, elsewhere: Collection[SubscriberId] | None = None
+    ) -> SubscriberId:
         """The device that must go so that `newcomer` can become known, for whom there is no room.
+
+        Args:
+            elsewhere: those that are connected at other processes; `None`: there are no others.
 
         Raises:
             DevicesExhausted: all of this user's devices are connected.
         """
-        devices = self._devices_of(newcomer.sub)
-        away = [one for one in devices if not one.connections]
+        away = [one for one in self.devices_of(newcomer.sub) if not one.connections and one.id not in (elsewhere or ())]
         if not away:
             raise DevicesExhausted(f"at most {DEVICES_MAX} devices of one user can follow a diagnosis")
+        if elsewhere is not None:
+            return min(away, key=lambda one: (one.seen_at, one.seen_turn)).id
         # The order decides, not the age: for devices that this process saw itself no clock is needed.
         return min(away, key=lambda one: (one.seen_turn, one.seen_at)).id
 
-    def _devices_of(self, sub: str | None) -> Iterator[Known]:
+    def devices_of(self, sub: str | None) -> Iterator[Known]:
+        """The named devices of a user that are known."""
         for one in (self.known or {}).values():
             if one.id.sub == sub and one.id.device is not None:
                 yield one

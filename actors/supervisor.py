@@ -17,7 +17,7 @@ from actors import turns
 from actors.budget import RingBudget
 from actors.counts import Counts, RestartReason
 from actors.cursors import CursorKeeper
-from actors.diagnosis import FLUSH_SECONDS_MAX, DiagnosisActor, Render
+from actors.diagnosis import FLUSH_SECONDS_MAX, ConnectedElsewhere, DiagnosisActor, Render
 from actors.errors import Crashed, Draining, Quarantined
 from actors.intensity import Intensity
 from actors.mailbox import InHand
@@ -54,6 +54,7 @@ class Supervisor:
         budget: RingBudget,
         *,
         render: Render,
+        connected_elsewhere: ConnectedElsewhere,
         clock: Clock,
         jitter: Callable[[], float],
         limits: ActorLimits,
@@ -65,6 +66,7 @@ class Supervisor:
         self._keeper = keeper
         self._budget = budget
         self._render = render
+        self._connected_elsewhere = connected_elsewhere
         self._clock = clock
         self._jitter = jitter
         self._limits = limits
@@ -132,6 +134,7 @@ class Supervisor:
             keeper=self._keeper,
             budget=self._budget,
             render=self._render,
+            connected_elsewhere=self._connected_elsewhere,
             passivate_after_seconds=self._limits.passivate_after_seconds,
             stops=stops,
             tracing=self._tracing,

@@ -306,6 +306,23 @@ async def test_a_device_that_moves_to_another_server_replaces_its_older_connecti
             assert await seqs(last, 1) == await seqs(tablet, 1) == [1]
 
 
+async def test_a_device_that_is_connected_anywhere_is_not_forgotten_for_another(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.roster.DEVICES_MAX", 2)
+    one, other, _ = nodes
+    await one.server.register()
+    async with one.server.live(device="a"):
+        async with other.server.live(device="b"), one.server.connect(device="c") as late:
+            frames, code, _ = await late.close_frames()
+            assert (frames[0]["data"]["code"], code) == ("invalid_field", 1008)
+        await one.server.publish(1)
+        async with other.server.live(device="c"):
+            headers = one.server.bearer("amira")
+            found = (await one.server.http.get("/diagnoses/42/delivery?seq=1", headers=headers)).json()
+            assert [item["device"] for item in found["items"]] == ["a", "c"]
+
+
 async def test_an_operator_reaches_the_connections_and_actors_of_all(nodes: list[Node]) -> None:
     one, other, third = (node.server for node in nodes)
     await one.register(42, "amira", "bo")
