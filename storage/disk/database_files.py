@@ -41,6 +41,11 @@ def names_of(name: str) -> tuple[str, ...]:
     return (name, *(f"{name}{suffix}" for suffix in (".lock", *BESIDE)))
 
 
+def in_use(path: Path) -> InUse:
+    """What whoever starts a second server on a database is told."""
+    return InUse(f"{path} is in use by another server; stop it, or name another directory with --data")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold `path.lock` for this process; the directory is made if need be (0700).
@@ -64,7 +69,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InUse(f"{path} is in use by another server; stop it, or name another directory with --data") from None
+            raise in_use(path) from None
         except OSError as error:
             raise CannotOpen(
                 f"{path} cannot be locked: {error.strerror}; name a directory with --data on a disk of this machine"

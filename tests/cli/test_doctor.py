@@ -21,6 +21,7 @@ from tests.server.harness import Server
 from web import cli
 from web.commands import doctor, examinations
 from web.commands.examinations import EXAMINATIONS, Finding, Patient
+from web.server.listening_file import announced
 from web.server.settings import Settings
 
 SYNC_SECONDS, FILE_SYSTEM_OF = examinations.sync_seconds, examinations.file_system_of
@@ -74,6 +75,16 @@ def test_workers_want_cores(
     code, findings = found(capsys)
     assert (code, findings["workers"][0]["level"]) == (0, level)
     assert findings["workers"][0]["help"] == (f"AVICENNA_WORKERS={cores}" if level == "warning" else None)
+
+
+def test_it_says_how_many_processes_serve_for_the_server_that_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    with announced(data, ["http://127.0.0.1:1"], workers=2):
+        _, findings = found(capsys, "--data", str(data))
+    assert findings["workers"][0]["text"].startswith("2 processes serve, and one has the database")
 
 
 def test_people_see_a_line_for_each_and_what_helps_below(

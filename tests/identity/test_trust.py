@@ -210,11 +210,10 @@ def test_anonymous_followers_from_other_machines_are_warned_about(address: str, 
     assert caution_about_listening(Settings(), address) is None
 
 
-@pytest.mark.one_process("with workers the parent listens before it looks at the rest")
+@pytest.mark.by_workers
 async def test_a_start_warns_once_about_each(tmp_path: Path) -> None:
-    async with served(tmp_path / "data") as (process, _):
-        assert await process.stop() == 0
     data, document = tmp_path / "data", tmp_path / "jwks.json"
+    begin(data)
     document.write_text('{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}')
     data.chmod(0o770)
     code, _, stderr = await run(

@@ -203,8 +203,14 @@ class Conversation:
         return found
 
 
-def difference(shown: str, said: str) -> str | None:
-    """Where a line of the page is not what the server said; `None`: nowhere that matters."""
+def difference(shown: str, said: str, *, are_several: bool = False) -> str | None:
+    """Where a line of the page is not what the server said; `None`: nowhere that matters.
+
+    Args:
+        are_several: several processes serve; the page shows what one says, which names no nodes.
+    """
+    if are_several and said.startswith("{"):
+        shown, said = (json.dumps(_without_nodes(json.loads(one))) for one in (shown, said))
     for prefix in ("data: ", ""):
         if shown.startswith(f"{prefix}{{"):
             if not said.startswith(prefix):
@@ -213,6 +219,12 @@ def difference(shown: str, said: str) -> str | None:
     if shown.startswith("id: "):
         shown, said = (f"id: epoch.{text.rpartition('.')[2]}" for text in (shown, said))
     return None if shown == said else f"{shown} / {said}"
+
+
+def _without_nodes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nodes(one) for name, one in value.items() if name != "nodes"}
+    return [_without_nodes(one) for one in value] if isinstance(value, list) else value
 
 
 def _difference(shown: Any, said: Any, where: str) -> str | None:

@@ -31,11 +31,12 @@ from tests.logbook import LOGBOOK, PAYLOAD_MARKER
 from web.commands import offline
 from web.contract.wire import render_event
 from web.http.handed_over import HandedOver
-from web.http.listening import begin_to_listen, listening_on_unix, share_of_tcp
+from web.http.listening import listening_on_unix, share_of_tcp
 from web.identity.keyring import KEY_FILE, load_key, load_keys, load_or_create_key, will_make_key
 from web.identity.tokens import issue
 from web.server.composition import Engine, Worker, serve
-from web.server.database import open_engine
+from web.server.database import open_engine, sweep_up
+from web.server.listening_file import announced
 from web.server.seen import Seen
 from web.server.settings import DATABASE_FILE, Settings, load, variable_of
 from web.server.spans import Spans
@@ -259,16 +260,17 @@ async def running_server(
         else:
             store = await stack.enter_async_context(_served_store(settings, clock or SystemClock()))
             workers = await stack.enter_async_context(trio.open_nursery())
-            together, port = _Together(count, store, stopping), settings.port
+            together, port = Together(count, stopping, store), settings.port
             for number in range(count):
                 listener = share_of_tcp(settings.host, port)
-                begin_to_listen(listener)
                 port = listener.getsockname()[1]
                 worker = together.worker(number, partial(_remote_engine, f"worker-{number + 1}"))
                 handed_over = HandedOver((listener,), ())
                 workers.start_soon(partial(run, engine=worker.engine, handed_over=handed_over, worker=worker))
         with trio.fail_after(10):
             await is_ready.wait()
+        if has_workers:
+            stack.enter_context(announced(settings.data, [*dict.fromkeys(urls)], count))
         try:
             async with Server(urls[0], settings.data, stopping) as server:
                 yield server
@@ -292,10 +294,10 @@ def _on_nats(settings: Settings) -> Settings:
     )
 
 
-class _Together:
+class Together:
     """What the parent does for its workers, for servers in one process."""
 
-    def __init__(self, count: int, store: Store, stopping: trio.Event) -> None:
+    def __init__(self, count: int, stopping: trio.Event, store: Store | None = None) -> None:
         self._store = store
         self._stopping = stopping
         self._ledger = Ledger()
@@ -325,7 +327,8 @@ class _Together:
     async def everywhere(self, here: Callable[[], Seen]) -> Seen:
         for figures in self._figures:
             self._ledger.worker_told(figures, packed(figures()))
-        self._ledger.store_told(self, packed(self._store.statistics()))
+        if self._store is not None:
+            self._ledger.store_told(self, packed(self._store.statistics()))
         return self._ledger.together() or here()
 
     async def lately(self, here: Callable[[], Seen]) -> Seen:
@@ -337,6 +340,7 @@ async def _served_store(settings: Settings, clock: Clock) -> AsyncIterator[Store
     """The store of these settings, which workers ask."""
     makes_key = will_make_key(settings)
     async with open_engine(settings, clock) as (store, _), trio.open_nursery() as nursery:
+        sweep_up(settings)
         if makes_key:
             load_keys(settings)
         with listening_on_unix(socket_of(settings), 0o600, is_ours=True) as listener:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from storage.clock import SystemClock
-from web.http.listening import share_of_tcp
+from web.http.listening import begin_to_listen, share_of_tcp
 from web.server.service_manager import NOBODY
 from web.server.settings import Settings
 from web.server.workers import children, orders, parent
@@ -29,7 +29,7 @@ class Child:
         self.pid = 0
         self.code = 0
         self.silent = 0
-        self.is_ending = self.is_replaced = False
+        self.is_ending = self.is_replaced = self.is_aborted = False
         self.ready = trio.Event()
         self.ended = trio.Event()
         self._is_frozen = is_frozen
@@ -46,8 +46,12 @@ class Child:
     def say(self, word: str, rest: str = "") -> None:
         """Nobody reads it."""
 
+    def abort(self) -> None:
+        self.is_aborted = True
+
     def ask(self, number: int) -> None:
-        self.silent = 0
+        if not self._is_frozen:
+            self.silent = 0
 
     async def until_told(self, number: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -115,10 +119,34 @@ async def test_every_child_has_the_data_directory_with_which_the_server_began(
     assert [one.options["data"] for one in installation.orders] == [str(tmp_path)] * 3
 
 
-async def test_a_worker_that_is_frozen_is_killed_in_time_for_the_end(
+async def test_a_worker_that_is_frozen_is_killed_before_the_others_have_no_more_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
-    assert await Installation(tmp_path, "worker-1", monkeypatch).drain() < 10
+    assert await Installation(tmp_path, "worker-1", monkeypatch).drain() < parent.DRAIN_SECONDS_MAX
+
+
+async def test_the_end_takes_less_than_10_s_whoever_is_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    began_at = trio.current_time()
+    with pytest.RaisesGroup(parent.NotClosed):
+        await Installation(tmp_path, "", monkeypatch).drain()
+    assert trio.current_time() - began_at < 10
+
+
+async def test_nobody_waits_in_a_listener_of_the_parent_while_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    installation = Installation(tmp_path, "worker-1", monkeypatch)
+    listener = share_of_tcp("127.0.0.1", 0)
+    begin_to_listen(listener)
+    installation.listeners[0].append(listener)
+    async with installation.served():
+        installation.parent.drain()
+        await installation.serving[-1].ended.wait()
+        frozen = next(one for one in installation.serving if one.name.startswith("worker-1"))
+        assert not frozen.ended.is_set()
+        assert listener.fileno() == -1, "whoever connects is refused at once"
 
 
 async def test_a_store_that_is_frozen_at_the_end_is_no_success(
@@ -136,6 +164,19 @@ async def test_a_worker_that_is_replaced_knows_that_the_server_goes_on(
         installation.parent.reload()
         await trio.sleep(10)
     assert [one.is_replaced for one in installation.serving] == [False, True, True, False, False]
+
+
+async def test_a_reload_that_is_asked_for_during_another_one_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    installation = Installation(tmp_path, "nobody", monkeypatch)
+    async with installation.served():
+        installation.parent.reload()
+        while len(installation.serving) == 3:
+            await trio.lowlevel.checkpoint()
+        installation.parent.reload()
+        await trio.sleep(10)
+    assert len(installation.serving) == 3 + 2 + 2
 
 
 @pytest.mark.parametrize("refused", [1, 2])

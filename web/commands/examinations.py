@@ -30,7 +30,7 @@ from storage.errors import CannotOpen, StorageError
 from web.commands.answers import Status
 from web.commands.client import Client, Credentials
 from web.commands.failures import FAILED, NOBODY_THERE, WRONG_USAGE, CommandFailed, Unreachable, UsageError
-from web.commands.finding import Found, client_for, find_of_directory, given_url
+from web.commands.finding import Found, client_for, find_of_directory, given_url, workers_of_directory
 from web.commands.transport import connection_to, socket_path_of
 from web.contract.origins import normal_origin
 from web.http.descriptors import RESERVED
@@ -116,6 +116,13 @@ class Patient:
         """The server that runs on the data directory; `None`: there is none."""
         try:
             return find_of_directory(self.arguments)
+        except (NotListening, UsageError):
+            return None
+
+    def running_workers(self) -> int | None:
+        """How many processes serve for that server, whatever the settings say; `None`: there is none."""
+        try:
+            return workers_of_directory(self.arguments)
         except (NotListening, UsageError):
             return None
 
@@ -330,7 +337,7 @@ def engine(patient: Patient) -> Sequence[Finding]:
 
 def workers(patient: Patient) -> Sequence[Finding]:
     """Whether there are cores for them."""
-    name, wanted = "workers", patient.settings.workers
+    name, wanted = "workers", patient.running_workers() or patient.settings.workers
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not every system tells

@@ -28,7 +28,7 @@ from web.identity.keys import KeyUnusable
 from web.identity.rights import Scope
 from web.identity.tokens import TOKEN_BYTES_MAX
 from web.server import settings
-from web.server.listening_file import NotListening, listening_urls
+from web.server.listening_file import NotListening, listening_urls, listening_workers
 from web.server.settings import DATA_DEFAULT, TOKEN_VARIABLE, URL_VARIABLE, Settings, variable_of
 
 URL_DEFAULT: Final = "http://127.0.0.1:8000"
@@ -127,6 +127,12 @@ def find_of_directory(arguments: argparse.Namespace) -> Found:
         return Found(checked_url(url), f" (as it says in {directory})", is_of_directory=True)
     except UsageError as error:
         raise NotListening(f"{directory} names no server: {error}") from None
+
+
+def workers_of_directory(arguments: argparse.Namespace) -> int:
+    """How many processes serve for the server that runs on the data directory. Raises as `find_of_directory`."""
+    directory = data_directory(arguments)
+    return listening_workers(directory, is_trusted=not merely_lies_here(directory, arguments))
 
 
 def given_url(arguments: argparse.Namespace) -> str | None:

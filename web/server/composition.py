@@ -55,7 +55,7 @@ from web.http.bodies import TURN_BYTES
 from web.http.descriptors import connections_possible
 from web.http.handed_over import HandedOver
 from web.http.line import Patience
-from web.http.listening import listen_on_tcp, listening_on_unix, url_of
+from web.http.listening import begin_to_listen, listen_on_tcp, listening_on_unix, url_of
 from web.http.open_connections import OpenConnections
 from web.http.serving import Terms
 from web.http.serving import serve as serve_http
@@ -121,10 +121,16 @@ if TYPE_CHECKING:
 DRAIN_SECONDS_MAX: Final = 8.0
 """Time from the first signal until what is not finished is cut off. Reason: the exit is promised within 10 s."""
 
+WORKER_DRAIN_SECONDS_MAX: Final = 7.0
+"""The same for one of several processes. Reason: the database is closed after the last of them has ended, within the
+same 10 s."""
+
 CONNECTIONS_SECONDS_MAX: Final = 5.0
 """The part of it in which connections may end. Beyond: cut, so that time is left to store their acknowledgements."""
 
-assert CONNECTIONS_SECONDS_MAX < DRAIN_SECONDS_MAX, "the registry drains after the connections"
+assert CONNECTIONS_SECONDS_MAX < WORKER_DRAIN_SECONDS_MAX < DRAIN_SECONDS_MAX, (
+    "the registry drains after the connections"
+)
 
 ANNOUNCED_SECONDS_MAX: Final = 1.0
 """Longest wait for the removal of `listening.json`. Beyond: the file stays, and its lock is released."""
@@ -778,7 +784,7 @@ async def _serve_front_end(
                 await stopping.wait()
                 manager.stopping()
             finally:
-                deadline = trio.current_time() + DRAIN_SECONDS_MAX
+                deadline = trio.current_time() + (DRAIN_SECONDS_MAX if is_alone else WORKER_DRAIN_SECONDS_MAX)
                 # Aside, and not waited for long: where the disk hangs, so does the removal of a file.
                 with trio.move_on_after(ANNOUNCED_SECONDS_MAX, shield=True):
                     await machine.aside(announcing.close)
@@ -798,6 +804,9 @@ def _listen(settings: Settings, handed_over: HandedOver, is_alone: bool, listeni
     listening.callback(handed_over.close)
     listeners, of_operators = list(handed_over.public), list(handed_over.operators)
     if not is_alone:
+        # Not before: whoever connects would wait until this process serves.
+        for one in listeners:
+            begin_to_listen(one)
         return listeners, [url_of(one) for one in listeners], of_operators  # the parent has said all about them
     urls = [url_of(one) for one in listeners]
     caution_about(settings, listeners)
@@ -872,7 +881,7 @@ def _operators_terms(terms: Terms) -> Terms:
 def announce(settings: Settings, urls: Sequence[str], announcing: contextlib.ExitStack) -> None:
     """Tell the commands on this machine where the server is, until `announcing` ends. It serves without that, too."""
     try:
-        announcing.enter_context(announced(settings.data, urls))
+        announcing.enter_context(announced(settings.data, urls, settings.workers))
     except OSError as error:
         logger.warning("cannot write %s in %s: %s", LISTENING_FILE, settings.data, error.strerror)
 

@@ -42,15 +42,18 @@ class NotListening(Exception):
 
 
 @contextmanager
-def announced(directory: Path, urls: Sequence[str]) -> Iterator[None]:
+def announced(directory: Path, urls: Sequence[str], workers: int = 1) -> Iterator[None]:
     """Have the file say that this process listens at `urls`, until the end of the block.
+
+    Args:
+        workers: how many processes serve.
 
     Raises:
         OSError: it cannot be written.
     """
     file = directory / LISTENING_FILE
     arriving = directory / f".{LISTENING_FILE}.new"
-    content = {"urls": [_from_this_machine(url) for url in urls], "pid": os.getpid()}
+    content = {"urls": [_from_this_machine(url) for url in urls], "pid": os.getpid(), "workers": workers}
     arriving.unlink(missing_ok=True)
     descriptor = os.open(arriving, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -100,6 +103,13 @@ def listening_process(directory: Path, *, is_trusted: bool = True) -> int:
     if owner != _owner_of(found):
         raise NotListening(f"{directory / LISTENING_FILE} cannot be used: process {found} is another user's")
     return found
+
+
+def listening_workers(directory: Path, *, is_trusted: bool = True) -> int:
+    """How many processes serve for the server of a data directory. As `listening_urls`."""
+    content, _ = _read(directory, is_trusted=is_trusted)
+    found = content.get("workers", 1)
+    return found if type(found) is int else 1
 
 
 def _owner_of(process: int) -> int:

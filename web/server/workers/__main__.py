@@ -17,7 +17,7 @@ from storage.bus import Bus
 from storage.clock import Clock
 from storage.store import Store
 from web.http.handed_over import HandedOver
-from web.http.listening import begin_to_listen, for_accepted_sockets
+from web.http.listening import for_accepted_sockets
 from web.server import database, logs, settings
 from web.server.settings import Settings
 from web.server.workers import orders, store_process
@@ -82,7 +82,6 @@ def _listeners(descriptors: tuple[int, ...]) -> tuple[socket.socket, ...]:
     found = tuple(socket.socket(fileno=one) for one in descriptors)
     for one in found:
         for_accepted_sockets(one)
-        begin_to_listen(one)
     return found
 
 

@@ -18,6 +18,9 @@ from web.server.workers.orders import Order
 START_SECONDS_MAX: Final = 60.0
 """Longest time until a child serves. Beyond: it is ended. Reason: a store may have its pages to check."""
 
+PROGRAM: Final = "web.server.workers"
+"""The module that is a child."""
+
 logger = logging.getLogger("avicenna.server")
 
 
@@ -159,7 +162,7 @@ async def start(order: Order) -> Child:
     descriptors += [one for one in (order.store, order.counting) if one is not None]
     name = order.node or orders.STORE
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "web.server.workers", name],  # the name is for people who look at processes
+        [sys.executable, "-m", PROGRAM, name],  # the name is for people who look at processes
         stdin=PIPE,
         stdout=PIPE,
         pass_fds=tuple(descriptors),

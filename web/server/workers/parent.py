@@ -15,6 +15,7 @@ what those have counted that ended.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -31,7 +32,7 @@ import trio
 
 from actors.intensity import Intensity
 from storage.clock import Clock, SystemClock
-from storage.disk import files
+from storage.disk import database_files, files
 from storage.disk.unix_paths import short_path
 from storage.errors import CannotOpen, first_of
 from web.http.handed_over import HandedOver
@@ -40,7 +41,7 @@ from web.server import composition, database
 from web.server.greeting import facts
 from web.server.logs import set_up_logging
 from web.server.service_manager import NOBODY, ServiceManager
-from web.server.settings import Settings
+from web.server.settings import DATABASE_FILE, Settings
 from web.server.signals import Signals
 from web.server.workers import children, orders, store_process
 from web.server.workers.children import Child
@@ -49,12 +50,14 @@ from web.server.workers.ledger import Ledger
 from web.server.workers.line import ORPHAN_SECONDS_MAX
 from web.server.workers.orders import Order
 
-DRAIN_SECONDS_MAX: Final = 9.5
-"""Longest time from the signal until workers have ended. Beyond: killed. Reason: each of them ends by itself within
-9 s."""
+DRAIN_SECONDS_MAX: Final = 7.5
+"""Longest time from the signal until workers have ended. Beyond: killed."""
 
-CLOSE_SECONDS_MAX: Final = 4.0
-"""Longest time after that until the database is closed. Beyond: killed. Reason: a service manager waits 15 s."""
+CLOSE_SECONDS_MAX: Final = 2.0
+"""Longest time after that until the database is closed. Beyond: killed. Reason: the end is promised within 10 s."""
+
+assert composition.WORKER_DRAIN_SECONDS_MAX < DRAIN_SECONDS_MAX, "each of them ends by itself"
+assert DRAIN_SECONDS_MAX + CLOSE_SECONDS_MAX < 10, "the end is promised within 10 s"
 
 ORPHANS_SECONDS_MAX: Final = 2 * ORPHAN_SECONDS_MAX
 """Longest wait at the start for processes of a parent that was killed. Beyond: another server is there."""
@@ -99,6 +102,12 @@ class Listeners:
     """All workers accept on these."""
     operators: Sequence[socket.socket]
     urls: Sequence[str]
+
+    def close(self) -> None:
+        """Have whoever connects refused once no worker accepts any more, not wait until this process is gone."""
+        _close_all([*self.of_workers, self.shared, self.operators])
+        for own in self.of_workers:
+            own.clear()
 
     def renew(self, number: int) -> None:
         """Close what a worker has accepted on, and whoever waits there tries again at another one."""
@@ -231,6 +240,7 @@ class Parent:
 
     async def _end(self, scope: trio.CancelScope) -> None:
         """End the workers, and then the store, which begins again until then if it is killed."""
+        self._listeners.close()
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await self._ended(self._workers)
         for child in self._workers():
@@ -304,7 +314,7 @@ class Parent:
             if end.is_set():
                 return
             if not place.serving.is_set() and child.code == database.CANNOT_START:
-                self._fail(CannotBegin(f"{child.name} has said why"))
+                self._fail(CannotBegin(f"{child.name} could not start, and has said why"))
                 return
             logger.error("process %s (%d) has ended: %s", child.name, child.pid, _reason(child.code))
             self._ledger.restarted("store" if child.name == orders.STORE else "worker")
@@ -421,11 +431,12 @@ class Parent:
         """Ask all again and again, and end those that are silent, after as long as the manager would wait for us."""
         seconds_max = self._manager.watchdog_seconds or SILENT_SECONDS_MAX
         while True:
+            asked_at = trio.current_time()
             await self._ask_all()
-            await trio.sleep(TELL_SECONDS)
+            await trio.sleep_until(asked_at + TELL_SECONDS)
             for child in list(self._children.values()):
                 # Looks are counted, not seconds: after a pause of the machine everybody has been silent.
-                child.silent += child.ready.is_set() and not child.is_ending
+                child.silent += child.ready.is_set()
                 if child.silent * TELL_SECONDS <= seconds_max:
                     continue
                 if child.silent * TELL_SECONDS > seconds_max + ABORT_SECONDS_MAX:
@@ -520,7 +531,10 @@ def run(
                 case Escalation() | NotClosed():
                     logger.critical("the server ends: %s", first)
                     return 1
-                case CannotOpen() | CannotBegin() | OSError():
+                case CannotBegin():
+                    logger.critical("the server ends: %s", first)
+                    return database.CANNOT_START
+                case CannotOpen() | OSError():
                     logger.critical("cannot start: %s", first)
                     return database.CANNOT_START
                 case _:
@@ -541,12 +555,18 @@ async def _run(
     listening: contextlib.ExitStack,
 ) -> None:
     await _until_orphans_are_gone(store_process.socket_of(settings))
-    listeners = _listen(settings, handed_over, listening)
     composition.caution(settings)
     composition.trusted_directory(settings)
     database.check_database(settings)
     files.make_directory(settings.data)
-    store_listener = listening.enter_context(listening_on_unix(store_process.socket_of(settings), 0o600, is_ours=True))
+    listeners = _listen(settings, handed_over, listening)
+    try:
+        at_store = listening_on_unix(store_process.socket_of(settings), 0o600, is_ours=True)
+        store_listener = listening.enter_context(at_store)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise database_files.in_use(settings.data / DATABASE_FILE) from None
     counting = memory(slots_of(settings))
     listening.callback(os.close, counting)
     parent = Parent(settings, config, options, listeners, counting, ready, manager, SystemClock())
@@ -583,6 +603,7 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
     listening.callback(_close_all, of_workers)
     shared = list(handed_over.public)
     urls = [url_of(one) for one in shared]
+    composition.caution_about(settings, shared)
     if not shared:
         if settings.tcp:
             port = settings.port
@@ -596,10 +617,10 @@ def _listen(settings: Settings, handed_over: HandedOver, listening: contextlib.E
                 port = listener.getsockname()[1]
                 own.append(listener)
             urls.append(url_of(of_workers[0][0]))
+            composition.caution_about(settings, of_workers[0])
         if settings.unix_socket is not None:
             with composition.naming(str(settings.unix_socket), "unix_socket"):
                 shared.append(listening.enter_context(listening_on_unix(settings.unix_socket)))
             urls.append(f"unix:{settings.unix_socket}")
     operators = composition.listen_for_operators(settings, handed_over, listening)
-    composition.caution_about(settings, [*shared, *of_workers[0]])
     return Listeners(of_workers, shared, operators, urls)
