@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -32,6 +35,9 @@ settings.load_profile("whatever the load")
 
 ASKING: Final = frozenset({"api", "browser", "cli", "clients", "edge", "identity", "javascript", "server"})
 """Folders whose tests ask servers."""
+
+STARTS_SERVERS: Final = re.compile(r"^from tests\.(server\.(harness|process|forged)|cli\.demos) import", re.MULTILINE)
+"""What a file of these imports if its tests ask servers that know of ways."""
 
 
 LONG: Final = (
@@ -97,7 +103,7 @@ ON_NATS: Final = frozenset(
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test by each way that it is to be run by."""
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
-    is_all = metafunc.definition.path.parent.name in ASKING and os.environ.get("ALL_WAYS")
+    is_all = os.environ.get("ALL_WAYS") and _asks_servers(metafunc.definition.path)
     ways = ["short"]
     if "both_ways" in marks or is_all:
         ways.append("long")
@@ -108,6 +114,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ways.append("nats")
     if "one_way" not in marks and len(ways) > 1:
         metafunc.parametrize("way", ways, indirect=True)
+
+
+@cache
+def _asks_servers(file: Path) -> bool:
+    return file.parent.name in ASKING and STARTS_SERVERS.search(file.read_text()) is not None
 
 
 @pytest.fixture(autouse=True)

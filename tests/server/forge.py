@@ -22,10 +22,14 @@ from storage.records import Event
 from web import cli
 from web.contract import wire
 from web.server import composition
+from web.server.workers import children
 
 PR_SET_PDEATHSIG: Final = 1
 
 CRASHES: Final = "NOTHING_CAN_BE_RENDERED"
+
+CONSTANTS: Final = "FORGED_CONSTANTS"
+"""The variable that gives constants another value, also in the workers of a server."""
 
 
 def main() -> None:
@@ -40,14 +44,21 @@ def main() -> None:
             # What it prints is said, too: our stdout has the ids.
             os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
             os.environ.update(order["env"])
-            for name, value in order["set"].items():
-                module, _, constant = name.rpartition(".")
-                setattr(importlib.import_module(module), constant, value)
-            if CRASHES in os.environ:
-                crash_while_exists(Path(os.environ[CRASHES]))
+            os.environ[CONSTANTS] = json.dumps(order["set"])
+            prepare()
+            vars(children)["PROGRAM"] = "tests.server.forged_worker"
             os._exit(cli.main(order["argv"]))
         sys.stdout.write(f"{process_id}\n")
         sys.stdout.flush()
+
+
+def prepare() -> None:
+    """Change this process as its order says."""
+    for name, value in json.loads(os.environ[CONSTANTS]).items():
+        module, _, constant = name.rpartition(".")
+        setattr(importlib.import_module(module), constant, value)
+    if CRASHES in os.environ:
+        crash_while_exists(Path(os.environ[CRASHES]))
 
 
 def _end_with_parent() -> None:

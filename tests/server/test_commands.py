@@ -63,6 +63,7 @@ async def test_every_command_speaks_over_a_unix_socket(tmp_path: Path) -> None:
         assert json.loads((data / "listening.json").read_text())["urls"] == [server.url, f"unix:{socket}"]
 
 
+@pytest.mark.one_process("of a killed parent the other processes close the database in order")
 async def test_what_a_killed_server_left_behind_misleads_nobody(tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with served(data) as (process, server):

@@ -240,6 +240,7 @@ async def test_a_request_for_a_stream_that_is_refused_has_no_line_but_its_own(se
     assert ends(logbook) == []
 
 
+@pytest.mark.one_process("each worker counts its own connections")
 async def test_a_stream_that_says_only_when_to_come_back_has_a_line(settings: Settings, logbook: Logbook) -> None:
     limited = Settings(port=0, data=settings.data, user_connections_max=1)
     async with running_server(limited) as server:

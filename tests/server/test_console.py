@@ -158,6 +158,7 @@ async def test_a_restart_shows_in_the_row_also_when_the_actor_rests(server: Serv
         assert (row["incarnation"], row["head"], row["retained"]) == (2, 1, 1)
 
 
+@pytest.mark.one_process("consoles of one process share its looks")
 async def test_consoles_share_one_look_and_nobody_looks_for_nobody(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def no_curse() -> Iterator[None]:
     CURSED.clear()
 
 
+@pytest.mark.one_process("the diagnosis crashes at those workers alone at which somebody follows it")
 @pytest.mark.guarantee(6)
 async def test_a_diagnosis_that_crashes_in_a_loop_is_quarantined_and_the_others_go_on(
     server: Server, caplog: pytest.LogCaptureFixture
@@ -72,6 +73,7 @@ async def test_a_diagnosis_that_crashes_in_a_loop_is_quarantined_and_the_others_
     assert (await server.publish(4, 13)).json()["seq"] == 2
 
 
+@pytest.mark.one_process("where several processes share a store, nothing is rendered that nobody follows: no crash")
 async def test_many_quarantines_take_readiness_off(settings: Settings) -> None:
     hasty = Settings(port=0, data=settings.data, restart_intensity_max=0, escalation_quarantines_max=1)
     async with running_server(hasty, render=faulty) as server:

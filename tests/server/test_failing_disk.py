@@ -159,6 +159,7 @@ async def judge_next_start(disk: Disk, data: Path, epoch: str, logbook: Logbook)
     assert "Traceback" not in "".join(logbook.lines)
 
 
+@pytest.mark.one_process("with workers the store begins again, and the server does not end")
 @pytest.mark.guarantee(1)
 @pytest.mark.guarantee(2)
 @pytest.mark.parametrize(
@@ -177,6 +178,7 @@ async def test_after_a_log_that_could_not_be_written_or_synced_the_next_start_go
     await judge_next_start(disk, data, epoch, logbook)
 
 
+@pytest.mark.one_process("with workers the store begins again, and the server does not end")
 @pytest.mark.guarantee(1)
 @pytest.mark.parametrize(("calls", "times"), [("wh", FOR_EVER), ("s", 1)])
 async def test_a_log_that_cannot_be_copied_into_the_database_ends_the_server_and_the_next_start_goes_on(
@@ -216,6 +218,7 @@ async def test_want_of_room_ends_nothing_and_a_kill_meanwhile_loses_nothing(
     await judge_next_start(disk, data, epoch, logbook)
 
 
+@pytest.mark.one_process("with workers the parent has a line, too")
 @pytest.mark.guarantee(1)
 @pytest.mark.parametrize(
     ("calls", "file", "after"),

@@ -10,7 +10,7 @@ import trio
 
 from tests.server.harness import Client, Server
 
-pytestmark = [pytest.mark.both_ways, pytest.mark.by_workers]
+pytestmark = pytest.mark.by_workers
 
 
 def numbers(frames: list[dict[str, object]]) -> list[object]:
@@ -37,6 +37,7 @@ async def test_a_disconnect_removes_the_connection(server: Server) -> None:
     await server.until_alone()
 
 
+@pytest.mark.both_ways
 async def test_a_broadcast_reaches_one_connection(server: Server) -> None:
     await server.register()
     async with server.live() as client:
@@ -67,6 +68,7 @@ async def test_a_broadcast_stays_within_its_diagnosis(server: Server) -> None:
         assert (await second.next())["diagnosis_id"] == "one-more"
 
 
+@pytest.mark.both_ways
 async def test_hundreds_of_concurrent_broadcasts_and_connects_neither_deadlock_nor_lose_order(server: Server) -> None:
     await server.register()
     seen: list[list[object]] = []
@@ -164,6 +166,7 @@ async def test_the_queue_is_delivered_once_to_a_client_that_acknowledges(server:
     assert (frames[0]["data"]["resume"], numbers(frames)) == ("exact", [])
 
 
+@pytest.mark.both_ways
 async def test_an_event_looks_the_same_live_and_replayed(server: Server) -> None:
     await server.register()
     async with server.live() as client:

@@ -330,6 +330,7 @@ async def test_it_counts_as_a_connection_and_not_as_a_follower(server: Server, l
     assert status["connections_open"] == 2
 
 
+@pytest.mark.one_process("each worker counts its own connections")
 async def test_it_counts_in_the_limits_of_connections(settings: Settings) -> None:
     async with running_server(replace(settings, user_connections_max=1)) as server:
         await server.register()

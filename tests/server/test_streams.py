@@ -117,6 +117,7 @@ def shape(messages: list[Message]) -> list[tuple[str, int]]:
     return [(one.frame["type"], one.number) for one in messages]
 
 
+@pytest.mark.one_process("a receipt counts the connections of other workers as they told them last, a second ago")
 async def test_a_stream_carries_the_frames_of_a_websocket_each_with_the_position_reached(server: Server) -> None:
     await server.register()
     await server.publish(1)
