@@ -741,7 +741,10 @@ class DiagnosisActor:
         if not subscriber.gone:
             self._roster.attach(subscriber, known, decided.position)
             self._roster.totals.resumes[decided.resume] += 1
-        self._answer(envelope, Admission(self._ring.window, decided))
+        window = self._ring.window
+        if decided.position > window.head:  # it got further elsewhere than what can be read here now
+            window = replace(window, head=decided.position)
+        self._answer(envelope, Admission(window, decided))
 
     async def _drop_known(self, subscribers: Sequence[SubscriberId]) -> int:
         """Forget known subscribers, here and in the store; how many there were."""

@@ -368,7 +368,7 @@ class Roster:
             self._connect(known, subscriber)
         self.subscribers[subscriber] = None
         self.totals.connections += 1
-        subscriber.begin(self, known, position, self.ring.head)
+        subscriber.begin(self, known, position, max(position, self.ring.head))
         self._watcher.joined(self, subscriber)
 
     def _connect(self, known: Known, subscriber: Subscriber) -> None:

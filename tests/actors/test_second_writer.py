@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import actors.roster
 from actors.following import HEARD_IN_VAIN_MAX
 from actors.messages import DeliveryState, Forget, Forgotten, Purge, Trace
-from actors.reading import RenderedEvent
+from actors.reading import Live, RenderedEvent
 from actors.resume import Resume, Wanted
 from actors.ring import Gap
 from actors.transport import Ending
@@ -755,8 +755,12 @@ async def test_whoever_has_acknowledged_more_elsewhere_than_is_here_is_not_behin
         assert (lag.cursor, lag.events, other.registry.unacknowledged(DIAGNOSIS)) == (5, 0, 0)
         handle(other).go_away()
         again = Reader()
-        plan = (await other.connect(again)).plan
+        admission = await other.connect(again)
+        plan = admission.plan
         assert (plan.resume, plan.position, plan.queued, plan.missed) == (Resume.EXACT, 5, 0, 0)
+        assert (admission.window.head, again.got) == (5, [Live(Seq(5))]), (
+            "the head is no lower than what was acknowledged"
+        )
         handle(other).come_back()
         await publish(other, 1)
         assert (here.numbers, again.numbers) == ([1, 2, 3, 4, 5, 6], [6])

@@ -833,6 +833,22 @@ PLANTED: Final = (
         ("tests/storage/test_remote.py",),
     ),
     Planted(
+        "a newcomer that got further elsewhere than can be read here is told a head below its position",
+        (4,),
+        "actors/diagnosis.py",
+        "        if decided.position > window.head:  # it",
+        "        if False:  # it",
+        ("tests/actors/test_second_writer.py",),
+    ),
+    Planted(
+        "each line of a bulk request waits anew for a store that does not answer",
+        (),
+        "web/publishing/bulk.py",
+        "            unanswered = as_problem(error)\n            delivery.refuse(unanswered)\n",
+        "            delivery.refuse(as_problem(error))\n",
+        ("tests/server/test_bulk.py",),
+    ),
+    Planted(
         "on NATS an append does not name the entry that it follows",
         (17,),
         "storage/jetstream/appending.py",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from actors.errors import MailboxFull
 from actors.registry import Registry
+from storage.errors import Failed
 from storage.pending import Pending
 from storage.records import NewEvent
 from storage.sqlite.store import SqliteStore
@@ -32,6 +33,7 @@ from web.contract.records import diagnosis_id_of
 from web.http.bodies import BULK_BYTES_MAX
 from web.http.line import Line, Patience
 from web.http.serving import Edge
+from web.identity import access
 from web.publishing import bulk
 from web.publishing.bulk import PauseBudget, lines_of
 from web.server import composition
@@ -541,3 +543,22 @@ async def test_a_client_that_reads_no_results_costs_little_holds_up_nobody_and_i
                 await is_cut_off.wait()
             assert 0 < rendered_before < 500, "what the sockets hold, and one part"
             assert (await server.publish()).json()["seq"] == 1002
+
+
+async def test_once_the_store_has_not_answered_no_further_line_asks_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.register(42, "amira")
+    await server.register(43, "bo")
+    asked = []
+
+    async def silent(*rest: object) -> None:
+        asked.append(rest)
+        raise Failed("the disk has not answered for 5 s")
+
+    monkeypatch.setattr(access, "allowed_now", silent)
+    lines = [feedback(1), *(feedback(number, 43) for number in (2, 3, 4)), feedback(5)]
+    found = results(await send(server, text_of(*lines)))
+    assert [one["status"] for one in found] == [200, 503, 503, 503, 503]
+    assert {one["code"] for one in found[1:]} == {"storage_unavailable"}
+    assert len(asked) == 1

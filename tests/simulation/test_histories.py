@@ -30,7 +30,7 @@ SEEDS_AT_ONCE = 10
 NODES_BUDGET = 20
 """Seeds of histories with several servers that every run of the tests plays."""
 
-REGRESSIONS: tuple[int, ...] = (2, 461, 499, 957, 5246, 5255, 5410)
+REGRESSIONS: tuple[int, ...] = (2, 461, 499, 957, 1255, 5246, 5255, 5410)
 """Seeds that have failed, and what it was: the server, or the simulation. They are played without what is put into
 histories (`history.RARELY`). Once a kind of operation is drawn with the others, a seed is another history: what it has
 found in the server has a test of its own, or is planted (`tests/mutants`).
@@ -38,6 +38,7 @@ found in the server has a test of its own, or is planted (`tests/mutants`).
 2: whoever waited for a transaction that failed in a way that nothing is known about waited for ever.
 461, 957: of acknowledgements of the same number each may be answered, or several at once.
 499: a server that finds no room when it starts ends, and is started again.
+1255: each line of a bulk request waited 5 s anew for a disk that hung.
 5246: whoever waited for a connection that had been cut kept others from waiting for theirs.
 5255: an acknowledgement of what was still on its way to the client was taken for a lie.
 5410: old events were dropped while the answer about an outbox travelled.
@@ -48,11 +49,12 @@ NATS_BUDGET = 8
 
 drawn_for_nats = partial(drawn_for_nodes, engine="nats")
 
-NODES_REGRESSIONS: tuple[int, ...] = (87, 132)
+NODES_REGRESSIONS: tuple[int, ...] = (87, 132, 243)
 """The same of several servers; what is put into histories is played, too.
 
 87: a cursor that was acknowledged in an epoch that a restoration had ended just then was looked for in the store.
 132: a server that began after a jump of its clock had nothing to compare it with, and took a key for expired.
+243: a server that could not reach the engine told a subscriber a head below its position.
 """
 
 assert BUDGET >= SEEDS_ENOUGH

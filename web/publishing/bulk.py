@@ -23,7 +23,7 @@ from actors.errors import ActorError, MailboxFull
 from actors.messages import Publish, Receipt
 from actors.registry import Registry
 from actors.turns import Share
-from storage.errors import NoSuchDiagnosis, StorageError
+from storage.errors import Failed, NoSuchDiagnosis, StorageError
 from storage.pending import Pending
 from web.contract import wire
 from web.contract.errors import Asked, Problem, problem_of
@@ -106,12 +106,21 @@ def lines_of(body: bytes) -> Iterator[bytes]:
 async def _publish(publisher: Publisher, registry: Registry, who: Principal, body: bytes) -> deque[Told | Problem]:
     """Every line, in order, in the mailbox of its actor, or why it is in none.
 
+    Once the store has not answered whether somebody may, it is not asked again: each line would wait for it anew.
+
     Cancellation: what is in a mailbox is still stored; a repeat with the same keys finds out.
     """
     delivery = Delivery(registry, partial(publisher.access.refusal_of_sender, who))
+    unanswered: Problem | None = None
     for line in lines_of(body):
         try:
-            delivery.add(len(line), *await _read(publisher, who, line))
+            if unanswered is None:
+                delivery.add(len(line), *await _read(publisher, who, line))
+            else:
+                delivery.refuse(unanswered)
+        except Failed as error:
+            unanswered = as_problem(error)
+            delivery.refuse(unanswered)
         except (Problem, StorageError) as error:
             delivery.refuse(as_problem(error))
         if delivery.is_full:
