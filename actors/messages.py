@@ -215,3 +215,8 @@ class Envelope:
         """What became of this message's event; only once `pending` is set."""
         assert self.pending is not None, "the append has not reached the store"
         return (await self.pending.wait())[self.pending_index]
+
+    def outcome_nowait(self) -> Appended | StorageError | None:
+        """As `outcome`, without waiting; `None`: it is not known yet."""
+        assert self.pending is not None, "the append has not reached the store"
+        return self.pending.result()[self.pending_index] if self.pending.is_there else None

@@ -13,8 +13,9 @@ from actors.counts import RestartReason
 from actors.following import Following
 from actors.intensity import Intensity
 from actors.mailbox import InHand, Mailbox
+from actors.messages import Envelope
 from actors.roster import Roster
-from storage.errors import Failed, Refused
+from storage.errors import Failed, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,16 @@ class Slot:
         self.in_hand.holding.clear()
         self.in_hand.retries.clear()
         for envelope in waiting:
-            # What has reached the store may be stored: nobody may be told that it certainly is not.
-            unknown = envelope.pending is not None and not isinstance(refusal, Refused)
-            envelope.reply.refuse(Failed("the actor ended before the outcome was known") if unknown else refusal)
+            envelope.reply.refuse(_refusal_of(envelope, refusal))
+
+
+def _refusal_of(envelope: Envelope, refusal: Exception) -> Exception:
+    """What a message is refused with that the actor does not finish.
+
+    What has reached the store may be stored, if the diagnosis was deleted and registered again before it: nobody may be
+    told that it certainly is not, unless the store has said so.
+    """
+    if envelope.pending is None:
+        return refusal
+    outcome = envelope.outcome_nowait()
+    return outcome if isinstance(outcome, StorageError) else Failed("the actor ended before the outcome was known")

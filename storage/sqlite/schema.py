@@ -63,7 +63,7 @@ from storage.disk.database_files import wal_of
 from storage.errors import CannotOpen, Damaged, ForeignLog, InUse, NewerVersion, NotADatabase, NotOurs
 from storage.records import OUTBOX_EVENTS_MAX, Durability
 from storage.sqlite import idempotency, integrity, runs, texts
-from storage.sqlite.wal import Mark, mark_in
+from storage.sqlite.wal import Mark, drop_rest, mark_in
 
 APPLICATION_ID: Final = 0x41564C31
 """Marks a file as ours ("AVL1"), in its header."""
@@ -233,6 +233,8 @@ def _set_up(connection: sqlite3.Connection, opening: Opening) -> Opened:
     # Exclusive before WAL: the wal-index then lives in memory, and nobody else can attach.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     recognise(connection, opening.before)
+    if opening.before.log is not None:
+        _drop_rest(opening, opening.before.log)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise CannotOpen(f"{opening.path}: the file system does not support SQLite's write-ahead log (got {mode})")
@@ -281,6 +283,14 @@ def recognise(connection: sqlite3.Connection, before: runs.Before) -> None:
         over = None
     if over != before.state:
         raise before.unless_begun_here
+
+
+def _drop_rest(opening: Opening, end: Mark) -> None:
+    log = wal_of(Path(opening.path))
+    try:
+        drop_rest(log, end)
+    except OSError as error:
+        raise CannotOpen(f"{log} cannot be cut: {error.strerror}") from error
 
 
 def _mark(opening: Opening) -> Mark:

@@ -144,6 +144,23 @@ def mark_in(log: Path, taken_up: Mark | None) -> Mark:
     return taken_up if taken_up is not None and is_the_same else begins
 
 
+def drop_rest(log: Path, end: Mark) -> None:
+    """Cut a log behind what SQLite takes up of it, which is never read again.
+
+    A stop of the machine leaves there whatever had reached the disk. Once new frames lie over the first of it, a kill
+    would make it look like damage.
+
+    Raises:
+        OSError: it cannot be cut.
+    """
+    with log.open("r+b") as file:
+        head = head_of(file.read(HEADER.size))
+        if head is not None and head.at(end.frames) == end:
+            taken_up = HEADER.size + end.frames * head.frame_bytes
+            if file.seek(0, os.SEEK_END) > taken_up:
+                file.truncate(taken_up)
+
+
 def head_of(content: bytes) -> Log | None:
     """What a header says; `None`: it is none."""
     if len(content) < HEADER.size:

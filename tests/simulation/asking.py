@@ -180,7 +180,9 @@ class Asking(Stage):
             "draining": process.is_stopping or process.disk.broke,
             "storage_unavailable": process.disk.had_trouble_since(began - 30)
             or process.is_stopping
-            or bool(self.quarantined),
+            or bool(self.quarantined)
+            # What had reached the store as its diagnosis was deleted may be stored in the next registration.
+            or ("begin anew" in self.done and "it is unknown whether" in problem["detail"]),
         }
         if not reasons.get(code, False):
             raise Violation(f"{method} {target} was answered {answer.status} {code} without a reason: {problem}")

@@ -231,6 +231,7 @@ class Disk:
             synced, synced_log = self._synced
             if database == synced and log[:32] == synced_log[:32] and len(log) > len(synced_log):
                 cut = self._lots.choice(range(len(synced_log), len(log) + 1, SECTOR_BYTES))
+                cut = min(len(log), cut + -cut % SECTOR_BYTES)
                 if cut < len(log):
                     self.has_lost = self._may_lose
                     self.met("unsynced commits lost")

@@ -261,6 +261,8 @@ class Stage:
         self.has_lost = True
         self.truth.barred.clear()
         self.truth.ended.clear()
+        for update in self.truth.published.values():
+            update.is_denied = False
         self.erased.clear()
         self.confirmed.clear()
         for one in self._everybody():

@@ -291,6 +291,28 @@ async def test_what_a_stop_of_the_machine_may_have_left_unwritten_is_no_damage(
             assert (await store.read_after("d", Seq(0))).window.head in (8, 9)
 
 
+@pytest.mark.parametrize(
+    ("durability", "damage"),
+    [
+        ("full", torn_frame),
+        ("normal", zero_tail),
+        ("normal", zero_frame),
+        ("normal", cut_within_a_frame),
+    ],
+)
+async def test_a_kill_after_such_a_stop_finds_no_damage_in_what_the_stop_has_left(
+    path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None],
+    durability: Durability, damage: Damage,
+) -> None:  # fmt: skip
+    await killed(path, tmp_path, new_epoch, crashed, damage, durability)
+    async with opened(path, new_epoch, boot="boot-2", durability=durability) as store:
+        left = [one.epoch for one in await store.diagnoses()]
+        crashed()
+    come_back(path, tmp_path)
+    async with opened(path, new_epoch, boot="boot-2", durability=durability) as store:
+        assert [one.epoch for one in await store.diagnoses()] == left
+
+
 async def test_a_log_that_is_written_again_from_its_start_holds_old_frames_behind_new_ones(
     path: Path, tmp_path: Path, new_epoch: Callable[[], str], crashed: Callable[[], None]
 ) -> None:
