@@ -80,11 +80,12 @@ class Ledger:
         return {seq: number for (its, seq), number in self.acknowledged.items() if its == diagnosis}
 
     async def more(self, wanted: int, seconds: float) -> None:
-        """Wait until so many more are acknowledged; complain after so many seconds."""
+        """Wait until so many more are acknowledged; complain after so many seconds without any."""
         until = len(self.acknowledged) + wanted
         with trio.move_on_after(seconds) as waiting:
             while len(self.acknowledged) < until:
                 await self.heard.wait()
+                waiting.deadline = trio.current_time() + seconds
         if waiting.cancelled_caught:
             self.wrong.append(f"nothing was acknowledged for {seconds:g} s")
 

@@ -57,6 +57,22 @@ async def test_a_number_that_is_given_twice_is_noticed(ledger: Ledger) -> None:
     assert ledger.doubled == 1
 
 
+async def test_a_slow_machine_is_no_standstill_and_a_standstill_is_said(
+    autojump_clock: trio.testing.MockClock, ledger: Ledger
+) -> None:
+    async def acknowledge() -> None:
+        for seq in range(5, 10):
+            await trio.sleep(50)
+            ledger.acknowledge("d", seq, seq + 10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(acknowledge)
+        await ledger.more(5, 60)
+    assert ledger.wrong == []
+    await ledger.more(1, 60)
+    assert ledger.wrong == ["nothing was acknowledged for 60 s"]
+
+
 @pytest.mark.parametrize(
     ("frames", "missing", "doubled", "gaps"),
     [
