@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from math import inf
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ import trio
 
 from storage.bus import Bus
 from storage.clock import Clock
-from storage.errors import StorageError, StoreBroken
+from storage.errors import Busy, Failed, StoreBroken
 from storage.jetstream import acts
 from storage.jetstream.bus import NatsBus
 from storage.jetstream.cursors import CursorSaid
@@ -203,11 +203,15 @@ class ReplicatedWorld(NodesWorld):
         self.done.add("restore")
         self.happens("restore")
         self._renewed += self._epochs()
-        try:
-            await process.store.renew("operator", "the streams were restored")
-        except (StorageError, trio.Cancelled):
-            if not process.was_killed:
-                raise
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._renew, process.store, nursery.cancel_scope)
+            await process.ended.wait()  # a store that has died with its server answers nobody
+            nursery.cancel_scope.cancel()
+
+    async def _renew(self, store: JetStreamStore, whole: trio.CancelScope) -> None:
+        with suppress(Busy, Failed):
+            await store.renew("operator", "the streams were restored")
+        whole.cancel()
 
     def _end_faults(self) -> None:
         self.faults.end()
