@@ -203,14 +203,20 @@ class Conversation:
         return found
 
 
+OF_SEVERAL: Final = frozenset(
+    {"nodes", "clients_notified", "online", "known", "at_risk", "cursor", "state", "acknowledged_at", "acknowledged_by"}
+)
+"""One process names no nodes. What others know, as who follows and who has acknowledged, comes up to a second late."""
+
+
 def difference(shown: str, said: str, *, are_several: bool = False) -> str | None:
     """Where a line of the page is not what the server said; `None`: nowhere that matters.
 
     Args:
-        are_several: several processes serve; the page shows what one says, which names no nodes.
+        are_several: several processes serve, and the page shows what one says; see `OF_SEVERAL`.
     """
     if are_several and said.startswith("{"):
-        shown, said = (json.dumps(_without_nodes(json.loads(one))) for one in (shown, said))
+        shown, said = (json.dumps(_as_of_any(json.loads(one))) for one in (shown, said))
     for prefix in ("data: ", ""):
         if shown.startswith(f"{prefix}{{"):
             if not said.startswith(prefix):
@@ -221,10 +227,10 @@ def difference(shown: str, said: str, *, are_several: bool = False) -> str | Non
     return None if shown == said else f"{shown} / {said}"
 
 
-def _without_nodes(value: Any) -> Any:
+def _as_of_any(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nodes(one) for name, one in value.items() if name != "nodes"}
-    return [_without_nodes(one) for one in value] if isinstance(value, list) else value
+        return {name: _as_of_any(one) for name, one in value.items() if name not in OF_SEVERAL}
+    return [_as_of_any(one) for one in value] if isinstance(value, list) else value
 
 
 def _difference(shown: Any, said: Any, where: str) -> str | None:
