@@ -134,6 +134,7 @@ def test_a_hard_limit_below_the_connections_there_may_be_is_said(
 # Unix socket
 
 
+@pytest.mark.one_process("two servers of one process have no Unix socket")
 async def test_a_proxy_reaches_the_server_by_a_unix_socket_beside_tcp(settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "live.sock"
     async with running_server(dataclasses.replace(settings, unix_socket=path)) as server:
@@ -154,6 +155,7 @@ async def status_over(path: Path) -> int:
         return (await client.get("/healthz")).status_code
 
 
+@pytest.mark.one_process("two servers of one process have no Unix socket")
 async def test_the_unix_socket_can_be_the_only_one(settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "live.sock"
     alone = dataclasses.replace(settings, unix_socket=path, tcp=False)

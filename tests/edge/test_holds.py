@@ -219,6 +219,7 @@ async def refused_at(server: Server, path: str, *headers: str) -> tuple[Got, flo
     return error, waited, close
 
 
+@pytest.mark.one_process("each worker counts whom it holds back")
 async def test_refusals_are_told_at_once_and_counted_by_address_and_token(server: Server) -> None:
     await server.register()
     expired, bad = (f"Authorization: Bearer {one}" for one in (server.token("amira", ttl_seconds=-60), "nonsense"))
@@ -252,6 +253,7 @@ async def test_a_client_that_comes_back_whenever_a_connection_ends_makes_few_con
     assert 2 <= connections <= 6
 
 
+@pytest.mark.one_process("each worker counts whom it holds back")
 async def test_two_clients_with_one_device_take_it_from_each_other_now_and_then(
     server: Server, logbook: Logbook
 ) -> None:
@@ -333,6 +335,7 @@ async def test_two_streams_of_one_device_take_it_from_each_other_now_and_then(se
     assert 3 <= connections <= 8
 
 
+@pytest.mark.one_process("each worker counts whom it holds back")
 async def test_a_stream_and_a_websocket_of_one_device_count_together(server: Server) -> None:
     await server.register()
     async with streamed(server, device="phone") as stream, server.live(device="phone") as client:

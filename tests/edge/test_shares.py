@@ -56,6 +56,7 @@ async def taken(url: str, address: str, count: int) -> AsyncIterator[list[Peer]]
 # The share of an address
 
 
+@pytest.mark.one_process("each worker lets in its part of the share")
 async def test_an_address_takes_a_quarter_of_all_connections_and_others_are_served(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -83,6 +84,7 @@ async def test_an_address_takes_a_quarter_of_all_connections_and_others_are_serv
     assert "trusted_proxies" in said[0]
 
 
+@pytest.mark.one_process("each worker lets in its part of the share")
 async def test_a_websocket_keeps_the_place_of_its_address_until_it_ends(settings: Settings) -> None:
     async with running_server(dataclasses.replace(settings, max_connections=40, address_share=0.05)) as server:
         await server.register()
@@ -214,6 +216,7 @@ async def operators_url(settings: Settings, path: Path) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://live", timeout=10)
 
 
+@pytest.mark.one_process("two servers of one process have no listener for operators")
 async def test_operators_have_a_listener_that_a_full_server_does_not_fill(settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "operators.sock"
     with_door = dataclasses.replace(settings, max_connections=3, operators_listen=f"unix:{path}")
@@ -236,6 +239,7 @@ async def test_operators_have_a_listener_that_a_full_server_does_not_fill(settin
     assert not path.exists()
 
 
+@pytest.mark.one_process("two servers of one process have no listener for operators")
 async def test_beyond_its_connections_the_listener_for_operators_answers_health_as_the_main_one_does(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -252,6 +256,7 @@ async def test_beyond_its_connections_the_listener_for_operators_answers_health_
             assert (await operators.get("/openapi.json")).status_code == 503
 
 
+@pytest.mark.one_process("two servers of one process have no listener for operators")
 async def test_the_main_listener_keeps_all_routes_and_the_other_one_takes_no_websocket(settings: Settings) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -182,6 +182,7 @@ async def test_an_answer_that_is_not_read_is_cut_when_the_time_to_stop_is_up(moc
         assert len(await peers[0].end()) < len(BODY)
 
 
+@pytest.mark.one_process("the other worker has the outbox in memory, too")
 async def test_a_stream_that_is_not_read_holds_a_write_and_not_its_replay(server: Server, traced: None) -> None:
     await server.register()
     for number in range(50):
