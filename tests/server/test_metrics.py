@@ -59,6 +59,7 @@ async def test_metrics_need_the_scope_operate(server: Server) -> None:
     assert (await server.http.get("/metrics", headers=server.bearer("op", "operate"))).status_code == 200
 
 
+@pytest.mark.one_process("two servers of one process have no listener for operators")
 async def test_the_listener_for_operators_asks_for_no_token_of_whoever_reads_metrics(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ async def test_no_label_names_a_diagnosis_or_a_person(server: Server) -> None:
         assert "secret" not in await text_of(server)
 
 
+@pytest.mark.one_process("each worker fans an event out to its own followers, and counts that")
 async def test_what_is_published_and_delivered_is_counted(server: Server) -> None:
     await server.register()
     async with server.live() as one, server.live(sub="amira", device="phone") as other:

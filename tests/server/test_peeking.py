@@ -20,6 +20,7 @@ async def deliveries(server: Server, seq: int = 1) -> dict[tuple[str | None, str
     return {(one["user_id"], one["device"]): one for one in answer.json()["items"]}
 
 
+@pytest.mark.one_process("a receipt counts the connections of other workers as they told them last, a second ago")
 async def test_who_peeks_is_notified_and_neither_known_nor_online(server: Server) -> None:
     await server.register()
     async with server.live(peek=1), streamed(server, peek=1) as stream:
