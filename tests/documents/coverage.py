@@ -127,8 +127,8 @@ _PAGE_HEAD: Final = """\
 
 `make coverage` runs the tests with coverage.py, all but those of a browser, of JavaScript, of `deploy`, of examples and
 of kills, and counts lines and branches: in the processes of the tests, in the servers that tests fork, and in the
-commands they start. What a server does before `kill -9` is not seen. The target is 95 % of `actors`, of `storage` and of
-the pure files of `web` (those that `make layers` keeps free of an event loop).
+commands they start. What a server does before `kill -9` is not seen. The target is 95 % of `actors`, of `storage` and
+of the pure files of `web` (those that `make layers` keeps free of an event loop).
 The numbers of lines are those of the run: {of}.
 
 | files | how many | lines and branches | run |
