@@ -522,8 +522,8 @@ PLANTED: Final = (
         "a stored event is said not to be stored",
         (8,),
         "actors/slot.py",
-        "            unknown = envelope.pending is not None and not isinstance(refusal, Refused)\n",
-        "            unknown = False\n",
+        "    if envelope.pending is None:\n        return refusal\n",
+        "    if True:\n        return refusal\n",
         ("tests/actors/test_cancellations.py",),
     ),
     Planted(
