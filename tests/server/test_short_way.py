@@ -26,6 +26,7 @@ async def short_of(server: Server) -> int:
     return found
 
 
+@pytest.mark.one_way
 async def test_a_body_may_come_in_pieces_and_the_next_request_right_behind_it(server: Server) -> None:
     await server.register()
     first, second = post()(server), post()(server)
@@ -41,6 +42,7 @@ async def test_a_body_may_come_in_pieces_and_the_next_request_right_behind_it(se
     assert await short_of(server) - before == 3
 
 
+@pytest.mark.one_way
 async def test_a_head_longer_than_most_takes_the_short_way(server: Server) -> None:
     await server.register()
     before = await short_of(server)

@@ -169,6 +169,7 @@ async def test_the_lines_of_a_request_name_the_trace_that_it_belongs_to(server: 
     assert [line.get("trace_id") for line in log.of("access")] == [TRACE, None, None]
 
 
+@pytest.mark.one_way
 async def test_a_plain_request_with_a_trace_takes_the_short_way(server: Server) -> None:
     async def ways() -> dict[str, int]:
         found: dict[str, int] = (await server.status())["node"]["requests"]
