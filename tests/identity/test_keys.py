@@ -309,6 +309,17 @@ def test_a_token_that_is_remembered_still_expires_and_can_be_revoked() -> None:
     assert verifier.verify(token, NOW).sub == "amira"
 
 
+def test_a_token_that_is_from_the_future_since_the_clock_was_set_back_is_older_than_a_revocation() -> None:
+    revoked = Revoked()
+    verifier = Verifier([hmac_key(SECRET)], revoked)
+    token = jwt.encode(claims(), SECRET, "HS256")
+    verifier.verify(token, NOW)
+    back = NOW - 86_400
+    revoked.add(Revocation(1, "amira", None, back, covers_until=back + 10))
+    with pytest.raises(TokenRevoked):
+        verifier.verify(token, back)
+
+
 def test_a_lifted_revocation_does_not_lift_the_one_that_took_its_place() -> None:
     first = Revocation(1, "amira", None, NOW, covers_until=NOW)
     second = Revocation(2, "amira", None, NOW + 1, covers_until=NOW + 1)

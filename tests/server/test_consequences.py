@@ -40,9 +40,15 @@ class There:
         self.consequences: Consequences
 
     async def follow(
-        self, sub: str | None, diagnosis_id: str = "d", token_id: str | None = None, *, peeks: bool = False
+        self,
+        sub: str | None,
+        diagnosis_id: str = "d",
+        token_id: str | None = None,
+        *,
+        peeks: bool = False,
+        issued_at: float = ISSUED_AT,
     ) -> Reader:
-        who = ANONYMOUS if sub is None else Principal(sub, frozenset(), ISSUED_AT + 3600, token_id, ISSUED_AT)
+        who = ANONYMOUS if sub is None else Principal(sub, frozenset(), issued_at + 3600, token_id, issued_at)
         reader = Reader()
         reader.subscriber = Subscriber(SubscriberId(sub, None), who, reader)
         await self.registry.ask(diagnosis_id, Subscribe(reader.subscriber, Wanted(), anybody, peeks))
@@ -63,7 +69,7 @@ async def there_is(store: MemoryStore | None = None) -> AsyncIterator[There]:
             store, nursery, render=render, clock=clock, jitter=lambda: 0.5, limits=ActorLimits(), trail=trail
         )
         there = There(store, registry, trail, revoked)
-        there.consequences = Consequences(store, registry, revoked, nursery, anonymous_allowed=True)
+        there.consequences = Consequences(store, registry, revoked, nursery, now=clock.wall, anonymous_allowed=True)
         store.tell(there.consequences)
         await nursery.start(registry.run)
         nursery.start_soon(trail.run)
@@ -102,6 +108,16 @@ async def test_a_revocation_ends_whom_it_covers_wherever(autojump_clock: MockClo
         await there.consequences.settled()
         assert [one.ending for one in (bo, elsewhere, stolen)] == [Ending.REVOKED] * 3
         assert [one.ending for one in (amira, other)] == [None, None]
+
+
+async def test_a_revocation_covers_a_token_that_is_from_the_future_since_the_clock_was_set_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with there_is() as there:
+        bo = await there.follow("bo", issued_at=WorldClock().wall() + 86_400)
+        await there.store.revoke(sub="bo", leeway_seconds=10)
+        await there.consequences.settled()
+        assert bo.ending is Ending.REVOKED
 
 
 async def test_a_revocation_holds_in_the_stretch_in_which_it_is_told_and_goes_when_it_is_lifted(

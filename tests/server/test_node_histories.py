@@ -78,7 +78,7 @@ class Node:
                     bus=self.bus,
                 )
                 self.consequences = Consequences(
-                    store, self.registry, self.revoked, self.nursery, anonymous_allowed=False
+                    store, self.registry, self.revoked, self.nursery, now=clock.wall, anonymous_allowed=False
                 )
                 store.tell(self.consequences)
                 for one in await store.revocations():

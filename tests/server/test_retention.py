@@ -98,7 +98,7 @@ async def room() -> AsyncIterator[Room]:
             store, nursery, render=render_event, clock=clock, jitter=lambda: 0.5, limits=ActorLimits(), trail=trail
         )
         await nursery.start(registry.run)
-        store.tell(Consequences(store, registry, Revoked(), nursery, anonymous_allowed=False))
+        store.tell(Consequences(store, registry, Revoked(), nursery, now=clock.wall, anonymous_allowed=False))
         nursery.start_soon(trail.run)
         yield Room(store, registry, trail, clock)
         nursery.cancel_scope.cancel()

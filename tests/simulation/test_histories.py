@@ -30,7 +30,7 @@ SEEDS_AT_ONCE = 10
 NODES_BUDGET = 20
 """Seeds of histories with several servers that every run of the tests plays."""
 
-REGRESSIONS: tuple[int, ...] = (2, 461, 499, 957, 1255, 1964, 2478, 2764, 5246, 5255, 5410)
+REGRESSIONS: tuple[int, ...] = (2, 461, 499, 957, 1255, 1964, 2478, 2764, 3779, 4306, 5246, 5255, 5410)
 """Seeds that have failed, and what it was: the server, or the simulation. They are played without what is put into
 histories (`history.RARELY`). Once a kind of operation is drawn with the others, a seed is another history: what it has
 found in the server has a test of its own, or is planted (`tests/mutants`).
@@ -42,6 +42,7 @@ found in the server has a test of its own, or is planted (`tests/mutants`).
 1964: what a power failure had left behind the end of a log looked like damage once a kill had followed.
 2478: with a deletion that a power failure undoes, what it had refused comes back.
 2764: an event that waited while its diagnosis was deleted and registered again was stored, and its publisher told 404.
+3779, 4306: a token was from the future once the clock was set back, and no revocation of its subject covered it.
 5246: whoever waited for a connection that had been cut kept others from waiting for theirs.
 5255: an acknowledgement of what was still on its way to the client was taken for a lie.
 5410: old events were dropped while the answer about an outbox travelled.

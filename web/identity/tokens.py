@@ -80,6 +80,15 @@ class KeysMissing(TokenError):
     """It may be genuine: the source of keys has not been asked yet for the key it names. Try again soon."""
 
 
+def issued_at_of(who: Principal, now: float) -> float | None:
+    """When the token of somebody was issued who has presented it before, in seconds since the Unix epoch.
+
+    `None`: it does not say, or in the future. Such a token is refused when it is presented, so the clock was set back
+    since: it is older than any revocation.
+    """
+    return None if who.issued_at is not None and who.issued_at > now + LEEWAY_SECONDS else who.issued_at
+
+
 class Verifier:
     """Turns tokens into principals."""
 
@@ -149,9 +158,10 @@ class Verifier:
             raise TokenInvalid("its key has been withdrawn")
         if who.expires_at is not None and who.expires_at + LEEWAY_SECONDS <= now:
             raise TokenExpired("the token has expired")
-        revocation = self._revoked.covering(who.sub, who.token_id, who.issued_at)
+        issued_at = issued_at_of(who, now)
+        revocation = self._revoked.covering(who.sub, who.token_id, issued_at)
         if revocation is not None:
-            by_leeway = revocation.sub is not None and who.issued_at is not None and who.issued_at > revocation.at
+            by_leeway = revocation.sub is not None and issued_at is not None and issued_at > revocation.at
             raise TokenRevoked(revocation.covers_until if by_leeway else None)
 
     def unknown_key_of(self, token: str) -> KeyName | None:

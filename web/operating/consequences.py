@@ -50,6 +50,7 @@ from storage.store import Store
 from web.contract.principals import Principal
 from web.identity import rights
 from web.identity.revoked import Revoked
+from web.identity.tokens import issued_at_of
 from web.operating.audit_rows import spellings_of
 
 PAGE_REVOCATIONS: Final = 1000
@@ -75,13 +76,14 @@ class Covered:
     """The connections whose token is revoked when they are looked at: a revocation may be lifted meanwhile."""
 
     revoked: Revoked
+    now: Callable[[], float]
 
     def picks(self, subscriber: Subscriber) -> bool:
         return self.covers(_who(subscriber))
 
     def covers(self, who: Principal) -> bool:
         """Whether the token of somebody is revoked now."""
-        return self.revoked.covering(who.sub, who.token_id, who.issued_at) is not None
+        return self.revoked.covering(who.sub, who.token_id, issued_at_of(who, self.now())) is not None
 
 
 class NamesOf:
@@ -118,18 +120,21 @@ class Consequences:
         revoked: Revoked,
         consequences_nursery: trio.Nursery,
         *,
+        now: Callable[[], float],
         anonymous_allowed: bool,
     ) -> None:
         """Carry out what follows on the connections of `registry`, in tasks of this nursery.
 
         Args:
             store: waits as long as it takes.
+            now: the wall clock, in seconds since the Unix epoch.
             anonymous_allowed: whether somebody without a token may follow.
         """
         self._store = store
         self._registry = registry
         self._revoked = revoked
         self._nursery = consequences_nursery
+        self._now = now
         self._anonymous_allowed = anonymous_allowed
         self.others: Sequence[Connections] = ()
         """Connections that follow no diagnosis; none before the server is composed."""
@@ -155,7 +160,7 @@ class Consequences:
             case TokensRevoked(revocation=revocation):
                 self._is_revoked_read = False
                 self._revoked.add(revocation)
-                covered = Covered(self._revoked)
+                covered = Covered(self._revoked, self._now)
                 self._begin(partial(registry.end_everywhere, covered, Ending.REVOKED))
                 self._end_others(covered.covers, Ending.REVOKED)
             case RevocationsLifted(revocations=revocations):
@@ -215,7 +220,7 @@ class Consequences:
 
     async def _judge_anew(self) -> None:
         await self.read_revoked()
-        covered = Covered(self._revoked)
+        covered = Covered(self._revoked, self._now)
         await self._registry.end_everywhere(covered, Ending.REVOKED)
         self._end_others(covered.covers, Ending.REVOKED)
         for diagnosis_id in list(self._registry.connections):

@@ -488,7 +488,7 @@ async def serve(
         patient = store.patient(settings.storage_seconds_max)
         revoked = Revoked()
         consequences = Consequences(
-            store, registry, revoked, actors_nursery, anonymous_allowed=settings.allow_anonymous
+            store, registry, revoked, actors_nursery, now=clock.wall, anonymous_allowed=settings.allow_anonymous
         )
         store.tell(consequences, consequences.carried_out)
         await consequences.read_revoked()
