@@ -219,4 +219,7 @@ class Envelope:
     def outcome_nowait(self) -> Appended | StorageError | None:
         """As `outcome`, without waiting; `None`: it is not known yet."""
         assert self.pending is not None, "the append has not reached the store"
-        return self.pending.result()[self.pending_index] if self.pending.is_there else None
+        try:
+            return self.pending.result()[self.pending_index] if self.pending.is_there else None
+        except StorageError as error:
+            return error

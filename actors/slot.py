@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -15,7 +16,7 @@ from actors.intensity import Intensity
 from actors.mailbox import InHand, Mailbox
 from actors.messages import Envelope
 from actors.roster import Roster
-from storage.errors import Failed, StorageError
+from storage.errors import Failed, NoSuchDiagnosis, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,22 +185,33 @@ class Slot:
         self.roster.ring = None
         return True
 
+    async def outcomes(self) -> None:
+        """Wait until it is known what became of everything that has reached the store."""
+        for envelope in list(self.in_hand.holding):
+            if envelope.pending is not None:
+                with suppress(Exception):  # a crash of the store is no crash of whoever supervises
+                    await envelope.outcome()
+
     def refuse_all(self, refusal: Exception) -> None:
         """Answer everything that waits or is in hand."""
         waiting = [*self.in_hand.holding, *self.in_hand.retries, *self.mailbox.drain_nowait()]
         self.in_hand.holding.clear()
         self.in_hand.retries.clear()
         for envelope in waiting:
-            envelope.reply.refuse(_refusal_of(envelope, refusal))
+            envelope.reply.refuse(self._refusal_of(envelope, refusal))
 
+    def _refusal_of(self, envelope: Envelope, refusal: Exception) -> Exception:
+        """What a message is refused with that the actor does not finish.
 
-def _refusal_of(envelope: Envelope, refusal: Exception) -> Exception:
-    """What a message is refused with that the actor does not finish.
-
-    What has reached the store may be stored, if the diagnosis was deleted and registered again before it: nobody may be
-    told that it certainly is not, unless the store has said so.
-    """
-    if envelope.pending is None:
-        return refusal
-    outcome = envelope.outcome_nowait()
-    return outcome if isinstance(outcome, StorageError) else Failed("the actor ended before the outcome was known")
+        What has reached the store may be stored, if the diagnosis was deleted and registered again before it: nobody
+        may be told that it certainly is not, unless the store has said so, or it has gone with its registration.
+        """
+        if envelope.pending is None:
+            return refusal
+        outcome, ring = envelope.outcome_nowait(), self.roster.ring
+        if isinstance(outcome, StorageError):
+            return outcome
+        is_of_the_deleted = outcome is not None and ring is not None and outcome.epoch == ring.epoch
+        if is_of_the_deleted and isinstance(refusal, NoSuchDiagnosis):
+            return refusal
+        return Failed("the actor ended before the outcome was known")

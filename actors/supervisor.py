@@ -113,6 +113,7 @@ class Supervisor:
                 failure = error
         if isinstance(failure, NoSuchDiagnosis | OutboxDamaged):
             # The store has logged the damage. The outbox is read again with the next message, and not before.
+            await slot.outcomes()
             slot.refuse_all(failure)
             ending = Ending.DELETED if isinstance(failure, NoSuchDiagnosis) else Ending.QUARANTINED
             await turns.end_where(slot.roster, EVERYBODY, ending)
@@ -144,6 +145,7 @@ class Supervisor:
         """An operator interrupted the incarnation: never counted as a crash, no backoff."""
         match slot.interruption:
             case Interruption.RETIRE:
+                await slot.outcomes()
                 slot.refuse_all(NoSuchDiagnosis(slot.diagnosis_id))
                 return True
             case Interruption.STOP:

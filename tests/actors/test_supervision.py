@@ -12,11 +12,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.errors import Crashed, Quarantined
 from actors.intensity import BACKOFF_FIRST_SECONDS
-from actors.messages import Publish
+from actors.messages import Envelope, Publish
 from actors.slot import ActorLimits, ActorState
 from actors.transport import Ending
 from storage.errors import Busy, Failed, NoSuchDiagnosis
-from storage.records import NewEvent
+from storage.records import Appended, Epoch, NewEvent, Seq
+from storage.store import PendingAppend
 from tests.actors.world import RESILIENT, Bug, Reader, World, anybody, retire, world
 
 
@@ -246,7 +247,7 @@ async def test_a_deleted_diagnosis_ends_its_connections_and_answers_who_waits(
     small.store.gate = trio.Event()
 
     async def publish() -> None:
-        with pytest.raises(Failed):  # it may be stored in a registration behind the deletion
+        with pytest.raises(NoSuchDiagnosis):
             await small.publish()
 
     async with trio.open_nursery() as nursery:
@@ -255,10 +256,23 @@ async def test_a_deleted_diagnosis_ends_its_connections_and_answers_who_waits(
         await wait_all_tasks_blocked()
         await small.store.inner.delete("d")
         await retire(small.registry)
+        small.store.gate.set()
     assert reader.ending is Ending.DELETED
     assert small.registry.statistics().actors == 0
     with pytest.raises(NoSuchDiagnosis):
         await small.publish()
+
+
+async def test_what_a_new_registration_has_stored_is_not_denied(autojump_clock: MockClock, small: World) -> None:
+    await small.publish()  # the actor has loaded
+    slot = small.registry._slots["d"]
+    envelope = Envelope(Publish(NewEvent("k", b"{}"), anybody))
+    envelope.pending = PendingAppend()
+    envelope.pending.answer([Appended(Seq(1), 0.0, Epoch("of another registration"), replayed=False)])
+    slot.in_hand.holding.append(envelope)
+    await retire(small.registry)
+    with pytest.raises(Failed, match="outcome"):
+        await envelope.reply.wait()
 
 
 @pytest.mark.guarantee(8)

@@ -129,6 +129,7 @@ class HeldAppend(PendingAppend):
         if self._store.gate is not None:
             await self._store.gate.wait()
         self._store._maybe_fail("append_outcome")
+        self.answer(outcomes)
         return outcomes
 
 

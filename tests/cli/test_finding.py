@@ -218,7 +218,7 @@ def test_the_file_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
     file = tmp_path / LISTENING_FILE
     with announced(tmp_path, ["http://127.0.0.1:1"]):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        assert json.loads(file.read_text()) == {"urls": ["http://127.0.0.1:1"], "pid": os.getpid()}
+        assert json.loads(file.read_text()) == {"urls": ["http://127.0.0.1:1"], "pid": os.getpid(), "workers": 1}
         assert list(tmp_path.iterdir()) == [file]
     assert list(tmp_path.iterdir()) == []
 

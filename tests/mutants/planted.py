@@ -522,8 +522,8 @@ PLANTED: Final = (
         "a stored event is said not to be stored",
         (8,),
         "actors/slot.py",
-        "    if envelope.pending is None:\n        return refusal\n",
-        "    if True:\n        return refusal\n",
+        "        if envelope.pending is None:\n            return refusal\n",
+        "        if True:\n            return refusal\n",
         ("tests/actors/test_cancellations.py",),
     ),
     Planted(
