@@ -8,7 +8,6 @@ run knows whether acknowledged numbers may have been lost; then every diagnosis 
 from __future__ import annotations
 
 import math
-import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Final
 
 from storage.belief import Kept
 from storage.errors import CannotOpen
+from storage.names import new_id
 from storage.records import Durability, NewAuditRow
 from storage.sqlite.trails import record
 from storage.sqlite.wal import Mark
@@ -147,7 +147,7 @@ def begin_run(
             db.execute("UPDATE diagnosis SET epoch = ? WHERE dx = ?", (new_epoch(), dx))
         record(db, NewAuditRow(SELF, RENEWED, "", after=why), now)
     db.execute("DELETE FROM meta WHERE key IN ('copied', ?)", (PAGES_DOUBTED,))
-    _write(db, clean="0", boot=boot, durability=durability, run=secrets.token_hex(8), over=over or "")
+    _write(db, clean="0", boot=boot, durability=durability, run=new_id(), over=over or "")
     _seal(db)
     if not last.clean:
         _write(db, **{CHECK_OWED: "1"})
@@ -216,7 +216,7 @@ def doubt_pages(db: sqlite3.Connection) -> None:
 def mark_as_copy(db: sqlite3.Connection) -> None:
     """Mark a backup, so that whoever opens it as a store begins new epochs and looks at it, however it got there."""
     # A name of its own: a log that was begun over one copy does not go on from another. No log goes on from it yet.
-    _write(db, copied=secrets.token_hex(8), **{CHECK_OWED: "1"})
+    _write(db, copied=new_id(), **{CHECK_OWED: "1"})
     db.execute("DELETE FROM meta WHERE key = 'log'")
     _seal(db)
 

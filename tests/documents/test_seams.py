@@ -47,7 +47,6 @@ ALLOWED = {
     # Files and threads of the machine, which no simulation runs.
     "storage/disk/files.py": {"secrets"},  # names of files that have no name yet
     "storage/sqlite/bridge.py": {"time"},  # how long a step takes on the thread of the database
-    "storage/sqlite/runs.py": {"secrets"},  # names of runs within a database file
     "web/http/short_way.py": {"time"},  # the `Date` of an answer, which Hypercorn reads by itself as well
     "web/identity/download.py": {"time"},  # a download on a thread; `RemoteKeys` is handed the function
     "web/identity/keyring.py": {"secrets"},  # the local key: nobody but the machine may choose it

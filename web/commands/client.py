@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from storage.names import new_id
 from web.commands.answers import ConsoleMessage, Page, Problem, is_a
 from web.commands.failures import CommandFailed, RefusedByServer, Unreachable, UsageError
 from web.commands.transport import checked_url, connection_to, unreachable
@@ -106,7 +106,7 @@ class Credentials:
             scope=self._scope,
             ttl_seconds=LOCAL_TTL_SECONDS,
             now=time.time(),
-            token_id=secrets.token_hex(8),
+            token_id=new_id(),
         )
 
     def headers(self) -> dict[str, str]:

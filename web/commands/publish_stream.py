@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import secrets
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from storage.errors import first_of
+from storage.names import new_id
 from web.commands.answers import Receipt, is_a
 from web.commands.arguments import STANDARD_INPUT
 from web.commands.client import Client
@@ -60,7 +60,7 @@ class Stream:
     def __init__(self, client: Client, *, as_json: bool) -> None:
         self._client = client
         self._as_json = as_json
-        self._name = secrets.token_hex(8)
+        self._name = new_id()
         """Begins the keys of lines that have none."""
         self._unanswered: OrderedDict[str, Line] = OrderedDict()
         """By id, in the order of the lines."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import secrets
 import shlex
 import time
 from typing import Final
 
 from storage.disk import database_files
 from storage.errors import InUse, StorageError
+from storage.names import new_id
 from web.commands.arguments import whole
 from web.commands.declaring import Commands, declare
 from web.commands.failures import CommandFailed, UsageError
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         scope=" ".join(scopes),
         ttl_seconds=arguments.ttl,
         now=now,
-        token_id=secrets.token_hex(8),
+        token_id=new_id(),
         kid=arguments.kid,
     )
     if arguments.json:
