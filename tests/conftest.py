@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -28,6 +29,11 @@ from web.server.settings import variable_of
 LOGGED: Final[list[tuple[int, list[str]]]] = []
 """For each process that ran tests: characters that were logged, and what leaked."""
 
+
+# A server ignores what was ignored as it was started (`nohup`, a job of a script). A handler is not inherited.
+for _number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 # How fast an example is drawn or passes says how busy the machine is.
 settings.register_profile("whatever the load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
