@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -29,10 +30,13 @@ import trio
 from trio_websocket import open_websocket_url
 
 from benchmarks import measuring, records
-from benchmarks.generator import Generator, GeneratorError, plan_text
+from benchmarks.generator import Generator, GeneratorError, Target, plan_text
 from benchmarks.measuring import Effort
-from benchmarks.processes import CannotRun, cpu_seconds
-from benchmarks.servers import BUILT, OURS, THIS_CHECKOUT, ServerFailed, running
+from benchmarks.peers.listening import POST_PATH
+from benchmarks.processes import CannotRun, allow_files, cpu_seconds
+from benchmarks.publishing import PublishingFailed
+from benchmarks.recovery import BEFORE_EVENTS, DIAGNOSES, await_delivered, publish_to_all
+from benchmarks.servers import BUILT, OURS, THIS_CHECKOUT, Running, ServerFailed, running, token_for
 from storage.clock import SystemClock
 from storage.names import new_id
 from storage.records import Act, Appended, NewEvent
@@ -57,13 +61,25 @@ AT_ONCE: Final = 64
 REGISTERED: Final = 10_000
 """Diagnoses of a server whose start is timed."""
 
+RETURNING: Final = 5000
+"""Followers of a server that is killed, or a fifth of them for a short round."""
+
+NOTICE_SECONDS: Final = 0.1
+"""For so long those who have lost their connection are counted, before they come back."""
+
+PROXY_SECONDS: Final = 3.0
+"""Until HAProxy has seen that a server has come or gone: it asks each second, and twice before it gives one up."""
+
+RETURNED_SECONDS_MAX: Final = 120.0
+"""Until all followers are back. Beyond: those that are not are a fault."""
+
 BODY: Final = b'{"feedback_id":4711,"rating":5,"comment":"' + b"a" * 250 + b'"}'
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Aim:
     """What is aimed at for a figure, which is made of the medians of both."""
 
     label: str
@@ -84,12 +100,12 @@ class Target:
 
 
 TARGETS: Final = (
-    Target("one append after another, p50 ms", lambda nats, _: nats["serial_p50_ms"], 3),
-    Target("appends/s, of SQLite's", lambda n, s: n["appends_per_second"] / s["appends_per_second"], 0.1, True),
-    Target("with keys, of without", lambda n, _: n["keyed_per_second"] / n["appends_per_second"], 0.75, True),
-    Target("CPU of a server for a POST, of SQLite's", lambda n, s: n["cpu_us_per_post"] / s["cpu_us_per_post"], 1.15),
-    Target("POST here to WebSocket there, p50 ms", lambda n, _: n["delivery_p50_ms"], 5),
-    Target(f"start with {REGISTERED:,} diagnoses, s", lambda n, _: n["start_seconds"], 3),
+    Aim("one append after another, p50 ms", lambda nats, _: nats["serial_p50_ms"], 3),
+    Aim("appends/s, of SQLite's", lambda n, s: n["appends_per_second"] / s["appends_per_second"], 0.1, True),
+    Aim("with keys, of without", lambda n, _: n["keyed_per_second"] / n["appends_per_second"], 0.75, True),
+    Aim("CPU of a server for a POST, of SQLite's", lambda n, s: n["cpu_us_per_post"] / s["cpu_us_per_post"], 1.15),
+    Aim("POST here to WebSocket there, p50 ms", lambda n, _: n["delivery_p50_ms"], 5),
+    Aim(f"start with {REGISTERED:,} diagnoses, s", lambda n, _: n["start_seconds"], 3),
 )
 
 LABELS: Final = {
@@ -101,6 +117,7 @@ LABELS: Final = {
     "servers_cpu_us_per_post": "CPU of the three NATS servers for it, us",
     "delivery_p50_ms": "POST at one server to WebSocket at another, p50, ms",
     "start_seconds": f"start of a server with {REGISTERED:,} diagnoses, s",
+    "returned_seconds": f"{RETURNING:,} followers of a server that is killed are live at two others, s",
 }
 """What is shown, in this order."""
 
@@ -253,6 +270,74 @@ def alone(directory: Path) -> Iterator[tuple[Node, bytes]]:
         node.end()
 
 
+def returns(its: Installation, directory: Path, followers: int) -> tuple[Figures, dict[str, int]]:
+    """Kill the server that all followers are at, right after events: the time until they are live at two others.
+
+    They come through the proxy both times; at first there is no other server. Whatever a follower has missed is sent
+    before it is live. Nothing is measured where there is no proxy.
+    """
+    if its.proxy is None:
+        return {}, {}
+    for node in its.nodes[1:]:
+        node.end()
+    time.sleep(PROXY_SECONDS)
+    prefix = f"r{secrets.token_hex(4)}"
+    port = int(its.urls[0].rpartition(":")[2])
+    data = its.nodes[0].data
+    publisher = token_for(data, "publisher", "broadcast")
+    target = Target(
+        address="127.0.0.1",
+        port=port,
+        publish_port=port,
+        publish_path=POST_PATH,
+        publish_token=publisher,
+        ready='"type":"live"',
+    )
+    server = Running(its.nodes[0].process, target, data, data / "log")
+    subscribers = server.subscribers(DIAGNOSES, followers // DIAGNOSES, prefix)
+    names = [f"{prefix}-{number}" for number in range(DIAGNOSES)]
+    plan = directory / f"{prefix}.plan"
+    plan.write_text(plan_text(target, subscribers))
+    with Generator(BUILT / "load", plan, None) as generator:
+        generator.connect(measuring.IN_FLIGHT)
+        for number in (1, 2):
+            begin_node(its, number)
+        time.sleep(PROXY_SECONDS)
+        for number in range(BEFORE_EVENTS):
+            publish_to_all(target, names, number + 1)
+        delivered = await_delivered(generator, BEFORE_EVENTS * len(subscribers))
+        publish_to_all(target, names, BEFORE_EVENTS + 1)
+        killed_at = time.perf_counter()
+        its.nodes[0].end(signal.SIGKILL)
+        looked = generator.rest(NOTICE_SECONDS)
+        ended = away = looked.closed
+        delivered += looked.delivered
+        seconds = 0.0
+        while away and seconds < RETURNED_SECONDS_MAX:
+            came = generator.connect(measuring.IN_FLIGHT)
+            seconds = time.perf_counter() - killed_at
+            looked = generator.rest(NOTICE_SECONDS)
+            ended += came.closed + looked.closed
+            away += came.closed + looked.closed - came.opened
+            delivered += came.delivered + looked.delivered
+        publish_to_all(target, names, BEFORE_EVENTS + 2)
+        expected = (BEFORE_EVENTS + 2) * len(subscribers)
+        delivered += await_delivered(generator, expected - delivered)
+    begin_node(its, 0)
+    faults = {
+        "lost after kill -9": expected - delivered,
+        "not ended by it": len(subscribers) - ended,
+        "not back": away,
+    }
+    return {"returned_seconds": seconds}, {name: count for name, count in faults.items() if count}
+
+
+def begin_node(its: Installation, number: int) -> None:
+    """Start a server again, and wait until it serves."""
+    its.start_node(number)
+    its.nodes[number].wait()
+
+
 def one_round(
     its: Installation, directory: Path, effort: Effort, say: Callable[[str], None]
 ) -> tuple[dict[str, Figures], list[str]]:
@@ -274,6 +359,10 @@ def one_round(
         found[SQLITE] |= trio.run(deliveries, [node.url], key, 200)
     say("start")
     found[NATS] |= start(its, directory)
+    say("back after a kill")
+    figures, wrong = returns(its, directory, RETURNING // 5 if effort is measuring.QUICK else RETURNING)
+    found[NATS] |= figures
+    faults += [f"{NATS}: {count} {name}" for name, count in wrong.items()]
     return found, faults
 
 
@@ -299,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds: dict[str, dict[str, list[float]]] = {NATS: {}, SQLITE: {}}
     faults: list[str] = []
     try:
+        allow_files(2 * RETURNING)  # of the proxy
         with (
             tempfile.TemporaryDirectory(prefix="avicenna-bench-", ignore_cleanup_errors=True) as directory,
             installed(Path(directory), secrets.token_bytes(32), sync="always") as its,
@@ -313,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for name, value in figures.items():
                         rounds[kind].setdefault(name, []).append(value)
                 faults += wrong
-    except (CannotBegin, CannotRun, GeneratorError, ServerFailed, OSError) as failure:
+    except (CannotBegin, CannotRun, GeneratorError, PublishingFailed, ServerFailed, OSError) as failure:
         print(f"benchmarks.cluster: {failure}", file=sys.stderr)
         return 2
     run = records.make_run(BENCHMARK, "bench-cluster", argv, load_before, rounds=rounds, faults=faults)

@@ -69,9 +69,9 @@ def recover(name: str, our_command: str, diagnoses: int, followers: int) -> Reco
             with generator:
                 generator.connect(IN_FLIGHT)
                 for number in range(BEFORE_EVENTS):
-                    _publish(target, names, number + 1)
-                delivered = _await(generator, BEFORE_EVENTS * everybody)
-                _publish(target, names, BEFORE_EVENTS + 1)
+                    publish_to_all(target, names, number + 1)
+                delivered = await_delivered(generator, BEFORE_EVENTS * everybody)
+                publish_to_all(target, names, BEFORE_EVENTS + 1)
                 server.process.kill()
                 killed_at = time.perf_counter()
                 server.process.wait()
@@ -82,13 +82,13 @@ def recover(name: str, our_command: str, diagnoses: int, followers: int) -> Reco
                         count = everybody * (step + 1) // STEPS
                         delivered += generator.connect(IN_FLIGHT, count).delivered
                         live.append((count, time.perf_counter() - killed_at))
-                    _publish(target, names, BEFORE_EVENTS + 2)
+                    publish_to_all(target, names, BEFORE_EVENTS + 2)
                     expected = (BEFORE_EVENTS + 2) * everybody
-                    delivered += _await(generator, expected - delivered)
+                    delivered += await_delivered(generator, expected - delivered)
     return Recovery(listening, tuple(live), expected - delivered)
 
 
-def _publish(target: Target, names: Sequence[str], number: int) -> None:
+def publish_to_all(target: Target, names: Sequence[str], number: int) -> None:
     """Publish the event of this number to every diagnosis; each is answered on return."""
     assert target.publish_token is not None, "our server knows its publishers"
     connection = http.client.HTTPConnection(target.address, target.publish_port, timeout=WAIT_SECONDS_MAX)
@@ -98,7 +98,7 @@ def _publish(target: Target, names: Sequence[str], number: int) -> None:
         raise PublishingFailed(f"{done.refused} events were refused")
 
 
-def _await(generator: Generator, count: int) -> int:
+def await_delivered(generator: Generator, count: int) -> int:
     """How many deliveries have come: so many, unless they do not come in time."""
     until, delivered = time.perf_counter() + DELIVERED_SECONDS_MAX, 0
     while delivered < count and time.perf_counter() < until:

@@ -99,18 +99,18 @@ class Running:
         """Of the process."""
         return self.process.pid
 
-    def subscribers(self, diagnoses: int, each: int) -> list[Subscriber]:
+    def subscribers(self, diagnoses: int, each: int, prefix: str = "bench") -> list[Subscriber]:
         """So many subscribers of so many diagnoses, neighbours on different ones; our server knows them by tokens."""
-        names = self.register(diagnoses)
+        names = self.register(diagnoses, prefix)
         return [
             Subscriber(diagnosis=name, path=f"/ws/{name}", token=self.token(f"user-{name}-{turn}", "monitor"))
             for turn in range(each)
             for name in names
         ]
 
-    def register(self, diagnoses: int) -> list[str]:
+    def register(self, diagnoses: int, prefix: str = "bench") -> list[str]:
         """The names of so many diagnoses, which our server knows from now on."""
-        names = [f"bench-{number}" for number in range(diagnoses)]
+        names = [f"{prefix}-{number}" for number in range(diagnoses)]
         if self.data is not None:
             _register(self, names)
         return names
