@@ -19,6 +19,7 @@ from tests.cluster.links import Links
 from tests.cluster.nodes import Node, directory_with_key, nodes_on, start_node, variables_of
 from tests.cluster.servers import NatsServer, nats_servers
 from tests.server.harness import Client, Server
+from tests.server.test_metrics import figures, until
 from tests.server.test_publish_sockets import opened, update
 from tests.server.test_streams import streamed
 
@@ -172,6 +173,7 @@ async def test_while_the_engine_is_away_publishers_wait_or_get_503_sockets_stay_
             try:
                 for server in pair:
                     await until_status(server, 503)
+                    assert (await figures(server))["avicenna_store_away_seconds"] >= 3
                 # Whoever is known to a diagnosis in memory is let in, others are to come back.
                 async with other.connect(diagnosis) as known, other.connect(diagnosis, device="new") as newcomer:
                     await known.until_live()
@@ -190,6 +192,8 @@ async def test_while_the_engine_is_away_publishers_wait_or_get_503_sockets_stay_
             )
         for server in pair:
             await until_status(server, 200)
+            assert (await figures(server))["avicenna_store_away_seconds"] == 0
+            await until(server, "avicenna_nodes", 2)
         async with publishing(other, diagnosis, 3) as again:
             pass
         if outage == "ended":  # it was not away for as long as a publisher waits

@@ -69,10 +69,12 @@ def seen_with(first: int, store: StoreStatistics | None = None) -> Seen:
     return Seen(
         release="1.0",
         uptime_seconds=numbers(),
+        nodes=numbers(),
         restarted_processes=NO_PROCESSES,
         actors=ActorsStatistics(**actors),
         is_escalated=False,
         store=store or store_of(Numbers(5)),
+        store_away_seconds=numbers(),
         damaged=3,
         hub=HubStatistics(numbers(), numbers(), numbers(), numbers(), {int(one): numbers() for one in (*CODES, OTHER)}),
         stream_closes={one: numbers() for one in (None, *map(int, CloseCode))},

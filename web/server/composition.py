@@ -538,13 +538,16 @@ async def serve(
         lag, release = LoopLag(), version("avicenna-live")
 
         def see() -> Seen:
+            its = store.statistics()
             return Seen(
                 release=release,
                 uptime_seconds=clock.monotonic() - began_at,
+                nodes=registry.nodes_known,
                 restarted_processes=NO_PROCESSES,
                 actors=registry.statistics(),
                 is_escalated=registry.escalated,
-                store=store.statistics(),
+                store=its,
+                store_away_seconds=0.0 if its.away_since is None else clock.monotonic() - its.away_since,
                 damaged=len(store.damaged),
                 hub=hub.statistics(),
                 stream_closes=stream_closes.statistics(),

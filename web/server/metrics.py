@@ -131,6 +131,12 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     ),
     Gauge("uptime_seconds", "Time since the start.", lambda seen: seen.uptime_seconds, of_workers="of the server"),
     Gauge("workers", "Processes that serve.", lambda seen: seen.workers),
+    Gauge(
+        "nodes",
+        "Processes with the same store that were heard of within 30 s, and this one: servers on NATS, or `workers`.",
+        lambda seen: seen.nodes,
+        of_workers="highest",
+    ),
     Counter(
         "restarted_processes",
         "Processes that ended unasked and were started again, where there are several `workers`.",
@@ -239,6 +245,12 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
         "For how long the oldest that waits for the disk has waited.",
         lambda seen: seen.store.waiting_seconds,
         of_workers="of the store",
+    ),
+    Gauge(
+        "store_away_seconds",
+        "For how long NATS, or the process of the store, has not answered; 0: it answers, or there is none.",
+        lambda seen: seen.store_away_seconds,
+        of_workers="highest",
     ),
     Gauge("wal_bytes", "Size of the write-ahead log.", lambda seen: seen.store.wal_bytes, of_workers="of the store"),
     Gauge(

@@ -33,12 +33,16 @@ class Seen:
     """Since the server has begun, also where this process began later."""
     workers: int = 1
     """Processes that serve, and have said so."""
+    nodes: int
+    """Processes with the same store that were heard of lately, this one included."""
     restarted_processes: Mapping[str, int]
     """Processes that ended unasked, and that another one followed, by what they were."""
     actors: ActorsStatistics
     is_escalated: bool
     """Whether so many diagnoses were quarantined lately that the server should get no new work."""
     store: StoreStatistics
+    store_away_seconds: float
+    """For how long the engine, or the process of the store, has not answered; 0: it answers, or is in this process."""
     damaged: int
     """Diagnoses whose outbox is damaged."""
     hub: HubStatistics
@@ -103,8 +107,10 @@ RULES: Final[Mapping[type, Mapping[str, Rule]]] = {
         "release": LAST,
         "uptime_seconds": HIGHEST,
         "workers": NOW,
+        "nodes": WORST,
         "is_escalated": WORST,
         "store": LAST,  # there is one, whoever asks it
+        "store_away_seconds": WORST,
         "damaged": WORST,
         "tasks": NOW,
         "consoles": NOW,
