@@ -49,8 +49,9 @@ def children_of(pid: int) -> list[int]:
     """The processes that a process has started, and theirs."""
     found = []
     for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, listed.read_text().split()):
-            found += [child, *children_of(child)]
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            for child in map(int, listed.read_text().split()):
+                found += [child, *children_of(child)]
     return found
 
 

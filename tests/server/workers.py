@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from benchmarks.processes import children_of, words_of
 from tests.logbook import LOGBOOK
 from tests.server.harness import Server
 from tests.server.process import COMMAND, START_SECONDS_MAX, STOP_SECONDS_MAX, Process, served
@@ -76,14 +77,13 @@ def children(process: Process | Beside) -> dict[str, int]:
     """The numbers of the processes of a server, by name."""
     parent = process.process.pid
     found: dict[str, int] = {}
-    threads = Path(f"/proc/{parent}/task").glob("*/children") if process.process.returncode is None else []
-    for pid in " ".join(one.read_text() for one in threads).split():
+    for pid in children_of(parent) if process.process.returncode is None else []:
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = words_of(pid)
         except OSError:
             continue
-        if b"web.server.workers" in words:
-            found[words[words.index(b"web.server.workers") + 1].decode()] = int(pid)
+        if "web.server.workers" in words:
+            found[words[words.index("web.server.workers") + 1]] = pid
     return found
 
 
