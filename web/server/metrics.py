@@ -133,7 +133,7 @@ TABLE: Final[tuple[Value | Spread, ...]] = (
     Gauge("workers", "Processes that serve.", lambda seen: seen.workers),
     Gauge(
         "nodes",
-        "Processes with the same store that were heard of within 30 s, and this one: servers on NATS, or `workers`.",
+        "Processes with the same store that were heard of within 5 s, and this one: servers on NATS, or `workers`.",
         lambda seen: seen.nodes,
         of_workers="highest",
     ),
