@@ -53,6 +53,8 @@ class Damage:
     purged: Seq
     is_head_trusted: bool
     """No number above `head` was given; else the numbers need a new epoch."""
+    is_of_streams: bool = False
+    """It lies in streams that servers share: none of them has to stop for it to be dropped."""
 
     def window(self, epoch: Epoch) -> Window:
         """What is left, as a value."""
@@ -109,15 +111,18 @@ def _without_a_head(what: str, whole: set[int]) -> Damage:
     return Damage(what, Seq(head), Seq(floor), Seq(0), is_head_trusted=False)
 
 
-def drop_command(diagnosis_id: str) -> str:
+def drop_command(diagnosis_id: str, *, is_of_streams: bool = False) -> str:
     """The command that drops what is damaged."""
+    check = "cluster check" if is_of_streams else "check"
     separator = "=" if diagnosis_id.startswith("-") else " "  # otherwise it would be taken for an option
-    return f"avicenna-live check --drop-damaged{separator}{diagnosis_id}"
+    return f"avicenna-live {check} --drop-damaged{separator}{diagnosis_id}"
 
 
 def problem(diagnosis_id: str, damage: Damage) -> str:
     """The damage of a diagnosis as a check names it."""
-    return f"diagnosis {diagnosis_id}: {damage.what}; stop the server and run: {drop_command(diagnosis_id)}"
+    how = "run" if damage.is_of_streams else "stop the server and run"
+    command = drop_command(diagnosis_id, is_of_streams=damage.is_of_streams)
+    return f"diagnosis {diagnosis_id}: {damage.what}; {how}: {command}"
 
 
 NAMED_MAX: Final = 100

@@ -14,6 +14,7 @@ while it is registered: its numbers would begin anew.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -185,7 +186,20 @@ def log_of(epoch: str, found: Sequence[Entry | None], poses: Sequence[int]) -> L
         (one.seq % OUTBOX_EVENTS_MAX, one.seq, one.at, one.kind.encode("utf-8", "surrogatepass"), one.body, one.crc)
         for one in events
     ]
-    rows += [(-number, 0, 0.0, b"", b"", 0) for number in range(1, unreadable + 1)]
+    damage = judge((last.seq, floor, last.purged), rows)
+    if unreadable:
+        damage = _with_unreadable(found, window, damage)
     newest = found[-1]
     is_of_newest = newest is None or (newest.registration == epoch and newest.kind != ENDED)
-    return Log(window, events, judge((last.seq, floor, last.purged), rows), pos, is_of_newest)
+    return Log(window, events, None if damage is None else replace(damage, is_of_streams=True), pos, is_of_newest)
+
+
+def _with_unreadable(found: Sequence[Entry | None], window: Window, damage: Damage | None) -> Damage:
+    """What is wrong with a log of which entries cannot be read, and perhaps others are not what was stored."""
+    after = found[len(found) - list(reversed(found)).index(None) :]
+    kept = after[0].seq - 1 if after and after[0] is not None else window.head
+    floor = max(kept, window.floor, damage.floor if damage is not None else 0)
+    what = "an entry cannot be read" if damage is None else f"{damage.what}, and an entry cannot be read"
+    # The newest may have had a number that is not known.
+    is_head_trusted = bool(after) and (damage is None or damage.is_head_trusted)
+    return Damage(what, window.head, Seq(floor), window.purged, is_head_trusted=is_head_trusted)

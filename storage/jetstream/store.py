@@ -134,6 +134,9 @@ class JetStreamStore(TellsDamage):
         if isinstance(act.also, acts.Purged):
             self._appending.forget(act.also.diagnosis_id)
             self._damage.is_repaired(act.also.diagnosis_id)
+        elif isinstance(act.also, acts.Evicted):
+            for diagnosis_id, window in act.also.windows.items():
+                self._damage.evicted(diagnosis_id, window.floor)
         elif isinstance(act.also, acts.Erased):
             self._trails.names_are_gone()
 
@@ -544,10 +547,22 @@ class JetStreamStore(TellsDamage):
         async def after() -> None:
             for pos in dropping:
                 await self._engine.patiently(partial(self._purge_before, diagnosis_id, pos))
-            self._damage.is_repaired(diagnosis_id)
 
-        answer: records.Dropped = await self._act(plan, act, after=after, diagnosis_id=diagnosis_id)
+        try:
+            answer: records.Dropped = await self._act(plan, act, after=after, diagnosis_id=diagnosis_id)
+        except NotDamaged:  # perhaps it was dropped before, and this was not told
+            await self._tell_evicted({diagnosis_id: (await self.read_after(diagnosis_id, Seq(0), 0)).window})
+            raise
+        await self._tell_evicted({diagnosis_id: answer.after})
         return answer
+
+    async def _tell_evicted(self, windows: dict[str, records.Window]) -> None:
+        """Have all processes know what is left of some logs: who has found one damaged reads it anew."""
+
+        async def plan(_: int) -> Plan:
+            return Plan(None, also=acts.Evicted(windows))
+
+        await self._act(plan)
 
     async def _purge_before(self, diagnosis_id: str, pos: int) -> int:
         layout = self._engine.layout
@@ -564,13 +579,7 @@ class JetStreamStore(TellsDamage):
         found = await self._engine.together([partial(self._evict, one, before) for one in page])
         windows = {one.diagnosis_id: window for one, window in zip(page, found, strict=True) if window is not None}
         if windows:
-
-            async def plan(_: int) -> Plan:
-                return Plan(None, also=acts.Evicted(windows))
-
-            await self._act(plan)
-        for diagnosis_id, window in windows.items():
-            self._damage.evicted(diagnosis_id, window.floor)
+            await self._tell_evicted(windows)
         return records.Evicted(windows, page[-1].diagnosis_id if len(page) == diagnoses else None)
 
     async def _evict(self, diagnosis: records.Diagnosis, before: float) -> records.Window | None:

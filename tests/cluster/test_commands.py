@@ -198,6 +198,32 @@ def test_what_is_missing_or_beyond_all_numbers_is_found(
         assert part in said
 
 
+def test_what_is_damaged_is_dropped_by_the_command_that_the_check_names(
+    name: str, one_nats_server: NatsServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def damage() -> None:
+        async with open_node([one_nats_server.address], name, SystemClock(), lambda: uuid4().hex[:16]) as store:
+            await store.register("d", "amira", [])
+            await appended(store, "d", *(event(number) for number in range(1, 6)))
+            layout, jetstream = store.engine.layout, store.engine.jetstream
+            log = await jetstream.direct(layout.main, {"seq": 1, "next_by_subj": layout.log("d"), "batch": 9})
+            await jetstream.api(f"STREAM.MSG.DELETE.{layout.main}", {"seq": log[2].pos})
+
+    trio.run(damage)
+    code, found = ran(capsys, "check")
+    (problem,) = found["problems"]
+    assert (code, problem) == (
+        1,
+        "diagnosis d: its events are not 1 to 5 without a hole; run: avicenna-live cluster check --drop-damaged d",
+    )
+    code, (dropped, unknown) = ran(capsys, "check", "--drop-damaged", "d", "--drop-damaged", "x")
+    assert (code, dropped["dropped"], dropped["head"], dropped["floor"]) == (1, 2, 5, 3)
+    assert unknown == {"diagnosis_id": "x", "dropped": 0, "why": "diagnosis x is not registered"}
+    code, (again,) = ran(capsys, "check", "--drop-damaged", "d")
+    assert (code, again["dropped"]) == (0, 0)
+    assert ran(capsys, "check") == (0, {"status": "ok", "problems": []})
+
+
 def test_without_a_server_the_exit_code_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

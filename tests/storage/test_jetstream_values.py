@@ -97,9 +97,21 @@ def test_what_a_disk_has_changed_is_damage(at: int) -> None:
     other = log_of("e", [*entries[:at], entry._replace(body=b"other"), *entries[at + 1 :]], poses)
     assert other.damage is not None
     assert f"event {at + 1}" in other.damage.what
-    assert log_of("e", [*entries[:at], None, *entries[at + 1 :]], poses).damage is not None
+    unreadable = log_of("e", [*entries[:at], None, *entries[at + 1 :]], poses).damage
+    assert unreadable is not None
+    # Of the newest nobody knows which number it had.
+    assert (unreadable.head, unreadable.floor, unreadable.is_head_trusted) == (
+        (4, 4, False) if at == 4 else (5, at + 1, True)
+    )
     if at == 2:
         assert log_of("e", [*entries[:at], *entries[at + 1 :]], [1, 2, 4, 5]).damage is not None
+
+
+def test_what_somebody_else_has_put_between_entries_is_damage_that_can_be_dropped() -> None:
+    entries = written(*["k"] * 5)
+    found = log_of("e", [*entries[:2], None, *entries[2:]], [1, 2, 3, 4, 5, 6]).damage
+    assert found is not None
+    assert (found.what, found.head, found.floor, found.is_head_trusted) == ("an entry cannot be read", 5, 2, True)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1 2.0 k e 0 0 x n", "x 2.0 k e 0 0 5 n", "1 2.0 k e 0 0 5 n more"])

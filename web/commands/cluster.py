@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage.errors import NotThere, StorageError
-from web.commands.database import check_text
+from web.commands.database import check_text, show_dropped
 from web.commands.declaring import Commands, declare, declare_group
 from web.commands.failures import DONE, CommandFailed, Shown, Unreachable, UsageError
 from web.commands.finding import add_data_options, local_settings
@@ -37,9 +37,16 @@ def add_to(commands: Commands) -> None:
         "check",
         "check the streams, and all that is in them",
         "cluster check --config avicenna.toml",
+        "cluster check --drop-damaged 42 --config avicenna.toml",
         description="Check that the streams are as they should be and their servers up to date, that every event is "
         "there and whole, and that no cursor and no idempotency key names what was never numbered. Servers may run "
         "meanwhile. The exit code is 1 if something is wrong.",
+    )
+    checking.add_argument(
+        "--drop-damaged",
+        action="append",
+        metavar="ID",
+        help="instead: drop the events of this diagnosis up to the last damaged one. May be given several times",
     )
     add_data_options(checking)
     checking.set_defaults(run=check)
@@ -72,10 +79,14 @@ def add_to(commands: Commands) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Check, and exit 1 if there are problems."""
+    """Check, or drop what is damaged of some diagnoses; exit 1 if there are problems, or one is not registered."""
     chosen = _settings(arguments)
     from web.commands import offline_nats  # noqa: PLC0415 - starts the event loop's packages, which few commands need
 
+    if arguments.drop_damaged:
+        wanted = list(dict.fromkeys(arguments.drop_damaged))
+        outcomes = _done(lambda: offline_nats.drop_damaged(chosen, wanted))
+        return show_dropped(wanted, outcomes, as_json=arguments.json)
     problems = _done(lambda: offline_nats.check(chosen))
     if arguments.json:
         say_json({"status": "damaged" if problems else "ok", "problems": list(problems)})

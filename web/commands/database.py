@@ -142,7 +142,12 @@ def _drop_damaged(arguments: argparse.Namespace) -> int:
         outcomes = offline.drop_damaged(database, wanted)
     except StorageError as error:
         raise CommandFailed(str(error)) from None
-    if arguments.json:
+    return show_dropped(wanted, outcomes, as_json=arguments.json)
+
+
+def show_dropped(wanted: Sequence[str], outcomes: Sequence[Dropped | StorageError], *, as_json: bool) -> int:
+    """Say what was dropped of each diagnosis; exit 1 unless none of them is damaged any more."""
+    if as_json:
         say_json([_dropped_object(*one) for one in zip(wanted, outcomes, strict=True)])
     else:
         for diagnosis_id, outcome in zip(wanted, outcomes, strict=True):

@@ -24,7 +24,7 @@ from storage.sqlite.runs import SELF
 from storage.store import StoreUpkeep
 from web.operating.audit_rows import AUDIT_ROWS
 
-_DROPPING: Final = Act(SELF, "outbox.drop_damaged")
+DROPPING: Final = Act(SELF, "outbox.drop_damaged")
 """The act names nobody: opening the database file takes no token."""
 
 logger = logging.getLogger("avicenna.storage.progress")
@@ -71,7 +71,7 @@ def drop_damaged(database: Path, diagnosis_ids: Sequence[str]) -> Sequence[Dropp
         async with _opened(database) as store:
             for diagnosis_id in diagnosis_ids:
                 try:
-                    outcomes.append(await store.drop_damaged(diagnosis_id, _DROPPING))
+                    outcomes.append(await store.drop_damaged(diagnosis_id, DROPPING))
                 except StorageError as refusal:
                     outcomes.append(refusal)
         return outcomes
