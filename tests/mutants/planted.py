@@ -865,6 +865,14 @@ PLANTED: Final = (
         ("tests/cluster/test_serve.py",),
     ),
     Planted(
+        "on NATS a server that has found damage does not hear that it was dropped",
+        (),
+        "storage/jetstream/store.py",
+        "        elif isinstance(act.also, acts.Evicted):\n",
+        "        elif isinstance(act.also, acts.Evicted) and act.row is not None:\n",
+        ("tests/storage/test_jetstream_damage.py",),
+    ),
+    Planted(
         "an append names no entry that it follows",
         (2,),
         "storage/jetstream/appending.py",
