@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
 import signal
 import subprocess
@@ -77,6 +78,18 @@ class World:
             while (found := await blocking(self.its.leader)) is None:
                 await trio.sleep(0.1)
         return found
+
+    async def busiest(self) -> int:
+        """The one of ours that most followers are connected to. Reason: the proxy leaves a new one without any."""
+        counts, operator = list[float](), bearer(self.its.key, "operator", "operate")
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS_MAX) as http:
+            for number in range(len(NODES)):
+                page = (await http.get(f"{self.its.url_of(number)}/metrics", headers=operator)).text
+                shown = re.search(r"^avicenna_followers (\S+)$", page, re.MULTILINE)
+                assert shown is not None, page
+                counts.append(float(shown[1]))
+        self.notes.append(f"{max(counts):g} followers were there")
+        return counts.index(max(counts))
 
     async def goes_on(self) -> None:
         """Wait until updates are acknowledged again."""
@@ -173,7 +186,7 @@ async def roll_servers(world: World) -> None:
 
 async def kill_node(world: World) -> None:
     """SIGKILL for one of our servers."""
-    number = world.chance.randrange(len(NODES))
+    number = await world.busiest()
     await blocking(world.its.nodes[number].end, signal.SIGKILL)
     await world.goes_on()
     await world.start_node(number)
@@ -181,7 +194,7 @@ async def kill_node(world: World) -> None:
 
 async def freeze_node(world: World) -> None:
     """SIGSTOP for one of our servers."""
-    process, began_at = world.chance.choice(world.its.nodes).process, trio.current_time()
+    process, began_at = world.its.nodes[await world.busiest()].process, trio.current_time()
     await blocking(freeze, process)
     await world.goes_on()
     await world.for_so_long(world.size.node_seconds, began_at)
@@ -199,7 +212,7 @@ async def roll_nodes(world: World) -> None:
 
 async def cut_node(world: World) -> None:
     """One of our servers reaches no NATS server; a right is taken away meanwhile."""
-    number, began_at = world.chance.randrange(len(NODES)), trio.current_time()
+    number, began_at = await world.busiest(), trio.current_time()
     here, elsewhere = (world.its.url_of(one) for one in (number, (number + 1) % len(NODES)))
     token_id = f"cut-{secrets.token_hex(8)}"
     headers = bearer(world.its.key, token_id=token_id)
