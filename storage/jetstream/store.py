@@ -137,6 +137,7 @@ class JetStreamStore(TellsDamage):
         elif isinstance(act.also, acts.Evicted):
             for diagnosis_id, window in act.also.windows.items():
                 self._damage.evicted(diagnosis_id, window.floor)
+                self._appending.forget(diagnosis_id)  # it may end with a mark now
         elif isinstance(act.also, acts.Erased):
             self._trails.names_are_gone()
 

@@ -897,4 +897,24 @@ PLANTED: Final = (
         '    return Outgoing(subject, data, {ROLLUP: "sub"})\n',
         nats=True,
     ),
+    Planted(
+        "appends to several diagnoses that are refused together are taken for stored",
+        (1,),
+        "storage/jetstream/combining.py",
+        "                    self._not_stored(part, None if is_refused and len(parts) > 1 else error)\n",
+        "                    if is_refused and len(parts) > 1:\n"
+        "                        self._stored(part, 1)\n"
+        "                    else:\n"
+        "                        self._not_stored(part, error)\n",
+        nats=True,
+    ),
+    Planted(
+        "an append without an answer takes the entry of another one for its own",
+        (1,),
+        "storage/jetstream/appending.py",
+        "        return next((one for one in entries if one is not None and one.message_id in sent), None)\n",
+        "        others = (one for one in entries if one is not None and one.message_id)\n"
+        "        return next((one._replace(message_id=next(iter(sent))) for one in others), None)\n",
+        nats=True,
+    ),
 )

@@ -71,6 +71,9 @@ WEIGHTS: Final[dict[str, float]] = {
 RARELY: Final[dict[str, float]] = {"restore": 0.12, "exchange keys": 0.25}
 """In so many histories it happens once. It is put in beside all else, which is drawn as if it were not there."""
 
+CROWDS_MAX: Final = 6
+"""So often at most are updates to all diagnoses put into a history of servers on NATS."""
+
 ALWAYS: Final = frozenset({"publish", "connect", "acknowledge", "wait"})
 """No history is without them."""
 
@@ -125,6 +128,16 @@ def with_rare(history: History) -> History:
         if lots.random() < share:
             made = Operation(kind, lots.choice((0.0, 0.5)), lots.random() < 0.5, lots.getrandbits(32))
             operations.insert(lots.randint(len(operations) // 3, len(operations)), made)
+    return history.only(operations)
+
+
+def with_crowds(history: History) -> History:
+    """The same with updates to all diagnoses in one moment, put in as what happens rarely."""
+    lots = Random(f"crowds {history.seed}")
+    operations = list(history.operations)
+    for _ in range(lots.randint(0, CROWDS_MAX)):
+        made = Operation("publish everywhere", lots.choice((0.0, 0.5)), lots.random() < 0.5, lots.getrandbits(32))
+        operations.insert(lots.randint(0, len(operations)), made)
     return history.only(operations)
 
 

@@ -26,6 +26,7 @@ import trio
 
 from storage.clock import Clock
 from storage.nats.connection import Address
+from storage.nats.jetstream import MESSAGE_ID
 from storage.nats.wire import PONG
 from tests.simulation.streams import Change, Drop, Incoming, Keep, Kept, Refused, Repeated, Stream, covers
 
@@ -509,7 +510,7 @@ class Cluster:
     def _stored(self, name: str, message: Incoming, leader: _Server) -> Mapping[str, object] | None:
         stream, headers = leader.streams[name], message.headers
         self._tidy(name, stream)
-        now, messages = trio.current_time(), [message]
+        now, messages, logs = trio.current_time(), [message], set[str]()
         answer: dict[str, object] = {"stream": name}
         try:
             if (batch := headers.get("Nats-Batch-Id")) is not None:
@@ -521,8 +522,13 @@ class Cluster:
                     self._batches[name, batch] = now, messages
                     return None
                 answer |= {"batch": batch, "count": len(messages)}
+            logs = {one.subject for one in messages if MESSAGE_ID in one.headers}
             stored = stream.planned(messages, now)
+            if len(logs) > 1:
+                self.met("appends to several logs go together")
         except Refused as refused:
+            if len(logs) > 1:
+                self.met("appends to several logs are refused together")
             return {**answer, "seq": 0, **error_of(refused)}
         except Repeated as repeated:
             return {**answer, "seq": repeated.pos, "duplicate": True}

@@ -8,7 +8,7 @@ them for a while, and comes back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -27,7 +27,7 @@ from storage.memory_engine import Faults, MemoryEngine
 from storage.records import SubscriberId
 from storage.store import Store
 from tests.simulation.clients import Follower
-from tests.simulation.history import History, Operation, drawn, plain, with_rare
+from tests.simulation.history import History, Operation, drawn, plain, with_crowds, with_rare
 from tests.simulation.operating import names
 from tests.simulation.process import Crashing, Loads, Process
 from tests.simulation.truth import Violation
@@ -63,7 +63,8 @@ def drawn_for_nodes(seed: int, engine: str = "memory") -> History:
     """
     history = plain(seed)
     kept = [one for one in history.operations if one.kind not in NOT_HERE]
-    return with_rare(replace(history, operations=tuple(kept[:OPERATIONS_MAX]), nodes=NODES, engine=engine))
+    history = with_rare(replace(history, operations=tuple(kept[:OPERATIONS_MAX]), nodes=NODES, engine=engine))
+    return with_crowds(history) if engine == "nats" else history
 
 
 class Reach:
@@ -200,6 +201,11 @@ class NodesWorld(World):
             self._begin_process(None)
             await self.process.ready.wait()
             self.nursery.start_soon(self._keep_running)
+
+    async def _at(self, slot: int, do: Callable[[], Awaitable[object]]) -> None:
+        """Have one of the servers be asked."""
+        _SLOT.set(slot)
+        await do()
 
     async def _do(self, operation: Operation) -> None:
         _SLOT.set(operation.lot % NODES)

@@ -222,8 +222,11 @@ class Publishing(Asking):
     async def do_repeat(self, lots: Random) -> None:
         found = [one for one in self.truth.published.values() if one.key is not None and one.process]
         if found:
-            one = lots.choice(found[-20:] if lots.random() < 0.5 else found)
-            scope = "broadcast" if "service" in one.author else ""
-            if self.era[one.author] != one.era:
-                one.is_repeated_by_others = True
-            await self.publish(one, (one.author, scope))
+            await self._repeat(lots.choice(found[-20:] if lots.random() < 0.5 else found))
+
+    async def _repeat(self, one: Published) -> None:
+        """Have an update published once more."""
+        scope = "broadcast" if "service" in one.author else ""
+        if self.era[one.author] != one.era:
+            one.is_repeated_by_others = True
+        await self.publish(one, (one.author, scope))

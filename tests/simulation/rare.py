@@ -76,6 +76,8 @@ RARE_ON_NATS: Final = (
     "an answer is lost",
     "an answer comes twice",
     "there is no room",
+    "appends to several logs go together",
+    "appends to several logs are refused together",
     "restore",
     "reset",
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from math import inf
 from pathlib import Path
 from random import Random
@@ -22,6 +23,7 @@ from storage.clock import Clock
 from storage.errors import Busy, Failed, StoreBroken
 from storage.jetstream import acts
 from storage.jetstream.bus import NatsBus
+from storage.jetstream.combining import REQUESTS_MAX
 from storage.jetstream.cursors import CursorSaid
 from storage.jetstream.entries import ENDED, Entry, entry_of, epoch_of
 from storage.jetstream.layout import Layout, version_and_generation
@@ -36,6 +38,7 @@ from tests.simulation.history import History
 from tests.simulation.nats import Cluster, Faults, Way
 from tests.simulation.nodes import NodesWorld, Reach
 from tests.simulation.process import Crashing, Loads, Process, WallClock
+from tests.simulation.stage import OTHER, QUIET, VICTIM
 from tests.simulation.streams import Kept, Stream
 from tests.simulation.tokens import Token
 from web.operating.audit_rows import AUDIT_ROWS
@@ -90,9 +93,11 @@ class FarReach(Reach):
 class ReplicatedNode(Process):
     """One of several servers on NATS."""
 
-    def __init__(self, data: Path, clock: WallClock, lots: Random, *args: Any, cluster: Cluster, **kwargs: Any) -> None:
+    def __init__(
+        self, data: Path, clock: WallClock, lots: Random, *args: Any, cluster: Cluster, requests_max: int, **kwargs: Any
+    ) -> None:
         super().__init__(data, clock, lots, *args, **kwargs)
-        self.cluster, self.lots = cluster, lots
+        self.cluster, self.lots, self.requests_max = cluster, lots, requests_max
         self.way = Way(cluster)
         self.store: JetStreamStore | None = None
         self.disk = cast("Any", FarReach(self))
@@ -118,6 +123,7 @@ class ReplicatedNode(Process):
                 compares_clocks=True,
             ) as store:
                 self.store = store
+                store._appending._combining.requests_max = self.requests_max
                 bus = NatsBus(connection, Layout(NAME), name, nursery)
                 nursery.start_soon(bus.run)
                 yield cast("Store", Crashing(cast("Store", store), self._crashes, Loads(self.happens))), bus
@@ -153,10 +159,13 @@ class ReplicatedWorld(NodesWorld):
         self.cluster = Cluster(clock=Untouched(self.clock), lots=Random(history.seed), faults=self.faults)
         self.cluster.met = self.happens
         self.layout = Layout(NAME)
+        self._requests_max = lots.choice((1, 1, REQUESTS_MAX))
+        """The fewer are under way, the more go together."""
 
     def _made_node(self, data: Path, lots: Random, terms: dict[str, Any]) -> Process:
         terms["settings"] |= {"engine": "nats", "durability": "full", "isolated_seconds": 20.0}
-        return ReplicatedNode(data, self.clock, lots, self._ids, cluster=self.cluster, **terms)
+        terms |= {"cluster": self.cluster, "requests_max": self._requests_max}
+        return ReplicatedNode(data, self.clock, lots, self._ids, **terms)
 
     def _begin_engine(self) -> None:
         self.nursery.start_soon(self.cluster.run)
@@ -164,6 +173,20 @@ class ReplicatedWorld(NodesWorld):
     def _process_died(self, process: Process) -> None:
         cast("ReplicatedNode", process).leave()
         super()._process_died(process)
+
+    async def do_publish_everywhere(self, lots: Random) -> None:
+        """Updates to every diagnosis in the same moment, new ones and repeated ones, at a server or at two."""
+        slots = lots.choice(([0], [1], [2], [0, 1], [1, 2]))
+        published = [one for one in self.truth.published.values() if one.key is not None and one.process]
+        async with trio.open_nursery() as nursery:
+            for slot in slots:
+                for diagnosis_id in (VICTIM, OTHER, QUIET):
+                    who = self._publisher(lots, diagnosis_id)
+                    for _ in range(lots.choice((1, 1, 3))):
+                        made = self._update(diagnosis_id, who[0], key=lots.random() < 0.5)
+                        nursery.start_soon(self._at, slot, partial(self.publish, made, who))
+                if published and lots.random() < 0.5:
+                    nursery.start_soon(self._at, slot, partial(self._repeat, lots.choice(published)))
 
     # What goes wrong
 
