@@ -192,6 +192,8 @@ async def test_what_comes_while_requests_are_under_way_goes_with_the_next(severa
     assert several.requests.under_way_peak == REQUESTS_MAX
 
 
+@pytest.mark.guarantee(2)
+@pytest.mark.guarantee(17)
 async def test_a_diagnosis_at_which_another_process_was_first_keeps_none_of_its_neighbours(several: Several) -> None:
     await several.other.append_nowait("d7", [event(700)]).wait()
     outcomes = await append_to_all(several.store)
@@ -219,6 +221,7 @@ async def test_who_came_second_goes_alone_for_a_second(
     assert several.requests.diagnoses == [MANY]
 
 
+@pytest.mark.guarantee(9)
 @pytest.mark.parametrize("is_same", [True, False])
 async def test_a_key_that_is_there_concerns_its_own_diagnosis_alone(
     several: Several, autojump_clock: trio.testing.MockClock, is_same: bool
@@ -255,6 +258,8 @@ async def test_a_diagnosis_that_is_gone_concerns_nobody_else(several: Several) -
     assert isinstance(outcomes[5], NoSuchDiagnosis)
 
 
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(9)
 @pytest.mark.parametrize("fate", ["lost", "unanswered"])
 async def test_each_finds_out_by_itself_what_became_of_a_request_that_was_not_answered(
     several: Several, fate: str
@@ -404,6 +409,8 @@ async def test_an_end_in_the_midst_of_a_request_holds_up_nobody(
             assert several.requests.diagnoses == [MANY]
 
 
+@pytest.mark.guarantee(1)
+@pytest.mark.guarantee(2)
 @pytest.mark.parametrize("seed", range(4))
 async def test_whatever_goes_wrong_each_append_is_there_once_and_as_it_was_answered(
     clock: ManualClock, new_epoch: Callable[[], str], autojump_clock: trio.testing.MockClock, seed: int
