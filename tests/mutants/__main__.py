@@ -37,6 +37,8 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="plant those whose description holds one of these; none: all")
     given = parser.parse_args()
     chosen = [one for one in PLANTED if not given.words or any(word in one.what for word in given.words)]
+    if not chosen:
+        parser.error(f"no description of a bug holds {' or '.join(given.words)}")
     with copied() as place:
         for test in sorted({test for one in chosen for test in one.tests}):
             if (without_bug := _tests(place, (test,))).returncode:

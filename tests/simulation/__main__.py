@@ -6,6 +6,7 @@ A seed that fails is shown with the shortest history that fails likewise, and th
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
+from typing import Final
 
 from tests.simulation.history import History, drawn
 from tests.simulation.nodes import drawn_for_nodes
@@ -21,6 +23,11 @@ from tests.simulation.play import Played, play, shortest
 from tests.simulation.rare import RARE, RARE_ON_NATS, RARE_WITH_NODES, SEEDS_ENOUGH, too_weak
 
 TRACE_LINES: int = 40
+
+SEEDS_MAX: Final = 1_000_000
+"""Seeds of one command. Reason: their list lies in memory, and they take hours. Beyond: refused."""
+
+_SEEDS: Final = re.compile(r"(?P<first>[0-9]{1,18})(-(?P<last>[0-9]{1,18}))?")
 
 
 def report(history: History, played: Played) -> str:
@@ -40,11 +47,21 @@ def report(history: History, played: Played) -> str:
 
 
 def seeds_of(text: str) -> list[int]:
-    """`7`, `0-99` or `3,8,20-30`."""
+    """`7`, `0-99` or `3,8,20-30`.
+
+    Raises:
+        argparse.ArgumentTypeError: it names no seeds, or too many.
+    """
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
+        if (one := _SEEDS.fullmatch(part)) is None:
+            raise argparse.ArgumentTypeError(f"{text!r} must be numbers and ranges, as in 7, 0-99 or 3,8,20-30")
+        first, last = int(one["first"]), int(one["last"] or one["first"])
+        if last < first:
+            raise argparse.ArgumentTypeError(f"the range {part} ends before it begins")
+        if len(found) + last - first >= SEEDS_MAX:
+            raise argparse.ArgumentTypeError(f"at most {SEEDS_MAX} seeds can be played at once")
+        found += range(first, last + 1)
     return found
 
 

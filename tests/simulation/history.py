@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from random import Random
 from typing import Final
 
@@ -90,9 +89,8 @@ class Operation:
     lot: int
     """All that is left to chance in it."""
 
-    @cached_property
     def lots(self) -> Random:
-        """Its own chance."""
+        """Its own chance: the same whenever it is played."""
         return Random(self.lot)
 
 

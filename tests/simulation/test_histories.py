@@ -149,6 +149,12 @@ def test_a_history_of_several_servers_that_has_failed_fails_no_more(seed: int) -
     plays(seed, drawn_for_nodes)
 
 
+def test_the_same_history_gives_the_same_trace_again() -> None:
+    """Else what is shown as the shortest history that fails would be one that does not."""
+    history = drawn(3)
+    assert play(history).digest == play(history).digest
+
+
 def test_the_same_seed_gives_the_same_trace_in_another_process_with_other_hashes() -> None:
     # The second one dies often, and its outboxes are looked through.
     histories = [drawn(3), drawn(20), drawn_for_nodes(3), drawn_for_nats(3)]

@@ -69,9 +69,9 @@ class World(Operating):
         step = getattr(self, "do_" + operation.kind.replace(" ", "_").replace("-", "_"))
         self.note(f"do {operation.kind}")
         if operation.is_waited_for:
-            await step(operation.lots)
+            await step(operation.lots())
         else:
-            self.operations.start_soon(step, operation.lots)
+            self.operations.start_soon(step, operation.lots())
 
     # The machine
 
