@@ -39,15 +39,22 @@ STAND_IN = "[erased]"
 
 
 class PausingStore:
-    """A store that has carried out a call, and holds its answer back until the test lets it go."""
+    """A store that has carried out a call, or refuses it, and holds that back until the test lets it go."""
 
     def __init__(self) -> None:
         self.inner = memory_store()
         self._pauses: dict[str, tuple[trio.Event, trio.Event]] = {}
+        self._refusals: dict[str, Exception] = {}
 
-    def pause(self, method: str) -> tuple[trio.Event, trio.Event]:
-        """Hold back the next answer of `method`: set once it is there, and to be set to let it go."""
+    def pause(self, method: str, refusal: Exception | None = None) -> tuple[trio.Event, trio.Event]:
+        """Hold back the next answer of `method`: set once it is there, and to be set to let it go.
+
+        Args:
+            refusal: is the answer, and nothing is done; `None`: it is done.
+        """
         self._pauses[method] = trio.Event(), trio.Event()
+        if refusal is not None:
+            self._refusals[method] = refusal
         return self._pauses[method]
 
     def __getattr__(self, method: str) -> Any:
@@ -56,10 +63,13 @@ class PausingStore:
             return call
 
         async def paused(*args: Any, **kwargs: Any) -> Any:
-            answer = await call(*args, **kwargs)
+            refusal = self._refusals.pop(method, None)
+            answer = None if refusal is not None else await call(*args, **kwargs)
             if (pause := self._pauses.pop(method, None)) is not None:
                 pause[0].set()
                 await pause[1].wait()
+            if refusal is not None:
+                raise refusal
             return answer
 
         return paused
@@ -210,6 +220,24 @@ async def test_cursors_that_wait_for_the_disk_are_not_stored_after_their_person_
         await trio.sleep(30)
         assert await names_stored(store) == []
         assert there.store.faults["move_cursors"], "nothing was left to store"
+
+
+async def test_cursors_that_the_disk_refuses_after_their_person_was_erased_are_not_stored_later(
+    autojump_clock: MockClock,
+) -> None:
+    store = PausingStore()
+    async with world(store=cast(Store, store)) as there:
+        await there.publish()
+        reader = Reader("bo")
+        await there.connect(reader)
+        is_asked, go_on = store.pause("move_cursors", Busy("full"))
+        assert there.acknowledge(reader, 1)
+        reader.leave()
+        await is_asked.wait()
+        assert await erase(there, store.inner, "bo") == 1
+        go_on.set()
+        await trio.sleep(30)
+        assert await names_stored(store.inner) == []
 
 
 async def test_rows_of_the_access_trail_that_wait_lose_the_name_too(autojump_clock: MockClock) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 import jwt
@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from storage.clock import SystemClock
+from storage.records import CursorMove, Seq
 from storage.sqlite.opening import open_store
 from storage.sqlite.store import SqliteStore
 from tests.identity.conftest import MovableClock
@@ -362,6 +363,39 @@ async def test_whoever_lost_a_right_is_cut_off_even_if_the_one_who_took_it_has_l
         await trio.sleep(0.2)  # Long enough for the server to notice; were it not, the test would only show less.
         left.set()
         assert (await client.close_frames())[1] == 1008
+
+
+@pytest.mark.one_process("it holds up the store of a server in its own process")
+@pytest.mark.parametrize("change", ["register", "revoke"])
+async def test_whoever_loses_a_right_while_its_start_is_stored_does_not_follow(
+    server: Server, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """It was judged before, and is attached when those who have lost the right have been ended."""
+    await server.register(42, "amira", "bo")
+    is_stored, go_on = trio.Event(), trio.Event()
+    moving = SqliteStore.move_cursors
+
+    async def held(store: SqliteStore, moves: Sequence[CursorMove]) -> Sequence[Seq | None]:
+        stored = await moving(store, moves)
+        is_stored.set()
+        await go_on.wait()
+        return stored
+
+    async def follow() -> None:
+        async with server.connect(sub="bo") as client:
+            frames, code, _ = await client.close_frames()
+        assert ([frame["type"] for frame in frames], code) == (["error"], 1008)
+
+    monkeypatch.setattr(SqliteStore, "move_cursors", held)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            await is_stored.wait()
+            if change == "register":
+                await server.register(42, "amira")
+            else:
+                await revoke(server, sub="bo")
+            go_on.set()
 
 
 async def test_a_stream_is_warned_and_ended_when_its_token_expires(server: Server, clock: MovableClock) -> None:

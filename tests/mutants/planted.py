@@ -917,4 +917,20 @@ PLANTED: Final = (
         "        return next((one._replace(message_id=next(iter(sent))) for one in others), None)\n",
         nats=True,
     ),
+    Planted(
+        "whoever loses a right while its start is stored follows",
+        (16,),
+        "web/following/admission.py",
+        "        await self._access.check_may_follow(who, parameters.diagnosis_id)\n",
+        "",
+        ("tests/identity/test_live_tokens.py",),
+    ),
+    Planted(
+        "a cursor of an erased person that was under way when the disk refused it is stored later",
+        (),
+        "actors/cursors.py",
+        "for one in (*self._dirty, *self._in_flight) if whose.names(one.id)]",
+        "for one in self._dirty if whose.names(one.id)]",
+        ("tests/actors/test_letting_go.py",),
+    ),
 )
