@@ -272,6 +272,7 @@ class Appending:
             and (first is None or first.is_there)
             and diagnosis_id not in engine.damage.all
             and lane.alone_until <= trio.current_time()
+            and not self._combining.is_apart
         )
 
     def _went(self, part: _Part, pos: int) -> None:

@@ -2,7 +2,7 @@
 
 What comes while there is room for a request is sent with the next turn of the loop, so nothing waits for others to
 come. A request is stored or refused as a whole. If it is refused, nobody knows for whose sake, and each of its parts
-goes alone. If its outcome is unknown, it is so for each of its parts.
+goes alone, and so does for a moment all that comes. If its outcome is unknown, it is so for each of its parts.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ PARTS_MAX: Final = 64
 
 REQUEST_BYTES_MAX: Final = 1024 * 1024
 """Bodies of one request. Reason: requests wait in memory to be written. Beyond: they go in several."""
+
+APART_SECONDS: Final = 0.02
+APART_SECONDS_MAX: Final = 1.0
+"""After a request for several was refused each diagnosis goes alone for so long. Grows from the first to the second
+until one is stored. Reason: where conflicts are common everything would be sent twice."""
 
 assert REQUESTS_MAX * REQUEST_BYTES_MAX <= UNSENT_BYTES_MAX / 2, "the connection takes no more"
 
@@ -78,11 +83,17 @@ class Combining(Generic[Part]):
         self._senders = 0
         self._is_sender_new = False
         """The sender that was started last has not run yet: it takes what comes until then."""
+        self._apart_seconds, self._apart_until = APART_SECONDS, 0.0
         self.requests_max = REQUESTS_MAX
         self.requests = 0
         """That were stored."""
         self.events_peak = 0
         """The most events of one."""
+
+    @property
+    def is_apart(self) -> bool:
+        """Nothing goes together now."""
+        return trio.current_time() < self._apart_until
 
     def add(self, diagnosis_id: str) -> None:
         """A diagnosis has something to store, and nothing under way."""
@@ -114,9 +125,14 @@ class Combining(Generic[Part]):
                     raise Unanswered("something of it was stored before")
             except NatsError as error:
                 is_refused = not (isinstance(error, (Unanswered, Garbled)) or self._engine.is_passing(error))
+                if is_refused and len(parts) > 1:
+                    self._apart_until = trio.current_time() + self._apart_seconds
+                    self._apart_seconds = min(2 * self._apart_seconds, APART_SECONDS_MAX)
                 for part in parts:
                     self._not_stored(part, None if is_refused and len(parts) > 1 else error)
             else:
+                if len(parts) > 1:
+                    self._apart_seconds = APART_SECONDS
                 pos = stored.pos
                 for part in reversed(parts):
                     self._stored(part, pos)

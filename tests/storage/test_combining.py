@@ -14,7 +14,7 @@ import trio.testing
 
 from storage.errors import Busy, Failed, KeyReused, NoSuchDiagnosis, StorageError
 from storage.jetstream.appending import ALONE_SECONDS
-from storage.jetstream.combining import PARTS_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX
+from storage.jetstream.combining import APART_SECONDS, PARTS_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX
 from storage.jetstream.engine import PATIENCE_SECONDS
 from storage.jetstream.store import JetStreamStore
 from storage.nats.errors import JetStreamError, Unanswered
@@ -212,6 +212,7 @@ async def test_who_came_second_goes_alone_for_a_second(
 ) -> None:
     await several.other.append_nowait("d7", [event(700)]).wait()
     await append_to_all(several.store)
+    await trio.sleep(APART_SECONDS)
     several.requests.seen.clear()
     await append_to_all(several.store)
     assert sorted(several.requests.diagnoses) == [1, MANY - 1]
@@ -219,6 +220,30 @@ async def test_who_came_second_goes_alone_for_a_second(
     several.requests.seen.clear()
     await append_to_all(several.store)
     assert several.requests.diagnoses == [MANY]
+
+
+async def test_where_conflicts_are_common_fewer_and_fewer_requests_are_for_several(
+    several: Several, autojump_clock: trio.testing.MockClock
+) -> None:
+    for times, number in enumerate((7, 8, 9)):
+        await several.other.append_nowait(f"d{number}", [event(700)]).wait()
+        await append_to_all(several.store)
+        assert several.requests.diagnoses[0] == MANY - times
+        refused_at = trio.current_time()
+        several.requests.seen.clear()
+        await append_to_all(several.store)
+        assert trio.current_time() - refused_at < APART_SECONDS
+        assert set(several.requests.diagnoses) == {1}
+        await trio.sleep(APART_SECONDS * 2**times)
+        several.requests.seen.clear()
+    await append_to_all(several.store)
+    assert several.requests.diagnoses.count(1) == 3
+    await several.other.append_nowait("d10", [event(700)]).wait()
+    await append_to_all(several.store)
+    await trio.sleep(APART_SECONDS)  # one was stored: it begins anew
+    several.requests.seen.clear()
+    await append_to_all(several.store)
+    assert max(several.requests.diagnoses) > 1
 
 
 @pytest.mark.guarantee(9)
