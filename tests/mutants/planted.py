@@ -933,4 +933,12 @@ PLANTED: Final = (
         "for one in self._dirty if whose.names(one.id)]",
         ("tests/actors/test_letting_go.py",),
     ),
+    Planted(
+        "a stored cursor of an epoch that has ended goes on in the next",
+        (4,),
+        "storage/sqlite/cursors.py",
+        "iif(cursor.epoch = excluded.epoch, max(cursor.seq, excluded.seq), excluded.seq)",
+        "max(cursor.seq, excluded.seq)",
+        ("tests/storage/test_damage.py",),
+    ),
 )

@@ -27,7 +27,7 @@ from storage.sqlite.store import SqliteStore
 from storage.store import Store
 from tests.storage.conftest import Heard, ManualClock, damage, open_kind
 from tests.storage.rows import TELLING
-from tests.storage.test_contract import append, append_numbers, event, retained
+from tests.storage.test_contract import append, append_numbers, event, move, retained
 from tests.storage.test_faults import change, come_back, fill, opened
 
 PHONE = SubscriberId("amira", "phone")
@@ -250,6 +250,19 @@ async def test_a_head_that_cannot_be_trusted_gets_a_new_epoch_which_is_told(stor
     assert isinstance(made, Appended)
     assert [(known.seq, known.replayed), (made.seq, made.replayed)] == [(4, True), (5, False)]
     assert (await store.idempotency_keys()).count == 5
+
+
+@pytest.mark.guarantee(4)
+async def test_a_cursor_of_an_epoch_that_has_ended_gives_way_to_a_lower_one_of_the_next(store: Store) -> None:
+    """The higher one would skip events that its subscriber has never got."""
+    await store.register("d", "amira", [])
+    await append_numbers(store, 5)
+    assert await move(store, PHONE, 5) == 5
+    await damage(store, "d", 5, head=3)
+    assert (await store.drop_damaged("d")).is_renewed
+    assert await move(store, PHONE, 1) == 1
+    (cursor,) = await store.cursors("d")
+    assert (cursor.epoch, cursor.seq) == ((await store.get("d")).epoch, 1)
 
 
 async def test_old_events_are_evicted_by_no_age_that_is_damaged(store: Store, clock: ManualClock) -> None:
