@@ -467,7 +467,7 @@ class RemoteStore:
         def settle(outcomes: Sequence[records.Appended | StorageError], error: StorageError | None = None) -> None:
             if spans and self._heard.tell_commit is not None:
                 self._heard.tell_commit([spans], since, None if error is None else type(error).__name__)
-            pending.answer(checks.with_refusals(outcomes, refusals))
+            pending.answer(checks.with_refusals(outcomes, refusals), trio.current_time())
 
         number = self._link.next_number()
         request = _Request(

@@ -187,6 +187,7 @@ async def test_consoles_share_one_look_and_nobody_looks_for_nobody(
     assert len(looks) - count <= 2, "there were no looks in between"
 
 
+@pytest.mark.one_process("each worker counts the connections of a user")
 async def test_only_operators_look_and_not_without_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for scope, status, code in (("register monitor broadcast", 403, "forbidden"),):
         answer = await server.http.get("/console/events", headers=server.bearer("op", scope))

@@ -169,6 +169,7 @@ async def test_a_damaged_page_ends_the_server_and_is_refused_from_then_on_with_t
 
 
 @pytest.mark.guarantee(1)
+@pytest.mark.one_process("the process that has the log outlives its parent, and ends in order")
 async def test_a_log_that_is_deleted_after_a_crash_is_missed(tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with served(data) as (process, server):

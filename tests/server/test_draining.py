@@ -42,6 +42,7 @@ async def test_a_drained_server_ends_as_after_sigterm(tmp_path: Path) -> None:
             assert await process.process.wait() == 0
 
 
+@pytest.mark.by_workers
 async def test_a_signal_behind_a_drain_is_a_second_one(tmp_path: Path) -> None:
     async with served(tmp_path / "data") as (process, server):
         operator = server.bearer("op", "operate")

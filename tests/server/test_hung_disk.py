@@ -304,6 +304,7 @@ def frozen_disk(tmp_path: Path) -> Iterator[FreezableDisk]:
 
 
 @pytest.mark.guarantee(11)
+@pytest.mark.by_workers
 async def test_sigterm_closes_all_sockets_within_ten_seconds_and_ends_the_process_as_soon_as_the_kernel_lets_it(
     frozen_disk: FreezableDisk,
 ) -> None:

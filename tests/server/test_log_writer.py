@@ -284,6 +284,7 @@ async def test_a_wrong_setting_ends_a_command_whose_last_line_nobody_reads(
             process.kill()
 
 
+@pytest.mark.by_workers
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
 async def test_a_server_without_standard_descriptors_starts_and_writes_its_log_to_nobody(
     tmp_path: Path, closed: str

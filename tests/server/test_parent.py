@@ -80,7 +80,7 @@ class Installation:
         self._frozen = frozen
         self._has_begun = trio.Event()
         self.parent = parent.Parent(
-            settings, None, {}, nowhere, counting, lambda _: self._has_begun.set(), NOBODY, SystemClock()
+            settings, None, {}, nowhere, counting, lambda _: self._has_begun.set(), NOBODY, SystemClock(), lambda: None
         )
         monkeypatch.setattr(children, "start", self._start)
 

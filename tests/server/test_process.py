@@ -154,14 +154,14 @@ async def test_what_the_server_says_at_start_is_what_one_needs_next_and_stopped_
     assert said.splitlines()[-1].endswith("stopped")
 
 
-def test_the_end_of_its_terminal_stops_a_server_in_order(tmp_path: Path) -> None:
+def test_the_end_of_its_terminal_stops_a_server_in_order(tmp_path: Path, way: str) -> None:
     log = tmp_path / "log"
     log.touch()
     script = f"exec {COMMAND} serve --port 0 --data {tmp_path / 'data'} 2>>{log}"
     with on_terminal(["sh", "-c", script]) as terminal:
         until_said(log, "listening on")
         terminal.signal(signal.SIGHUP)  # the terminal is there: somebody else has sent it
-        until_said(log, "keys read anew")
+        until_said(log, "the workers were replaced" if way == "workers" else "keys read anew")
         terminal.go_away()
         assert terminal.until_ended() == 0
     assert log.read_text().endswith("stopped\n")

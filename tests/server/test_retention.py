@@ -226,19 +226,21 @@ async def erase(server: Server, sub: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("sub", ["bogdana", 'bo/../"o\'brien"?', "بو علی", "owner"])
-async def test_an_erased_person_is_nowhere_in_the_database(settings: Settings, sub: str) -> None:
+async def test_an_erased_person_is_nowhere_in_the_database(settings: Settings, sub: str, way: str) -> None:
     keeping = Settings(port=0, data=settings.data, access_trail=True)
     async with running_server(keeping) as server:
         await server.register(42, "amira", sub)
         await server.register("own", sub)
         await server.register("42", "amira", sub, "cyrus")
         async with server.live(sub=sub, device="phone") as client, server.live() as other:
-            assert await erase(server, sub) == {
+            erased = await erase(server, sub)
+            # Rows that wait at another worker are written without the name, and are not counted.
+            assert erased.pop("access_rows") == 2 or way == "workers"
+            assert erased == {
                 "connections": 1,
                 "cursors": 1,
                 "viewer_entries": 1,
                 "audit_rows": 3,
-                "access_rows": 2,
                 "owned": ["own"],
                 "owned_total": 1,
             }

@@ -240,6 +240,7 @@ async def test_a_request_without_a_trace_begins_one_and_its_line_says_which(ther
 
 
 @pytest.mark.sqlite_only("breaks what the committer does")
+@pytest.mark.one_process("what fails in the store's process is answered 503")
 async def test_a_failure_of_ours_is_an_error_of_its_span(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> object:
         raise RuntimeError("a bug")

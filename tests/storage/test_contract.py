@@ -72,6 +72,13 @@ async def move(
     return stored
 
 
+async def test_an_append_says_when_it_was_settled(store: Store) -> None:
+    await store.register("d", "amira", [])
+    pending = store.append_nowait("d", [event(1)])
+    await pending.wait()
+    assert pending.settled_at > 0
+
+
 async def test_a_registered_diagnosis_is_found_as_it_was_registered(store: Store, clock: ManualClock) -> None:
     made = await store.register("d", "amira", ["bo", "cyrus"])
     assert (made.created, made.before) == (True, None)

@@ -788,9 +788,7 @@ async def _serve_front_end(
                 manager.stopping()
             finally:
                 deadline = trio.current_time() + (DRAIN_SECONDS_MAX if is_alone else WORKER_DRAIN_SECONDS_MAX)
-                # Aside, and not waited for long: where the disk hangs, so does the removal of a file.
-                with trio.move_on_after(ANNOUNCED_SECONDS_MAX, shield=True):
-                    await machine.aside(announcing.close)
+                await stop_announcing(announcing, machine.aside)
     return deadline
 
 
@@ -887,6 +885,12 @@ def announce(settings: Settings, urls: Sequence[str], announcing: contextlib.Exi
         announcing.enter_context(announced(settings.data, urls, settings.workers))
     except OSError as error:
         logger.warning("cannot write %s in %s: %s", LISTENING_FILE, settings.data, error.strerror)
+
+
+async def stop_announcing(announcing: contextlib.ExitStack, aside: Aside = on_a_thread) -> None:
+    """Aside, and not waited for long: where the disk hangs, so does the removal of a file."""
+    with trio.move_on_after(ANNOUNCED_SECONDS_MAX, shield=True):
+        await aside(announcing.close)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from storage.disk.unix_paths import short_path
 from storage.errors import CannotOpen, first_of
 from web.http.handed_over import HandedOver
 from web.http.listening import is_served, listen_on_tcp, listening_on_unix, share_of_tcp, url_of
+from web.operating.draining import DRAIN_REQUEST
 from web.server import composition, database
 from web.server.greeting import facts
 from web.server.logs import set_up_logging
@@ -152,10 +153,12 @@ class Parent:
         ready: Callable[[str], None],
         manager: ServiceManager,
         clock: Clock,
+        begin_drain: Callable[[], object],
     ) -> None:
         """Nothing is started yet.
 
         Args:
+            begin_drain: begins the end as a signal does; an operator has asked for it.
             counting: the descriptor of the memory in which workers count their connections.
         """
         self._settings = settings
@@ -166,6 +169,7 @@ class Parent:
         self._ready = ready
         self._manager = manager
         self._clock = clock
+        self._begin_drain = begin_drain
         self._began_at = time.monotonic()
         self._counting = counting
         self._counts = Counting(counting, slots_of(settings))
@@ -210,10 +214,13 @@ class Parent:
                 await nursery.start(self._keep, place, self._drain, nursery)
             for place in workers:
                 await _first(place.serving, self._drain)
-            with contextlib.ExitStack() as announcing:
+            announcing = contextlib.ExitStack()
+            try:
                 if not self._drain.is_set():
                     self._begin(workers, nursery, announcing)
                     await self._drain.wait()
+            finally:
+                nursery.start_soon(composition.stop_announcing, announcing)
             self._manager.stopping()
             await self._end(nursery.cancel_scope)
         if self._failure is not None:
@@ -411,7 +418,7 @@ class Parent:
     def _said(self, child: Child, word: str, rest: str) -> None:
         match word:
             case orders.DRAIN:
-                self._drain.set()
+                self._begin_drain()
             case orders.UNCONFIRMED if (worker := self._children.get(rest)) is not None:
                 logger.error("process %s did not confirm a change in time: it is ended", rest)
                 worker.kill()
@@ -569,7 +576,8 @@ async def _run(
         raise database_files.in_use(settings.data / DATABASE_FILE) from None
     counting = memory(slots_of(settings))
     listening.callback(os.close, counting)
-    parent = Parent(settings, config, options, listeners, counting, ready, manager, SystemClock())
+    begin_drain = partial(signals.begin, DRAIN_REQUEST)
+    parent = Parent(settings, config, options, listeners, counting, ready, manager, SystemClock(), begin_drain)
     token = trio.lowlevel.current_trio_token()
 
     def come(act: Callable[[], None]) -> None:
