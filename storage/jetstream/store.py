@@ -26,7 +26,7 @@ from storage.jetstream.acting import Acting, Plan, Planning, replacing
 from storage.jetstream.acts import ActSaid, Deleted, Lifted, Registered, Revoked
 from storage.jetstream.appending import Appending
 from storage.jetstream.cursors import Cursors
-from storage.jetstream.engine import Engine
+from storage.jetstream.engine import CONFLICTS, Engine
 from storage.jetstream.entries import ENDED, PURGED, TRIMMED, Entry, Log, begun, entry_of, epoch_of, marked, text_of
 from storage.jetstream.entries import HEADER as ENTRY
 from storage.jetstream.following import Following
@@ -603,7 +603,9 @@ class JetStreamStore(TellsDamage):
             mark = marked(begun(newest, diagnosis.epoch), TRIMMED, self._engine.node)
             try:
                 stored = await self._engine.jetstream.store([self._mark(diagnosis_id, log.pos, mark)])
-            except JetStreamError:
+            except JetStreamError as error:
+                if error.err_code not in CONFLICTS:
+                    raise
                 return None  # something newer has come: the next round finds it so
             self._engine.wrote(diagnosis_id, stored.pos)
             self._appending.forget(diagnosis_id)
