@@ -366,6 +366,11 @@ def one_round(
     return found, faults
 
 
+def judged(medians: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What came of each aim that was measured."""
+    return [line for one in TARGETS if (line := one.line(medians[NATS], medians[SQLITE]))]
+
+
 def table(medians: Mapping[str, Mapping[str, float]]) -> str:
     """The medians, a column for each."""
     lines = [f"| | {NATS} | {SQLITE} |", "|---|---|---|"]
@@ -409,8 +414,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = records.make_run(BENCHMARK, "bench-cluster", argv, load_before, rounds=rounds, faults=faults)
     medians = {kind: {name: median(values) for name, values in figures.items()} for kind, figures in rounds.items()}
     print(table(medians))
-    for line in filter(None, (one.line(medians[NATS], medians[SQLITE]) for one in TARGETS)):
-        print(line)
+    print("\n".join(judged(medians)))
     for fault in faults:
         print(f"FAULT: {fault}")
     print(f"written: {records.write(run, options.into or (records.TRIED if options.quick else records.MEASURED))}")

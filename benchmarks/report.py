@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from benchmarks import plots, records, workers
+from benchmarks import cluster, plots, records, workers
 from benchmarks.plots import Axis, Bar, Line
 from benchmarks.records import AT_REST, Point, Run
 from benchmarks.results import markdown, medians, shown, targets
@@ -199,7 +199,7 @@ def runs_in(directory: Path) -> list[Run]:
 
 def parts_of(runs: Sequence[Run]) -> dict[str, str]:
     """What these runs say in the page, by the name of the part."""
-    parts = {"targets": [NOT_MEASURED], "growth": [NOT_MEASURED], "soak": [NOT_MEASURED], "workers": [NOT_MEASURED]}
+    parts = {name: [NOT_MEASURED] for name in ("targets", "growth", "soak", "workers", "cluster")}
     for name, said in parts.items():
         if found := [_part(run) for run in runs if run.benchmark.startswith(name)]:
             said[:] = found
@@ -227,6 +227,9 @@ def _part(run: Run) -> str:
     said += [f"![{name}](plots/{name}.svg)" for name in DRAWN.get(run.benchmark, {})]
     if run.benchmark == workers.BENCHMARK:
         said += [workers.table(run.rounds), f"On paper:\n\n{workers.on_paper(run.rounds)}"]
+    elif run.benchmark == cluster.BENCHMARK:
+        found = medians(run.rounds)
+        said += [cluster.table(found), "\n".join(f"* {line}" for line in cluster.judged(found))]
     elif run.rounds:
         ways = [name for name in (OURS, LONG_WAY) if name in run.rounds]
         said.append(markdown(targets(run.rounds, ways), is_aligned=False))

@@ -95,7 +95,7 @@ def test_the_pages_say_what_the_runs_in_the_tree_say() -> None:
     pages = [page.read_text() for page in report.PAGES]
     parts = report.parts_of(report.runs_in(records.MEASURED))
     marked = [name for page in pages for _, name, _ in report.MARKED.findall(page)]
-    assert marked == ["speed", "targets", "growth", "soak", "workers"]
+    assert marked == ["speed", "targets", "growth", "soak", "workers", "cluster"]
     for page in pages:
         assert report.filled(page, parts) == page, "make bench-report"
 
