@@ -74,6 +74,15 @@ class WentBack(Unanswered):
     """Who answers has less than was seen before: it is the leader no more, or the engine has lost something."""
 
 
+class Unreadable(Failed):
+    """The newest entry of a log makes no sense: nobody knows which number was given last."""
+
+    def __init__(self, diagnosis_id: str, pos: int) -> None:
+        super().__init__(f"the newest entry of diagnosis {diagnosis_id} cannot be read")
+        self.pos = pos
+        """Where it is."""
+
+
 class Engine:
     """One process's view of an installation."""
 
@@ -266,7 +275,7 @@ class Engine:
             return NOTHING
         entry = self._entry(found)
         if entry is None:
-            raise Failed(f"the newest entry of diagnosis {diagnosis_id} cannot be read")
+            raise Unreadable(diagnosis_id, found.pos)
         self.knows(diagnosis_id, entry)
         return entry._replace(body=b"")
 

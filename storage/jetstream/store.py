@@ -26,8 +26,20 @@ from storage.jetstream.acting import Acting, Plan, Planning, replacing
 from storage.jetstream.acts import ActSaid, Deleted, Lifted, Registered, Revoked
 from storage.jetstream.appending import Appending
 from storage.jetstream.cursors import Cursors
-from storage.jetstream.engine import CONFLICTS, Engine
-from storage.jetstream.entries import ENDED, PURGED, TRIMMED, Entry, Log, begun, entry_of, epoch_of, marked, text_of
+from storage.jetstream.engine import CONFLICTS, Engine, Unreadable
+from storage.jetstream.entries import (
+    ENDED,
+    NOTHING,
+    PURGED,
+    TRIMMED,
+    Entry,
+    Log,
+    begun,
+    entry_of,
+    epoch_of,
+    marked,
+    text_of,
+)
 from storage.jetstream.entries import HEADER as ENTRY
 from storage.jetstream.following import Following
 from storage.jetstream.layout import installation
@@ -284,7 +296,10 @@ class JetStreamStore(TellsDamage):
         async def plan(number: int) -> Plan:
             known, layout = self._engine.known, self._engine.layout
             diagnosis = self._diagnosis(diagnosis_id)
-            head = await self._engine.head(diagnosis_id)
+            try:
+                head = await self._engine.head(diagnosis_id)
+            except Unreadable as unreadable:
+                head = NOTHING._replace(pos=unreadable.pos)
             end = self._mark(diagnosis_id, head.pos, marked(begun(head, diagnosis.epoch), ENDED, self._engine.node))
             made = Deleted(diagnosis_id)
             gone = replacing(layout.registration(diagnosis_id), acts.encoded(made), known.pos_of(diagnosis_id))

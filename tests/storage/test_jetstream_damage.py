@@ -126,7 +126,7 @@ async def change_body(store: JetStreamStore, seq: int) -> None:
     await jetstream.store([Outgoing(layout.log("d"), b"other", {HEADER: newest.headers[HEADER]})])
 
 
-async def test_what_is_no_entry_at_the_end_is_not_dropped_as_a_number_may_be_gone(
+async def test_what_is_no_entry_at_the_end_wants_its_diagnosis_deleted(
     pair: tuple[JetStreamStore, JetStreamStore],
 ) -> None:
     one, other = pair
@@ -137,7 +137,13 @@ async def test_what_is_no_entry_at_the_end_is_not_dropped_as_a_number_may_be_gon
     with pytest.raises(NotSupported, match="its head cannot be trusted"):
         await one.drop_damaged("d", AN_ACT)
     assert await numbers(one, "e") == [1, 2, 3, 4, 5]
-    del other
+    await one.delete("d", AN_ACT)
+    for store in pair:
+        await store.register("d", "bo", [])
+        (outcome,) = await append(store, event(1))
+        assert isinstance(outcome, Appended)
+        assert outcome.seq == (1 if store is one else 2)
+    assert await numbers(other, "d") == [1, 2]
 
 
 async def test_what_was_dropped_and_not_told_is_told_by_who_finds_nothing_to_drop(
