@@ -66,6 +66,21 @@ async def refuses(store: JetStreamStore) -> bool:
     return isinstance(outcome, OutboxDamaged) and list(store.damaged) == ["d"]
 
 
+async def until_repaired(store: JetStreamStore) -> None:
+    """Wait until a process has heard that the damage was dropped."""
+    with trio.fail_after(10):
+        while store.damaged:
+            await trio.sleep(0.01)
+
+
+async def append_at_each(pair: tuple[JetStreamStore, JetStreamStore], first: int) -> None:
+    """Append an event to `d` at one process after the other: they get the numbers from this one on."""
+    for number, store in enumerate(pair, start=first):
+        (outcome,) = await append(store, event(number))
+        assert isinstance(outcome, Appended)
+        assert outcome.seq == number
+
+
 async def test_both_refuse_it_until_one_drops_what_is_damaged(pair: tuple[JetStreamStore, JetStreamStore]) -> None:
     one, other = pair
     heard = Heard()
@@ -79,18 +94,13 @@ async def test_both_refuse_it_until_one_drops_what_is_damaged(pair: tuple[JetStr
     dropped = await one.drop_damaged("d", AN_ACT)
     left = Window(epoch, Seq(5), Seq(2), Seq(0))
     assert dropped == Dropped("d", "its events are not 1 to 5 without a hole", 1, left, is_renewed=False)
-    with trio.fail_after(10):
-        while other.damaged:
-            await trio.sleep(0.01)
+    await until_repaired(other)
     assert [type(change) for change in heard] == [EventsEvicted]
     for store in pair:
         assert (await store.read_after("d", Seq(0))).window == left
         assert await numbers(store, "d") == [3, 4, 5]
         assert await store.check() == []
-    for number, store in enumerate(pair, start=6):
-        (outcome,) = await append(store, event(number))
-        assert isinstance(outcome, Appended)
-        assert outcome.seq == number
+    await append_at_each(pair, 6)
     (row,) = [one for one in await one.audit(limit=3) if one.what == AN_ACT.what]
     assert (row.who, row.target) == ("operator", "d")
     with pytest.raises(NotDamaged):
@@ -105,13 +115,8 @@ async def test_where_all_is_damaged_but_the_head_the_numbers_go_on(pair: tuple[J
     dropped = await one.drop_damaged("d", AN_ACT)
     assert (dropped.damage, dropped.events) == ("event 5 fails its checksum", 5)
     assert (dropped.after.head, dropped.after.floor) == (5, 5)
-    with trio.fail_after(10):
-        while other.damaged:
-            await trio.sleep(0.01)
-    for number, store in enumerate(pair, start=6):
-        (outcome,) = await append(store, event(number))
-        assert isinstance(outcome, Appended)
-        assert outcome.seq == number
+    await until_repaired(other)
+    await append_at_each(pair, 6)
     assert await numbers(other, "d") == [6, 7]
 
 
@@ -140,9 +145,7 @@ async def test_what_is_no_entry_at_the_end_wants_its_diagnosis_deleted(
     await one.delete("d", AN_ACT)
     for store in pair:
         await store.register("d", "bo", [])
-        (outcome,) = await append(store, event(1))
-        assert isinstance(outcome, Appended)
-        assert outcome.seq == (1 if store is one else 2)
+    await append_at_each(pair, 1)
     assert await numbers(other, "d") == [1, 2]
 
 
@@ -163,8 +166,6 @@ async def test_what_was_dropped_and_not_told_is_told_by_who_finds_nothing_to_dro
     assert await refuses(other)
     with pytest.raises(NotDamaged):
         await one.drop_damaged("d", AN_ACT)
-    with trio.fail_after(10):
-        while other.damaged:
-            await trio.sleep(0.01)
+    await until_repaired(other)
     (outcome,) = await append(other, event(6))
     assert isinstance(outcome, Appended)

@@ -24,7 +24,7 @@ from storage.sqlite.runs import SELF
 from storage.store import StoreUpkeep
 from web.operating.audit_rows import AUDIT_ROWS
 
-DROPPING: Final = Act(SELF, "outbox.drop_damaged")
+_DROPPING: Final = Act(SELF, "outbox.drop_damaged")
 """The act names nobody: opening the database file takes no token."""
 
 logger = logging.getLogger("avicenna.storage.progress")
@@ -66,17 +66,22 @@ def drop_damaged(database: Path, diagnosis_ids: Sequence[str]) -> Sequence[Dropp
     Raises `CannotOpen` (`InUse`: a server runs) or `StoreBroken`.
     """
 
-    async def run() -> list[Dropped | StorageError]:
-        outcomes: list[Dropped | StorageError] = []
+    async def run() -> Sequence[Dropped | StorageError]:
         async with _opened(database) as store:
-            for diagnosis_id in diagnosis_ids:
-                try:
-                    outcomes.append(await store.drop_damaged(diagnosis_id, DROPPING))
-                except StorageError as refusal:
-                    outcomes.append(refusal)
-        return outcomes
+            return await drop_each(store, diagnosis_ids)
 
     return trio.run(run)
+
+
+async def drop_each(store: StoreUpkeep, diagnosis_ids: Sequence[str]) -> Sequence[Dropped | StorageError]:
+    """Drop what is damaged of some diagnoses of a store; of each what was done, or why nothing was."""
+    outcomes: list[Dropped | StorageError] = []
+    for diagnosis_id in diagnosis_ids:
+        try:
+            outcomes.append(await store.drop_damaged(diagnosis_id, _DROPPING))
+        except StorageError as refusal:
+            outcomes.append(refusal)
+    return outcomes
 
 
 def create(database: Path) -> None:

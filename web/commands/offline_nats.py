@@ -20,7 +20,7 @@ from storage.nats.jetstream import JetStream
 from storage.records import Dropped
 from storage.sqlite.opening import open_store
 from storage.sqlite.runs import SELF
-from web.commands.offline import DROPPING
+from web.commands.offline import drop_each
 from web.operating.audit_rows import AUDIT_ROWS
 from web.server import nats_engine
 from web.server.settings import Settings
@@ -54,15 +54,9 @@ def check(settings: Settings) -> Sequence[str]:
 def drop_damaged(settings: Settings, diagnosis_ids: Sequence[str]) -> Sequence[Dropped | StorageError]:
     """Drop what is damaged of some diagnoses; of each what was done, or why nothing was. Raises as `check`."""
 
-    async def run() -> list[Dropped | StorageError]:
-        outcomes: list[Dropped | StorageError] = []
+    async def run() -> Sequence[Dropped | StorageError]:
         async with _opened(settings) as store:
-            for diagnosis_id in diagnosis_ids:
-                try:
-                    outcomes.append(await store.drop_damaged(diagnosis_id, DROPPING))
-                except StorageError as refusal:
-                    outcomes.append(refusal)
-        return outcomes
+            return await drop_each(store, diagnosis_ids)
 
     return _run(run)
 
