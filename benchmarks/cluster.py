@@ -30,13 +30,13 @@ import trio
 from trio_websocket import open_websocket_url
 
 from benchmarks import measuring, records
-from benchmarks.generator import Generator, GeneratorError, Target, plan_text
+from benchmarks.generator import Generator, GeneratorError, plan_text
 from benchmarks.measuring import Effort
-from benchmarks.peers.listening import POST_PATH
 from benchmarks.processes import CannotRun, allow_files, cpu_seconds
 from benchmarks.publishing import PublishingFailed
 from benchmarks.recovery import BEFORE_EVENTS, DIAGNOSES, await_delivered, publish_to_all
-from benchmarks.servers import BUILT, OURS, THIS_CHECKOUT, Running, ServerFailed, running, token_for
+from benchmarks.results import medians
+from benchmarks.servers import BUILT, OURS, THIS_CHECKOUT, Running, ServerFailed, running, target_at
 from storage.clock import SystemClock
 from storage.names import new_id
 from storage.records import Act, Appended, NewEvent
@@ -284,18 +284,10 @@ def returns(its: Installation, directory: Path, followers: int) -> tuple[Figures
     prefix = f"r{secrets.token_hex(4)}"
     port = int(its.urls[0].rpartition(":")[2])
     data = its.nodes[0].data
-    publisher = token_for(data, "publisher", "broadcast")
-    target = Target(
-        address="127.0.0.1",
-        port=port,
-        publish_port=port,
-        publish_path=POST_PATH,
-        publish_token=publisher,
-        ready='"type":"live"',
-    )
+    target = target_at(port, port, data)
     server = Running(its.nodes[0].process, target, data, data / "log")
     subscribers = server.subscribers(DIAGNOSES, followers // DIAGNOSES, prefix)
-    names = [f"{prefix}-{number}" for number in range(DIAGNOSES)]
+    names = list(dict.fromkeys(one.diagnosis for one in subscribers))
     plan = directory / f"{prefix}.plan"
     plan.write_text(plan_text(target, subscribers))
     with Generator(BUILT / "load", plan, None) as generator:
@@ -366,16 +358,16 @@ def one_round(
     return found, faults
 
 
-def judged(medians: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What came of each aim that was measured."""
-    return [line for one in TARGETS if (line := one.line(medians[NATS], medians[SQLITE]))]
+def judged(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What came of each aim that was measured, of the medians."""
+    return [line for one in TARGETS if (line := one.line(found[NATS], found[SQLITE]))]
 
 
-def table(medians: Mapping[str, Mapping[str, float]]) -> str:
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
     """The medians, a column for each."""
     lines = [f"| | {NATS} | {SQLITE} |", "|---|---|---|"]
     for figure, label in LABELS.items():
-        cells = [f"{medians[kind][figure]:,.4g}" if figure in medians[kind] else "" for kind in (NATS, SQLITE)]
+        cells = [f"{found[kind][figure]:,.4g}" if figure in found[kind] else "" for kind in (NATS, SQLITE)]
         if any(cells):
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -412,9 +404,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks.cluster: {failure}", file=sys.stderr)
         return 2
     run = records.make_run(BENCHMARK, "bench-cluster", argv, load_before, rounds=rounds, faults=faults)
-    medians = {kind: {name: median(values) for name, values in figures.items()} for kind, figures in rounds.items()}
-    print(table(medians))
-    print("\n".join(judged(medians)))
+    of_both = medians(rounds)
+    print(table(of_both))
+    print("\n".join(judged(of_both)))
     for fault in faults:
         print(f"FAULT: {fault}")
     print(f"written: {records.write(run, options.into or (records.TRIED if options.quick else records.MEASURED))}")

@@ -159,15 +159,7 @@ def running(
             )
         try:
             found_port, publish_port = announced(process, said)
-            target = Target(
-                address="127.0.0.1",
-                port=found_port,
-                publish_port=publish_port,
-                publish_path=POST_PATH,
-                publish_token=None if data is None else token_for(data, "publisher", "broadcast"),
-                ready=None if data is None else '"type":"live"',
-            )
-            yield Running(process, target, data, said)
+            yield Running(process, target_at(found_port, publish_port, data), data, said)
         finally:
             _stop(process)
 
@@ -220,6 +212,18 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def target_at(port: int, publish_port: int, data: Path | None) -> Target:
+    """What is reached at these ports of this machine: our server with this directory, or another one (`None`)."""
+    return Target(
+        address="127.0.0.1",
+        port=port,
+        publish_port=publish_port,
+        publish_path=POST_PATH,
+        publish_token=None if data is None else token_for(data, "publisher", "broadcast"),
+        ready=None if data is None else '"type":"live"',
+    )
 
 
 def token_for(data: Path, sub: str, scope: str) -> str:
